@@ -1,0 +1,84 @@
+"""IResNet, the residual network of face recognition (Duta et al., ICPR 2020; as used by ArcFace).
+
+Made for 112x112. Submodules are named as in the published checkpoints.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from . import image_shape
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 200: (6, 26, 60, 6)}
+WIDTHS = (64, 128, 256, 512)
+BN_EPS = 1e-5
+
+
+class IResNet(nn.Module):
+    """Improved residual blocks, then batch norm, dropout, one linear layer and batch norm without scale.
+
+    Args:
+        depth: 18, 34, 50, 100 or 200.
+        dropout: before the linear layer.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int] = (3, 112, 112),
+        embedding_size: int = 512,
+        depth: int = 50,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        channels, height, width = image_shape("iresnet", input_shape, multiple=16)
+        if depth not in BLOCKS:
+            raise ValueError(f"backbone.depth={depth}: iresnet comes in depths {sorted(BLOCKS)}")
+        self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64, eps=BN_EPS)
+        self.prelu = nn.PReLU(64)
+        widths = (64, *WIDTHS)
+        for i, count in enumerate(BLOCKS[depth]):
+            blocks = [Block(widths[i], widths[i + 1], stride=2)]
+            blocks += [Block(widths[i + 1], widths[i + 1]) for _ in range(count - 1)]
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        self.bn2 = nn.BatchNorm2d(512, eps=BN_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(512 * (height // 16) * (width // 16), embedding_size)
+        self.features = nn.BatchNorm1d(embedding_size, eps=BN_EPS)
+        nn.init.constant_(self.features.weight, 1.0)
+        self.features.weight.requires_grad = False
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, embedding_size)"""
+        x = self.prelu(self.bn1(self.conv1(images)))
+        for i in range(1, 5):
+            x = self.get_submodule(f"layer{i}")(x)
+        x = self.dropout(self.bn2(x).flatten(1))
+        features: Tensor = self.features(self.fc(x))
+        return features
+
+
+class Block(nn.Module):
+    """bn conv bn prelu conv bn, added to its input."""
+
+    def __init__(self, before: int, after: int, stride: int = 1):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(before, eps=BN_EPS)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after, eps=BN_EPS)
+        self.prelu = nn.PReLU(after)
+        self.conv2 = nn.Conv2d(after, after, 3, stride=stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(after, eps=BN_EPS)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after, eps=BN_EPS)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
+        y = self.bn3(self.conv2(y))
+        return y + self.downsample(x)

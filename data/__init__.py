@@ -1,0 +1,1 @@
+"""Data: records, the batch streams over them, and the sets that need no download."""

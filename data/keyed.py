@@ -1,0 +1,61 @@
+"""Random numbers and permutations computed from a key, without storage and in any order.
+
+Everything is vectorised over uint64 numpy arrays. The mixing function is the finaliser of SplitMix64
+(Steele et al., OOPSLA 2014).
+"""
+
+import zlib
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+U64 = NDArray[np.uint64]
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(x: U64) -> U64:
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash64(purpose: str, *parts: ArrayLike) -> U64:
+    """64 random bits for each combination of the broadcast integer parts."""
+    x = np.asarray(zlib.crc32(purpose.encode()), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            x = mix((x + _STEP) ^ mix(np.asarray(part).astype(np.uint64) + _STEP))
+    return x
+
+
+def uniforms(purpose: str, *parts: ArrayLike) -> NDArray[np.float64]:
+    """Uniform in (0, 1), one for each combination of the broadcast parts."""
+    return ((hash64(purpose, *parts) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def normals(purpose: str, *parts: ArrayLike) -> NDArray[np.float32]:
+    """Standard normal, one for each combination of the broadcast parts (Box-Muller on one hash each)."""
+    bits = hash64(purpose, *parts)
+    radius = ((bits >> np.uint64(32)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
+    angle = (bits & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2 * np.pi * 2.0**-32)
+    return np.sqrt(np.float32(-2) * np.log(radius)) * np.cos(angle)
+
+
+def permute(index: ArrayLike, size: int, *key: int) -> NDArray[np.int64]:
+    """Where a keyed permutation of 0 .. size - 1 sends each index: a bijection, nothing stored.
+
+    A four-round Feistel network on the next even number of bits; what falls outside walks on along
+    its cycle until it comes back inside.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    x = np.asarray(index).astype(np.uint64)
+    outside = np.ones(x.shape, dtype=bool)
+    while outside.any():
+        left, right = x[outside] >> half, x[outside] & mask
+        for round_number in range(4):
+            left, right = right, left ^ (hash64("permute", *key, round_number, right) & mask)
+        x[outside] = (left << half) | right
+        outside = x >= np.uint64(size)
+    return x.astype(np.int64)

@@ -1,0 +1,122 @@
+"""Record sets: where images or vectors come from, and their labels.
+
+Nothing here is held per record in Python objects: a source reads by index, labels are an array
+(memory-mapped, or computed from the index).
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import lmdb
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Indices = NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Examples by index. Must survive pickling: workers open their own handles."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Indices) -> Tensor:
+        """(n,) -> (n, *shape) as stored."""
+        ...
+
+
+class Labels(Protocol):
+    """Class ids by index: an array, or something that computes them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Indices, /) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """Examples with labels in [0, num_classes)."""
+
+    source: Source
+    labels: Labels
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if len(self.source) != len(self.labels):
+            raise ValueError(f"{len(self.source)} records but {len(self.labels)} labels: one label a record is needed")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a `data` config builds: classes to train on, others to judge on, and how a batch is prepared.
+
+    Args:
+        train: the training classes.
+        heldout: classes never trained on; labels of their own, from 0.
+        shape: of one example as the backbone gets it, (C, H, W) or (D,).
+        prepare: stored examples (n, ...) -> floats (n, *shape).
+        augment: (prepared examples, one int64 key an example) -> the same shape; draws depend on the
+            keys alone.
+        class_names: of the training classes; empty where they have none.
+    """
+
+    train: RecordSet
+    heldout: RecordSet
+    shape: tuple[int, ...]
+    prepare: Callable[[Tensor], Tensor]
+    augment: Callable[[Tensor, NDArray[np.uint64]], Tensor]
+    class_names: Sequence[str] = ()
+
+
+class LmdbArrays:
+    """uint8 arrays of one shape in an LMDB directory, under their index as 8 bytes, big endian.
+
+    Args:
+        path: the directory.
+        start, stop: which of its records this source holds.
+        shape: of one record.
+    """
+
+    def __init__(self, path: str | Path, start: int, stop: int, shape: tuple[int, ...]):
+        self.path, self.start, self.stop, self.shape = str(path), start, stop, shape
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def read(self, indices: Indices) -> Tensor:
+        images = np.empty((len(indices), *self.shape), dtype=np.uint8)
+        with opened(self.path, Path(self.path, "data.mdb").stat().st_ino, os.getpid()).begin(
+            buffers=True
+        ) as transaction:
+            for place, index in enumerate(indices):
+                value = transaction.get(key_of(self.start + int(index)))
+                if value is None:
+                    raise ValueError(f"{self.path}: record {self.start + int(index)} is missing")
+                images[place] = np.frombuffer(value, np.uint8).reshape(self.shape)
+        return torch.from_numpy(images)
+
+
+@lru_cache(maxsize=8)
+def opened(path: str, inode: int, process: int) -> lmdb.Environment:
+    """The environment at `path`, one a process: LMDB refuses a second, and handles do not survive a fork.
+
+    `inode` tells a file that was made anew from the one it replaced.
+    """
+    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+
+
+def key_of(index: int) -> bytes:
+    return index.to_bytes(8, "big")
+
+
+def normalize_pixels(images: Tensor) -> Tensor:
+    """uint8 0 .. 255 -> float32 -1 .. 1, the custom of face recognition."""
+    return images.float().div_(127.5).sub_(1)

@@ -1,0 +1,88 @@
+"""Command-line overrides checked before Hydra sees them, so that a wrong one gets a sentence that helps.
+
+Hydra refuses unknown options by itself; it cannot know that `sample_rate` belongs to `head=pfc`, nor
+what a typo meant.
+"""
+
+import difflib
+from itertools import product
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def check(arguments: list[str]) -> None:
+    """Raises ValueError for a group choice or an option that the composed config does not have."""
+    overrides = OverridesParser.create().parse_overrides([word for word in arguments if "=" in word])
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    chosen = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in groups and not o.is_delete()}
+    for group, names in chosen.items():
+        available = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        for name in names:
+            if name not in (*available, "null", "None"):
+                raise ValueError(f"{group}={name}: {did_you_mean(name, available)}choose one of {', '.join(available)}")
+    for combination in product(*chosen.values()):
+        choices = [f"{group}={name}" for group, name in zip(chosen, combination, strict=True)]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", choices)
+        for override in overrides:
+            key = override.key_or_group
+            if key in groups or key.split(".")[0] == "hydra" or override.is_add() or override.is_force_add():
+                continue
+            if not _has(config, key):
+                raise ValueError(_unknown(key, " ".join(choices), config))
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_choice_sweep():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [str(override.value())]
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    *parents, last = key.split(".")
+    node = OmegaConf.select(config, ".".join(parents)) if parents else config
+    return isinstance(node, DictConfig) and last in node
+
+
+def _unknown(key: str, choices: str, config: DictConfig) -> str:
+    owners = []
+    for path in sorted(CONF.glob("*/*.yaml")):
+        is_global = path.read_text().startswith("# @package _global_")
+        if is_global and _has(OmegaConf.load(path), key):  # type: ignore[arg-type]
+            owners.append(f"{path.parent.name}={path.stem}")
+    if owners:
+        chosen = ", ".join(choice for choice in _defaults(choices) if choice.split("=")[0] == owners[0].split("=")[0])
+        return f"{key}: no option of {chosen}; it belongs to {' and '.join(owners)}"
+    hint = did_you_mean(key, _all_keys(config))
+    return f"{key}: no such option; {hint}`python -m experiments.run --cfg job` lists them all"
+
+
+def _defaults(choices: str) -> list[str]:
+    """The choice of every group, as given or by default."""
+    chosen = dict(choice.split("=") for choice in choices.split())
+    for default in OmegaConf.load(CONF / "config.yaml").defaults:
+        if isinstance(default, DictConfig):
+            for group, name in default.items():
+                chosen.setdefault(str(group), str(name))
+    return [f"{group}={name}" for group, name in chosen.items()]
+
+
+def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for name in node:
+        keys.append(prefix + str(name))
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none():
+            keys += _all_keys(child, prefix + str(name) + ".")
+    return keys

@@ -1,0 +1,67 @@
+"""Loggers: metrics.csv always, Weights & Biases by config."""
+
+import csv
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+COLUMNS = ("step", "time", "name", "value")
+
+
+class MetricsCSV(Logger):
+    """metrics.csv in long format: one line a number, so that any metric can join at any step.
+
+    Lines are written as they come. A resumed run drops what the file holds beyond its checkpoint.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int = 0):
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        kept = []
+        if resumed_step and self.path.exists():
+            with self.path.open(newline="") as file:
+                kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) <= resumed_step]
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        now = f"{time.time():.3f}"
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows((step, now, name, repr(float(value))) for name, value in metrics.items())
+
+
+def wandb_logger(config: DictConfig, folder: Path) -> WandbLogger | None:
+    """The logger that `logger.wandb` asks for; None if disabled."""
+    options = config.logger.wandb
+    modes = ("online", "offline", "disabled")
+    if options.mode not in modes:
+        raise ValueError(f"logger.wandb.mode={options.mode!r}: must be one of {', '.join(modes)}")
+    if options.mode == "disabled":
+        return None
+    return WandbLogger(
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        name=options.name or f"{config.head._target_.rpartition('.')[2]}-{folder.parent.name}-{folder.name}",
+        tags=list(options.tags),
+        settings=wandb.Settings(silent=options.mode == "offline"),
+        offline=options.mode == "offline",
+        save_dir=str(folder),
+        config=OmegaConf.to_container(config, resolve=True, throw_on_missing=True),
+    )

@@ -1,0 +1,147 @@
+"""The LightningModule: a backbone and a head, two optimizers, one schedule.
+
+Optimization is manual because the head's rows are no parameters. Steps are counted here: Lightning's
+`global_step` belongs to one call of `fit`, this count to the whole training.
+"""
+
+import inspect
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from data.records import DataSet
+from data.streams import Batch, BatchLoader, InstanceStream
+from heads import Head
+
+from .schedule import polynomial
+
+
+class HeadModule(L.LightningModule):
+    """Trains `config.backbone` and `config.head` on a data set.
+
+    Attributes:
+        step: optimizer steps so far.
+        num_steps: of the whole training.
+        last_loss: of the last step, the mean over its micro-batches; a detached scalar.
+    """
+
+    head: Head
+
+    def __init__(self, config: DictConfig, data: DataSet):
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.data = config, data
+        self.backbone = build_backbone(config, data.shape)
+        self.head = instantiate(
+            config.head,
+            num_classes=data.train.num_classes,
+            embedding_size=config.embedding_size,
+            margin=instantiate(config.margin),
+            seed=config.seed,
+        )
+        self.head.prepare(self.backbone)
+        self.accumulate = config.trainer.accumulate_grad_batches
+        if self.accumulate < 1:
+            raise ValueError(f"trainer.accumulate_grad_batches={self.accumulate}: must be at least 1")
+        # Streams beyond "instance" come with the heads that train on them.
+        streams = {"instance": InstanceStream(data, config.batch_size, seed=config.seed)}
+        assert set(self.head.streams) == set(streams)
+        self.num_steps = number_of_steps(config, streams["instance"].batches_per_epoch)
+        self.loader = BatchLoader(
+            streams, self.num_steps * self.accumulate, config.batch_size, num_workers=config.num_workers
+        )
+        self.step = 0
+        self.last_loss = torch.zeros(())
+        self._loss_sum = torch.zeros(())
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training records so far."""
+        return self.loader.handed_out * self.config.batch_size / len(self.data.train)
+
+    def train_dataloader(self) -> BatchLoader:
+        return self.loader
+
+    def configure_optimizers(self) -> Any:
+        options = self.config.optimizer
+        backbone = instantiate(options.backbone)(
+            [p for p in self.backbone.parameters() if p.requires_grad], lr=options.lr
+        )
+        rows = self.head.optimizer(lr=options.lr, rule=instantiate(options.rows))
+        factor = polynomial(self.num_steps, options.warmup, options.power)
+        schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (backbone, rows)]
+        return [backbone, rows], schedules
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        loss = self.head.training_loss(self.backbone, batch)
+        self.manual_backward(loss / self.accumulate)
+        self._loss_sum = self._loss_sum.to(loss.device) + loss.detach() / self.accumulate
+        if self.loader.handed_out % self.accumulate == 0:
+            self._optimizer_step()
+
+    def _optimizer_step(self) -> None:
+        backbone, rows = self.optimizers()  # type: ignore[attr-defined, misc]
+        if self.config.trainer.gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.trainer.gradient_clip_val)
+        backbone.step()
+        rows.optimizer.step()  # past Lightning's wrapper, which would count a step of its own
+        backbone.zero_grad()
+        rows.zero_grad()
+        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+            schedule.step()  # type: ignore[union-attr]
+        self.step += 1
+        self.last_loss, self._loss_sum = self._loss_sum, torch.zeros_like(self._loss_sum)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=torch.get_rng_state())
+        # Lightning's own count of batches would fight with the loader's over where to resume.
+        del checkpoint["loops"]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = checkpoint["step"]
+        self.loader.load_state_dict(checkpoint["loader"])
+        torch.set_rng_state(checkpoint["random"])
+
+
+def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
+    """The configured backbone, checked to give embeddings of the configured size for this data.
+
+    `input_shape` and `embedding_size` are passed to whatever takes them: a backbone of the user's may not.
+    """
+    if config.embedding_size < 1:
+        raise ValueError(f"embedding_size={config.embedding_size}: must be at least 1")
+    build = instantiate(config.backbone, _partial_=True)
+    given = {"input_shape": shape, "embedding_size": config.embedding_size}
+    accepted = inspect.signature(build).parameters
+    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in accepted.values())
+    backbone: nn.Module = build(**{name: value for name, value in given.items() if name in accepted or takes_any})
+    training = backbone.training
+    with torch.no_grad():
+        embeddings = backbone.eval()(torch.zeros(2, *shape))
+    backbone.train(training)
+    if not isinstance(embeddings, Tensor) or embeddings.shape != (2, config.embedding_size):
+        got = list(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        raise ValueError(
+            f"backbone={config.backbone._target_}: gives {got} for a batch of 2, not embeddings of "
+            f"[2, embedding_size={config.embedding_size}]"
+        )
+    return backbone
+
+
+def number_of_steps(config: DictConfig, batches_per_epoch: int) -> int:
+    options = config.trainer
+    if (options.max_steps is None) == (options.max_epochs is None):
+        raise ValueError(
+            f"trainer.max_steps={options.max_steps}, trainer.max_epochs={options.max_epochs}: give one and set the "
+            "other to null"
+        )
+    steps = options.max_steps
+    if steps is None:
+        steps = round(options.max_epochs * batches_per_epoch / options.accumulate_grad_batches)
+    if steps < 1:
+        raise ValueError(f"the training has {steps} steps: raise trainer.max_steps or trainer.max_epochs")
+    return int(steps)

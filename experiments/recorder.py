@@ -1,0 +1,135 @@
+"""What a run measures: training time without pauses, throughput, memory; and its summary at the end."""
+
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .module import HeadModule
+
+WARMUP_BATCHES = 5  # the first ones pay for allocation and set-up
+
+
+class Recorder(L.Callback):
+    """Times the training, logs every `log_interval` steps, and writes summary.json.
+
+    Must be the first callback, so that what the others do in a batch's end is theirs to pause.
+    """
+
+    def __init__(self, folder: Path, log_interval: int):
+        if log_interval < 1:
+            raise ValueError(f"trainer.log_interval={log_interval}: must be at least 1")
+        self.folder, self.log_interval = folder, log_interval
+        self.latest: dict[str, float] = {}
+        self.seconds = 0.0  # of training since warm-up
+        self.images = 0  # in these seconds
+        self._batches = 0
+        self._mark = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no training: its time does not count."""
+        begin = time.perf_counter()
+        yield
+        self._mark += time.perf_counter() - begin
+
+    def record(self, trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
+        self.latest.update(metrics)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._mark = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, HeadModule)
+        now = time.perf_counter()
+        self._batches += 1
+        warm = self._batches > min(WARMUP_BATCHES, module.loader.num_batches - 1)
+        if warm:
+            self.seconds += now - self._mark
+            self.images += module.config.batch_size
+        else:
+            module.head.stopwatch.reset()
+        self._mark = now
+        stepped = module.loader.handed_out % module.accumulate == 0
+        if stepped and (module.step % self.log_interval == 0 or module.step == module.num_steps):
+            self.record(trainer, self.measure(module), module.step)
+
+    def measure(self, module: HeadModule) -> dict[str, float]:
+        return {
+            "train/loss": float(module.last_loss),
+            "train/lr": module.optimizers()[0].param_groups[0]["lr"],  # type: ignore[index]
+            "throughput/images_per_second": self.images_per_second,
+            **{f"head/{name}": float(value) for name, value in module.head.stats().items()},
+            "memory/peak_bytes": peak_bytes(),
+        }
+
+    def write_summary(self, module: HeadModule, status: str) -> dict[str, Any]:
+        """Writes summary.json, whole or not at all, and returns it."""
+        measured = {**self.latest, **(self.measure(module) if module.step else {})}
+        measured["memory/head_bytes"] = measured.pop("head/memory_bytes", 0)
+        summary = {
+            "status": status,
+            "head": module.config.head._target_.rpartition(".")[2],
+            "num_classes": module.data.train.num_classes,
+            "embedding_size": module.config.embedding_size,
+            "world_size": 1,
+            "seed": module.config.seed,
+            "steps": module.step,
+            "epochs": round(module.epoch, 3),
+            "train/seconds": self.seconds,
+            **dict(sorted(measured.items())),
+        }
+        path = self.folder / "summary.json"
+        aside = path.with_suffix(".json.tmp")
+        aside.write_text(json.dumps(summary, indent=2) + "\n")
+        os.replace(aside, path)
+        return summary
+
+
+def peak_bytes() -> float:
+    """The allocator's peak on CUDA, else this process's peak resident memory."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    table = Table(title=f"{summary['head']}: {summary['status']}", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in summary.items():
+        if name != "status":
+            table.add_row(name, readable(name, value))
+    console = Console()
+    console.print(table)
+    console.print(f"In {folder}: config.yaml, metrics.csv, summary.json, checkpoints/", soft_wrap=True)
+
+
+def readable(name: str, value: Any) -> str:
+    """A figure as people read it, by what it is."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    if name.endswith("bytes"):
+        return f"{value / 2**20:,.1f} MiB"
+    if name.endswith(("per_second", "seconds")):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"

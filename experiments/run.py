@@ -1,0 +1,79 @@
+"""`python -m experiments.run`: trains one head, or with `-m` every combination of a sweep.
+
+This process resolves the config, writes it to the run's folder, and starts `experiments.train` on it.
+So each run of a sweep has processes, memory and loggers of its own, and the training code knows
+neither Hydra nor how it was started.
+"""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from . import arguments, compare
+
+INTERRUPTED = 130  # exit status of a run ended by Ctrl-C
+
+_sweep: Path | None = None  # the folder of the sweep that this command runs
+
+
+@hydra.main(config_path="../conf", config_name="config", version_base="1.3")
+def job(config: DictConfig) -> None:
+    """One run: of this command, or of its sweep."""
+    global _sweep
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    sweeping = settings.mode == RunMode.MULTIRUN
+    if sweeping:
+        _sweep = Path(settings.sweep.dir).resolve()
+        print(f"\nRun {settings.job.num} of the sweep: {' '.join(settings.overrides.task)}", flush=True)
+        if config.logger.wandb.group is None:
+            with open_dict(config):
+                config.logger.wandb.group = f"{_sweep.parent.name}/{_sweep.name}"
+    OmegaConf.resolve(config)
+    OmegaConf.save(config, folder / "config.yaml")
+    status = start([sys.executable, "-m", "experiments.train", str(folder)])
+    if status == INTERRUPTED or (status and not sweeping):
+        sys.exit(status)
+    if status:
+        raise RuntimeError(f"run {settings.job.num} failed with status {status}: {folder}")
+
+
+def start(command: list[str]) -> int:
+    """Runs the command, passing on Ctrl-C and SIGTERM; its exit status, negative if a signal ended it.
+
+    It gets a process group of its own, so that Ctrl-C at a terminal reaches it once, through here.
+    """
+    process = subprocess.Popen(command, process_group=0)
+    previous = {
+        number: signal.signal(number, lambda number, frame: process.send_signal(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        return process.wait()
+    finally:
+        process.terminate()
+        process.wait()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    try:
+        arguments.check(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
+        job()
+    finally:
+        if _sweep is not None:
+            compare.show([_sweep])
+
+
+if __name__ == "__main__":
+    main()

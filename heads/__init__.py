@@ -1,0 +1,26 @@
+"""Large-classification heads: from embeddings to a loss over 10^4 to 10^8 classes.
+
+Needs torch and numpy only, and serves in any training loop.
+"""
+
+from .full import FullFC
+from .head import CenterHead, Head, Selection
+from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax
+from .optim import RowAdamW, RowOptimizer, RowSGD
+from .pfc import PartialFC
+
+__all__ = [
+    "ArcFace",
+    "CenterHead",
+    "CombinedMargin",
+    "CosFace",
+    "FullFC",
+    "Head",
+    "Margin",
+    "PartialFC",
+    "RowAdamW",
+    "RowOptimizer",
+    "RowSGD",
+    "Selection",
+    "Softmax",
+]

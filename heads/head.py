@@ -1,0 +1,328 @@
+"""Head, the one interface, and CenterHead, the shared step of the heads that keep class centers.
+
+A step of a CenterHead: gather the batch from all processes, *select* the classes that take part, turn
+their rows into the exact margin softmax, and leave the gradient of the rows *pending* until the row
+optimizer steps. Subclasses override `select` and nothing more.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from .centers import ClassCenters
+from .collectives import default_group, gather_rows, gather_sizes, rank_and_size
+from .margins import CosFace, Margin
+from .optim import RowOptimizer, RowSGD
+from .pending import PendingGradients
+from .softmax import MIN_NORM, MarginSoftmax, streamed_loss, streamed_topk
+from .stopwatch import Stopwatch
+
+Encode = Callable[[Tensor], Tensor]
+Batch = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class Head(nn.Module):
+    """Turns embeddings and class labels into a loss; holds whatever stands for the classes.
+
+    The loss is the mean over the batches of all processes, the same number on each. The gradient of
+    this process's embeddings is multiplied by the number of processes, so that DDP's averaging gives
+    the backbone the gradient of that mean. Backward changes nothing that the head holds: the
+    optimizer from `optimizer()` does, in its `step()`.
+    """
+
+    streams: ClassVar[tuple[str, ...]] = ("instance",)  # the batch streams it trains on
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0  # optimizer steps so far
+        self.stopwatch = Stopwatch()
+
+    def prepare(self, encoder: nn.Module) -> None:
+        """Called once with the backbone before DDP wraps it, for heads that keep a copy of it."""
+
+    def training_loss(self, encode: Encode, batch: Batch) -> Tensor:
+        """The loss of one training batch: stream name -> (images, labels) of this process."""
+        images, labels = batch["instance"]
+        loss: Tensor = self(encode(images), labels)
+        return loss
+
+    def optimizer(self, lr: float, **options: Any) -> torch.optim.Optimizer:
+        raise NotImplementedError
+
+    def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def stats(self) -> dict[str, float]:
+        """Numbers worth logging, of this process."""
+        raise NotImplementedError
+
+    def sharded_state(self) -> dict[str, Tensor]:
+        """Of the state dict, what each process holds a part of, by name; checkpoints write it in parts."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The classes that take part in a step, of this process's shard.
+
+    Args:
+        ids: int64 (K,) rows of the shard, sorted, without duplicates, holding every positive of the
+            global batch that the shard owns; None for all rows.
+        log_q: (K,) log of the probability with which each row was drawn given the batch, to be
+            subtracted from its logits (sampled-softmax correction); None for no correction.
+    """
+
+    ids: Tensor | None = None
+    log_q: Tensor | None = None
+
+
+class CenterHead(Head):
+    """The exact margin softmax over the selected class centers.
+
+    Args:
+        num_classes: C over all processes.
+        embedding_size: D.
+        margin: a margin from `heads.margins`; CosFace(s=64, m=0.4) unless given.
+        seed: of initial rows and of selection.
+        logits_budget_mb: cosines are kept from forward to backward, instead of being computed again,
+            while all that are kept take no more than this many MiB on this process.
+        process_group: the processes that share the classes; all of the initialised default group, or
+            this one alone, unless given.
+        device: of the rows; `head.to(device)` moves them too.
+        dtype: of rows and arithmetic, float32 or, to check numerics, float64.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        margin: Margin | None = None,
+        seed: int = 0,
+        logits_budget_mb: float = 512,
+        process_group: ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        if embedding_size < 1:
+            raise ValueError(f"embedding_size={embedding_size}: must be at least 1")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must not be negative")
+        if logits_budget_mb < 0:
+            raise ValueError(f"logits_budget_mb={logits_budget_mb}: must not be negative; 0 always recomputes")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype={dtype}: rows are torch.float32 or torch.float64")
+        self.margin = margin if margin is not None else CosFace()
+        self.embedding_size = embedding_size
+        self.seed = seed
+        self.logits_budget_mb = logits_budget_mb
+        self.process_group = process_group if process_group is not None else default_group()
+        self.centers = ClassCenters(
+            num_classes,
+            embedding_size,
+            bias=not self.margin.normalize,
+            seed=seed,
+            process_group=self.process_group,
+            device=device,
+            dtype=dtype,
+        )
+        self.pending = PendingGradients()
+        self.micro_batch = 0  # training forwards since the last step
+        self.active_classes = self.sampled_negatives = 0
+        self._warned = False
+
+    def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
+        """The classes of this training step, from the gathered batch: (N, D) and (N,), all processes'."""
+        raise NotImplementedError
+
+    def forward(self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The loss over the global batch; in eval mode exact over all classes and without a trace.
+
+        Args:
+            embeddings: (n, D) of this process, any float dtype; n may differ between processes and be 0.
+            labels: (n,) integer class ids in [0, C).
+            weight: (n,) weight of each sample in the mean; ones unless given.
+
+        Returns:
+            Scalar in the dtype of the rows.
+
+        Raises:
+            ValueError: wrong shapes, labels outside [0, C), NaN or Inf among the embeddings; on all
+                processes alike where the fault lies in the values.
+        """
+        self._check_shapes(embeddings, labels, weight)
+        if self.training and torch.is_grad_enabled() and not embeddings.requires_grad:
+            embeddings = embeddings.detach().requires_grad_()  # a frozen backbone still trains the rows
+        with self.stopwatch("forward", embeddings.device), torch.autocast(embeddings.device.type, enabled=False):
+            x_nD = self._to_rows_space(embeddings)
+            x_ND, labels_N, weight_N, start = self._gather(x_nD, labels, weight)
+            self._check_values(x_ND, labels_N, weight_N)
+            selection = self.select(x_ND, labels_N) if self.training else Selection()
+            ids, num_local = selection.ids, self.centers.shard.size
+            num_active = num_local if ids is None else len(ids)
+            if self.training:
+                self._count(num_active, labels_N)
+            softmax = MarginSoftmax(
+                x_ND,
+                weight_N,
+                position_N=self._positions(ids, labels_N),
+                read=lambda index: self.centers.read(index if ids is None else ids[index]),
+                num_rows=num_active,
+                margin=self.margin,
+                log_q_K=selection.log_q,
+                group=self.process_group,
+            )
+            kept_bytes = num_active * len(x_ND) * x_ND.element_size() + self.pending.kept_bytes
+            keep = x_nD.requires_grad and kept_bytes <= self.logits_budget_mb * 2**20
+            training = self.training
+            return streamed_loss(
+                x_nD,
+                softmax,
+                start=start,
+                keep=keep,
+                on_backward=lambda gradient: self.pending.append(ids, gradient) if training else None,
+                clock=self.stopwatch,
+            )
+
+    def optimizer(self, lr: float, *, rule: Callable[..., RowOptimizer] = RowSGD, **options: Any) -> RowOptimizer:
+        """The optimizer of the rows: `rule` from `heads.optim`, RowSGD unless given, with its options."""
+        return rule(self, lr=lr, **options)
+
+    @torch.no_grad()
+    def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k classes nearest to each embedding, exact over all processes' classes.
+
+        Args:
+            embeddings: (n, D) of this process; n may differ between processes.
+            k: up to C.
+
+        Returns:
+            Cosines (inner products plus bias for `Softmax`), highest first, and class ids; both (n, k).
+        """
+        shard = self.centers.shard
+        if not 1 <= k <= shard.num_classes:
+            raise ValueError(f"k={k}: must lie between 1 and the number of classes, {shard.num_classes}")
+        self._check_shapes(embeddings, None, None)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            x_nD = self._to_rows_space(embeddings)
+            sizes = gather_sizes(len(x_nD), x_nD.device, self.process_group)
+            x_ND = gather_rows(x_nD, sizes, self.process_group)
+            values, ids = streamed_topk(x_ND, self.centers.read, shard.size, k, normalize=self.margin.normalize)
+        rank, _ = rank_and_size(self.process_group)
+        # Candidates travel as columns: (candidates of a process, N) stacked over the processes.
+        widths = gather_sizes(values.shape[1], values.device, self.process_group)
+        values_NM = gather_rows(values.T.contiguous(), widths, self.process_group).T
+        classes_NM = gather_rows((ids + shard.start).T.contiguous(), widths, self.process_group).T
+        first = sum(sizes[:rank])
+        values_nM, classes_nM = values_NM[first : first + sizes[rank]], classes_NM[first : first + sizes[rank]]
+        values_nk, best = values_nM.topk(k, dim=1)
+        return values_nk, classes_nM.gather(1, best)
+
+    def stats(self) -> dict[str, float]:
+        """Of this process: classes and uniform negatives of the last step, bytes held, mean milliseconds."""
+        return {
+            "active_classes": self.active_classes,
+            "sampled_negatives": self.sampled_negatives,
+            "memory_bytes": self.centers.memory_bytes,
+            **self.stopwatch.milliseconds(),
+        }
+
+    def sharded_state(self) -> dict[str, Tensor]:
+        return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}
+
+    def advance(self) -> None:
+        """The row optimizer has stepped: the next selection is another one."""
+        self.step += 1
+        self.micro_batch = 0
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.step, self.micro_batch = state["step"], 0
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, embedding_size={self.embedding_size}, seed={self.seed}"
+
+    def _to_rows_space(self, embeddings: Tensor) -> Tensor:
+        x_nD = embeddings.to(self.centers.rows.dtype)
+        if self.margin.normalize:
+            return torch.nn.functional.normalize(x_nD, eps=MIN_NORM)
+        return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
+
+    def _gather(self, x_nD: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, int]:
+        """The global batch and where this process's part starts in it; three collectives."""
+        group = self.process_group
+        weight_n = x_nD.new_ones(len(x_nD)) if weight is None else weight.detach().to(x_nD)
+        sizes = gather_sizes(len(x_nD), x_nD.device, group)
+        packed = gather_rows(torch.cat([x_nD.detach(), weight_n[:, None]], dim=1), sizes, group)
+        labels_N = gather_rows(labels.to(x_nD.device, torch.int64), sizes, group)
+        return packed[:, :-1].contiguous(), labels_N, packed[:, -1].contiguous(), sum(sizes[: rank_and_size(group)[0]])
+
+    def _positions(self, ids: Tensor | None, labels_N: Tensor) -> Tensor:
+        """Where each sample's class stands among the active rows (N,), -1 if another process owns it."""
+        local_N = self.centers.shard.local(labels_N)
+        if ids is None:
+            return local_N
+        position_N = torch.searchsorted(ids, local_N)
+        found_N = (position_N < len(ids)) & (local_N >= 0)
+        found_N &= ids[position_N.clamp(max=len(ids) - 1)] == local_N if len(ids) else False
+        assert torch.equal(found_N, local_N >= 0), "a selection must hold every positive of its shard"
+        return torch.where(found_N, position_N, -1)
+
+    def _count(self, num_active: int, labels_N: Tensor) -> None:
+        local_N = self.centers.shard.local(labels_N)
+        self.active_classes = num_active
+        self.sampled_negatives = num_active - len(torch.unique(local_N[local_N >= 0]))
+        self.micro_batch += 1
+        if self.sampled_negatives == 0 and num_active < self.centers.shard.size and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"step {self.step}: all {num_active} active classes of this process are positives of the batch and no "
+                "negative was sampled; sample more classes or use a smaller batch",
+                stacklevel=3,
+            )
+
+    def _check_shapes(self, embeddings: Tensor, labels: Tensor | None, weight: Tensor | None) -> None:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size or not embeddings.is_floating_point():
+            raise ValueError(
+                f"embeddings of {list(embeddings.shape)} {embeddings.dtype}: "
+                f"(batch, embedding_size={self.embedding_size}) of a float dtype is needed"
+            )
+        if labels is None:
+            return
+        if labels.shape != embeddings.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(
+                f"labels of {list(labels.shape)} {labels.dtype}: one integer class id for each of the "
+                f"{len(embeddings)} embeddings is needed"
+            )
+        if weight is not None and weight.shape != labels.shape:
+            raise ValueError(
+                f"weight of {list(weight.shape)}: one number for each of the {len(labels)} labels is needed"
+            )
+
+    def _check_values(self, x_ND: Tensor, labels_N: Tensor, weight_N: Tensor) -> None:
+        """On the gathered batch, so that all processes raise together."""
+        num_classes = self.centers.shard.num_classes
+        if len(x_ND) == 0:
+            raise ValueError("the batches of all processes are empty")
+        outside = (labels_N < 0) | (labels_N >= num_classes)
+        if outside.any():
+            raise ValueError(
+                f"label {int(labels_N[outside][0])} at step {self.step}: class ids must lie in "
+                f"[0, num_classes={num_classes})"
+            )
+        broken = ~torch.isfinite(x_ND).all(dim=1)
+        if broken.any():
+            raise ValueError(
+                f"embeddings hold NaN or Inf at step {self.step}: {int(broken.sum())} of {len(x_ND)} samples of the "
+                "global batch; a lower learning rate, warm-up or gradient clipping usually cures it"
+            )
+        if not (torch.isfinite(weight_N).all() and (weight_N >= 0).all() and weight_N.sum() > 0):
+            raise ValueError(f"weight at step {self.step}: must be finite, not negative, and not all zero")

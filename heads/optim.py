@@ -1,0 +1,155 @@
+"""Row optimizers: they update the rows that took part, and touch nothing else.
+
+A row that took no part keeps its value, its momentum and its decay, bit for bit, until it does. Each
+rule matches its torch.optim namesake on the rows that take part. Row state lives with the rows in
+`ClassCenters`; `state_dict()` holds hyper-parameters only.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .head import CenterHead
+
+
+class RowOptimizer(torch.optim.Optimizer):
+    """A torch optimizer without parameters, so that learning-rate schedulers work on it.
+
+    Subclasses name their row state and update a chunk of rows in place.
+    """
+
+    def __init__(self, head: "CenterHead", defaults: dict[str, Any]):
+        super().__init__([{"params": []}], defaults)
+        self.head = head
+        head.centers.claim(self.row_state(head.centers.rows.shape[1]))
+
+    def row_state(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of one row's state; all start at zero."""
+        raise NotImplementedError
+
+    def update(self, rows: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """One step of some rows (k, width), in place; the gradient may be overwritten."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        (group,) = self.param_groups
+        centers = self.head.centers
+        with self.head.stopwatch("update", centers.rows.device):
+            for index, rows, gradient in self.head.pending.stream(centers):
+                state = {name: centers.read(index, name) for name in centers.state}
+                self.update(rows, gradient, state, group)
+                for name, value in {"rows": rows, **state}.items():
+                    centers.write(index, value, name)
+        self.head.advance()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.head.pending.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
+        return {"state": {}, "param_groups": [{**group, "params": []} for group in groups]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update({name: value for name, value in saved.items() if name != "params"})
+
+
+class RowSGD(RowOptimizer):
+    """torch.optim.SGD of the rows that take part: weight decay, momentum, Nesterov."""
+
+    def __init__(
+        self,
+        head: "CenterHead",
+        lr: float,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        _check(lr=lr, weight_decay=weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}: must lie in [0, 1)")
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov=True: needs a momentum above 0")
+        self._momentum = momentum
+        super().__init__(head, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
+
+    def row_state(self, width: int) -> dict[str, tuple[int, ...]]:
+        return {"momentum": (width,)} if self._momentum else {}
+
+    def update(self, rows: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        direction = gradient
+        if group["weight_decay"]:
+            direction.add_(rows, alpha=group["weight_decay"])
+        if state:
+            velocity = state["momentum"].mul_(group["momentum"]).add_(direction)
+            direction = direction.add_(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
+        rows.add_(direction, alpha=-group["lr"])
+
+
+class RowAdamW(RowOptimizer):
+    """torch.optim.AdamW of the rows that take part.
+
+    Args:
+        bias_correction: "row" counts the steps of each row. "global" counts the optimizer's, as PLSC
+            does: a row first touched at step 1000 then moves by several lr, not one.
+    """
+
+    def __init__(
+        self,
+        head: "CenterHead",
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        bias_correction: str = "row",
+    ):
+        _check(lr=lr, eps=eps, weight_decay=weight_decay)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={tuple(betas)}: two numbers in [0, 1) are needed")
+        if bias_correction not in ("row", "global"):
+            raise ValueError(f"bias_correction={bias_correction!r}: must be 'row' or 'global'")
+        super().__init__(
+            head,
+            {
+                "lr": lr,
+                "betas": tuple(betas),
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "bias_correction": bias_correction,
+            },
+        )
+
+    def row_state(self, width: int) -> dict[str, tuple[int, ...]]:
+        return {"exp_avg": (width,), "exp_avg_sq": (width,), "steps": (1,)}
+
+    def update(self, rows: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        steps = state["steps"].add_(1)
+        if group["bias_correction"] == "global":
+            steps = torch.full_like(steps, self.head.step + 1)
+        rows.mul_(1 - group["lr"] * group["weight_decay"])
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        # 1 - beta^t in double: float32 loses it at the first steps of beta2 = 0.999.
+        exact = steps.double()
+        correction1 = (1 - beta1**exact).to(rows.dtype)
+        correction2 = (1 - beta2**exact).sqrt_().to(rows.dtype)
+        denominator = square.sqrt().div_(correction2).add_(group["eps"])
+        rows.sub_(mean.div(denominator).mul_(group["lr"] / correction1))
+
+
+def _check(**options: float) -> None:
+    for name, value in options.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value}: must not be negative")

@@ -1,0 +1,50 @@
+"""Which process owns which class: contiguous chunks of ceil(C / W), as DTensor's `Shard(0)`."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The classes `start` to `stop` that process `rank` of `world_size` owns."""
+
+    num_classes: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes={self.num_classes}: at least one class is needed")
+        if (self.world_size - 1) * self.chunk >= self.num_classes:
+            raise ValueError(
+                f"num_classes={self.num_classes} on {self.world_size} processes leaves one without a class; "
+                f"the largest number of processes that works is {largest_world_size(self.num_classes, self.world_size)}"
+            )
+
+    @cached_property
+    def chunk(self) -> int:
+        return -(-self.num_classes // self.world_size)
+
+    @property
+    def start(self) -> int:
+        return self.rank * self.chunk
+
+    @property
+    def stop(self) -> int:
+        return min(self.start + self.chunk, self.num_classes)
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    def local(self, labels: Tensor) -> Tensor:
+        """Global class ids (N,) -> rows of this shard (N,), -1 where another process owns the class."""
+        return torch.where((labels >= self.start) & (labels < self.stop), labels - self.start, -1)
+
+
+def largest_world_size(num_classes: int, at_most: int) -> int:
+    """The largest number of processes up to `at_most` that leaves none of them without a class."""
+    return next(w for w in range(at_most, 0, -1) if (w - 1) * -(-num_classes // w) < num_classes)

@@ -1,0 +1,264 @@
+"""Exact margin softmax, streamed over class rows and sharded over processes.
+
+Nothing of size N x K has to exist: the rows pass twice, a chunk at a time. Pass one (`loss`) finds the
+log of the softmax's denominator, with one max and one sum over processes. Pass two (`backward`) turns
+each chunk's probabilities into gradients. The margin acts inside the log-sum-exp.
+
+This file knows neither stores nor optimizers: rows come from a callable, and the gradient of the rows
+goes out as a `RowGradient`, which yields any stretch of them when asked.
+
+Legend: N global batch, D row width, K active rows of this process, k rows of a chunk, W processes;
+a suffix such as `x_ND` names the dimensions. `x_ND` has unit rows where the margin normalizes.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
+
+from .collectives import max_over_processes, rank_and_size, sum_over_processes
+from .margins import Margin
+from .stopwatch import Stopwatch
+
+# Chunks that stay near the caches beat larger ones: fresh temporaries of many MB cost page faults.
+CHUNK_ROWS = 4096
+MIN_NORM = 1e-12
+
+ReadRows = Callable[[slice | Tensor], Tensor]  # positions among the active rows -> those rows (k, D)
+
+
+def chunks(num_rows: int) -> Iterator[tuple[int, int]]:
+    for a in range(0, num_rows, CHUNK_ROWS):
+        yield a, min(a + CHUNK_ROWS, num_rows)
+
+
+class MarginSoftmax:
+    """One global batch against this process's active rows.
+
+    Args:
+        x_ND: gathered embeddings, the same on all processes.
+        weight_N: weight of each sample in the mean.
+        position_N: int64, where in the active rows the sample's own class stands; -1 if not here.
+        read: gives active rows by their positions.
+        num_rows: K.
+        margin: what happens to the cosines.
+        log_q_K: log of the probability that a row was drawn, subtracted from its logits; None for zeros.
+        group: the processes that share the classes; None for one.
+    """
+
+    def __init__(
+        self,
+        x_ND: Tensor,
+        weight_N: Tensor,
+        position_N: Tensor,
+        read: ReadRows,
+        num_rows: int,
+        margin: Margin,
+        log_q_K: Tensor | None = None,
+        group: ProcessGroup | None = None,
+    ):
+        self.x_ND, self.read, self.num_rows = x_ND, read, num_rows
+        self.margin, self.log_q_K, self.group = margin, log_q_K, group
+        self.weight_N = weight_N / weight_N.sum()
+        # Samples by the position of their target, so that a chunk finds its own by bisection.
+        self.position_N = position_N
+        self.order_N = torch.argsort(position_N, stable=True)
+        self.sorted_positions: list[int] = position_N[self.order_N].tolist()
+        self.inverse_norm_K = x_ND.new_ones(num_rows)
+        self.kept_KN: Tensor | None = None
+
+    def loss(self, *, keep: bool) -> Tensor:
+        """Pass one: the weighted mean over the global batch, the same scalar on all processes.
+
+        `keep` holds on to the cosines (K x N numbers) and saves pass two one matrix product.
+        """
+        self.target_cos_N = self._target_cosines()
+        self.target_logit_N = self.margin.target_logits(self.target_cos_N)
+        num_samples = len(self.x_ND)
+        max_N = self.x_ND.new_full((num_samples,), -torch.inf)
+        sum_N = self.x_ND.new_zeros(num_samples)
+        kept_KN = self.x_ND.new_empty((self.num_rows, num_samples)) if keep else None
+        for a, b in chunks(self.num_rows):
+            rows_kD = self.read(slice(a, b))
+            if self.margin.normalize:
+                norm_k = torch.linalg.vector_norm(rows_kD, dim=1)
+                self.inverse_norm_K[a:b] = norm_k.clamp_(min=MIN_NORM).reciprocal_()
+            cos_kN = self._cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
+            logits_kN = self._logits(a, b, cos_kN)
+            new_max_N = torch.maximum(max_N, logits_kN.amax(0))
+            # All logits so far may be filtered: exp(-inf - 0) is the 0 that exp(-inf - -inf) is not.
+            finite_max_N = new_max_N.masked_fill(new_max_N == -torch.inf, 0)
+            sum_N = sum_N * (max_N - finite_max_N).exp_() + logits_kN.sub_(finite_max_N).exp_().sum(0)
+            max_N = new_max_N
+        global_max_N = max_over_processes(max_N.clone(), self.group)
+        sum_N = sum_over_processes(sum_N * (max_N - global_max_N).exp_(), self.group)
+        self.log_denominator_N = global_max_N + sum_N.log()
+        self.kept_KN = kept_KN
+        return torch.dot(self.weight_N, self.log_denominator_N - self.target_logit_N)
+
+    def backward(self, scale: Tensor) -> tuple[Tensor, "RowGradient"]:
+        """Pass two: scale x d loss / d x_ND (N, D), summed over processes, and the rows' own gradient."""
+        gradient = RowGradient(self, scale)
+        x_gradient_ND = torch.zeros_like(self.x_ND)
+        for a, b in chunks(self.num_rows):
+            rows_kD = self.read(slice(a, b))
+            x_gradient_ND.addmm_(gradient.of_products(a, b, rows_kD).T, rows_kD)
+        gradient.seal()
+        return sum_over_processes(x_gradient_ND, self.group), gradient
+
+    def targets(self, a: int, b: int) -> tuple[Tensor, Tensor]:
+        """(position in the chunk, sample) of each target among active rows a to b."""
+        first, last = bisect_left(self.sorted_positions, a), bisect_left(self.sorted_positions, b)
+        samples = self.order_N[first:last]
+        return self.position_N[samples] - a, samples
+
+    def _target_cosines(self) -> Tensor:
+        """Each sample's cosine with its own class (N,), from whichever process owns the class."""
+        samples = self.order_N[bisect_left(self.sorted_positions, 0) :]
+        cos_N = self.x_ND.new_zeros(len(self.x_ND))
+        if len(samples):
+            rows = self.read(self.position_N[samples])
+            if self.margin.normalize:
+                rows = torch.nn.functional.normalize(rows, eps=MIN_NORM)
+            cos_N[samples] = (self.x_ND[samples] * rows).sum(1)
+        return sum_over_processes(cos_N, self.group)
+
+    def _cosines(self, a: int, b: int, rows_kD: Tensor, out: Tensor | None = None) -> Tensor:
+        cos_kN = torch.mm(rows_kD, self.x_ND.T, out=out)
+        return cos_kN.mul_(self.inverse_norm_K[a:b, None]) if self.margin.normalize else cos_kN
+
+    def _logits(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
+        logits_kN = self.margin.negative_logits(cos_kN, self.target_cos_N)
+        if self.log_q_K is not None:
+            logits_kN -= self.log_q_K[a:b, None]
+        where = self.targets(a, b)
+        logits_kN[where] = self.target_logit_N[where[1]]
+        return logits_kN
+
+
+class RowGradient:
+    """scale x d loss / d (active rows), made for any stretch of rows when asked.
+
+    With G the gradient of the products w.x and r its radial part, the gradient of rows w is
+    G x - r w. Kept cosines are overwritten by G; without them G is computed again from the rows,
+    which therefore must be those of the forward pass.
+    """
+
+    def __init__(self, softmax: MarginSoftmax, scale: Tensor):
+        self.softmax = softmax
+        self.coefficient_N = softmax.weight_N * scale
+        # The first gradient takes the kept cosines; a second backward through the same graph recomputes.
+        self.kept_KN, softmax.kept_KN = softmax.kept_KN, None
+        self.radial_K = None if self.kept_KN is None else softmax.x_ND.new_zeros(softmax.num_rows)
+        self.sealed = False
+        with torch.enable_grad():
+            cos_N = softmax.target_cos_N.clone().requires_grad_()
+            logit_N = softmax.margin.target_logits(cos_N)
+        target_error_N = ((softmax.target_logit_N - softmax.log_denominator_N).exp() - 1) * self.coefficient_N
+        (self.target_gradient_N,) = torch.autograd.grad(logit_N, cos_N, target_error_N)
+
+    @property
+    def kept_bytes(self) -> int:
+        return 0 if self.kept_KN is None else self.kept_KN.nbytes
+
+    def seal(self) -> None:
+        """From here on the kept numbers are G, no longer cosines."""
+        self.sealed = True
+
+    def of_rows(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
+        """Gradient of active rows a to b, (b - a, D), given those rows."""
+        if self.kept_KN is not None:
+            assert self.sealed and self.radial_K is not None
+            products_kN, radial_k = self.kept_KN[a:b], self.radial_K[a:b]
+        else:
+            products_kN, radial_k = self._differentiate(a, b, self.softmax._cosines(a, b, rows_kD))
+        gradient_kD = products_kN @ self.softmax.x_ND
+        return gradient_kD.addcmul_(radial_k[:, None], rows_kD, value=-1)
+
+    def of_products(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
+        """G of active rows a to b: the gradient of their inner products with the batch, (b - a, N)."""
+        if self.kept_KN is None:
+            return self._differentiate(a, b, self.softmax._cosines(a, b, rows_kD))[0]
+        assert not self.sealed and self.radial_K is not None
+        products_kN, self.radial_K[a:b] = self._differentiate(a, b, self.kept_KN[a:b])
+        self.kept_KN[a:b] = products_kN
+        return products_kN
+
+    def _differentiate(self, a: int, b: int, cos_kN: Tensor) -> tuple[Tensor, Tensor]:
+        """G (b - a, N) and the radial part (b - a,), from the cosines."""
+        softmax = self.softmax
+        with torch.enable_grad():
+            leaf_kN = cos_kN.detach().requires_grad_()
+            logits_kN = softmax.margin.negative_logits(leaf_kN, softmax.target_cos_N)
+        log_p_kN = logits_kN.detach() - softmax.log_denominator_N
+        if softmax.log_q_K is not None:
+            log_p_kN -= softmax.log_q_K[a:b, None]
+        p_kN = log_p_kN.exp_().mul_(self.coefficient_N)
+        where = softmax.targets(a, b)
+        p_kN[where] = 0
+        (gradient_kN,) = torch.autograd.grad(logits_kN, leaf_kN, p_kN)
+        gradient_kN[where] = self.target_gradient_N[where[1]]
+        if not softmax.margin.normalize:
+            return gradient_kN, gradient_kN.new_zeros(b - a)
+        inverse_norm_k = softmax.inverse_norm_K[a:b]
+        gradient_kN = gradient_kN.mul_(inverse_norm_k[:, None])
+        return gradient_kN, (gradient_kN * cos_kN).sum(1).mul_(inverse_norm_k)
+
+
+class _Loss(torch.autograd.Function):
+    """Hangs a `MarginSoftmax` into autograd: the local embeddings get their slice of the gradient."""
+
+    @staticmethod
+    def forward(ctx, x_nD, softmax, start, keep, on_backward, clock):  # type: ignore[no-untyped-def]
+        ctx.softmax, ctx.rows, ctx.on_backward, ctx.clock = softmax, slice(start, start + len(x_nD)), on_backward, clock
+        with torch.autocast(x_nD.device.type, enabled=False):
+            return softmax.loss(keep=keep)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale):  # type: ignore[no-untyped-def]
+        with ctx.clock("backward", scale.device), torch.autocast(scale.device.type, enabled=False):
+            x_gradient_ND, row_gradient = ctx.softmax.backward(scale)
+        ctx.on_backward(row_gradient)
+        # DDP divides the backbone's gradient by the number of processes: this factor meets that.
+        world_size = rank_and_size(ctx.softmax.group)[1]
+        return x_gradient_ND[ctx.rows] * world_size, None, None, None, None, None
+
+
+def streamed_loss(
+    x_nD: Tensor,
+    softmax: MarginSoftmax,
+    *,
+    start: int,
+    keep: bool,
+    on_backward: Callable[[RowGradient], None],
+    clock: Stopwatch,
+) -> Tensor:
+    """The loss of `softmax` as a scalar that backpropagates into this process's embeddings.
+
+    Args:
+        x_nD: this process's part of `softmax.x_ND`, at `start`, attached to the graph.
+        keep: hold the cosines from pass one for pass two.
+        on_backward: receives the gradient of the rows; backward itself changes no row.
+        clock: takes the time of "backward".
+    """
+    loss: Tensor = _Loss.apply(x_nD, softmax, start, keep, on_backward, clock)
+    return loss
+
+
+def streamed_topk(x_ND: Tensor, read: ReadRows, num_rows: int, k: int, *, normalize: bool) -> tuple[Tensor, Tensor]:
+    """The k rows of highest cosine (inner product without `normalize`): values and positions, (N, min(k, K))."""
+    values = x_ND.new_empty((len(x_ND), 0))
+    positions = torch.empty((len(x_ND), 0), dtype=torch.int64, device=x_ND.device)
+    for a, b in chunks(num_rows):
+        rows_kD = read(slice(a, b))
+        scores_Nk = x_ND @ (torch.nn.functional.normalize(rows_kD, eps=MIN_NORM) if normalize else rows_kD).T
+        values = torch.cat([values, scores_Nk], dim=1)
+        here = torch.arange(a, b, device=x_ND.device).expand(len(x_ND), -1)
+        positions = torch.cat([positions, here], dim=1)
+        values, best = values.topk(min(k, values.shape[1]), dim=1)
+        positions = positions.gather(1, best)
+    return values, positions

@@ -1,0 +1,48 @@
+"""How long the parts of a head's step take, on CPU and, without stopping the queue, on CUDA."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Stopwatch:
+    """Sums milliseconds by part. A "step" is counted for each "update"."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._total: dict[str, float] = defaultdict(float)
+        self._steps = 0
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, part: str, device: torch.device) -> Iterator[None]:
+        if device.type == "cuda":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._events.append((part, begin, end))
+            self._collect(wait=False)
+        else:
+            begin_seconds = time.perf_counter()
+            yield
+            self._total[part] += 1e3 * (time.perf_counter() - begin_seconds)
+        self._steps += part == "update"
+
+    def milliseconds(self) -> dict[str, float]:
+        """Mean milliseconds a step: `forward_ms`, `backward_ms`, `update_ms` and their sum `step_ms`."""
+        self._collect(wait=True)
+        parts = {f"{part}_ms": total / max(self._steps, 1) for part, total in sorted(self._total.items())}
+        return {**parts, "step_ms": sum(parts.values())}
+
+    def _collect(self, wait: bool) -> None:
+        """Take in the events that have passed, so that a long run keeps few of them."""
+        while self._events and (wait or self._events[0][2].query()):
+            part, begin, end = self._events.pop(0)
+            end.synchronize()
+            self._total[part] += begin.elapsed_time(end)
