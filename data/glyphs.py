@@ -26,10 +26,10 @@ from .augment import RandomAffine, no_augmentation
 from .keyed import permute
 from .records import DataSet, LmdbArrays, RecordSet, key_of, normalize_pixels
 
-VERSION = 2  # of what is drawn and how it is stored
+VERSION = 1  # of what is drawn and how it is stored
 SIDE = 32
-FONT_SIZE = 22
-BASELINE = 23
+FONT_SIZE = 28
+LARGEST = 30  # sides of the ink; a larger character is drawn smaller
 FACES = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -155,10 +155,15 @@ def render(characters: str, min_images: int) -> dict[str, list[bytes]]:
 
 
 def draw(character: str, font: ImageFont.FreeTypeFont) -> NDArray[np.uint8]:
-    """White on black (32, 32), centred across and on one baseline, which tells raised letters from plain ones."""
-    left, _, right, _ = font.getbbox(character, anchor="ls")
+    """White on black (32, 32), the ink centred."""
+    left, top, right, bottom = font.getbbox(character)
+    largest = max(right - left, bottom - top)
+    if largest > LARGEST:
+        font = font.font_variant(size=int(font.size * LARGEST / largest))
+        left, top, right, bottom = font.getbbox(character)
     image = Image.new("L", (SIDE, SIDE))
-    ImageDraw.Draw(image).text(((SIDE - left - right) / 2, BASELINE), character, font=font, fill=255, anchor="ls")
+    place = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
+    ImageDraw.Draw(image).text(place, character, font=font, fill=255)
     return np.asarray(image)
 
 

@@ -1,12 +1,12 @@
 """Loggers: metrics.csv always, Weights & Biases by config."""
 
 import csv
+import os
 import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -54,13 +54,14 @@ def wandb_logger(config: DictConfig, folder: Path) -> WandbLogger | None:
         raise ValueError(f"logger.wandb.mode={options.mode!r}: must be one of {', '.join(modes)}")
     if options.mode == "disabled":
         return None
+    if options.mode == "offline":
+        os.environ.setdefault("WANDB_SILENT", "true")  # how to upload is in the README
     return WandbLogger(
         project=options.project,
         entity=options.entity,
         group=options.group,
         name=options.name or f"{config.head._target_.rpartition('.')[2]}-{folder.parent.name}-{folder.name}",
         tags=list(options.tags),
-        settings=wandb.Settings(silent=options.mode == "offline"),
         offline=options.mode == "offline",
         save_dir=str(folder),
         config=OmegaConf.to_container(config, resolve=True, throw_on_missing=True),

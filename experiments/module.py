@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from data.records import DataSet
 from data.streams import Batch, BatchLoader, InstanceStream
 from heads import Head
 
+from .build import build
 from .schedule import polynomial
 
 
@@ -36,11 +36,11 @@ class HeadModule(L.LightningModule):
         self.automatic_optimization = False
         self.config, self.data = config, data
         self.backbone = build_backbone(config, data.shape)
-        self.head = instantiate(
+        self.head = build(
             config.head,
             num_classes=data.train.num_classes,
             embedding_size=config.embedding_size,
-            margin=instantiate(config.margin),
+            margin=build(config.margin),
             seed=config.seed,
         )
         self.head.prepare(self.backbone)
@@ -68,10 +68,8 @@ class HeadModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         options = self.config.optimizer
-        backbone = instantiate(options.backbone)(
-            [p for p in self.backbone.parameters() if p.requires_grad], lr=options.lr
-        )
-        rows = self.head.optimizer(lr=options.lr, rule=instantiate(options.rows))
+        backbone = build(options.backbone)([p for p in self.backbone.parameters() if p.requires_grad], lr=options.lr)
+        rows = self.head.optimizer(lr=options.lr, rule=build(options.rows))
         factor = polynomial(self.num_steps, options.warmup, options.power)
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (backbone, rows)]
         return [backbone, rows], schedules
@@ -114,11 +112,11 @@ def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
     """
     if config.embedding_size < 1:
         raise ValueError(f"embedding_size={config.embedding_size}: must be at least 1")
-    build = instantiate(config.backbone, _partial_=True)
+    make = build(config.backbone, _partial_=True)
     given = {"input_shape": shape, "embedding_size": config.embedding_size}
-    accepted = inspect.signature(build).parameters
+    accepted = inspect.signature(make).parameters
     takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in accepted.values())
-    backbone: nn.Module = build(**{name: value for name, value in given.items() if name in accepted or takes_any})
+    backbone: nn.Module = make(**{name: value for name, value in given.items() if name in accepted or takes_any})
     training = backbone.training
     with torch.no_grad():
         embeddings = backbone.eval()(torch.zeros(2, *shape))

@@ -14,9 +14,9 @@ from types import FrameType
 import lightning as L
 import torch
 import wandb
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from .build import build
 from .checkpoint import Checkpoints, SingleDevice, find
 from .evaluation import Evaluation
 from .logs import MetricsCSV, wandb_logger
@@ -33,6 +33,9 @@ class StopOnInterrupt(L.Callback):
 
     interrupted = False
 
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
             if self.interrupted:
@@ -47,9 +50,11 @@ def train(config: DictConfig, folder: Path) -> int:
     """Trains to the end and leaves summary.json; the exit status."""
     if config.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={config.trainer.precision!r}: must be one of {', '.join(PRECISIONS)}")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed={config.seed}: must lie between 0 and 2^32 - 1")
     checkpoint = find(config.resume, folder)
     L.seed_everything(config.seed, verbose=False)
-    data = instantiate(config.data)
+    data = build(config.data)
     module = HeadModule(config, data)
     recorder = Recorder(folder, config.trainer.log_interval)
     interrupt = StopOnInterrupt()
@@ -120,6 +125,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     try:
         sys.exit(train(OmegaConf.load(folder / "config.yaml"), folder))  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -103,8 +103,9 @@ class ClassCenters(nn.Module):
         super()._apply(fn, recurse)
         # Only the device follows: `.half()` on a model must not round its centers.
         device = fn(torch.empty(0, device=self.rows.device)).device
-        for _, tensor in self._saved():
-            tensor.data = tensor.to(device)
+        self.rows = self.rows.to(device)
+        self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
+        self._loaded = {name: tensor.to(device) for name, tensor in self._loaded.items()}
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -67,7 +67,7 @@ class MarginSoftmax:
         self.position_N = position_N
         self.order_N = torch.argsort(position_N, stable=True)
         self.sorted_positions: list[int] = position_N[self.order_N].tolist()
-        self.inverse_norm_K = x_ND.new_ones(num_rows)
+        self.norm_K = x_ND.new_ones(num_rows)
         self.kept_KN: Tensor | None = None
 
     def loss(self, *, keep: bool) -> Tensor:
@@ -84,8 +84,7 @@ class MarginSoftmax:
         for a, b in chunks(self.num_rows):
             rows_kD = self.read(slice(a, b))
             if self.margin.normalize:
-                norm_k = torch.linalg.vector_norm(rows_kD, dim=1)
-                self.inverse_norm_K[a:b] = norm_k.clamp_(min=MIN_NORM).reciprocal_()
+                self.norm_K[a:b] = torch.linalg.vector_norm(rows_kD, dim=1).clamp_(min=MIN_NORM)
             cos_kN = self._cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
             logits_kN = self._logits(a, b, cos_kN)
             new_max_N = torch.maximum(max_N, logits_kN.amax(0))
@@ -95,9 +94,10 @@ class MarginSoftmax:
             max_N = new_max_N
         global_max_N = max_over_processes(max_N.clone(), self.group)
         sum_N = sum_over_processes(sum_N * (max_N - global_max_N).exp_(), self.group)
-        self.log_denominator_N = global_max_N + sum_N.log()
+        # Never added up: log(sum) is small, and next to a maximum of up to s its low bits would be lost.
+        self.max_N, self.sum_N = global_max_N, sum_N
         self.kept_KN = kept_KN
-        return torch.dot(self.weight_N, self.log_denominator_N - self.target_logit_N)
+        return torch.dot(self.weight_N, sum_N.log() - (self.target_logit_N - global_max_N))
 
     def backward(self, scale: Tensor) -> tuple[Tensor, "RowGradient"]:
         """Pass two: scale x d loss / d x_ND (N, D), summed over processes, and the rows' own gradient."""
@@ -127,8 +127,9 @@ class MarginSoftmax:
         return sum_over_processes(cos_N, self.group)
 
     def _cosines(self, a: int, b: int, rows_kD: Tensor, out: Tensor | None = None) -> Tensor:
-        cos_kN = torch.mm(rows_kD, self.x_ND.T, out=out)
-        return cos_kN.mul_(self.inverse_norm_K[a:b, None]) if self.margin.normalize else cos_kN
+        # Rows are scaled before the product, not the product after it: s multiplies every rounding of a cosine.
+        unit_kD = rows_kD / self.norm_K[a:b, None] if self.margin.normalize else rows_kD
+        return torch.mm(unit_kD, self.x_ND.T, out=out)
 
     def _logits(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
         logits_kN = self.margin.negative_logits(cos_kN, self.target_cos_N)
@@ -157,7 +158,8 @@ class RowGradient:
         with torch.enable_grad():
             cos_N = softmax.target_cos_N.clone().requires_grad_()
             logit_N = softmax.margin.target_logits(cos_N)
-        target_error_N = ((softmax.target_logit_N - softmax.log_denominator_N).exp() - 1) * self.coefficient_N
+        target_p_N = (softmax.target_logit_N - softmax.max_N).exp() / softmax.sum_N
+        target_error_N = (target_p_N - 1) * self.coefficient_N
         (self.target_gradient_N,) = torch.autograd.grad(logit_N, cos_N, target_error_N)
 
     @property
@@ -193,19 +195,19 @@ class RowGradient:
         with torch.enable_grad():
             leaf_kN = cos_kN.detach().requires_grad_()
             logits_kN = softmax.margin.negative_logits(leaf_kN, softmax.target_cos_N)
-        log_p_kN = logits_kN.detach() - softmax.log_denominator_N
+        p_kN = logits_kN.detach()
         if softmax.log_q_K is not None:
-            log_p_kN -= softmax.log_q_K[a:b, None]
-        p_kN = log_p_kN.exp_().mul_(self.coefficient_N)
+            p_kN = p_kN - softmax.log_q_K[a:b, None]
+        p_kN = (p_kN - softmax.max_N).exp_().mul_(self.coefficient_N / softmax.sum_N)
         where = softmax.targets(a, b)
         p_kN[where] = 0
         (gradient_kN,) = torch.autograd.grad(logits_kN, leaf_kN, p_kN)
         gradient_kN[where] = self.target_gradient_N[where[1]]
         if not softmax.margin.normalize:
             return gradient_kN, gradient_kN.new_zeros(b - a)
-        inverse_norm_k = softmax.inverse_norm_K[a:b]
-        gradient_kN = gradient_kN.mul_(inverse_norm_k[:, None])
-        return gradient_kN, (gradient_kN * cos_kN).sum(1).mul_(inverse_norm_k)
+        norm_k = softmax.norm_K[a:b]
+        gradient_kN = gradient_kN.div_(norm_k[:, None])
+        return gradient_kN, (gradient_kN * cos_kN).sum(1).div_(norm_k)
 
 
 class _Loss(torch.autograd.Function):

@@ -1,0 +1,243 @@
+"""One tester for every head that keeps class centers: the step against the float64 reference.
+
+`check(workers, Case(...))` runs a few training steps on 1, 2 or 3 processes and compares each step's
+loss, embedding gradients and updated rows with the dense reference, given the rows before the step and
+the classes that the head selected.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import heads.softmax
+from heads import CenterHead, CosFace, Margin, RowSGD
+from tests import reference
+from tests.reference import Rule
+from tests.workers import WorkerGroup, rank_and_world
+
+SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A head with its options, and what it is fed.
+
+    `batches` holds, for each step, the micro-batches, and for each of them the size of the global batch;
+    the processes get unequal parts of it.
+    """
+
+    head: type[CenterHead]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    margin: Margin = field(default_factory=CosFace)
+    rule: Rule = field(default_factory=lambda: Rule(reference.cosface))
+    num_classes: int = 101
+    embedding_size: int = 16
+    batches: tuple[tuple[int, ...], ...] = ((8,), (5,), (6, 3))
+    weighted: bool = False
+    dtype: torch.dtype = torch.float32
+    chunk_rows: int = 8  # so that small cases have many chunks
+    optimizer: Callable[..., Any] = RowSGD
+    optimizer_options: Mapping[str, Any] = field(default_factory=lambda: SGD)
+
+
+def check(group: WorkerGroup, case: Case) -> None:
+    """Every step of the case against the reference; all processes agree."""
+    results = group.run(train, case)
+    for step, micro_batches in enumerate(case.batches):
+        of_ranks = [result[step] for result in results]
+        before = torch.cat([part["before"] for part in of_ranks])
+        state = {name: torch.cat([part["state"][name] for part in of_ranks]) for name in of_ranks[0]["state"]}
+        exact, naive = (
+            expected(case, step, of_ranks, before.to(dtype), {k: v.to(dtype) for k, v in state.items()})
+            for dtype in (torch.float64, case.dtype)
+        )
+        for micro in range(len(micro_batches)):
+            for part in of_ranks:
+                # The scalar's own rounding is that of the terms it sums: compare per sample magnitude.
+                reference.close(part["losses"][micro], exact["losses"][micro], naive["losses"][micro], "loss")
+                assert torch.equal(part["losses"][micro], of_ranks[0]["losses"][micro]), "ranks disagree on the loss"
+            ours = torch.cat([part["gradients"][micro] for part in of_ranks])
+            world_size = len(of_ranks)
+            reference.close(
+                ours, world_size * exact["gradients"][micro], world_size * naive["gradients"][micro], "gradient"
+            )
+        ours = torch.cat([part["after"] for part in of_ranks])
+        reference.close(ours, exact["after"], naive["after"], f"rows after step {step}")
+        idle = torch.ones(case.num_classes, dtype=torch.bool)
+        idle[exact["touched"]] = False
+        assert torch.equal(ours[idle], before[idle]), "a row that took no part changed"
+        for name, old in state.items():
+            new = torch.cat([part["state_after"][name] for part in of_ranks])
+            assert torch.equal(new[idle], old[idle]), f"the {name} of a row that took no part changed"
+
+
+def expected(case: Case, step: int, of_ranks: list[Any], before: Tensor, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The dense reference of one step, in the dtype of `before`."""
+    rows = before.clone().requires_grad_()
+    result: dict[str, Any] = {"losses": [], "gradients": []}
+    num_micro = len(case.batches[step])
+    touched = []
+    for micro in range(num_micro):
+        embeddings, labels, weight = global_batch(case, step, micro)
+        x = embeddings.to(before.dtype).requires_grad_()
+        selected = torch.cat([part["selected"][micro] for part in of_ranks])
+        logs = [part["log_q"][micro] for part in of_ranks]
+        log_q = None if logs[0] is None else torch.cat(logs).to(before.dtype)
+        targets = torch.searchsorted(selected, labels)
+        loss = reference.loss(case.rule, rows[selected], x, targets, weight.to(before.dtype), log_q)
+        (loss / num_micro).backward()
+        result["losses"].append(loss.detach())
+        result["gradients"].append(x.grad)
+        touched.append(selected)
+    result["touched"] = torch.unique(torch.cat(touched))
+    result["after"] = updated(case, rows, result["touched"], state)
+    return result
+
+
+def updated(case: Case, rows: Tensor, touched: Tensor, state: dict[str, Tensor]) -> Tensor:
+    """The namesake from torch.optim on the touched rows alone, each with the state it had."""
+    assert rows.grad is not None
+    after = rows.detach().clone()
+    rule = {"RowSGD": torch.optim.SGD, "RowAdamW": torch.optim.AdamW}[case.optimizer.__name__]
+    for row in touched.tolist():
+        parameter = rows.detach()[row].clone().requires_grad_()
+        parameter.grad = rows.grad[row]
+        optimizer = rule([parameter], **case.optimizer_options)
+        if rule is torch.optim.SGD and "momentum" in state:
+            optimizer.state[parameter]["momentum_buffer"] = state["momentum"][row].clone()
+        if rule is torch.optim.AdamW:
+            optimizer.state[parameter] = {
+                "step": state["steps"][row, 0].float(),
+                "exp_avg": state["exp_avg"][row].clone(),
+                "exp_avg_sq": state["exp_avg_sq"][row].clone(),
+            }
+        optimizer.step()
+        after[row] = parameter.detach()
+    return after
+
+
+def global_batch(case: Case, step: int, micro: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, labels and weights of all processes, the same wherever it is called."""
+    size = case.batches[step][micro]
+    generator = torch.Generator().manual_seed(1000 * step + micro)
+    embeddings = 3 * torch.randn(size, case.embedding_size, generator=generator, dtype=case.dtype)
+    labels = torch.randint(case.num_classes, (size,), generator=generator)
+    labels[-1] = labels[0]  # a class twice
+    weight = torch.rand(size, generator=generator, dtype=case.dtype) if case.weighted else torch.ones(size)
+    return embeddings, labels, weight.to(case.dtype)
+
+
+def part_of(size: int, rank: int, world_size: int) -> slice:
+    """Unequal parts; the last process may get nothing."""
+    bounds = [0, *sorted(min(size, 3 * (r + 1) + r) for r in range(world_size - 1)), size]
+    return slice(bounds[rank], bounds[rank + 1])
+
+
+def train(case: Case) -> list[dict[str, Any]]:
+    """In a worker: the steps of the case, with everything the reference needs to know."""
+    rank, world_size = rank_and_world()
+    heads.softmax.CHUNK_ROWS = case.chunk_rows
+    head = case.head(
+        case.num_classes, case.embedding_size, margin=copy.deepcopy(case.margin), dtype=case.dtype, **case.options
+    )
+    optimizer = head.optimizer(rule=case.optimizer, **case.optimizer_options)
+    record = _record_selections(head)
+    results = []
+    for step, micro_batches in enumerate(case.batches):
+        record.clear()
+        result: dict[str, Any] = {"losses": [], "gradients": [], "before": head.centers.rows.clone()}
+        result["state"] = {name: tensor.clone() for name, tensor in head.centers.state.items()}
+        graphs = []
+        for micro in range(len(micro_batches)):  # all forwards before the first backward
+            embeddings, labels, weight = global_batch(case, step, micro)
+            mine = part_of(len(labels), rank, world_size)
+            given = [embeddings[mine].clone().requires_grad_(), labels[mine].clone(), weight[mine].clone()]
+            copies = [tensor.detach().clone() for tensor in given]
+            loss = head(*given) if case.weighted else head(*given[:2])
+            graphs.append((loss, given, copies))
+        for loss, given, copies in graphs:
+            (loss / len(micro_batches)).backward()
+            assert all(torch.equal(now, old) for now, old in zip(given, copies, strict=True)), "an input was changed"
+            result["losses"].append(loss.detach())
+            result["gradients"].append(given[0].grad)
+        assert torch.equal(head.centers.rows, result["before"]), "backward changed a row"
+        optimizer.step()
+        optimizer.zero_grad()
+        start = head.centers.shard.start
+        every = torch.arange(head.centers.shard.size)
+        result["selected"] = [start + (every if s.ids is None else s.ids) for s in record]
+        result["log_q"] = [s.log_q for s in record]
+        result["after"] = head.centers.rows.clone()
+        result["state_after"] = {name: tensor.clone() for name, tensor in head.centers.state.items()}
+        results.append(result)
+    return results
+
+
+def _record_selections(head: CenterHead) -> list[Any]:
+    record: list[Any] = []
+    select = head.select
+
+    def recording(embeddings: Tensor, labels: Tensor) -> Any:
+        record.append(select(embeddings, labels))
+        return record[-1]
+
+    head.select = recording  # type: ignore[method-assign]
+    return record
+
+
+def round_trip(case: Case) -> None:
+    """In a worker: state saved after two steps and loaded into a new head continues bit for bit."""
+    rank, world_size = rank_and_world()
+    heads.softmax.CHUNK_ROWS = case.chunk_rows
+
+    def build() -> tuple[CenterHead, Any]:
+        head = case.head(case.num_classes, case.embedding_size, **case.options)
+        return head, head.optimizer(rule=case.optimizer, **case.optimizer_options)
+
+    def step(head: CenterHead, optimizer: Any, number: int) -> Tensor:
+        embeddings, labels, _ = global_batch(case, number, 0)
+        mine = part_of(len(labels), rank, world_size)
+        loss = head(embeddings[mine].requires_grad_(), labels[mine])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    head, optimizer = build()
+    step(head, optimizer, 0)
+    step(head, optimizer, 1)
+    saved, hyper = copy.deepcopy(head.state_dict()), copy.deepcopy(optimizer.state_dict())
+    loss = step(head, optimizer, 2)
+    for state_first in (False, True):
+        again = case.head(case.num_classes, case.embedding_size, **case.options)
+        if state_first:
+            again.load_state_dict(saved)
+        optimizer_again = again.optimizer(rule=case.optimizer, **case.optimizer_options)
+        if not state_first:
+            again.load_state_dict(saved)
+        optimizer_again.load_state_dict(hyper)
+        assert torch.equal(step(again, optimizer_again, 2), loss)
+        assert torch.equal(again.centers.rows, head.centers.rows)
+
+
+def abandoned(case: Case) -> None:
+    """In a worker: a backward whose step never comes leaves no trace in what comes after."""
+    rank, world_size = rank_and_world()
+    embeddings, labels, _ = global_batch(case, 0, 0)
+    mine = part_of(len(labels), rank, world_size)
+    after = []
+    for extra in (False, True):
+        head = case.head(case.num_classes, case.embedding_size, **case.options)
+        optimizer = head.optimizer(**SGD)
+        if extra:
+            head(torch.randn(2, case.embedding_size, requires_grad=True), torch.tensor([0, 1])).backward()
+            optimizer.zero_grad()
+            head.micro_batch = 0  # the same selection as without
+        head(embeddings[mine].clone().requires_grad_(), labels[mine]).backward()
+        optimizer.step()
+        after.append(head.centers.rows.clone())
+    assert torch.equal(*after)

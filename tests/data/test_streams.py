@@ -1,0 +1,78 @@
+"""Batch streams: epochs, processes, resuming, workers."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.sphere import sphere
+from data.streams import BatchLoader, HeldOut, InstanceStream
+
+DATA = sphere(23, size=6, images_per_class=3, num_heldout=5)  # 69 records
+
+
+def records(stream: InstanceStream, number: int) -> list[tuple[float, ...]]:
+    return [tuple(vector) for vector in stream.batch(number)[0].tolist()]
+
+
+def test_an_epoch_holds_every_record_at_most_once():
+    stream = InstanceStream(DATA, 8)
+    assert stream.batches_per_epoch == 8
+    epochs = [[r for number in range(8 * e, 8 * e + 8) for r in records(stream, number)] for e in range(2)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 64
+    assert epochs[0] != epochs[1]
+
+
+def test_labels_belong_to_their_records():
+    examples, labels = InstanceStream(DATA, 69).batch(0)
+    directions = torch.from_numpy(DATA.train.source.directions(np.arange(23)))
+    assert torch.equal(torch.bincount(labels), torch.full((23,), 3))
+    own = (examples * directions[labels]).sum(1)
+    assert own.mean() > 0.5 > (examples @ directions.T).mean()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_processes_share_the_batch_of_one(world_size):
+    whole = InstanceStream(DATA, 8, seed=4)
+    parts = [InstanceStream(DATA, 8, seed=4, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for number in (0, 7, 8, 30):
+        assert [r for part in parts for r in records(part, number)] == records(whole, number)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_continues_with_the_next_batch(num_workers):
+    def loader() -> BatchLoader:
+        return BatchLoader({"instance": InstanceStream(DATA, 8)}, 20, 8, num_workers)
+
+    whole = [batch["instance"][0] for batch in loader()]
+    assert len(whole) == 20
+    first = loader()
+    for _, _ in zip(range(7), first, strict=False):
+        pass
+    state = first.state_dict()
+    assert state == {"samples": 56}  # though workers have fetched more
+    second = loader()
+    second.load_state_dict(state)
+    rest = [batch["instance"][0] for batch in second]
+    assert len(rest) == 13
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[7:], strict=True))
+
+
+def test_resuming_with_another_batch_size():
+    loader = BatchLoader({"instance": InstanceStream(DATA, 4)}, 20, 4)
+    loader.load_state_dict({"samples": 56})
+    assert loader.handed_out == 14
+    with pytest.raises(ValueError, match="batch_size=4"):
+        loader.load_state_dict({"samples": 57})
+
+
+@pytest.mark.parametrize("batch_size", [0, 70])
+def test_impossible_batch_sizes_are_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
+        InstanceStream(DATA, batch_size)
+
+
+def test_heldout_comes_in_order_and_whole():
+    blocks = list(HeldOut(DATA, block=7))
+    assert [len(labels) for _, labels in blocks] == [7] * 5 + [5]
+    assert torch.equal(torch.cat([labels for _, labels in blocks]), torch.arange(40) % 5)

@@ -1,0 +1,53 @@
+"""Runs the commands as a user does, from the repository root, in processes of their own."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from experiments.arguments import CONF
+
+ROOT = Path(__file__).resolve().parents[2]
+# Warnings are errors in the commands too; the exceptions are those of pyproject.toml.
+ENVIRONMENT = {"PYTHONWARNINGS": "error::UserWarning,error::RuntimeWarning", "COLUMNS": "200"}
+SMOKE = ("experiment=smoke", "data.heldout=0.05")
+
+
+def config(*overrides: str) -> DictConfig:
+    """The config that these words give, for use in this process."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, **ENVIRONMENT}
+
+
+def call(*words: object, status: int = 0) -> str:
+    """What `python -m WORDS` prints on both channels; its exit status must be `status`."""
+    done = subprocess.run(
+        command(*words), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == status, printed
+    return printed
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def metrics(folder: Path, name: str) -> dict[int, float]:
+    """step -> value"""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == name}

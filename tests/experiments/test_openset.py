@@ -1,0 +1,64 @@
+"""Open-set metrics against slow and obvious ones."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from experiments import openset
+from experiments.openset import open_set
+
+
+def slow(embeddings: torch.Tensor, labels: torch.Tensor, far: float) -> dict[str, float]:
+    unit = normalize(embeddings.double())
+    genuine, impostor, found, queries = [], [], 0, 0
+    for i in range(len(unit)):
+        scores = [(float(unit[i] @ unit[j]), j) for j in range(len(unit)) if j != i]
+        for score, j in scores:
+            if j > i:
+                (genuine if labels[i] == labels[j] else impostor).append(score)
+        if any(labels[j] == labels[i] for _, j in scores):
+            queries += 1
+            found += int(labels[max(scores)[1]] == labels[i])
+    genuine, impostor = torch.tensor(genuine), torch.tensor(impostor)
+    thresholds = torch.cat([genuine, impostor, torch.tensor([2.0])])
+    accept = torch.stack([(genuine >= t).double().mean() for t in thresholds])
+    false = torch.stack([(impostor >= t).double().mean() for t in thresholds])
+    return {
+        "verification_accuracy": float(((accept + 1 - false) / 2).max()),
+        "tar": float(accept[false <= far].max()),
+        "rank1": found / queries,
+    }
+
+
+@pytest.mark.parametrize("far", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_agrees_with_the_slow_way(far, seed, monkeypatch):
+    monkeypatch.setattr(openset, "BLOCK", 17)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(12, (80,), generator=generator)
+    labels[0] = 99  # a class of one image
+    embeddings = torch.randn(100, 8, generator=generator)[labels] + torch.randn(80, 8, generator=generator)
+    found, exact = open_set(embeddings, labels, far), slow(embeddings, labels, far)
+    assert found["rank1"] == exact["rank1"]
+    assert found["verification_accuracy"] == pytest.approx(exact["verification_accuracy"], abs=1e-3)
+    assert found[f"tar_at_far_{far:.0e}".replace("e-0", "e-")] == pytest.approx(exact["tar"], abs=0.01)
+
+
+def test_perfect_and_useless_embeddings():
+    labels = torch.arange(10).repeat_interleave(3)
+    assert set(open_set(torch.eye(10)[labels], labels).values()) == {1.0}
+    useless = open_set(torch.ones(30, 4), labels)
+    assert useless["verification_accuracy"] == 0.5 and useless["tar_at_far_1e-3"] == 0
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "words"),
+    [
+        (torch.ones(3, 2), torch.tensor([0, 1, 2]), "one with two images"),
+        (torch.ones(3, 2), torch.tensor([0, 0, 0]), "two classes"),
+        (torch.full((3, 2), torch.nan), torch.tensor([0, 0, 1]), "NaN"),
+    ],
+)
+def test_what_is_no_protocol_is_an_error(embeddings, labels, words):
+    with pytest.raises(ValueError, match=words):
+        open_set(embeddings, labels)

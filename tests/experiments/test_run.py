@@ -1,0 +1,152 @@
+"""The real command: what it leaves behind, resume, sweeps, Ctrl-C, and sentences for wrong input."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from experiments.checkpoint import read
+from experiments.train import train
+from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, summary
+
+WANTED = {
+    *("head", "num_classes", "embedding_size", "world_size", "seed", "steps", "epochs", "train/loss"),
+    *("throughput/images_per_second", "head/step_ms", "head/active_classes", "memory/peak_bytes"),
+    *("memory/head_bytes", "val/verification_accuracy", "val/tar_at_far_1e-3", "val/rank1"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """One short run: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run") / "a"
+    printed = call("experiments.run", "head=pfc", "sample_rate=0.1", *SMOKE, f"hydra.run.dir={folder}")
+    return folder, printed
+
+
+def test_what_a_run_leaves_behind(finished):
+    folder, printed = finished
+    found = summary(folder)
+    assert set(found) >= WANTED
+    assert (found["head"], found["steps"], found["world_size"]) == ("PartialFC", 20, 1)
+    assert found["head/active_classes"] == round(0.1 * found["num_classes"])
+    assert found["memory/head_bytes"] == 2 * 4 * 128 * found["num_classes"]
+    assert found["throughput/images_per_second"] > 0 and found["memory/peak_bytes"] > 2**27
+    assert 0 < found["val/rank1"] <= 1
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.head.sample_rate == 0.1 and "${" not in (folder / "config.yaml").read_text()
+    assert list(metrics(folder, "train/loss")) == [5, 10, 15, 20]
+    assert list(metrics(folder, "val/rank1")) == [10, 20]
+    assert metrics(folder, "train/loss")[20] == found["train/loss"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "latest",
+        "step-00000010",
+        "step-00000020",
+    ]
+    assert (folder / "checkpoints" / "latest").resolve().name == "step-00000020"
+    assert len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    assert "val/rank1" in printed and "throughput/images_per_second" in printed and "images/s" in printed
+
+
+def test_resume_in_mid_epoch_continues_bit_for_bit(finished, tmp_path):
+    folder, _ = finished
+    half = folder / "checkpoints" / "step-00000010"
+    again = tmp_path / "b"
+    call("experiments.run", "head=pfc", *SMOKE, f"resume={half}", f"hydra.run.dir={again}")
+    whole, resumed = metrics(folder, "train/loss"), metrics(again, "train/loss")
+    assert resumed == {step: whole[step] for step in (15, 20)}
+    assert metrics(again, "val/rank1")[20] == metrics(folder, "val/rank1")[20]
+    assert_same_rows(folder, again)
+
+
+def test_resume_auto_goes_on_in_the_same_folder(finished, tmp_path):
+    folder, _ = finished
+    again = tmp_path / "c"
+    shutil.copytree(folder, again, symlinks=True)
+    shutil.rmtree(again / "checkpoints" / "step-00000020")
+    call("experiments.run", "head=pfc", *SMOKE, "resume=auto", f"hydra.run.dir={again}")
+    assert metrics(again, "train/loss") == metrics(folder, "train/loss")
+    assert_same_rows(folder, again)
+
+
+def assert_same_rows(one: Path, other: Path) -> None:
+    num_classes = summary(one)["num_classes"]
+    rows = []
+    for folder in (one, other):
+        names = ("head.centers.rows", "head.centers.momentum")
+        empty = {name: torch.empty(num_classes, 128) for name in names}
+        rows.append(read(folder / "checkpoints" / "step-00000020", empty))
+    assert all(torch.equal(rows[0][name], rows[1][name]) for name in ("head.centers.rows", "head.centers.momentum"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["resume=/nowhere"], "resume=/nowhere: holds no checkpoint"),
+        (["embedding_size=64", "resume={}"], "class centers are"),
+        (["optimizer=adamw", "resume={}"], r"holds the row state \['momentum', 'rows'\] but not 'exp_avg'"),
+        (["batch_size=60", "resume={}"], "batch_size=60"),
+        (["resume={}.truncated"], "not a readable checkpoint"),
+    ],
+)
+def test_what_cannot_be_resumed_is_told(finished, overrides, words, tmp_path):
+    saved = finished[0] / "checkpoints" / "step-00000010"
+    broken = saved.with_name(f"{saved.name}.truncated")
+    if not broken.exists():
+        shutil.copytree(saved, broken)
+        (broken / ".metadata").write_bytes((broken / ".metadata").read_bytes()[:100])
+    filled = [override.format(saved) for override in overrides]
+    with pytest.raises(ValueError, match=words):
+        train(config(*SMOKE, *filled, "logger.wandb.mode=disabled"), tmp_path)
+
+
+def test_a_sweep_prints_one_table_and_survives_a_failing_run(tmp_path):
+    words = ["experiments.run", "-m", "head=pfc", "sample_rate=0.05,2,0.5", "seed=0,1", *SMOKE, "trainer.max_steps=4"]
+    printed = call(*words, "logger.wandb.mode=disabled", f"hydra.sweep.dir={tmp_path}", status=1)
+    assert [summary(tmp_path / str(job))["steps"] for job in (0, 1, 4, 5)] == [4] * 4
+    table = printed[printed.index("4 runs") :]
+    assert "0.05" in table and "0.5" in table and "±" in table and "*" in table
+    assert table.count("Left out") == 2 and "sample_rate=2" in printed
+    again = call("experiments.compare", tmp_path)
+    assert again.strip() in printed
+
+
+def test_ctrl_c_ends_with_what_was_measured(tmp_path):
+    words = command("experiments.run", *SMOKE, "trainer.max_steps=5000", "evaluate.interval=null")
+    words += ["checkpoint.interval=null", f"hydra.run.dir={tmp_path}", "logger.wandb.mode=disabled"]
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path, "train/loss")) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    found = summary(tmp_path)
+    assert found["status"] == "interrupted" and 10 <= found["steps"] < 5000 and found["train/loss"] > 0
+    assert (tmp_path / "checkpoints" / f"step-{found['steps']:08d}").exists()
+    assert "interrupted" in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["head=full", "sample_rate=0.1"], "sample_rate: no option of head=full; it belongs to head=pfc"),
+        (["head=pfc", "sample_rte=0.1"], "sample_rte: no such option; did you mean 'sample_rate'?"),
+        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of full, pfc"),
+        (["sample_rate=0"], "sample_rate=0: must lie in (0, 1]"),
+        (["sample_rate=1.5"], "sample_rate=1.5: must lie in (0, 1]"),
+        (["data=sphere"], "backbone=tiny takes images, the data gives vectors of [128]: use backbone=mlp"),
+    ],
+)
+def test_wrong_options_get_a_sentence(overrides, words, tmp_path):
+    printed = call("experiments.run", *overrides, f"hydra.run.dir={tmp_path}", status=1)
+    assert words in printed and "Traceback" not in printed

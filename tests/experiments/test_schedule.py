@@ -1,0 +1,16 @@
+import pytest
+
+from experiments.schedule import polynomial
+
+
+def test_warm_up_then_polynomial_decay():
+    factor = polynomial(100, warmup=0.1, power=2)
+    assert [factor(0), factor(4), factor(9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert [factor(10), factor(55), factor(100)] == pytest.approx([1.0, 0.25, 0.0])
+    rising = [factor(step) for step in range(10)]
+    falling = [factor(step) for step in range(10, 101)]
+    assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
+
+
+def test_without_warm_up():
+    assert polynomial(10, warmup=0, power=1)(5) == 0.5

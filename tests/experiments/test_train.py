@@ -1,0 +1,105 @@
+"""One training in this process: every committed config starts, a user's backbone, precision, accumulation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.arguments import CONF
+from experiments.train import train
+from tests.experiments.commands import config, metrics, summary
+
+CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+
+
+def run(folder: Path, *overrides: str) -> dict[str, float]:
+    short = ["experiment=smoke", "trainer.max_steps=2", "logger.wandb.mode=disabled", "trainer.accelerator=cpu"]
+    if not any(override == "data=sphere" for override in overrides):
+        short.append("data.heldout=0.01")
+    folder.mkdir(exist_ok=True)
+    assert train(config(*short, *overrides), folder) == 0
+    return summary(folder)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_committed_config_starts(choice, tmp_path):
+    extra = {"data=sphere": ["backbone=mlp"], "backbone=iresnet": ["backbone.depth=18", "batch_size=8"]}
+    overrides = [choice, *extra.get(choice, [])]
+    found = run(tmp_path, *overrides)
+    assert found["status"] == "finished" and found["steps"] == 2 and found["train/loss"] > 0
+
+
+def test_a_million_classes_without_storage(tmp_path):
+    found = run(tmp_path, "data=sphere", "data.num_classes=200000", "data.tail=1", "backbone=mlp", "sample_rate=0.01")
+    assert found["num_classes"] == 200_000 and found["head/active_classes"] == 2000
+
+
+class Users(torch.nn.Module):
+    """A backbone that knows nothing of input_shape."""
+
+    def __init__(self, embedding_size: int, bad: bool = False):
+        super().__init__()
+        self.fc = torch.nn.Linear(1024, embedding_size + bad)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+
+def test_a_users_own_backbone(tmp_path):
+    assert run(tmp_path, "backbone._target_=tests.experiments.test_train.Users")["steps"] == 2
+
+
+def test_a_backbone_of_another_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"gives \[2, 129\] .* embedding_size=128"):
+        run(tmp_path, "backbone._target_=tests.experiments.test_train.Users", "+backbone.bad=true")
+
+
+def test_bf16_mixed_differs_a_little(tmp_path):
+    plain = run(tmp_path / "a", "trainer.precision=32-true")["train/loss"]
+    mixed = run(tmp_path / "b", "trainer.precision=bf16-mixed")["train/loss"]
+    assert plain != mixed and mixed == pytest.approx(plain, rel=0.05)
+
+
+def test_accumulation_is_one_large_batch(tmp_path):
+    """Without BatchNorm and clipping, 2 x 32 images make the step of 64."""
+    common = ["backbone=mlp", "data.augment=false", "trainer.gradient_clip_val=null", "head=full", "optimizer.lr=0.01"]
+    common += ["trainer.max_steps=4", "trainer.log_interval=1"]
+    run(tmp_path / "a", *common, "batch_size=64")
+    run(tmp_path / "b", *common, "batch_size=32", "trainer.accumulate_grad_batches=2")
+    one, two = (metrics(tmp_path / name, "train/loss") for name in "ab")
+    assert list(one) == [1, 2, 3, 4]
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-5)
+
+
+def test_workers_give_the_same_training(tmp_path):
+    alone = run(tmp_path / "a", "num_workers=0")["train/loss"]
+    assert run(tmp_path / "b", "num_workers=1")["train/loss"] == alone
+
+
+def test_epochs_set_the_steps(tmp_path):
+    found = run(tmp_path, "trainer.max_steps=null", "trainer.max_epochs=0.05", "batch_size=256")
+    assert found["steps"] == round(0.05 * (found["steps"] / found["epochs"])) and found["epochs"] < 0.06
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.max_epochs=1"], r"trainer.max_steps=2, trainer.max_epochs=1: give one"),
+        (["trainer.precision=16"], "trainer.precision=16: must be one of 32-true, bf16-mixed"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator='tpu'"),
+        (["trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0"),
+        (["batch_size=1000000"], "batch_size=1000000: must lie between"),
+        (["optimizer.warmup=2"], "optimizer.warmup=2"),
+        (["evaluate.far=0"], "evaluate.far=0"),
+        (["evaluate.interval=0"], "evaluate.interval=0"),
+        (["checkpoint.keep=0"], "checkpoint.keep=0"),
+        (["trainer.log_interval=0"], "trainer.log_interval=0"),
+        (["logger.wandb.mode=on"], "logger.wandb.mode="),
+        (["data.characters=runes"], "data.characters='runes'"),
+        (["embedding_size=0"], "embedding_size=0"),
+        (["seed=-1"], "seed=-1"),
+    ],
+)
+def test_bad_options_are_refused(overrides, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path, *overrides)

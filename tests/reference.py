@@ -1,0 +1,73 @@
+"""What the heads compute, in a few lines of plain dense torch that a reader can check by eye.
+
+Written for float64; run in float32 it is the naive implementation whose error ours is held against.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+TargetRule = Callable[[Tensor], Tensor]
+
+
+def cosface(cos: Tensor, m: float = 0.4) -> Tensor:
+    return cos - m
+
+
+def arcface(cos: Tensor, m: float = 0.5) -> Tensor:
+    theta = torch.acos(cos)
+    return torch.where(theta + m < math.pi, torch.cos(theta + m), cos - m * math.sin(m))
+
+
+def combined(cos: Tensor, m1: float = 1.2, m2: float = 0.3, m3: float = 0.2) -> Tensor:
+    theta = torch.acos(cos)
+    last = (math.pi - m2) / m1
+    beyond = -1 - (math.cos(last) - cos)
+    return torch.where(theta < last, torch.cos(m1 * theta + m2), beyond) - m3
+
+
+def plain(cos: Tensor) -> Tensor:
+    return cos
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A margin by its formula."""
+
+    target: TargetRule = plain
+    s: float = 64.0
+    normalized: bool = True
+    filter_above: float | None = None
+
+
+def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: Tensor, log_q: Tensor | None) -> Tensor:
+    """Mean over the batch; `rows` are the active ones and `targets` positions among them."""
+    if rule.normalized:
+        cos = normalize(embeddings) @ normalize(rows).T
+    else:
+        cos = embeddings @ rows[:, :-1].T + rows[:, -1]
+    own = torch.nn.functional.one_hot(targets, len(rows)).bool()
+    logits = rule.s * torch.where(own, rule.target(cos), cos)
+    if rule.filter_above is not None:
+        logits = torch.where(~own & (cos > rule.filter_above), -torch.inf, logits)
+    if log_q is not None:
+        logits = logits - log_q
+    losses = cross_entropy(logits, targets, reduction="none")
+    return (weight * losses).sum() / weight.sum()
+
+
+def close(ours: Tensor, exact: Tensor, naive: Tensor, what: str) -> None:
+    """At most twice the largest error of the naive implementation, plus 4 ulp of the largest value."""
+    error, allowed = largest(ours.double() - exact), 2 * largest(naive.double() - exact)
+    if ours.dtype == torch.float64:
+        allowed = 1e-13 * largest(exact)  # the reference itself is no better
+    ulp = torch.finfo(ours.dtype).eps * 2 ** math.floor(math.log2(max(largest(exact), 1e-30)))
+    assert error <= allowed + 4 * ulp, f"{what}: error {error:.3g}, naive {allowed / 2:.3g}, ulp {ulp:.3g}"
+
+
+def largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0

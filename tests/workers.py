@@ -1,0 +1,66 @@
+"""Process groups for tests: gloo workers that stay up for the whole session, one group per world size."""
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class WorkerGroup:
+    """`run(function, *arguments)` calls a module-level function in every process and lists what they return."""
+
+    def __init__(self, world_size: int):
+        self.world_size = world_size
+        self.folder = tempfile.TemporaryDirectory()
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            arguments = (rank, world_size, f"file://{self.folder.name}/store", theirs)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        for pipe in self.pipes:
+            pipe.send((function, arguments))
+        results = [pipe.recv() for pipe in self.pipes]
+        failures = [f"rank {rank}:\n{trace}" for rank, (_, trace) in enumerate(results) if trace]
+        if failures:
+            raise AssertionError("\n".join(failures))
+        return [result for result, _ in results]
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join(30)
+        self.folder.cleanup()
+
+
+def _serve(rank: int, world_size: int, store: str, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        )
+    while (job := pipe.recv()) is not None:
+        function, arguments = job
+        try:
+            pipe.send((function(*arguments), None))
+        except BaseException:
+            pipe.send((None, traceback.format_exc()))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Inside a worker."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
