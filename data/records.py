@@ -93,9 +93,8 @@ class LmdbArrays:
 
     def read(self, indices: Indices) -> Tensor:
         images = np.empty((len(indices), *self.shape), dtype=np.uint8)
-        with opened(self.path, Path(self.path, "data.mdb").stat().st_ino, os.getpid()).begin(
-            buffers=True
-        ) as transaction:
+        environment = opened(self.path, Path(self.path, "data.mdb").stat().st_ino)
+        with environment.begin(buffers=True) as transaction:
             for place, index in enumerate(indices):
                 value = transaction.get(key_of(self.start + int(index)))
                 if value is None:
@@ -105,12 +104,16 @@ class LmdbArrays:
 
 
 @lru_cache(maxsize=8)
-def opened(path: str, inode: int, process: int) -> lmdb.Environment:
-    """The environment at `path`, one a process: LMDB refuses a second, and handles do not survive a fork.
+def opened(path: str, inode: int) -> lmdb.Environment:
+    """The environment at `path`, one for the whole process, since LMDB refuses a second.
 
     `inode` tells a file that was made anew from the one it replaced.
     """
     return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+
+
+# An environment must not be used across a fork: workers open their own.
+os.register_at_fork(after_in_child=opened.cache_clear)
 
 
 def key_of(index: int) -> bytes:

@@ -7,6 +7,7 @@ itself. A checkpoint is written aside, flushed, renamed, and only then does `lat
 
 import io
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -159,6 +160,12 @@ def find(resume: str | None, run_folder: Path) -> Path | None:
 def checkpoints_in(folder: Path) -> list[Path]:
     """The complete ones, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / ".metadata").exists())
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step that its name tells; 0 for none, or one that was renamed."""
+    named = re.fullmatch(r"step-(\d+)", checkpoint.name) if checkpoint else None
+    return int(named[1]) if named else 0
 
 
 def flush(folder: Path) -> None:

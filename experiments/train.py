@@ -17,7 +17,7 @@ import wandb
 from omegaconf import DictConfig, OmegaConf
 
 from .build import build
-from .checkpoint import Checkpoints, SingleDevice, find
+from .checkpoint import Checkpoints, SingleDevice, find, step_of
 from .evaluation import Evaluation
 from .logs import MetricsCSV, wandb_logger
 from .module import HeadModule
@@ -65,7 +65,7 @@ def train(config: DictConfig, folder: Path) -> int:
         ProgressBar(recorder, config.trainer.log_interval),
         interrupt,
     ]
-    loggers = [MetricsCSV(folder, resumed_step=int(checkpoint.name[5:]) if checkpoint else 0)]
+    loggers = [MetricsCSV(folder, resumed_step=step_of(checkpoint))]
     if (wandb_run := wandb_logger(config, folder)) is not None:
         loggers.append(wandb_run)  # type: ignore[arg-type]
     trainer = L.Trainer(
