@@ -1,4 +1,4 @@
-"""A perceptron for vectors. Without normalisation layers, so that it trains the same on any number of processes."""
+"""A perceptron for vectors. Without batch norm, so that it trains the same on any number of processes."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between; images are flattened.
+    """Linear layers, layer norm and ReLU between; images are flattened.
 
     Args:
         hidden: widths of the layers between input and embedding.
@@ -19,7 +19,7 @@ class MLP(nn.Module):
         widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU()]
+            layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], embedding_size))
 
     def forward(self, vectors: Tensor) -> Tensor:
