@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from .batch import check_embeddings, check_labels, check_values, gather
 from .centers import ClassCenters
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size
 from .margins import CosFace, Margin
@@ -156,35 +157,36 @@ class CenterHead(Head):
             ValueError: wrong shapes, labels outside [0, C), NaN or Inf among the embeddings; on all
                 processes alike where the fault lies in the values.
         """
-        self._check_shapes(embeddings, labels, weight)
+        check_embeddings(embeddings, self.embedding_size)
+        check_labels(embeddings, labels, weight)
         if self.training and torch.is_grad_enabled() and not embeddings.requires_grad:
             embeddings = embeddings.detach().requires_grad_()  # a frozen backbone still trains the rows
         with self.stopwatch("forward", embeddings.device), torch.autocast(embeddings.device.type, enabled=False):
             x_nD = self._to_rows_space(embeddings)
-            x_ND, labels_N, weight_N, start = self._gather(x_nD, labels, weight)
-            self._check_values(x_ND, labels_N, weight_N)
-            selection = self.select(x_ND, labels_N) if self.training else Selection()
+            batch = gather(x_nD, labels, weight, self.process_group)
+            check_values(batch, self.centers.shard.num_classes, self.step)
+            selection = self.select(batch.x_ND, batch.labels_N) if self.training else Selection()
             ids, num_local = selection.ids, self.centers.shard.size
             num_active = num_local if ids is None else len(ids)
             if self.training:
-                self._count(num_active, labels_N)
+                self._count(num_active, batch.labels_N)
             softmax = MarginSoftmax(
-                x_ND,
-                weight_N,
-                position_N=self._positions(ids, labels_N),
+                batch.x_ND,
+                batch.weight_N,
+                position_N=self._positions(ids, batch.labels_N),
                 read=lambda index: self.centers.read(index if ids is None else ids[index]),
                 num_rows=num_active,
                 margin=self.margin,
                 log_q_K=selection.log_q,
                 group=self.process_group,
             )
-            kept_bytes = num_active * len(x_ND) * x_ND.element_size() + self.pending.kept_bytes
+            kept_bytes = num_active * len(batch.x_ND) * x_nD.element_size() + self.pending.kept_bytes
             keep = x_nD.requires_grad and kept_bytes <= self.logits_budget_mb * 2**20
             training = self.training
             return streamed_loss(
                 x_nD,
                 softmax,
-                start=start,
+                start=batch.start,
                 keep=keep,
                 on_backward=lambda gradient: self.pending.append(ids, gradient) if training else None,
                 clock=self.stopwatch,
@@ -208,7 +210,7 @@ class CenterHead(Head):
         shard = self.centers.shard
         if not 1 <= k <= shard.num_classes:
             raise ValueError(f"k={k}: must lie between 1 and the number of classes, {shard.num_classes}")
-        self._check_shapes(embeddings, None, None)
+        check_embeddings(embeddings, self.embedding_size)
         with torch.autocast(embeddings.device.type, enabled=False):
             x_nD = self._to_rows_space(embeddings)
             sizes = gather_sizes(len(x_nD), x_nD.device, self.process_group)
@@ -256,15 +258,6 @@ class CenterHead(Head):
             return torch.nn.functional.normalize(x_nD, eps=MIN_NORM)
         return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
 
-    def _gather(self, x_nD: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor, int]:
-        """The global batch and where this process's part starts in it; three collectives."""
-        group = self.process_group
-        weight_n = x_nD.new_ones(len(x_nD)) if weight is None else weight.detach().to(x_nD)
-        sizes = gather_sizes(len(x_nD), x_nD.device, group)
-        packed = gather_rows(torch.cat([x_nD.detach(), weight_n[:, None]], dim=1), sizes, group)
-        labels_N = gather_rows(labels.to(x_nD.device, torch.int64), sizes, group)
-        return packed[:, :-1].contiguous(), labels_N, packed[:, -1].contiguous(), sum(sizes[: rank_and_size(group)[0]])
-
     def _positions(self, ids: Tensor | None, labels_N: Tensor) -> Tensor:
         """Where each sample's class stands among the active rows (N,), -1 if another process owns it."""
         local_N = self.centers.shard.local(labels_N)
@@ -288,41 +281,3 @@ class CenterHead(Head):
                 "negative was sampled; sample more classes or use a smaller batch",
                 stacklevel=3,
             )
-
-    def _check_shapes(self, embeddings: Tensor, labels: Tensor | None, weight: Tensor | None) -> None:
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size or not embeddings.is_floating_point():
-            raise ValueError(
-                f"embeddings of {list(embeddings.shape)} {embeddings.dtype}: "
-                f"(batch, embedding_size={self.embedding_size}) of a float dtype is needed"
-            )
-        if labels is None:
-            return
-        if labels.shape != embeddings.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(
-                f"labels of {list(labels.shape)} {labels.dtype}: one integer class id for each of the "
-                f"{len(embeddings)} embeddings is needed"
-            )
-        if weight is not None and weight.shape != labels.shape:
-            raise ValueError(
-                f"weight of {list(weight.shape)}: one number for each of the {len(labels)} labels is needed"
-            )
-
-    def _check_values(self, x_ND: Tensor, labels_N: Tensor, weight_N: Tensor) -> None:
-        """On the gathered batch, so that all processes raise together."""
-        num_classes = self.centers.shard.num_classes
-        if len(x_ND) == 0:
-            raise ValueError("the batches of all processes are empty")
-        outside = (labels_N < 0) | (labels_N >= num_classes)
-        if outside.any():
-            raise ValueError(
-                f"label {int(labels_N[outside][0])} at step {self.step}: class ids must lie in "
-                f"[0, num_classes={num_classes})"
-            )
-        broken = ~torch.isfinite(x_ND).all(dim=1)
-        if broken.any():
-            raise ValueError(
-                f"embeddings hold NaN or Inf at step {self.step}: {int(broken.sum())} of {len(x_ND)} samples of the "
-                "global batch; a lower learning rate, warm-up or gradient clipping usually cures it"
-            )
-        if not (torch.isfinite(weight_N).all() and (weight_N >= 0).all() and weight_N.sum() > 0):
-            raise ValueError(f"weight at step {self.step}: must be finite, not negative, and not all zero")

@@ -6,13 +6,26 @@ rule matches its torch.optim namesake on the rows that take part. Row state live
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .head import CenterHead
+from .centers import ClassCenters
+from .pending import PendingGradients
+from .stopwatch import Stopwatch
+
+
+class RowOwner(Protocol):
+    """What a row optimizer needs of a head."""
+
+    centers: ClassCenters
+    pending: PendingGradients
+    stopwatch: Stopwatch
+    step: int
+
+    def advance(self) -> None:
+        """Called after each step."""
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -21,7 +34,7 @@ class RowOptimizer(torch.optim.Optimizer):
     Subclasses name their row state and update a chunk of rows in place.
     """
 
-    def __init__(self, head: "CenterHead", defaults: dict[str, Any]):
+    def __init__(self, head: RowOwner, defaults: dict[str, Any]):
         super().__init__([{"params": []}], defaults)
         self.head = head
         head.centers.claim(self.row_state(head.centers.rows.shape[1]))
@@ -68,7 +81,7 @@ class RowSGD(RowOptimizer):
 
     def __init__(
         self,
-        head: "CenterHead",
+        head: RowOwner,
         lr: float,
         *,
         momentum: float = 0.0,
@@ -106,7 +119,7 @@ class RowAdamW(RowOptimizer):
 
     def __init__(
         self,
-        head: "CenterHead",
+        head: RowOwner,
         lr: float,
         *,
         betas: tuple[float, float] = (0.9, 0.999),

@@ -1,0 +1,74 @@
+"""The global batch: gathered from all processes, and checked where all of them see it.
+
+Faults in values are looked for on the gathered tensors, so that all processes raise together.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from .collectives import gather_rows, gather_sizes, rank_and_size
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """Embeddings (N, D), labels (N,) int64 and weights (N,) of all processes in rank order.
+
+    `start` is where this process's samples begin.
+    """
+
+    x_ND: Tensor
+    labels_N: Tensor
+    weight_N: Tensor
+    start: int
+
+
+def gather(x_nD: Tensor, labels: Tensor, weight: Tensor | None, group: ProcessGroup | None) -> GlobalBatch:
+    """Three collectives: sizes, embeddings with weights, labels."""
+    weight_n = x_nD.new_ones(len(x_nD)) if weight is None else weight.detach().to(x_nD)
+    sizes = gather_sizes(len(x_nD), x_nD.device, group)
+    packed = gather_rows(torch.cat([x_nD.detach(), weight_n[:, None]], dim=1), sizes, group)
+    labels_N = gather_rows(labels.to(x_nD.device, torch.int64), sizes, group)
+    start = sum(sizes[: rank_and_size(group)[0]])
+    return GlobalBatch(packed[:, :-1].contiguous(), labels_N, packed[:, -1].contiguous(), start)
+
+
+def check_embeddings(embeddings: Tensor, embedding_size: int) -> None:
+    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
+        raise ValueError(
+            f"embeddings of {list(embeddings.shape)} {embeddings.dtype}: "
+            f"(batch, embedding_size={embedding_size}) of a float dtype is needed"
+        )
+
+
+def check_labels(embeddings: Tensor, labels: Tensor, weight: Tensor | None) -> None:
+    if labels.shape != embeddings.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels of {list(labels.shape)} {labels.dtype}: one integer class id for each of the "
+            f"{len(embeddings)} embeddings is needed"
+        )
+    if weight is not None and weight.shape != labels.shape:
+        raise ValueError(f"weight of {list(weight.shape)}: one number for each of the {len(labels)} labels is needed")
+
+
+def check_values(batch: GlobalBatch, num_classes: int, step: int) -> None:
+    """Class ids in range, finite embeddings, weights that have a mean."""
+    if len(batch.x_ND) == 0:
+        raise ValueError("the batches of all processes are empty")
+    outside = (batch.labels_N < 0) | (batch.labels_N >= num_classes)
+    if outside.any():
+        raise ValueError(
+            f"label {int(batch.labels_N[outside][0])} at step {step}: class ids must lie in "
+            f"[0, num_classes={num_classes})"
+        )
+    broken = ~torch.isfinite(batch.x_ND).all(dim=1)
+    if broken.any():
+        raise ValueError(
+            f"embeddings hold NaN or Inf at step {step}: {int(broken.sum())} of {len(broken)} samples of the "
+            "global batch; a lower learning rate, warm-up or gradient clipping usually cures it"
+        )
+    weight_N = batch.weight_N
+    if not (torch.isfinite(weight_N).all() and (weight_N >= 0).all() and weight_N.sum() > 0):
+        raise ValueError(f"weight at step {step}: must be finite, not negative, and not all zero")
