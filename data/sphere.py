@@ -41,6 +41,7 @@ def sphere(
         num_heldout: classes to judge on.
         seed: of everything.
     """
+    num_classes = whole("data.num_classes", num_classes)
     for name, value, low in (
         ("num_classes", num_classes, 2),
         ("size", size, 2),
@@ -62,6 +63,13 @@ def sphere(
         prepare=_unchanged,
         augment=no_augmentation,
     )
+
+
+def whole(name: str, value: float) -> int:
+    """1e7 on a command line is a float; a whole one will do."""
+    if value != int(value):
+        raise ValueError(f"{name}={value}: must be a whole number")
+    return int(value)
 
 
 @dataclass(frozen=True)

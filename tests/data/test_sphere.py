@@ -7,7 +7,7 @@ from data.sphere import sphere
 
 
 def test_ten_million_classes_cost_nothing():
-    data = sphere(10**7)
+    data = sphere(1e7)  # as a command line gives it
     assert len(data.train) == 10**8 and data.train.num_classes == 10**7
     indices = np.array([0, 10**8 - 1])
     assert data.train.source.read(indices).shape == (2, 128)
@@ -51,7 +51,9 @@ def test_heldout_classes_are_others():
     assert np.abs(train @ heldout.T).max() < 0.6
 
 
-@pytest.mark.parametrize("options", [{"num_classes": 1}, {"noise": -1}, {"tail": -1}, {"conflict": 2}, {"size": 1}])
+@pytest.mark.parametrize(
+    "options", [{"num_classes": 1}, {"noise": -1}, {"tail": -1}, {"conflict": 2}, {"size": 1}, {"num_classes": 2.5}]
+)
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match=f"data.{next(iter(options))}="):
         sphere(**{"num_classes": 10, **options})
