@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def check(arguments: list[str]) -> None:
+def check(arguments: list[str], primary: str = "config") -> None:
     """Raises ValueError for a group choice or an option that the composed config does not have."""
     overrides = OverridesParser.create().parse_overrides([word for word in arguments if "=" in word])
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
@@ -29,13 +29,13 @@ def check(arguments: list[str]) -> None:
     for combination in product(*chosen.values()):
         choices = [f"{group}={name}" for group, name in zip(chosen, combination, strict=True)]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", choices)
+            config = compose(primary, choices)
         for override in overrides:
             key = override.key_or_group
             if key in groups or key.split(".")[0] == "hydra" or override.is_add() or override.is_force_add():
                 continue
             if not _has(config, key):
-                raise ValueError(_unknown(key, " ".join(choices), config))
+                raise ValueError(_unknown(key, " ".join(choices), config, primary))
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
@@ -55,27 +55,28 @@ def _has(config: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and last in node
 
 
-def _unknown(key: str, choices: str, config: DictConfig) -> str:
+def _unknown(key: str, choices: str, config: DictConfig, primary: str) -> str:
     owners = []
     for path in sorted(CONF.glob("*/*.yaml")):
         is_global = path.read_text().startswith("# @package _global_")
         if is_global and _has(OmegaConf.load(path), key):  # type: ignore[arg-type]
             owners.append(f"{path.parent.name}={path.stem}")
     if owners:
-        chosen = ", ".join(choice for choice in _defaults(choices) if choice.split("=")[0] == owners[0].split("=")[0])
+        group = owners[0].split("=")[0]
+        chosen = ", ".join(choice for choice in _defaults(choices, primary) if choice.startswith(f"{group}="))
         return f"{key}: no option of {chosen}; it belongs to {' and '.join(owners)}"
     hint = did_you_mean(key, _all_keys(config))
-    return f"{key}: no such option; {hint}`python -m experiments.run --cfg job` lists them all"
+    return f"{key}: no such option; {hint}`--cfg job` lists them all"
 
 
-def _defaults(choices: str) -> list[str]:
+def _defaults(choices: str, primary: str) -> list[str]:
     """The choice of every group, as given or by default."""
     chosen = dict(choice.split("=") for choice in choices.split())
-    for default in OmegaConf.load(CONF / "config.yaml").defaults:
+    for default in OmegaConf.load(CONF / f"{primary}.yaml").defaults:
         if isinstance(default, DictConfig):
-            for group, name in default.items():
-                chosen.setdefault(str(group), str(name))
-    return [f"{group}={name}" for group, name in chosen.items()]
+            for group, choice in default.items():
+                chosen.setdefault(str(group), str(choice))
+    return [f"{group}={choice}" for group, choice in chosen.items()]
 
 
 def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:

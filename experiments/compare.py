@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .recorder import readable
 
@@ -57,8 +58,10 @@ def show(paths: list[Path]) -> None:
             f"no run under {', '.join(map(str, paths))}: a run's folder holds config.yaml and summary.json"
         )
     console = Console()
-    if finished:
-        console.print(table(finished))
+    if not console.is_terminal:
+        console.width = 1000  # a file has no edge
+    for table in tables(finished, console.width) if finished else []:
+        console.print(table)
     for folder, why in unfinished:
         console.print(f"Left out: {folder} ({why})", soft_wrap=True, highlight=False)
 
@@ -89,39 +92,53 @@ def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     return finished, unfinished
 
 
-def table(runs: list[Run]) -> Table:
-    """One line for each head and set of options, mean and spread over its seeds."""
+def tables(runs: list[Run], width: int) -> list[Table]:
+    """One line for each head and set of options, mean and spread over its seeds.
+
+    As many tables as it takes for no line to be wider than `width` characters.
+    """
     shown = differing(runs)
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         key = (run.summary["head"], *(str(run.options.get(name, "")) for name in shown))
         groups.setdefault(key, []).append(run)
-    figures = {
-        title: [[float(run.summary[name]) for run in members if name in run.summary] for members in groups.values()]
-        for title, (name, _) in FIGURES.items()
-    }
-    result = Table(title=f"{len(runs)} runs; * best", title_justify="left")
-    for title in ("head", *shown, "runs"):
-        result.add_column(title)
-    for title, columns in figures.items():
+    keys = [(*key, str(len(members))) for key, members in groups.items()]
+    key_titles = ("head", *shown, "runs")
+    figures: dict[str, list[str]] = {}
+    for title, (name, _) in FIGURES.items():
+        columns = [[float(run.summary[name]) for run in members if name in run.summary] for members in groups.values()]
         if any(columns):
-            result.add_column(title, justify="right")
-    for line, (key, members) in enumerate(groups.items()):
-        cells = [_cell(title, columns, line, len(groups) > 1) for title, columns in figures.items() if any(columns)]
-        result.add_row(*key, str(len(members)), *cells)
+            figures[title] = [_cell(title, columns, line) for line in range(len(groups))]
+    key_width = sum(_width(title, [key[i] for key in keys]) for i, title in enumerate(key_titles)) + 1
+    result: list[Table] = []
+    left = 0
+    for title, cells in figures.items():
+        left -= _width(title, cells)
+        if left < 0 or not result:
+            caption = f"{len(runs)} runs; mean ± deviation over seeds; * best" if not result else None
+            result.append(Table(*key_titles, title=caption, title_justify="left"))
+            for key in keys:
+                result[-1].add_row(*key)
+            left = width - key_width - _width(title, cells)
+        result[-1].add_column(title, justify="right", no_wrap=True)
+        result[-1].columns[-1]._cells = list(cells)
     return result
 
 
+def _width(title: str, cells: list[str]) -> int:
+    """Of a column with its borders."""
+    return max(Text.from_markup(cell).cell_len for cell in (title, *cells)) + 3
+
+
 def differing(runs: list[Run]) -> list[str]:
-    """Options that are not the same in all runs; of those that always agree, the shortest name."""
+    """Options that are not the same in all runs that have them; of those that always agree, the shortest name."""
     names = sorted({name for run in runs for name in run.options}, key=lambda name: (name.count("."), name))
     by_values: dict[tuple[str, ...], str] = {}
     for name in names:
-        if name.startswith(NOT_OPTIONS):
-            continue
-        values = tuple(str(run.options.get(name, "")) for run in runs)
-        if len(set(values)) > 1:
-            by_values.setdefault(values, name)
+        if not name.startswith(NOT_OPTIONS):
+            values = tuple(str(run.options.get(name, "")) for run in runs)
+            if len({value for value, run in zip(values, runs, strict=True) if name in run.options}) > 1:
+                by_values.setdefault(values, name)
     return list(by_values.values())
 
 
@@ -135,7 +152,7 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else str(name)
 
 
-def _cell(title: str, columns: list[list[float]], line: int, compared: bool) -> str:
+def _cell(title: str, columns: list[list[float]], line: int) -> str:
     values = columns[line]
     if not values:
         return ""
@@ -145,7 +162,8 @@ def _cell(title: str, columns: list[list[float]], line: int, compared: bool) -> 
     text = _figure(name, mean)
     if len(values) > 1:
         text += f" ± {_figure(name, statistics.stdev(values))}"
-    if compared and more_is_better is not None and mean == (max if more_is_better else min)(means):
+    # A figure that is the same everywhere has no best.
+    if more_is_better is not None and len(set(means)) > 1 and mean == (max if more_is_better else min)(means):
         text = f"[bold]{text} *[/bold]"
     return text
 

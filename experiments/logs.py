@@ -1,7 +1,6 @@
 """Loggers: metrics.csv always, Weights & Biases by config."""
 
 import csv
-import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -54,8 +53,6 @@ def wandb_logger(config: DictConfig, folder: Path) -> WandbLogger | None:
         raise ValueError(f"logger.wandb.mode={options.mode!r}: must be one of {', '.join(modes)}")
     if options.mode == "disabled":
         return None
-    if options.mode == "offline":
-        os.environ.setdefault("WANDB_SILENT", "true")  # how to upload is in the README
     return WandbLogger(
         project=options.project,
         entity=options.entity,

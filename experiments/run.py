@@ -5,6 +5,7 @@ So each run of a sweep has processes, memory and loggers of its own, and the tra
 neither Hydra nor how it was started.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -37,19 +38,21 @@ def job(config: DictConfig) -> None:
                 config.logger.wandb.group = f"{_sweep.parent.name}/{_sweep.name}"
     OmegaConf.resolve(config)
     OmegaConf.save(config, folder / "config.yaml")
-    status = start([sys.executable, "-m", "experiments.train", str(folder)])
+    # Read when wandb is imported. How to upload an offline run is in the README.
+    silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
+    status = start([sys.executable, "-m", "experiments.train", str(folder)], {**silent, **os.environ})
     if status == INTERRUPTED or (status and not sweeping):
         sys.exit(status)
     if status:
         raise RuntimeError(f"run {settings.job.num} failed with status {status}: {folder}")
 
 
-def start(command: list[str]) -> int:
+def start(command: list[str], environment: dict[str, str]) -> int:
     """Runs the command, passing on Ctrl-C and SIGTERM; its exit status, negative if a signal ended it.
 
     It gets a process group of its own, so that Ctrl-C at a terminal reaches it once, through here.
     """
-    process = subprocess.Popen(command, process_group=0)
+    process = subprocess.Popen(command, env=environment, process_group=0)
     previous = {
         number: signal.signal(number, lambda number, frame: process.send_signal(number))
         for number in (signal.SIGINT, signal.SIGTERM)

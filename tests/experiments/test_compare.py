@@ -33,7 +33,7 @@ def test_means_over_seeds_and_the_best_marked(tmp_path, capsys, monkeypatch):
     assert len(lines) == 2
     assert "0.8500 ± 0.0707" in lines[0] and "*" not in lines[0]
     assert "0.9100 ± 0.0141 *" in lines[1]
-    assert out.count("sample_rate") == 1 and "seed" not in out
+    assert out.count("sample_rate") == 1 and "seed " not in out
 
 
 def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, monkeypatch):
@@ -64,5 +64,26 @@ def test_paths_without_runs_are_refused(tmp_path):
 def test_one_run_has_no_best(tmp_path):
     a_run(tmp_path / "0", 0.1, 0, 0.8)
     console = Console(width=150, record=True)
-    console.print(compare.table(compare.load([tmp_path])[0]))
-    assert "0.8000 *" not in console.export_text()
+    console.print(*compare.tables(compare.load([tmp_path])[0], 150))
+    text = console.export_text()
+    assert "0.8000" in text and "0.8000 *" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_tables_fit_the_terminal(width, tmp_path):
+    for seed in (0, 1):
+        a_run(tmp_path / str(seed), 0.1, seed, 0.8 + 0.01 * seed)
+        a_run(tmp_path / f"{seed}b", 0.5, seed, 0.85)
+    console = Console(width=width, record=True, force_terminal=True)
+    for table in compare.tables(compare.load([tmp_path])[0], width):
+        console.print(table)
+    text = console.export_text()
+    assert "0.8050 ± 0.0071" in text and "0.8500 ± 0.0000 *" in text and "1 ± 0" in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_an_option_of_one_head_makes_no_column(tmp_path):
+    a_run(tmp_path / "0", 0.1, 0, 0.8)
+    a_run(tmp_path / "1", 0.1, 0, 0.9)
+    (tmp_path / "1" / "config.yaml").write_text("seed: 0\nhead:\n  _target_: y\n")
+    assert compare.differing(compare.load([tmp_path])[0]) == []

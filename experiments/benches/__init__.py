@@ -1,0 +1,1 @@
+"""Benchmarks: each gives lines of figures; `experiments.benchmark` shows and stores them."""

@@ -1,0 +1,103 @@
+"""Honest timing: interleaved repeats, medians with spread, and memory of a process of its own."""
+
+import multiprocessing
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Step = Callable[[], Mapping[str, float]]  # one step: part -> milliseconds
+
+
+class Subject:
+    """What is measured, built and run in a process of its own so that memory is its own too.
+
+    Args:
+        build: module-level function of `options` that returns a step.
+    """
+
+    def __init__(self, build: Callable[..., Step], **options: Any):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, build, options), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._answer()
+        self.parts: dict[str, list[float]] = {}
+
+    def step(self, counted: bool = True) -> None:
+        self.pipe.send("step")
+        for part, milliseconds in self._answer().items():
+            if counted:
+                self.parts.setdefault(part, []).append(milliseconds)
+
+    def close(self) -> float:
+        """Ends the process; its peak memory in bytes over what it held before building."""
+        self.pipe.send("end")
+        peak: float = self._answer()
+        self.process.join()
+        return peak
+
+    def _answer(self) -> Any:
+        result, trace = self.pipe.recv()
+        if trace:
+            raise RuntimeError(f"a benchmark's process failed:\n{trace}")
+        return result
+
+
+def interleave(subjects: Mapping[str, Subject], warmup: int, repeats: int) -> None:
+    """A B A B ...: so that a drift of the machine meets all alike."""
+    for repeat in range(warmup + repeats):
+        for subject in subjects.values():
+            subject.step(counted=repeat >= warmup)
+
+
+def median_and_spread(values: list[float]) -> tuple[float, float]:
+    """The median, and half the distance between the quartiles."""
+    if len(values) < 2:
+        return values[0], 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return statistics.median(values), (high - low) / 2
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """The median over the pairs that ran next to each other."""
+    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
+
+
+def timed(function: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
+    """Milliseconds of a call, and what it returned."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    result = function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begin), result
+
+
+def _serve(pipe: Any, build: Callable[..., Step], options: dict[str, Any]) -> None:
+    try:
+        before = _resident("VmRSS")
+        step = build(**options)
+        pipe.send((None, None))
+        while pipe.recv() == "step":
+            pipe.send((dict(step()), None))
+        if torch.cuda.is_available() and options.get("device") == "cuda":
+            pipe.send((float(torch.cuda.max_memory_allocated()), None))
+        else:
+            pipe.send((_resident("VmHWM") - before, None))
+    except BaseException:
+        pipe.send((None, traceback.format_exc()))
+
+
+def _resident(name: str) -> float:
+    """VmRSS, resident now, or VmHWM, the most ever resident; bytes, from Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024.0 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status tells no {name}")

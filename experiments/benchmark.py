@@ -1,0 +1,98 @@
+"""`python -m experiments.benchmark bench=NAME`: what things cost, as ratios measured in one run.
+
+Prints a table, and leaves benchmark.json and, where there is something to plot, benchmark.png.
+"""
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import matplotlib
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from . import arguments
+from .build import build
+from .recorder import readable
+
+
+@hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
+def job(config: DictConfig) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        lines = build(config.bench, _convert_="all")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    (folder / "benchmark.json").write_text(json.dumps({"machine": machine, "lines": lines}, indent=2) + "\n")
+    console = Console()
+    console.print(table(lines))
+    if all("step_ms" in line and "num_classes" in line and "active" in line for line in lines):
+        plot(lines, folder / "benchmark.png")
+    console.print(f"In {folder}", soft_wrap=True)
+
+
+def table(lines: list[dict[str, Any]]) -> Table:
+    """Options and figures, a line a case; what is the same everywhere goes into the title."""
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    same = {name for name in names if len(lines) > 1 and len({str(line.get(name)) for line in lines}) == 1}
+    title = ", ".join(f"{name} {readable(name, lines[0][name])}" for name in names if name in same)
+    result = Table(title=title, title_justify="left")
+    for name in names:
+        if name not in same:
+            result.add_column(name.removesuffix("_bytes").replace("_", " "), justify="right", overflow="fold")
+    for line in lines:
+        result.add_row(*(readable(name, line[name]) if name in line else "" for name in names if name not in same))
+    return result
+
+
+def plot(lines: list[dict[str, Any]], path: Path) -> None:
+    """Milliseconds a step against the number of classes and against the active ones, both logarithmic."""
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    series: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        rate = f" r={line['sample_rate']:g}" if line.get("head", "pfc") == "pfc" else ""
+        series.setdefault(f"{line.get('head', 'ours')}{rate}", []).append(line)
+    for panel, x, title in zip(panels, ("num_classes", "active"), ("classes", "active classes"), strict=True):
+        for color, (name, members) in enumerate(series.items()):
+            members = sorted(members, key=lambda line: line[x])
+            places = [line[x] for line in members]
+            panel.errorbar(
+                places,
+                [line["step_ms"] for line in members],
+                yerr=[line["spread_ms"] for line in members],
+                marker="o",
+                color=f"C{color}",
+                label=name,
+            )
+            if all("baseline_step_ms" in line for line in members):
+                baseline = members[0].get("baseline", "baseline")
+                times = [line["baseline_step_ms"] for line in members]
+                panel.plot(places, times, "x--", color=f"C{color}", alpha=0.6, label=f"{baseline} for {name}")
+        panel.set(xscale="log", yscale="log", xlabel=title)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("milliseconds a step")
+    panels[1].legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    try:
+        arguments.check(sys.argv[1:], "benchmark")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    job()
+
+
+if __name__ == "__main__":
+    main()
