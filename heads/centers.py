@@ -21,6 +21,50 @@ INIT_BLOCK = 1024
 INIT_STD = 0.01
 
 
+class ActiveRows:
+    """The rows of one forward, by their positions among the active ones.
+
+    Args:
+        centers: where they come from.
+        ids: which rows of the shard; None for all.
+        keep: hold on to what the first pass read, so that backward and the optimizer's step need not
+            gather rows from all over memory again. All rows are read in place and need no keeping.
+    """
+
+    def __init__(self, centers: "ClassCenters", ids: Tensor | None, *, keep: bool):
+        self.centers, self.ids = centers, ids
+        self.version = centers.version
+        self.kept: dict[tuple[int, int], Tensor] | None = {} if keep and ids is not None else None
+
+    def __len__(self) -> int:
+        return self.centers.shard.size if self.ids is None else len(self.ids)
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(rows.nbytes for rows in (self.kept or {}).values())
+
+    def at(self, positions: Tensor) -> Tensor:
+        return self.centers.read(positions if self.ids is None else self.ids[positions])
+
+    def stretch(self, a: int, b: int) -> Tensor:
+        """Rows a to b as they were in the forward pass, while kept; else as they are."""
+        if self.kept is not None and (a, b) in self.kept:
+            return self.kept[a, b]
+        rows = self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b])
+        if self.kept is not None and self.version == self.centers.version:
+            self.kept[a, b] = rows
+        return rows
+
+    def take(self, a: int, b: int) -> Tensor:
+        """Rows a to b as they are now, for the caller to change and write back."""
+        if self.version != self.centers.version:
+            return self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b])
+        rows = self.stretch(a, b)
+        if self.kept is not None:
+            del self.kept[a, b]
+        return rows
+
+
 class ClassCenters(nn.Module):
     """Rows (classes of this shard, width) with per-row state, saved and moved with the module.
 
@@ -50,6 +94,7 @@ class ClassCenters(nn.Module):
         self.shard = Shard(num_classes, *rank_and_size(process_group))
         self.rows = torch.zeros((self.shard.size, embedding_size + bias), dtype=dtype)
         self.state: dict[str, Tensor] = {}
+        self.version = 0  # counts the changes of rows as a whole: steps and loads
         self._loaded: dict[str, Tensor] = {}  # state that came from a checkpoint before its optimizer was made
         for ids, block in initial_blocks(self.shard, embedding_size, seed):
             self.rows[ids - self.shard.start, :embedding_size] = block.to(dtype)
@@ -156,6 +201,7 @@ class ClassCenters(nn.Module):
         if error_msgs:
             return
         for name, local in arriving.items():
+            self.version += 1
             if name == "rows" or name in self.state:
                 self._tensor(name).copy_(local)
             else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .batch import check_embeddings, check_labels, check_values, gather
-from .centers import ClassCenters
+from .centers import ActiveRows, ClassCenters
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size
 from .margins import CosFace, Margin
 from .optim import RowOptimizer, RowSGD
@@ -90,8 +90,9 @@ class CenterHead(Head):
         embedding_size: D.
         margin: a margin from `heads.margins`; CosFace(s=64, m=0.4) unless given.
         seed: of initial rows and of selection.
-        logits_budget_mb: cosines are kept from forward to backward, instead of being computed again,
-            while all that are kept take no more than this many MiB on this process.
+        logits_budget_mb: cosines, and after them the active rows, are kept from forward to backward and
+            step, instead of being computed or gathered again, while all that is kept takes no more than
+            this many MiB on this process.
         process_group: the processes that share the classes; all of the initialised default group, or
             this one alone, unless given.
         device: of the rows; `head.to(device)` moves them too.
@@ -166,29 +167,32 @@ class CenterHead(Head):
             batch = gather(x_nD, labels, weight, self.process_group)
             check_values(batch, self.centers.shard.num_classes, self.step)
             selection = self.select(batch.x_ND, batch.labels_N) if self.training else Selection()
-            ids, num_local = selection.ids, self.centers.shard.size
-            num_active = num_local if ids is None else len(ids)
+            # Cosines save a product, rows save gathering them again: kept in this order while they fit.
+            room = self.logits_budget_mb * 2**20 * x_nD.requires_grad - self.pending.kept_bytes
+            row_bytes = x_nD.shape[1] * x_nD.element_size()
+            num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)
+            keep_logits = num_active * len(batch.x_ND) * x_nD.element_size() <= room
+            if keep_logits:
+                room -= num_active * len(batch.x_ND) * x_nD.element_size()
+            rows = ActiveRows(self.centers, selection.ids, keep=num_active * row_bytes <= room)
             if self.training:
                 self._count(num_active, batch.labels_N)
             softmax = MarginSoftmax(
                 batch.x_ND,
                 batch.weight_N,
-                position_N=self._positions(ids, batch.labels_N),
-                read=lambda index: self.centers.read(index if ids is None else ids[index]),
-                num_rows=num_active,
+                position_N=self._positions(selection.ids, batch.labels_N),
+                rows=rows,
                 margin=self.margin,
                 log_q_K=selection.log_q,
                 group=self.process_group,
             )
-            kept_bytes = num_active * len(batch.x_ND) * x_nD.element_size() + self.pending.kept_bytes
-            keep = x_nD.requires_grad and kept_bytes <= self.logits_budget_mb * 2**20
             training = self.training
             return streamed_loss(
                 x_nD,
                 softmax,
                 start=batch.start,
-                keep=keep,
-                on_backward=lambda gradient: self.pending.append(ids, gradient) if training else None,
+                keep=keep_logits and x_nD.requires_grad,
+                on_backward=lambda gradient: self.pending.append(rows, gradient) if training else None,
                 clock=self.stopwatch,
             )
 
@@ -215,7 +219,9 @@ class CenterHead(Head):
             x_nD = self._to_rows_space(embeddings)
             sizes = gather_sizes(len(x_nD), x_nD.device, self.process_group)
             x_ND = gather_rows(x_nD, sizes, self.process_group)
-            values, ids = streamed_topk(x_ND, self.centers.read, shard.size, k, normalize=self.margin.normalize)
+            values, ids = streamed_topk(
+                x_ND, ActiveRows(self.centers, None, keep=False), k, normalize=self.margin.normalize
+            )
         rank, _ = rank_and_size(self.process_group)
         # Candidates travel as columns: (candidates of a process, N) stacked over the processes.
         widths = gather_sizes(values.shape[1], values.device, self.process_group)

@@ -61,6 +61,7 @@ class RowOptimizer(torch.optim.Optimizer):
                 self.update(rows, gradient, state, group)
                 for name, value in {"rows": rows, **state}.items():
                     centers.write(index, value, name)
+        centers.version += 1
         self.head.advance()
         return loss
 

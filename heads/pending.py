@@ -9,25 +9,25 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .centers import ClassCenters, Index
+from .centers import ActiveRows, ClassCenters, Index
 from .softmax import RowGradient, chunks
 
 
 class PendingGradients:
-    """Gradients of some rows each: (ids, gradient), ids None for all rows of the shard."""
+    """Pairs of the rows of a forward and the gradient that its backward found for them."""
 
     def __init__(self) -> None:
-        self.entries: list[tuple[Tensor | None, RowGradient]] = []
+        self.entries: list[tuple[ActiveRows, RowGradient]] = []
 
-    def append(self, ids: Tensor | None, gradient: RowGradient) -> None:
-        self.entries.append((ids, gradient))
+    def append(self, rows: ActiveRows, gradient: RowGradient) -> None:
+        self.entries.append((rows, gradient))
 
     def clear(self) -> None:
         self.entries.clear()
 
     @property
     def kept_bytes(self) -> int:
-        return sum(gradient.kept_bytes for _, gradient in self.entries)
+        return sum(rows.kept_bytes + gradient.kept_bytes for rows, gradient in self.entries)
 
     def stream(self, centers: ClassCenters) -> Iterator[tuple[Index, Tensor, Tensor]]:
         """(index, rows, gradient) of each chunk of the rows that any entry touches.
@@ -36,36 +36,29 @@ class PendingGradients:
         """
         if not self.entries:
             return
-        (first_ids, first), *others = self.entries
-        aligned = all(ids is first_ids for ids, _ in others)
-        union = first_ids if aligned else self._union(centers.shard.size)
-        for a, b in chunks(centers.shard.size if union is None else len(union)):
-            index: Index = slice(a, b) if union is None else union[a:b]
-            rows = centers.read(index)
-            if aligned:
-                gradient = first.of_rows(a, b, rows)
-                for _, other in others:
-                    gradient += other.of_rows(a, b, rows)
-            else:
-                gradient = self._scattered(union[a:b], rows)  # type: ignore[index]
-            yield index, rows, gradient
+        (active, first), *others = self.entries
+        ids = active.ids
+        if any(rows.ids is not ids for rows, _ in others):
+            yield from self._stream_union(centers)
+            return
+        for a, b in chunks(len(active)):
+            rows = active.take(a, b)
+            gradient = first.of_rows(a, b, rows)
+            for _, other in others:
+                gradient += other.of_rows(a, b, rows)
+            yield slice(a, b) if ids is None else ids[a:b], rows, gradient
 
-    def _union(self, num_rows: int) -> Tensor | None:
-        listed = [ids for ids, _ in self.entries if ids is not None]
-        return (
-            torch.unique(torch.cat(listed))
-            if len(listed) == len(self.entries)
-            else torch.arange(num_rows, device=listed[0].device)
-        )
-
-    def _scattered(self, chunk_ids: Tensor, rows: Tensor) -> Tensor:
-        gradient = torch.zeros_like(rows)
-        first, last = int(chunk_ids[0]), int(chunk_ids[-1])
-        for ids, entry in self.entries:
-            if ids is None:
-                gradient += entry.of_rows(first, last + 1, rows)
-                continue
-            a, b = torch.searchsorted(ids, ids.new_tensor([first, last + 1])).tolist()
-            inside = torch.searchsorted(chunk_ids, ids[a:b])
-            gradient.index_add_(0, inside, entry.of_rows(a, b, rows[inside]))
-        return gradient
+    def _stream_union(self, centers: ClassCenters) -> Iterator[tuple[Index, Tensor, Tensor]]:
+        """The same where entries touch different rows: each adds to those of a chunk that are its own."""
+        every = torch.arange(centers.shard.size, device=centers.rows.device)
+        listed = [every if active.ids is None else active.ids for active, _ in self.entries]
+        union = torch.unique(torch.cat(listed))
+        for start, stop in chunks(len(union)):
+            chunk = union[start:stop]
+            rows = centers.read(chunk)
+            gradient = torch.zeros_like(rows)
+            for ids, (_, entry) in zip(listed, self.entries, strict=True):
+                a, b = torch.searchsorted(ids, torch.stack([chunk[0], chunk[-1] + 1])).tolist()
+                inside = torch.searchsorted(chunk, ids[a:b])
+                gradient.index_add_(0, inside, entry.of_rows(a, b, rows[inside]))
+            yield chunk, rows, gradient

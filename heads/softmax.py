@@ -13,6 +13,7 @@ a suffix such as `x_ND` names the dimensions. `x_ND` has unit rows where the mar
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,10 +25,22 @@ from .margins import Margin
 from .stopwatch import Stopwatch
 
 # Chunks that stay near the caches beat larger ones: fresh temporaries of many MB cost page faults.
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 2048
 MIN_NORM = 1e-12
 
-ReadRows = Callable[[slice | Tensor], Tensor]  # positions among the active rows -> those rows (k, D)
+
+class Rows(Protocol):
+    """Active rows by their positions."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, positions: Tensor) -> Tensor:
+        """(n,) -> (n, D)"""
+        ...
+
+    def stretch(self, a: int, b: int) -> Tensor:
+        """Rows a to b, (b - a, D)"""
+        ...
 
 
 def chunks(num_rows: int) -> Iterator[tuple[int, int]]:
@@ -42,8 +55,7 @@ class MarginSoftmax:
         x_ND: gathered embeddings, the same on all processes.
         weight_N: weight of each sample in the mean.
         position_N: int64, where in the active rows the sample's own class stands; -1 if not here.
-        read: gives active rows by their positions.
-        num_rows: K.
+        rows: the K active rows.
         margin: what happens to the cosines.
         log_q_K: log of the probability that a row was drawn, subtracted from its logits; None for zeros.
         group: the processes that share the classes; None for one.
@@ -54,20 +66,19 @@ class MarginSoftmax:
         x_ND: Tensor,
         weight_N: Tensor,
         position_N: Tensor,
-        read: ReadRows,
-        num_rows: int,
+        rows: Rows,
         margin: Margin,
         log_q_K: Tensor | None = None,
         group: ProcessGroup | None = None,
     ):
-        self.x_ND, self.read, self.num_rows = x_ND, read, num_rows
+        self.x_ND, self.rows, self.num_rows = x_ND, rows, len(rows)
         self.margin, self.log_q_K, self.group = margin, log_q_K, group
         self.weight_N = weight_N / weight_N.sum()
         # Samples by the position of their target, so that a chunk finds its own by bisection.
         self.position_N = position_N
         self.order_N = torch.argsort(position_N, stable=True)
         self.sorted_positions: list[int] = position_N[self.order_N].tolist()
-        self.norm_K = x_ND.new_ones(num_rows)
+        self.norm_K = x_ND.new_ones(len(rows))
         self.kept_KN: Tensor | None = None
 
     def loss(self, *, keep: bool) -> Tensor:
@@ -82,7 +93,7 @@ class MarginSoftmax:
         sum_N = self.x_ND.new_zeros(num_samples)
         kept_KN = self.x_ND.new_empty((self.num_rows, num_samples)) if keep else None
         for a, b in chunks(self.num_rows):
-            rows_kD = self.read(slice(a, b))
+            rows_kD = self.rows.stretch(a, b)
             if self.margin.normalize:
                 self.norm_K[a:b] = torch.linalg.vector_norm(rows_kD, dim=1).clamp_(min=MIN_NORM)
             cos_kN = self._cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
@@ -104,7 +115,7 @@ class MarginSoftmax:
         gradient = RowGradient(self, scale)
         x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(self.num_rows):
-            rows_kD = self.read(slice(a, b))
+            rows_kD = self.rows.stretch(a, b)
             x_gradient_ND.addmm_(gradient.of_products(a, b, rows_kD).T, rows_kD)
         gradient.seal()
         return sum_over_processes(x_gradient_ND, self.group), gradient
@@ -120,7 +131,7 @@ class MarginSoftmax:
         samples = self.order_N[bisect_left(self.sorted_positions, 0) :]
         cos_N = self.x_ND.new_zeros(len(self.x_ND))
         if len(samples):
-            rows = self.read(self.position_N[samples])
+            rows = self.rows.at(self.position_N[samples])
             if self.margin.normalize:
                 rows = torch.nn.functional.normalize(rows, eps=MIN_NORM)
             cos_N[samples] = (self.x_ND[samples] * rows).sum(1)
@@ -251,12 +262,12 @@ def streamed_loss(
     return loss
 
 
-def streamed_topk(x_ND: Tensor, read: ReadRows, num_rows: int, k: int, *, normalize: bool) -> tuple[Tensor, Tensor]:
+def streamed_topk(x_ND: Tensor, rows: Rows, k: int, *, normalize: bool) -> tuple[Tensor, Tensor]:
     """The k rows of highest cosine (inner product without `normalize`): values and positions, (N, min(k, K))."""
     values = x_ND.new_empty((len(x_ND), 0))
     positions = torch.empty((len(x_ND), 0), dtype=torch.int64, device=x_ND.device)
-    for a, b in chunks(num_rows):
-        rows_kD = read(slice(a, b))
+    for a, b in chunks(len(rows)):
+        rows_kD = rows.stretch(a, b)
         scores_Nk = x_ND @ (torch.nn.functional.normalize(rows_kD, eps=MIN_NORM) if normalize else rows_kD).T
         values = torch.cat([values, scores_Nk], dim=1)
         here = torch.arange(a, b, device=x_ND.device).expand(len(x_ND), -1)
