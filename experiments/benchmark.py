@@ -14,12 +14,14 @@ import matplotlib
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from . import arguments
 from .build import build
-from .recorder import readable
+from .tables import console, packed, readable
+
+FIGURES = ("_ms", "bytes", "per_second", "over_floor", "speedup")  # endings of what is measured; the rest are options
+HIDDEN = ("baseline_forward_ms", "baseline_backward_ms", "baseline_update_ms", "baseline_spread_ms")  # in the JSON
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")
@@ -31,25 +33,23 @@ def job(config: DictConfig) -> None:
         sys.exit(f"error: {error}")
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
     (folder / "benchmark.json").write_text(json.dumps({"machine": machine, "lines": lines}, indent=2) + "\n")
-    console = Console()
-    console.print(table(lines))
+    screen = console()
+    for table in tables(lines, screen.width):
+        screen.print(table)
     if all("step_ms" in line and "num_classes" in line and "active" in line for line in lines):
         plot(lines, folder / "benchmark.png")
-    console.print(f"In {folder}", soft_wrap=True)
+    screen.print(f"In {folder}", soft_wrap=True)
 
 
-def table(lines: list[dict[str, Any]]) -> Table:
-    """Options and figures, a line a case; what is the same everywhere goes into the title."""
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    same = {name for name in names if len(lines) > 1 and len({str(line.get(name)) for line in lines}) == 1}
-    title = ", ".join(f"{name} {readable(name, lines[0][name])}" for name in names if name in same)
-    result = Table(title=title, title_justify="left")
-    for name in names:
-        if name not in same:
-            result.add_column(name.removesuffix("_bytes").replace("_", " "), justify="right", overflow="fold")
-    for line in lines:
-        result.add_row(*(readable(name, line[name]) if name in line else "" for name in names if name not in same))
-    return result
+def tables(lines: list[dict[str, Any]], width: int) -> list[Table]:
+    """A line a case; options that are the same in all go into the title."""
+    names = list(dict.fromkeys(name for line in lines for name in line if name not in HIDDEN))
+    columns = {name: [readable(name, line[name]) if name in line else "" for line in lines] for name in names}
+    measured = [name for name in names if name.endswith(FIGURES) or name in FIGURES]
+    same = [name for name in names if name not in measured and len(lines) > 1 and len(set(columns[name])) == 1]
+    keys = {name: columns[name] for name in names if name not in same and name not in measured}
+    title = ", ".join(f"{name} {columns[name][0]}" for name in same)
+    return packed(keys, {name: columns[name] for name in measured}, title, width)
 
 
 def plot(lines: list[dict[str, Any]], path: Path) -> None:

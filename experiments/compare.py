@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from .recorder import readable
+from .tables import console, packed, readable
 
 # Column title -> (name in summary.json, whether more is better; None where neither is)
 FIGURES: dict[str, tuple[str, bool | None]] = {
@@ -57,13 +55,11 @@ def show(paths: list[Path]) -> None:
         raise ValueError(
             f"no run under {', '.join(map(str, paths))}: a run's folder holds config.yaml and summary.json"
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 1000  # a file has no edge
-    for table in tables(finished, console.width) if finished else []:
-        console.print(table)
+    screen = console()
+    for table in tables(finished, screen.width) if finished else []:
+        screen.print(table)
     for folder, why in unfinished:
-        console.print(f"Left out: {folder} ({why})", soft_wrap=True, highlight=False)
+        screen.print(f"Left out: {folder} ({why})", soft_wrap=True, highlight=False)
 
 
 def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
@@ -95,39 +91,21 @@ def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
 def tables(runs: list[Run], width: int) -> list[Table]:
     """One line for each head and set of options, mean and spread over its seeds.
 
-    As many tables as it takes for no line to be wider than `width` characters.
+    As many tables as it takes for none to be wider than `width` characters.
     """
     shown = differing(runs)
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         key = (run.summary["head"], *(str(run.options.get(name, "")) for name in shown))
         groups.setdefault(key, []).append(run)
-    keys = [(*key, str(len(members))) for key, members in groups.items()]
-    key_titles = ("head", *shown, "runs")
     figures: dict[str, list[str]] = {}
     for title, (name, _) in FIGURES.items():
         columns = [[float(run.summary[name]) for run in members if name in run.summary] for members in groups.values()]
         if any(columns):
             figures[title] = [_cell(title, columns, line) for line in range(len(groups))]
-    key_width = sum(_width(title, [key[i] for key in keys]) for i, title in enumerate(key_titles)) + 1
-    result: list[Table] = []
-    left = 0
-    for title, cells in figures.items():
-        left -= _width(title, cells)
-        if left < 0 or not result:
-            caption = f"{len(runs)} runs; mean ± deviation over seeds; * best" if not result else None
-            result.append(Table(*key_titles, title=caption, title_justify="left"))
-            for key in keys:
-                result[-1].add_row(*key)
-            left = width - key_width - _width(title, cells)
-        result[-1].add_column(title, justify="right", no_wrap=True)
-        result[-1].columns[-1]._cells = list(cells)
-    return result
-
-
-def _width(title: str, cells: list[str]) -> int:
-    """Of a column with its borders."""
-    return max(Text.from_markup(cell).cell_len for cell in (title, *cells)) + 3
+    keys = {title: [key[i] for key in groups] for i, title in enumerate(("head", *shown))}
+    keys["runs"] = [str(len(members)) for members in groups.values()]
+    return packed(keys, figures, f"{len(runs)} runs; mean ± deviation over seeds; * best", width)
 
 
 def differing(runs: list[Run]) -> list[str]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from .module import HeadModule
+from .tables import console, readable
 
 WARMUP_BATCHES = 5  # the first ones pay for allocation and set-up
 
@@ -117,19 +117,6 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     for name, value in summary.items():
         if name != "status":
             table.add_row(name, readable(name, value))
-    console = Console()
-    console.print(table)
-    console.print(f"In {folder}: config.yaml, metrics.csv, summary.json, checkpoints/", soft_wrap=True)
-
-
-def readable(name: str, value: Any) -> str:
-    """A figure as people read it, by what it is."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
-    if name.endswith("bytes"):
-        return f"{value / 2**20:,.1f} MiB"
-    if name.endswith(("per_second", "seconds")):
-        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-    if isinstance(value, int) or float(value).is_integer():
-        return f"{int(value):,}"
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    screen = console()
+    screen.print(table)
+    screen.print(f"In {folder}: config.yaml, metrics.csv, summary.json, checkpoints/", soft_wrap=True)

@@ -9,7 +9,7 @@ from experiments.arguments import CONF
 from experiments.train import train
 from tests.experiments.commands import config, metrics, summary
 
-CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml"))
+CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "bench")
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:

@@ -1,0 +1,58 @@
+"""Tables in the terminal that fit it, and figures as people read them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def console() -> Console:
+    """The terminal; elsewhere one without an edge, so that nothing is cut in a file."""
+    result = Console()
+    if not result.is_terminal:
+        result.width = 1000
+    return result
+
+
+def packed(
+    keys: Mapping[str, Sequence[str]], figures: Mapping[str, Sequence[str]], title: str, width: int
+) -> list[Table]:
+    """As many tables as it takes for none to be wider than `width`: keys in each, figures spread over them."""
+    key_width = sum(_width(name, cells) for name, cells in keys.items()) + 1
+    tables: list[list[str]] = []
+    left = 0
+    for name, cells in figures.items():
+        left -= _width(name, cells)
+        if left < 0 or not tables:
+            tables.append([])
+            left = width - key_width - _width(name, cells)
+        tables[-1].append(name)
+    result = []
+    for number, names in enumerate(tables):
+        table = Table(*keys, title=title if number == 0 else None, title_justify="left")
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        for line in zip(*keys.values(), *(figures[name] for name in names), strict=True):
+            table.add_row(*line)
+        result.append(table)
+    return result
+
+
+def readable(name: str, value: Any) -> str:
+    """A figure by what its name says it is."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    if name.endswith("bytes"):
+        return f"{value / 2**20:,.1f} MiB"
+    if name.endswith(("per_second", "seconds")):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _width(title: str, cells: Sequence[str]) -> int:
+    """Of a column with its borders."""
+    return max(Text.from_markup(cell).cell_len for cell in (title, *cells)) + 3

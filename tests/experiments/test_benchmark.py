@@ -1,0 +1,92 @@
+"""The benchmark command on small cases: figures, files, table; and that baselines do the same step as the head."""
+
+import json
+
+import pytest
+import torch
+
+from experiments import benchmark
+from experiments.benches import head_step as bench
+from experiments.benches.loader import loader
+from experiments.benches.measure import median_and_spread, ratio
+from experiments.benches.search import search
+from experiments.benches.selection import selection
+from heads import CosFace, FullFC, PartialFC
+from tests.experiments.commands import call
+
+
+def test_head_step_as_a_command(tmp_path):
+    words = ["bench=head_step", "bench.num_classes=[300]", "bench.embedding_size=[8]", "bench.batch=[4]"]
+    words += ["bench.sample_rate=[0.1]", "bench.repeats=2", "bench.warmup=1", f"hydra.run.dir={tmp_path}"]
+    printed = call("experiments.benchmark", *words)
+    lines = json.loads((tmp_path / "benchmark.json").read_text())["lines"]
+    assert [(line["head"], line["active"], line["baseline"]) for line in lines] == [
+        ("full", 300, "dense"),
+        ("pfc", 30, "indexed"),
+    ]
+    for line in lines:
+        parts = [line[f"{part}_ms"] for part in ("forward", "backward", "update")]
+        assert all(part > 0 for part in parts) and line["speedup"] > 0 and line["over_floor"] > 0
+        assert line["peak_bytes"] > 0 and line["baseline_peak_bytes"] > 0
+    assert "speedup" in printed and "num_classes 300" in printed
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("name", "rate"), [("dense", 1.0), ("indexed", 1.0)])
+def test_baselines_do_the_same_step(name, rate, monkeypatch):
+    """On the same rows and batch: the same loss and, after SGD, the same rows."""
+    seen = {}
+
+    def capture(forward, update, *rest):
+        seen.update(forward=forward, update=update)
+        return lambda: {}
+
+    monkeypatch.setattr(bench, "three_parts", capture)
+    rows = FullFC(50, 8).centers.rows
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: rows.clone() * 100)
+    getattr(bench, name)("full", 50, rate, 4, 8, "cpu")
+    monkeypatch.undo()
+    embeddings, labels = torch.randn(4, 8), torch.tensor([1, 7, 7, 49])
+    losses = []
+    head = FullFC(50, 8, margin=CosFace())
+    optimizer = head.optimizer(**bench.SGD)
+    for forward, update in (
+        (seen["forward"], seen["update"]),
+        (head, lambda: (optimizer.step(), optimizer.zero_grad())),
+    ):
+        for _ in range(3):
+            loss = forward(embeddings.clone().requires_grad_(), labels)
+            loss.backward()
+            update()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_other_benches_give_figures():
+    for lines in (
+        selection([500], [0.1, 0.5], batch=4, warmup=1, repeats=2),
+        loader(["sphere"], batch=4, num_workers=[0], warmup=1, repeats=2),
+        search([300], [8], batch=4, k=3, warmup=1, repeats=2),
+    ):
+        assert all(line["step_ms"] > 0 for line in lines)
+    assert PartialFC(500, 1).stats()["memory_bytes"] == 2000
+
+
+def test_tables_fit_and_put_what_is_common_into_the_title():
+    lines = [{"head": "pfc", "num_classes": c, "step_ms": 1.5, "speedup": 2.0 * c} for c in (10, 20)]
+    (table,) = benchmark.tables(lines, 80)
+    assert table.title == "head pfc"
+    assert [column.header for column in table.columns] == ["num_classes", "step_ms", "speedup"]
+
+
+def test_statistics():
+    assert median_and_spread([3.0]) == (3.0, 0.0)
+    assert median_and_spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 1.0)
+    assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match=r"bench.heads=\['pcf'\]"):
+        bench.head_step(["pcf"], [10], [0.1], [2], [4], [1], False, "cpu", 1, 1)
+    with pytest.raises(ValueError, match=r"bench\.sets=faces"):
+        loader(["faces"], 4, [0], 1, 1)
