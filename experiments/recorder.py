@@ -81,7 +81,11 @@ class Recorder(L.Callback):
         }
 
     def write_summary(self, module: HeadModule, status: str) -> dict[str, Any]:
-        """Writes summary.json, whole or not at all, and returns it."""
+        """Writes summary.json, whole or not at all, and returns it; one that is there stays if nothing was trained."""
+        path = self.folder / "summary.json"
+        if self._batches == 0 and path.exists():
+            existing: dict[str, Any] = json.loads(path.read_text())
+            return existing
         measured = {**self.latest, **(self.measure(module) if module.step else {})}
         measured["memory/head_bytes"] = measured.pop("head/memory_bytes", 0)
         summary = {
@@ -96,7 +100,6 @@ class Recorder(L.Callback):
             "train/seconds": self.seconds,
             **dict(sorted(measured.items())),
         }
-        path = self.folder / "summary.json"
         aside = path.with_suffix(".json.tmp")
         aside.write_text(json.dumps(summary, indent=2) + "\n")
         os.replace(aside, path)

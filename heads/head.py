@@ -167,14 +167,11 @@ class CenterHead(Head):
             batch = gather(x_nD, labels, weight, self.process_group)
             check_values(batch, self.centers.shard.num_classes, self.step)
             selection = self.select(batch.x_ND, batch.labels_N) if self.training else Selection()
-            # Cosines save a product, rows save gathering them again: kept in this order while they fit.
-            room = self.logits_budget_mb * 2**20 * x_nD.requires_grad - self.pending.kept_bytes
-            row_bytes = x_nD.shape[1] * x_nD.element_size()
             num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)
-            keep_logits = num_active * len(batch.x_ND) * x_nD.element_size() <= room
-            if keep_logits:
-                room -= num_active * len(batch.x_ND) * x_nD.element_size()
-            rows = ActiveRows(self.centers, selection.ids, keep=num_active * row_bytes <= room)
+            keep_logits = keep_rows = False
+            if x_nD.requires_grad:
+                keep_logits, keep_rows = self._what_to_keep(num_active, len(batch.x_ND))
+            rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
             if self.training:
                 self._count(num_active, batch.labels_N)
             softmax = MarginSoftmax(
@@ -191,7 +188,7 @@ class CenterHead(Head):
                 x_nD,
                 softmax,
                 start=batch.start,
-                keep=keep_logits and x_nD.requires_grad,
+                keep=keep_logits,
                 on_backward=lambda gradient: self.pending.append(rows, gradient) if training else None,
                 clock=self.stopwatch,
             )
@@ -263,6 +260,14 @@ class CenterHead(Head):
         if self.margin.normalize:
             return torch.nn.functional.normalize(x_nD, eps=MIN_NORM)
         return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
+
+    def _what_to_keep(self, num_active: int, batch_size: int) -> tuple[bool, bool]:
+        """Cosines save a matrix product, rows save gathering them again: in this order, while they fit."""
+        number_bytes = self.centers.rows.element_size()
+        room = self.logits_budget_mb * 2**20 - self.pending.kept_bytes
+        logits = num_active * batch_size * number_bytes
+        rows = num_active * self.centers.rows.shape[1] * number_bytes
+        return logits <= room, rows <= room - (logits if logits <= room else 0)
 
     def _positions(self, ids: Tensor | None, labels_N: Tensor) -> Tensor:
         """Where each sample's class stands among the active rows (N,), -1 if another process owns it."""

@@ -129,7 +129,7 @@ def indexed(head: str, num_classes: int, sample_rate: float, batch: int, embeddi
     def forward(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         draw = torch.rand(num_classes, device=device)
         draw[labels] = 2
-        ids = draw.topk(num_active).indices.sort().values
+        ids = draw.topk(max(num_active, len(torch.unique(labels)))).indices.sort().values
         logits = linear(normalize(embeddings), normalize(rows[ids]))
         targets = torch.searchsorted(ids, labels)
         logits[torch.arange(len(labels)), targets] -= 0.4

@@ -75,6 +75,16 @@ def test_resume_auto_goes_on_in_the_same_folder(finished, tmp_path):
     assert_same_rows(folder, again)
 
 
+def test_resuming_what_is_finished_changes_nothing(finished, tmp_path):
+    folder, _ = finished
+    again = tmp_path / "d"
+    shutil.copytree(folder, again, symlinks=True)
+    resumed = config(*SMOKE, "head=pfc", "resume=auto", "logger.wandb.mode=disabled")
+    assert train(resumed, again) == 0
+    assert (again / "summary.json").read_text() == (folder / "summary.json").read_text()
+    assert metrics(again, "train/loss") == metrics(folder, "train/loss")
+
+
 def assert_same_rows(one: Path, other: Path) -> None:
     num_classes = summary(one)["num_classes"]
     rows = []
