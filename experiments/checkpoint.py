@@ -76,7 +76,7 @@ class Checkpoints(L.Callback):
         self.save(trainer, module)
 
     def save(self, trainer: L.Trainer, module: HeadModule) -> None:
-        if module.step in (0, self.saved_step) or module.loader.handed_out % module.accumulate:
+        if module.step in (0, self.saved_step) or not module.between_steps:
             return
         with self.recorder.paused():
             trainer.save_checkpoint(self.folder / f"step-{module.step:08d}")

@@ -28,7 +28,7 @@ class Evaluation(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        due = self.interval and module.step % self.interval == 0 and module.loader.handed_out % module.accumulate == 0
+        due = self.interval and module.step % self.interval == 0 and module.between_steps
         if (due and module.step) or module.step == module.num_steps:
             with self.recorder.paused():
                 metrics = evaluate(trainer, module, self.far)

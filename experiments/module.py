@@ -63,6 +63,11 @@ class HeadModule(L.LightningModule):
         """Passes over the training records so far."""
         return self.loader.handed_out * self.config.batch_size / len(self.data.train)
 
+    @property
+    def between_steps(self) -> bool:
+        """Whether no micro-batch waits for the optimizers."""
+        return self.loader.handed_out % self.accumulate == 0
+
     def train_dataloader(self) -> BatchLoader:
         return self.loader
 
@@ -78,7 +83,7 @@ class HeadModule(L.LightningModule):
         loss = self.head.training_loss(self.backbone, batch)
         self.manual_backward(loss / self.accumulate)
         self._loss_sum = self._loss_sum.to(loss.device) + loss.detach() / self.accumulate
-        if self.loader.handed_out % self.accumulate == 0:
+        if self.between_steps:
             self._optimizer_step()
 
     def _optimizer_step(self) -> None:

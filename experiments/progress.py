@@ -42,7 +42,7 @@ class ProgressBar(L.Callback):
             due = module.step % min(self.every, 10) == 0
         else:
             due = module.step % max(1, module.num_steps // LINES) == 0
-        if not (due or module.step == module.num_steps) or module.loader.handed_out % module.accumulate:
+        if not (due or module.step == module.num_steps) or not module.between_steps:
             return
         speed = self.recorder.images_per_second
         figures = f"loss {float(module.last_loss):.3f}  {speed:,.0f} images/s"

@@ -67,8 +67,7 @@ class Recorder(L.Callback):
         else:
             module.head.stopwatch.reset()
         self._mark = now
-        stepped = module.loader.handed_out % module.accumulate == 0
-        if stepped and (module.step % self.log_interval == 0 or module.step == module.num_steps):
+        if module.between_steps and (module.step % self.log_interval == 0 or module.step == module.num_steps):
             self.record(trainer, self.measure(module), module.step)
 
     def measure(self, module: HeadModule) -> dict[str, float]:

@@ -16,9 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from . import arguments, compare
-
-INTERRUPTED = 130  # exit status of a run ended by Ctrl-C
+from . import INTERRUPTED, arguments, compare
 
 _sweep: Path | None = None  # the folder of the sweep that this command runs
 

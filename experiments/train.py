@@ -16,6 +16,7 @@ import torch
 import wandb
 from omegaconf import DictConfig, OmegaConf
 
+from . import INTERRUPTED
 from .build import build
 from .checkpoint import Checkpoints, SingleDevice, find, step_of
 from .evaluation import Evaluation
@@ -24,7 +25,6 @@ from .module import HeadModule
 from .progress import ProgressBar
 from .recorder import Recorder, print_summary
 
-INTERRUPTED = 130
 PRECISIONS = ("32-true", "bf16-mixed")
 
 

@@ -50,7 +50,7 @@ class ActiveRows:
         """Rows a to b as they were in the forward pass, while kept; else as they are."""
         if self.kept is not None and (a, b) in self.kept:
             return self.kept[a, b]
-        rows = self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b])
+        rows = self._read(a, b)
         if self.kept is not None and self.version == self.centers.version:
             self.kept[a, b] = rows
         return rows
@@ -58,11 +58,14 @@ class ActiveRows:
     def take(self, a: int, b: int) -> Tensor:
         """Rows a to b as they are now, for the caller to change and write back."""
         if self.version != self.centers.version:
-            return self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b])
+            return self._read(a, b)
         rows = self.stretch(a, b)
         if self.kept is not None:
             del self.kept[a, b]
         return rows
+
+    def _read(self, a: int, b: int) -> Tensor:
+        return self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b])
 
 
 class ClassCenters(nn.Module):
@@ -200,8 +203,8 @@ class ClassCenters(nn.Module):
             error_msgs.append(f"{prefix}: row state {unclaimed}, but the row optimizer keeps {sorted(self.state)}")
         if error_msgs:
             return
+        self.version += 1
         for name, local in arriving.items():
-            self.version += 1
             if name == "rows" or name in self.state:
                 self._tensor(name).copy_(local)
             else:

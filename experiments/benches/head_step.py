@@ -56,7 +56,7 @@ def _measure(
     if baselines:
         subjects[baseline] = Subject(dense if baseline == "dense" else indexed, **options)
     interleave(subjects, warmup, repeats)
-    figures: dict[str, Any] = {"active": active(case)}
+    figures: dict[str, Any] = {"active": active(case["sample_rate"], case["num_classes"])}
     totals = {}
     for name, subject in subjects.items():
         totals[name] = [sum(times) for times in zip(*(subject.parts[part] for part in PARTS), strict=True)]
@@ -72,8 +72,8 @@ def _measure(
     return figures
 
 
-def active(case: Mapping[str, Any]) -> int:
-    return max(1, round(case["sample_rate"] * case["num_classes"]))
+def active(sample_rate: float, num_classes: int) -> int:
+    return max(1, round(sample_rate * num_classes))
 
 
 def ours(
@@ -87,11 +87,11 @@ def ours(
 ) -> Step:
     """A head of this project; "floor" is the time of its matrix products alone."""
     options: dict[str, Any] = {"margin": CosFace(), "logits_budget_mb": logits_budget_mb, "device": device}
-    built = FullFC(num_classes, embedding_size, **options)
     if head == "pfc":
-        built = PartialFC(num_classes, embedding_size, sample_rate=sample_rate, **options)  # type: ignore[assignment]
+        options["sample_rate"] = sample_rate
+    built = (PartialFC if head == "pfc" else FullFC)(num_classes, embedding_size, **options)
     optimizer = built.optimizer(**SGD)
-    num_active = max(1, round(sample_rate * num_classes))
+    num_active = active(sample_rate, num_classes)
     kept = num_active * batch * 4 <= logits_budget_mb * 2**20
     floor = products(num_active, batch, embedding_size, 3 if kept else 5, device)
 
@@ -99,11 +99,7 @@ def ours(
         loss: torch.Tensor = built(embeddings, labels)
         return loss
 
-    def update() -> None:
-        optimizer.step()
-        optimizer.zero_grad()
-
-    step = three_parts(forward, update, num_classes, batch, embedding_size, device)
+    step = three_parts(forward, _update(optimizer), num_classes, batch, embedding_size, device)
     return lambda: {**step(), "floor": timed(floor, device)[0]}
 
 
@@ -124,18 +120,23 @@ def indexed(head: str, num_classes: int, sample_rate: float, batch: int, embeddi
     """Sampled rows by indexing a Parameter: dense gradient, dense step."""
     rows = torch.nn.Parameter(torch.randn(num_classes, embedding_size, device=device).mul_(0.01))
     optimizer = torch.optim.SGD([rows], **SGD)
-    num_active = max(1, round(sample_rate * num_classes))
+    num_active = active(sample_rate, num_classes)
 
     def forward(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        draw = torch.rand(num_classes, device=device)
-        draw[labels] = 2
-        ids = draw.topk(max(num_active, len(torch.unique(labels)))).indices.sort().values
+        ids = by_topk(num_classes, num_active, labels)
         logits = linear(normalize(embeddings), normalize(rows[ids]))
         targets = torch.searchsorted(ids, labels)
         logits[torch.arange(len(labels)), targets] -= 0.4
         return cross_entropy(64 * logits, targets)
 
     return three_parts(forward, _update(optimizer), num_classes, batch, embedding_size, device)
+
+
+def by_topk(num_classes: int, count: int, labels: torch.Tensor) -> torch.Tensor:
+    """PartialFC's classes as its implementations choose them: by a random number for every class, O(C)."""
+    draw = torch.rand(num_classes, device=labels.device)
+    draw[labels] = 2
+    return draw.topk(max(count, len(torch.unique(labels)))).indices.sort().values
 
 
 def _update(optimizer: torch.optim.Optimizer) -> Callable[[], None]:

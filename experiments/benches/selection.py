@@ -8,6 +8,7 @@ import torch
 
 from heads import PartialFC
 
+from .head_step import active, by_topk
 from .measure import median_and_spread, ratio, timed
 
 
@@ -20,7 +21,7 @@ def selection(
         head = PartialFC(C, 1)
         for rate in sample_rate:
             head.sample_rate = rate
-            count = max(1, round(rate * C))
+            count = active(rate, C)
             times: Mapping[str, list[float]] = {"ours": [], "topk": []}
             for repeat in range(warmup + repeats):
                 head.step = repeat
@@ -44,9 +45,3 @@ def selection(
                 }
             )
     return lines
-
-
-def by_topk(num_classes: int, count: int, labels: torch.Tensor) -> torch.Tensor:
-    draw = torch.rand(num_classes)
-    draw[labels] = 2
-    return draw.topk(max(count, len(torch.unique(labels)))).indices.sort().values
