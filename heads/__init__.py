@@ -6,7 +6,7 @@ Needs torch and numpy only, and serves in any training loop.
 from .full import FullFC
 from .head import CenterHead, Head, Selection
 from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax
-from .optim import RowAdamW, RowOptimizer, RowSGD
+from .optim import RowAdagrad, RowAdamW, RowOptimizer, RowSGD
 from .pfc import PartialFC
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Head",
     "Margin",
     "PartialFC",
+    "RowAdagrad",
     "RowAdamW",
     "RowOptimizer",
     "RowSGD",

@@ -4,21 +4,33 @@ Rows are plain tensors, neither parameters nor buffers: DDP would broadcast rank
 shards and average their gradients, and clipping would count them.
 """
 
-import math
+import os
+import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from . import keyed
+from . import keyed, rounding, stores
 from .collectives import rank_and_size
+from .scratch import Scratch
 from .sharding import Shard
 
 Index = slice | Tensor  # rows of the shard: a contiguous stretch, or sorted int64 ids
-INIT_BLOCK = 1024
+INIT_ROWS = 4096  # drawn at a time
 INIT_STD = 0.01
+
+
+@dataclass(frozen=True)
+class RowState:
+    """What a row optimizer remembers of a row: `width` numbers, in `dtype` or, unless given, as in arithmetic."""
+
+    width: int
+    dtype: torch.dtype | None = None
 
 
 class ActiveRows:
@@ -28,44 +40,57 @@ class ActiveRows:
         centers: where they come from.
         ids: which rows of the shard; None for all.
         keep: hold on to what the first pass read, so that backward and the optimizer's step need not
-            gather rows from all over memory again. All rows are read in place and need no keeping.
+            fetch rows from all over memory again. Rows that can be read in place need no keeping.
     """
 
     def __init__(self, centers: "ClassCenters", ids: Tensor | None, *, keep: bool):
         self.centers, self.ids = centers, ids
         self.version = centers.version
-        self.kept: dict[tuple[int, int], Tensor] | None = {} if keep and ids is not None else None
+        self.kept_KD: Tensor | None = None
+        self.num_kept = 0  # rows are read in order; those before this one are kept
+        if keep and not (ids is None and centers.in_place):
+            self.kept_KD = centers.scratch.take("rows", (len(self), centers.width), centers.like)
 
     def __len__(self) -> int:
         return self.centers.shard.size if self.ids is None else len(self.ids)
 
     @property
     def kept_bytes(self) -> int:
-        return sum(rows.nbytes for rows in (self.kept or {}).values())
+        return 0 if self.kept_KD is None else self.kept_KD.nbytes
 
     def at(self, positions: Tensor) -> Tensor:
         return self.centers.read(positions if self.ids is None else self.ids[positions])
 
+    def subset(self, positions: Tensor) -> "ActiveRows":
+        """The rows at these sorted positions, as those of a forward of their own."""
+        rows = ActiveRows(self.centers, positions if self.ids is None else self.ids[positions], keep=False)
+        rows.version = self.version
+        return rows
+
     def stretch(self, a: int, b: int) -> Tensor:
         """Rows a to b as they were in the forward pass, while kept; else as they are."""
-        if self.kept is not None and (a, b) in self.kept:
-            return self.kept[a, b]
-        rows = self._read(a, b)
-        if self.kept is not None and self.version == self.centers.version:
-            self.kept[a, b] = rows
-        return rows
+        if self.kept_KD is None:
+            return self._read(a, b)
+        if b > self.num_kept:
+            if self.version != self.centers.version:
+                return self._read(a, b)
+            assert a == self.num_kept
+            self._read(a, b, out=self.kept_KD[a:b])
+            self.num_kept = b
+        return self.kept_KD[a:b]
 
     def take(self, a: int, b: int) -> Tensor:
         """Rows a to b as they are now, for the caller to change and write back."""
-        if self.version != self.centers.version:
-            return self._read(a, b)
-        rows = self.stretch(a, b)
-        if self.kept is not None:
-            del self.kept[a, b]
-        return rows
+        return self.stretch(a, b) if self.version == self.centers.version else self._read(a, b)
 
-    def _read(self, a: int, b: int) -> Tensor:
-        return self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b])
+    def release(self) -> None:
+        """No one reads these rows any more: their memory may be used again."""
+        if self.kept_KD is not None:
+            self.centers.scratch.give("rows", self.kept_KD)
+            self.kept_KD, self.num_kept = None, 0
+
+    def _read(self, a: int, b: int, out: Tensor | None = None) -> Tensor:
+        return self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b], out=out)
 
 
 class ClassCenters(nn.Module):
@@ -73,10 +98,13 @@ class ClassCenters(nn.Module):
 
     Args:
         num_classes: C, over all processes.
-        embedding_size: columns drawn from N(0, 0.01), keyed by (seed, block of 1024 class ids), so that
-            the number of processes changes no initial row.
+        embedding_size: columns drawn from N(0, 0.01), keyed by (seed, class), so that neither the number
+            of processes nor the store changes an initial row.
         bias: one more column, zero at first.
-        dtype: float32, or float64 to check numerics.
+        dtype: in which rows are stored: float32, bfloat16, or float64 to check numerics. Arithmetic on
+            bfloat16 rows is in float32.
+        rounding: of what is written in bfloat16: "stochastic" or "nearest".
+        store, store_dir: see `heads.stores`.
     """
 
     rows: Tensor
@@ -91,57 +119,128 @@ class ClassCenters(nn.Module):
         process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        rounding: str = "stochastic",
+        store: str = "device",
+        store_dir: str | os.PathLike[str] | None = None,
     ):
         super().__init__()
+        if dtype not in (torch.float32, torch.bfloat16, torch.float64):
+            raise ValueError(f"dtype={dtype}: rows are float32 or bfloat16, or float64 to check numerics")
+        if rounding not in ("stochastic", "nearest"):
+            raise ValueError(f"rounding={rounding!r}: must be 'stochastic' or 'nearest'")
         self.process_group = process_group
         self.shard = Shard(num_classes, *rank_and_size(process_group))
-        self.rows = torch.zeros((self.shard.size, embedding_size + bias), dtype=dtype)
+        self.embedding_size, self.width, self.seed = embedding_size, embedding_size + bias, seed
+        self.rounding = rounding
+        self.scratch = Scratch()
+        # An empty tensor where arithmetic is done and in its dtype, for others to be made like it.
+        self.like = torch.empty(0, dtype=torch.promote_types(dtype, torch.float32), device=device)
+        self.store = stores.make(store, store_dir, self.shard, {"seed": seed})
+        self.rows = self.store.zeros("rows", (self.shard.size, self.width), dtype, self.like.device)
         self.state: dict[str, Tensor] = {}
         self.version = 0  # counts the changes of rows as a whole: steps and loads
         self._loaded: dict[str, Tensor] = {}  # state that came from a checkpoint before its optimizer was made
-        for ids, block in initial_blocks(self.shard, embedding_size, seed):
-            self.rows[ids - self.shard.start, :embedding_size] = block.to(dtype)
-        if device is not None:
-            self.to(device)
+        if not self.store.lazy:
+            self._draw_all()
 
-    def read(self, index: Index, name: str = "rows") -> Tensor:
-        """Rows or row state at `index`; a view for a slice, a copy for ids."""
-        tensor = self._tensor(name)
-        return tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
+    @property
+    def in_place(self) -> bool:
+        """Whether a stretch of rows can be used and changed where it lies."""
+        return self.rows.dtype == self.like.dtype and self.rows.device == self.like.device and not self.store.lazy
 
-    def write(self, index: Index, values: Tensor, name: str = "rows") -> None:
-        """Put back what `read` gave, changed or not."""
-        tensor = self._tensor(name)
+    def read(self, index: Index, name: str = "rows", out: Tensor | None = None) -> Tensor:
+        """Rows or row state at `index`, in the dtype and on the device of arithmetic; may be a view for a slice."""
+        table = self._table(name)
+        if isinstance(index, slice):
+            values = table[index]
+        elif out is not None and table.dtype == out.dtype and table.device == out.device:
+            values = torch.index_select(table, 0, index, out=out)
+        else:
+            values = table.index_select(0, index.to(table.device))
+        if out is None:
+            values = values.to(self.like)
+        elif values is not out:
+            values = out.copy_(values)
+        return self._drawn_where_blank(index, values) if name == "rows" and self.store.lazy else values
+
+    def borrow(self, index: Index, name: str, count: int) -> Tensor:
+        """`count` rows of state as `read` gives them, in memory that the next call takes again."""
+        if isinstance(index, slice):
+            return self.read(index, name)
+        width = self._table(name).shape[1]
+        return self.read(index, name, out=self.scratch.lend(name, (count, width), self.like))
+
+    def write(self, index: Index, name: str, values: Tensor, step: int = 0) -> None:
+        """Put back what `read` gave, changed or not. `step` keys the rounding to bfloat16."""
+        table = self._table(name)
+        if table.dtype == torch.bfloat16 and self.rounding == "stochastic":
+            key = (self.seed, step, zlib.crc32(name.encode()))
+            values = rounding.stochastic(values, self._classes(index), *key)
         if not isinstance(index, slice):
-            tensor.index_copy_(0, index, values)
-        elif tensor[index].data_ptr() != values.data_ptr():
-            tensor[index] = values
+            table.index_copy_(0, index.to(table.device), values.to(table))
+        elif table[index].data_ptr() != values.data_ptr():
+            table[index] = values
 
-    def claim(self, state: Mapping[str, tuple[int, ...]]) -> None:
-        """Make room for a row optimizer: name -> shape of one row's state. Starts at zero or as loaded."""
+    def claim(self, state: Mapping[str, RowState]) -> None:
+        """Make room for a row optimizer. State starts at zero or as loaded."""
         unclaimed = sorted(set(self._loaded) - set(state))
         if unclaimed:
             raise ValueError(
                 f"the loaded centers carry the row state {unclaimed}, but this row optimizer keeps {sorted(state)}; "
                 "use the row optimizer they were saved with"
             )
-        fresh = {name: self.rows.new_zeros((self.shard.size, *tail)) for name, tail in state.items()}
         for name, loaded in self._loaded.items():
-            if loaded.shape != fresh[name].shape:
-                raise ValueError(f"loaded row state {name!r}: {list(loaded.shape)}, not {list(fresh[name].shape)}")
-            fresh[name].copy_(loaded)
-        self.state, self._loaded = fresh, {}
+            shape = [self.shard.size, state[name].width]
+            if list(loaded.shape) != shape:
+                raise ValueError(f"loaded row state {name!r}: {list(loaded.shape)}, not {shape}")
+        self.state = {
+            name: self.store.zeros(
+                name, (self.shard.size, each.width), each.dtype or self.like.dtype, self.like.device
+            )
+            for name, each in state.items()
+        }
+        for name, loaded in self._loaded.items():
+            self.state[name].copy_(loaded)
+        self._loaded = {}
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of rows and row state on this process."""
+        """Bytes of rows and row state on this process, wherever they live."""
         return sum(tensor.nbytes for _, tensor in self._saved())
 
     def extra_repr(self) -> str:
         return f"{self.shard}, width={self.rows.shape[1]}, dtype={self.rows.dtype}, device={self.rows.device}"
 
-    def _tensor(self, name: str) -> Tensor:
+    def _table(self, name: str) -> Tensor:
         return self.rows if name == "rows" else self.state[name]
+
+    def _classes(self, index: Index) -> Tensor:
+        """Global class ids (k,) of rows of this shard, where arithmetic is done."""
+        if isinstance(index, slice):
+            index = torch.arange(index.start, index.stop, device=self.like.device)
+        return index.to(self.like.device) + self.shard.start
+
+    def _draw_all(self) -> None:
+        for a in range(0, self.shard.size, INIT_ROWS):
+            index = slice(a, min(a + INIT_ROWS, self.shard.size))
+            self.rows[index, : self.embedding_size] = self._drawn(self._classes(index)).to(self.rows)
+
+    def _drawn(self, classes: Tensor) -> Tensor:
+        """Initial rows of these classes (k, embedding_size), without the bias."""
+        draws = keyed.uniform16(classes, self.embedding_size, "initialisation", self.seed)
+        rows = normal_quantiles(self.like.device).index_select(0, draws.to(torch.int32).reshape(-1) + (1 << 15))
+        return rows.view(draws.shape).to(self.like)
+
+    def _drawn_where_blank(self, index: Index, values: Tensor) -> Tensor:
+        """Rows of zeros, which were never written, become the initial rows of their classes."""
+        blank = (values == 0).all(dim=1).nonzero()[:, 0]
+        if not len(blank):
+            return values
+        if values.untyped_storage().data_ptr() == self.rows.untyped_storage().data_ptr():
+            values = values.clone()  # reading changes no row
+        initial = self._drawn(self._classes(index)[blank]).to(self.rows.dtype).to(self.like)
+        values[blank, : self.embedding_size] = initial
+        return values
 
     def _saved(self) -> Iterator[tuple[str, Tensor]]:
         yield "rows", self.rows
@@ -150,10 +249,11 @@ class ClassCenters(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "ClassCenters":
         super()._apply(fn, recurse)
         # Only the device follows: `.half()` on a model must not round its centers.
-        device = fn(torch.empty(0, device=self.rows.device)).device
-        self.rows = self.rows.to(device)
-        self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
-        self._loaded = {name: tensor.to(device) for name, tensor in self._loaded.items()}
+        device = fn(torch.empty(0, device=self.like.device)).device
+        self.like = self.like.to(device)
+        self.rows = self.store.follow(self.rows, device)
+        self.state = {name: self.store.follow(table, device) for name, table in self.state.items()}
+        self._loaded = {name: self.store.follow(table, device) for name, table in self._loaded.items()}
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -206,7 +306,7 @@ class ClassCenters(nn.Module):
         self.version += 1
         for name, local in arriving.items():
             if name == "rows" or name in self.state:
-                self._tensor(name).copy_(local)
+                self._table(name).copy_(local)
             else:
                 self._loaded[name] = local.detach().to(self.rows.device, copy=True)
 
@@ -218,12 +318,9 @@ class ClassCenters(nn.Module):
         return value
 
 
-def initial_blocks(shard: Shard, embedding_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(global ids (b,), initial rows (b, embedding_size)) of a shard, block by block."""
-    for block in range(shard.start // INIT_BLOCK, math.ceil(shard.stop / INIT_BLOCK)):
-        first = block * INIT_BLOCK
-        values = torch.empty(INIT_BLOCK, embedding_size).normal_(
-            std=INIT_STD, generator=keyed.generator("initialisation", seed, block)
-        )
-        ids = torch.arange(max(first, shard.start), min(first + INIT_BLOCK, shard.stop))
-        yield ids, values[ids - first]
+@lru_cache
+def normal_quantiles(device: torch.device) -> Tensor:
+    """N(0, 0.01) as 2^16 equally likely values, its quantiles in the middle of as many parts, float32."""
+    middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    quantiles = torch.special.ndtri(middles)
+    return (INIT_STD * quantiles / quantiles.square().mean().sqrt()).float().to(device)

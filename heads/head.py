@@ -5,6 +5,7 @@ their rows into the exact margin softmax, and leave the gradient of the rows *pe
 optimizer steps. Subclasses override `select` and nothing more.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from . import dtypes
 from .batch import check_embeddings, check_labels, check_values, gather
 from .centers import ActiveRows, ClassCenters
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size
 from .margins import CosFace, Margin
 from .optim import RowOptimizer, RowSGD
 from .pending import PendingGradients
+from .products import Products
 from .softmax import MIN_NORM, MarginSoftmax, streamed_loss, streamed_topk
 from .stopwatch import Stopwatch
 
@@ -95,9 +98,15 @@ class CenterHead(Head):
             this many MiB on this process.
         process_group: the processes that share the classes; all of the initialised default group, or
             this one alone, unless given.
-        device: of the rows; `head.to(device)` moves them too.
-        dtype: of rows and arithmetic, float32 or, to check numerics, float64.
+        device: where the head computes; `head.to(device)` changes it.
+        dtype: in which rows are stored: "fp32"; "bf16", with arithmetic in float32; or, to check numerics, "fp64".
+        rounding: of what is stored in bf16, "stochastic" or "nearest".
+        store: where rows live: on the "device", in "host" memory, or on "disk" in files of `store_dir`, which
+            take space for rows that were written only.
+        compute: "fp32", or "bf16" for matrix products of inputs rounded to bfloat16.
     """
+
+    filter_below = 0.0  # see `FullFC`
 
     def __init__(
         self,
@@ -109,7 +118,11 @@ class CenterHead(Head):
         logits_budget_mb: float = 512,
         process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
+        rounding: str = "stochastic",
+        store: str = "device",
+        store_dir: str | os.PathLike[str] | None = None,
+        compute: str = "fp32",
     ):
         super().__init__()
         if embedding_size < 1:
@@ -118,12 +131,11 @@ class CenterHead(Head):
             raise ValueError(f"seed={seed}: must not be negative")
         if logits_budget_mb < 0:
             raise ValueError(f"logits_budget_mb={logits_budget_mb}: must not be negative; 0 always recomputes")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype={dtype}: rows are torch.float32 or torch.float64")
         self.margin = margin if margin is not None else CosFace()
         self.embedding_size = embedding_size
         self.seed = seed
         self.logits_budget_mb = logits_budget_mb
+        self.products = Products(compute)
         self.process_group = process_group if process_group is not None else default_group()
         self.centers = ClassCenters(
             num_classes,
@@ -132,7 +144,10 @@ class CenterHead(Head):
             seed=seed,
             process_group=self.process_group,
             device=device,
-            dtype=dtype,
+            dtype=dtypes.named("dtype", dtype),
+            rounding=rounding,
+            store=store,
+            store_dir=store_dir,
         )
         self.pending = PendingGradients()
         self.micro_batch = 0  # training forwards since the last step
@@ -152,7 +167,7 @@ class CenterHead(Head):
             weight: (n,) weight of each sample in the mean; ones unless given.
 
         Returns:
-            Scalar in the dtype of the rows.
+            Scalar, float32 (float64 for such rows).
 
         Raises:
             ValueError: wrong shapes, labels outside [0, C), NaN or Inf among the embeddings; on all
@@ -182,6 +197,9 @@ class CenterHead(Head):
                 margin=self.margin,
                 log_q_K=selection.log_q,
                 group=self.process_group,
+                filter_below=self.filter_below if self.training else 0.0,
+                products=self.products if self.training else None,
+                scratch=self.centers.scratch,
             )
             training = self.training
             return streamed_loss(
@@ -189,7 +207,7 @@ class CenterHead(Head):
                 softmax,
                 start=batch.start,
                 keep=keep_logits,
-                on_backward=lambda gradient: self.pending.append(rows, gradient) if training else None,
+                on_backward=lambda gradient: self.pending.append(gradient) if training else None,
                 clock=self.stopwatch,
             )
 
@@ -256,17 +274,17 @@ class CenterHead(Head):
         return f"margin={self.margin}, embedding_size={self.embedding_size}, seed={self.seed}"
 
     def _to_rows_space(self, embeddings: Tensor) -> Tensor:
-        x_nD = embeddings.to(self.centers.rows.dtype)
+        x_nD = embeddings.to(self.centers.like.dtype)
         if self.margin.normalize:
             return torch.nn.functional.normalize(x_nD, eps=MIN_NORM)
         return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
 
     def _what_to_keep(self, num_active: int, batch_size: int) -> tuple[bool, bool]:
         """Cosines save a matrix product, rows save gathering them again: in this order, while they fit."""
-        number_bytes = self.centers.rows.element_size()
+        number_bytes = self.centers.like.element_size()
         room = self.logits_budget_mb * 2**20 - self.pending.kept_bytes
         logits = num_active * batch_size * number_bytes
-        rows = num_active * self.centers.rows.shape[1] * number_bytes
+        rows = num_active * self.centers.width * number_bytes
         return logits <= room, rows <= room - (logits if logits <= room else 0)
 
     def _positions(self, ids: Tensor | None, labels_N: Tensor) -> Tensor:

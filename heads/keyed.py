@@ -1,16 +1,56 @@
 """Random draws that are keyed, not carried.
 
-A draw depends on what it is for (seed, purpose, step, first class, ...) and on nothing drawn before,
-so that resuming needs no generator state and the number of processes changes no initial row.
+A draw depends on what it is for (seed, purpose, step, class, ...) and on nothing drawn before, so that
+resuming needs no generator state and the number of processes changes no initial row.
 """
 
 import zlib
 
 import numpy as np
 import torch
+from torch import Tensor
+
+# An odd constant for indices and those of lowbias32 (C. Wellons, "Prospecting for hash functions", 2018).
+GOLDEN, FIRST, SECOND = (int(np.uint32(c).astype(np.int32)) for c in (0x9E3779B1, 0x7FEB352D, 0x846CA68B))
 
 
 def generator(purpose: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for (purpose, key); equal keys give equal draws on the same kind of device."""
-    words = np.random.SeedSequence([zlib.crc32(purpose.encode()), *key]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(words[0] >> np.uint64(1)))
+    seed = _sequence(purpose, key).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+def uniform16(ids: Tensor, width: int, purpose: str, *key: int) -> Tensor:
+    """Uniform over all int16 values, (k, width), a row for each of the int64 ids (k,) whatever the others are.
+
+    By hashing, so that any row can be had alone and is the same on every device: two 32-bit keys from an id,
+    one from the column, mixed by two multiplications; each 32-bit word gives two columns.
+    """
+    words = _sequence(purpose, key).generate_state(4, np.uint32).astype(np.int32).tolist()
+    low, high = ids.to(torch.int32), (ids >> 32).to(torch.int32)
+    first_k = _mixed(low ^ words[0]) + high * GOLDEN
+    second_k = _mixed(low * GOLDEN + words[1]) ^ _mixed(high + words[2])
+    column = torch.arange(-(-width // 2), dtype=torch.int32, device=ids.device)
+    word_kd = _mixed(column * GOLDEN + words[3]) ^ first_k[:, None]
+    word_kd.mul_(FIRST)
+    _fold(word_kd, 15)
+    word_kd.add_(second_k[:, None]).mul_(SECOND)
+    _fold(word_kd, 16)
+    return word_kd.view(torch.int16)[:, :width]
+
+
+def _mixed(word: Tensor) -> Tensor:
+    _fold(word, 16)
+    word.mul_(FIRST)
+    _fold(word, 15)
+    word.mul_(SECOND)
+    return _fold(word, 16)
+
+
+def _fold(word: Tensor, shift: int) -> Tensor:
+    """word ^= word >> shift, in place; the mask takes off the sign that the shift of an int32 brings in."""
+    return word.bitwise_xor_(word.bitwise_right_shift(shift).bitwise_and_((1 << (32 - shift)) - 1))
+
+
+def _sequence(purpose: str, key: tuple[int, ...]) -> np.random.SeedSequence:
+    return np.random.SeedSequence([zlib.crc32(purpose.encode()), *key])

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .centers import ClassCenters
-from .pending import PendingGradients
+from . import dtypes
+from .centers import ClassCenters, RowState
+from .pending import ChunkGradient, PendingGradients
 from .stopwatch import Stopwatch
 
 
@@ -37,14 +38,14 @@ class RowOptimizer(torch.optim.Optimizer):
     def __init__(self, head: RowOwner, defaults: dict[str, Any]):
         super().__init__([{"params": []}], defaults)
         self.head = head
-        head.centers.claim(self.row_state(head.centers.rows.shape[1]))
+        head.centers.claim(self.row_state(head.centers.width))
 
-    def row_state(self, width: int) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of one row's state; all start at zero."""
+    def row_state(self, width: int) -> dict[str, RowState]:
+        """What is remembered of each row, by name; all start at zero."""
         raise NotImplementedError
 
-    def update(self, rows: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """One step of some rows (k, width), in place; the gradient may be overwritten."""
+    def update(self, rows: Tensor, gradient: ChunkGradient, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """One step of some rows (k, width) and of their state, in place."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -55,12 +56,12 @@ class RowOptimizer(torch.optim.Optimizer):
                 loss = closure()
         (group,) = self.param_groups
         centers = self.head.centers
-        with self.head.stopwatch("update", centers.rows.device):
+        with self.head.stopwatch("update", centers.like.device):
             for index, rows, gradient in self.head.pending.stream(centers):
-                state = {name: centers.read(index, name) for name in centers.state}
+                state = {name: centers.borrow(index, name, len(rows)) for name in centers.state}
                 self.update(rows, gradient, state, group)
                 for name, value in {"rows": rows, **state}.items():
-                    centers.write(index, value, name)
+                    centers.write(index, name, value, self.head.step)
         centers.version += 1
         self.head.advance()
         return loss
@@ -78,7 +79,11 @@ class RowOptimizer(torch.optim.Optimizer):
 
 
 class RowSGD(RowOptimizer):
-    """torch.optim.SGD of the rows that take part: weight decay, momentum, Nesterov."""
+    """torch.optim.SGD of the rows that take part: weight decay, momentum, Nesterov.
+
+    Args:
+        momentum_dtype: in which the momentum is stored, "fp32" or "bf16"; as in arithmetic unless given.
+    """
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class RowSGD(RowOptimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        momentum_dtype: torch.dtype | str | None = None,
     ):
         _check(lr=lr, weight_decay=weight_decay)
         if not 0 <= momentum < 1:
@@ -95,19 +101,22 @@ class RowSGD(RowOptimizer):
         if nesterov and momentum == 0:
             raise ValueError("nesterov=True: needs a momentum above 0")
         self._momentum = momentum
+        self._momentum_dtype = dtypes.named("momentum_dtype", momentum_dtype) if momentum_dtype is not None else None
         super().__init__(head, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
 
-    def row_state(self, width: int) -> dict[str, tuple[int, ...]]:
-        return {"momentum": (width,)} if self._momentum else {}
+    def row_state(self, width: int) -> dict[str, RowState]:
+        return {"momentum": RowState(width, self._momentum_dtype)} if self._momentum else {}
 
-    def update(self, rows: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        direction = gradient
-        if group["weight_decay"]:
-            direction.add_(rows, alpha=group["weight_decay"])
-        if state:
-            velocity = state["momentum"].mul_(group["momentum"]).add_(direction)
-            direction = direction.add_(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
-        rows.add_(direction, alpha=-group["lr"])
+    def update(self, rows: Tensor, gradient: ChunkGradient, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        if not state:
+            direction = gradient.dense(decay=decay)
+        elif group["nesterov"]:
+            direction = gradient.dense(decay=decay)
+            direction.add_(state["momentum"].mul_(momentum).add_(direction), alpha=momentum)
+        else:
+            direction = gradient.add_to(state["momentum"], beta=momentum, decay=decay)
+        rows.add_(direction, alpha=-lr)
 
 
 class RowAdamW(RowOptimizer):
@@ -144,23 +153,43 @@ class RowAdamW(RowOptimizer):
             },
         )
 
-    def row_state(self, width: int) -> dict[str, tuple[int, ...]]:
-        return {"exp_avg": (width,), "exp_avg_sq": (width,), "steps": (1,)}
+    def row_state(self, width: int) -> dict[str, RowState]:
+        return {"exp_avg": RowState(width), "exp_avg_sq": RowState(width), "steps": RowState(1)}
 
-    def update(self, rows: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    def update(self, rows: Tensor, gradient: ChunkGradient, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         steps = state["steps"].add_(1)
         if group["bias_correction"] == "global":
             steps = torch.full_like(steps, self.head.step + 1)
+        direction = gradient.dense()
         rows.mul_(1 - group["lr"] * group["weight_decay"])
-        mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
-        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        mean = state["exp_avg"].lerp_(direction, 1 - beta1)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(direction, direction, value=1 - beta2)
         # 1 - beta^t in double: float32 loses it at the first steps of beta2 = 0.999.
         exact = steps.double()
         correction1 = (1 - beta1**exact).to(rows.dtype)
         correction2 = (1 - beta2**exact).sqrt_().to(rows.dtype)
         denominator = square.sqrt().div_(correction2).add_(group["eps"])
         rows.sub_(mean.div(denominator).mul_(group["lr"] / correction1))
+
+
+class RowAdagrad(RowOptimizer):
+    """Adagrad with one number a row: the sum over its steps of the mean square of its gradient.
+
+    With rows of one column it is torch.optim.Adagrad. Weight decay is added to the gradient.
+    """
+
+    def __init__(self, head: RowOwner, lr: float, *, eps: float = 1e-10, weight_decay: float = 0.0):
+        _check(lr=lr, eps=eps, weight_decay=weight_decay)
+        super().__init__(head, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+
+    def row_state(self, width: int) -> dict[str, RowState]:
+        return {"sum": RowState(1)}
+
+    def update(self, rows: Tensor, gradient: ChunkGradient, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        direction = gradient.dense(decay=group["weight_decay"])
+        total = state["sum"].add_(direction.square().mean(dim=1, keepdim=True))
+        rows.addcmul_(direction, group["lr"] / total.sqrt().add_(group["eps"]), value=-1)
 
 
 def _check(**options: float) -> None:

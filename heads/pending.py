@@ -4,13 +4,38 @@ Backward appends one entry for each graph it passes; `step()` streams their sum 
 `zero_grad()` drops them. So micro-batches, two forwards in a step and a skipped step need no special case.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .centers import ActiveRows, ClassCenters, Index
+from .scratch import Scratch
 from .softmax import RowGradient, chunks
+
+
+class ChunkGradient:
+    """The gradient of a chunk of rows (k, width): not a tensor yet, but what adds it to one.
+
+    Args:
+        rows: as they are before the update.
+        parts: functions of (total, beta, decay) that do total <- beta total + part + decay rows, in place.
+        scratch: where `dense` takes its memory.
+    """
+
+    def __init__(self, rows: Tensor, parts: list[Callable[[Tensor, float, float], object]], scratch: Scratch):
+        self.rows, self.parts, self.scratch = rows, parts, scratch
+
+    def add_to(self, total: Tensor, *, beta: float = 1.0, decay: float = 0.0) -> Tensor:
+        """total <- beta total + gradient + decay rows, in place."""
+        for part in self.parts:
+            part(total, beta, decay)
+            beta, decay = 1.0, 0.0
+        return total
+
+    def dense(self, *, decay: float = 0.0) -> Tensor:
+        """gradient + decay rows, in memory lent until the next chunk."""
+        return self.add_to(self.scratch.lend("gradient", tuple(self.rows.shape), self.rows), beta=0.0, decay=decay)
 
 
 class PendingGradients:
@@ -19,38 +44,40 @@ class PendingGradients:
     def __init__(self) -> None:
         self.entries: list[tuple[ActiveRows, RowGradient]] = []
 
-    def append(self, rows: ActiveRows, gradient: RowGradient) -> None:
-        self.entries.append((rows, gradient))
+    def append(self, gradient: RowGradient) -> None:
+        assert isinstance(gradient.rows, ActiveRows)
+        self.entries.append((gradient.rows, gradient))
 
     def clear(self) -> None:
+        for rows, gradient in self.entries:
+            rows.release()
+            gradient.release()
         self.entries.clear()
 
     @property
     def kept_bytes(self) -> int:
         return sum(rows.kept_bytes + gradient.kept_bytes for rows, gradient in self.entries)
 
-    def stream(self, centers: ClassCenters) -> Iterator[tuple[Index, Tensor, Tensor]]:
+    def stream(self, centers: ClassCenters) -> Iterator[tuple[Index, Tensor, ChunkGradient]]:
         """(index, rows, gradient) of each chunk of the rows that any entry touches.
 
-        The caller may change the rows of a chunk once it has it: no later chunk reads them again.
+        The caller may change the rows of a chunk once it has the gradient: no later chunk reads them again.
         """
         if not self.entries:
             return
-        (active, first), *others = self.entries
+        (active, _), *others = self.entries
         ids = active.ids
         if any(rows.ids is not ids for rows, _ in others):
             yield from self._stream_union(centers)
             return
         for a, b in chunks(len(active)):
             rows = active.take(a, b)
-            gradient = first.of_rows(a, b, rows)
-            for _, other in others:
-                gradient += other.of_rows(a, b, rows)
-            yield slice(a, b) if ids is None else ids[a:b], rows, gradient
+            parts = [_part(gradient, a, b, rows) for _, gradient in self.entries]
+            yield slice(a, b) if ids is None else ids[a:b], rows, ChunkGradient(rows, parts, centers.scratch)
 
-    def _stream_union(self, centers: ClassCenters) -> Iterator[tuple[Index, Tensor, Tensor]]:
+    def _stream_union(self, centers: ClassCenters) -> Iterator[tuple[Index, Tensor, ChunkGradient]]:
         """The same where entries touch different rows: each adds to those of a chunk that are its own."""
-        every = torch.arange(centers.shard.size, device=centers.rows.device)
+        every = torch.arange(centers.shard.size, device=centers.like.device)
         listed = [every if active.ids is None else active.ids for active, _ in self.entries]
         union = torch.unique(torch.cat(listed))
         for start, stop in chunks(len(union)):
@@ -60,5 +87,18 @@ class PendingGradients:
             for ids, (_, entry) in zip(listed, self.entries, strict=True):
                 a, b = torch.searchsorted(ids, torch.stack([chunk[0], chunk[-1] + 1])).tolist()
                 inside = torch.searchsorted(chunk, ids[a:b])
-                gradient.index_add_(0, inside, entry.of_rows(a, b, rows[inside]))
-            yield chunk, rows, gradient
+                own = rows[inside]
+                gradient.index_add_(0, inside, entry.add_to(torch.zeros_like(own), a, b, own))
+            yield chunk, rows, ChunkGradient(rows, [_sum(gradient, rows)], centers.scratch)
+
+
+def _part(gradient: RowGradient, a: int, b: int, rows: Tensor) -> Callable[[Tensor, float, float], object]:
+    return lambda total, beta, decay: gradient.add_to(total, a, b, rows, beta=beta, decay=decay)
+
+
+def _sum(gradient: Tensor, rows: Tensor) -> Callable[[Tensor, float, float], object]:
+    def add_to(total: Tensor, beta: float, decay: float) -> None:
+        total = total.mul_(beta).add_(gradient) if beta else total.copy_(gradient)
+        total.add_(rows, alpha=decay)
+
+    return add_to

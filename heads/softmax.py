@@ -5,12 +5,13 @@ log of the softmax's denominator, with one max and one sum over processes. Pass 
 each chunk's probabilities into gradients. The margin acts inside the log-sum-exp.
 
 This file knows neither stores nor optimizers: rows come from a callable, and the gradient of the rows
-goes out as a `RowGradient`, which yields any stretch of them when asked.
+goes out as a `RowGradient`, which adds any stretch of itself to where it belongs when asked.
 
 Legend: N global batch, D row width, K active rows of this process, k rows of a chunk, W processes;
 a suffix such as `x_ND` names the dimensions. `x_ND` has unit rows where the margin normalizes.
 """
 
+import copy
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -22,6 +23,8 @@ from torch.distributed import ProcessGroup
 
 from .collectives import max_over_processes, rank_and_size, sum_over_processes
 from .margins import Margin
+from .products import Products
+from .scratch import Scratch
 from .stopwatch import Stopwatch
 
 # Chunks that stay near the caches beat larger ones: fresh temporaries of many MB cost page faults.
@@ -42,6 +45,14 @@ class Rows(Protocol):
         """Rows a to b, (b - a, D)"""
         ...
 
+    def subset(self, positions: Tensor) -> "Rows":
+        """Those at sorted positions."""
+        ...
+
+    def release(self) -> None:
+        """They are not needed any more."""
+        ...
+
 
 def chunks(num_rows: int) -> Iterator[tuple[int, int]]:
     for a in range(0, num_rows, CHUNK_ROWS):
@@ -59,6 +70,10 @@ class MarginSoftmax:
         margin: what happens to the cosines.
         log_q_K: log of the probability that a row was drawn, subtracted from its logits; None for zeros.
         group: the processes that share the classes; None for one.
+        filter_below: rows whose largest probability over the batch is below it, and that are no sample's
+            own class, are left out of pass two.
+        products: how matrices are multiplied.
+        scratch: where buffers come from.
     """
 
     def __init__(
@@ -70,14 +85,16 @@ class MarginSoftmax:
         margin: Margin,
         log_q_K: Tensor | None = None,
         group: ProcessGroup | None = None,
+        filter_below: float = 0.0,
+        products: Products | None = None,
+        scratch: Scratch | None = None,
     ):
         self.x_ND, self.rows, self.num_rows = x_ND, rows, len(rows)
-        self.margin, self.log_q_K, self.group = margin, log_q_K, group
+        self.margin, self.log_q_K, self.group, self.filter_below = margin, log_q_K, group, filter_below
+        self.products = products or Products()
+        self.scratch = scratch or Scratch()
         self.weight_N = weight_N / weight_N.sum()
-        # Samples by the position of their target, so that a chunk finds its own by bisection.
-        self.position_N = position_N
-        self.order_N = torch.argsort(position_N, stable=True)
-        self.sorted_positions: list[int] = position_N[self.order_N].tolist()
+        self._place_targets(position_N)
         self.norm_K = x_ND.new_ones(len(rows))
         self.kept_KN: Tensor | None = None
 
@@ -89,9 +106,11 @@ class MarginSoftmax:
         self.target_cos_N = self._target_cosines()
         self.target_logit_N = self.margin.target_logits(self.target_cos_N)
         num_samples = len(self.x_ND)
-        max_N = self.x_ND.new_full((num_samples,), -torch.inf)
-        sum_N = self.x_ND.new_zeros(num_samples)
-        kept_KN = self.x_ND.new_empty((self.num_rows, num_samples)) if keep else None
+        # The target takes part, on one process or another: no maximum can be lower.
+        max_N, sum_N = self.target_logit_N, torch.zeros_like(self.target_logit_N)
+        kept_KN = self.scratch.take("cosines", (self.num_rows, num_samples), self.x_ND) if keep else None
+        # exp(logit - maximum so far) is never below the probability.
+        self.bound_K = self.x_ND.new_empty(self.num_rows) if self.filter_below else None
         for a, b in chunks(self.num_rows):
             rows_kD = self.rows.stretch(a, b)
             if self.margin.normalize:
@@ -99,10 +118,11 @@ class MarginSoftmax:
             cos_kN = self._cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
             logits_kN = self._logits(a, b, cos_kN)
             new_max_N = torch.maximum(max_N, logits_kN.amax(0))
-            # All logits so far may be filtered: exp(-inf - 0) is the 0 that exp(-inf - -inf) is not.
-            finite_max_N = new_max_N.masked_fill(new_max_N == -torch.inf, 0)
-            sum_N = sum_N * (max_N - finite_max_N).exp_() + logits_kN.sub_(finite_max_N).exp_().sum(0)
+            exp_kN = logits_kN.sub_(new_max_N).exp_()
+            sum_N = sum_N * (max_N - new_max_N).exp_() + exp_kN.sum(0)
             max_N = new_max_N
+            if self.bound_K is not None:
+                self.bound_K[a:b] = exp_kN.amax(1)
         global_max_N = max_over_processes(max_N.clone(), self.group)
         sum_N = sum_over_processes(sum_N * (max_N - global_max_N).exp_(), self.group)
         # Never added up: log(sum) is small, and next to a maximum of up to s its low bits would be lost.
@@ -112,13 +132,55 @@ class MarginSoftmax:
 
     def backward(self, scale: Tensor) -> tuple[Tensor, "RowGradient"]:
         """Pass two: scale x d loss / d x_ND (N, D), summed over processes, and the rows' own gradient."""
-        gradient = RowGradient(self, scale)
+        softmax = self._filtered() if self.filter_below else self
+        gradient = RowGradient(softmax, scale)
         x_gradient_ND = torch.zeros_like(self.x_ND)
-        for a, b in chunks(self.num_rows):
-            rows_kD = self.rows.stretch(a, b)
-            x_gradient_ND.addmm_(gradient.of_products(a, b, rows_kD).T, rows_kD)
+        for a, b in chunks(softmax.num_rows):
+            rows_kD = softmax.rows.stretch(a, b)
+            self.products.addmm_(x_gradient_ND, gradient.of_products(a, b, rows_kD).T, rows_kD)
         gradient.seal()
         return sum_over_processes(x_gradient_ND, self.group), gradient
+
+    def _filtered(self) -> "MarginSoftmax":
+        """Of the rows only those that matter: first by their bounds, then by their probabilities."""
+        assert self.bound_K is not None
+        softmax = self._narrowed(self.bound_K >= self.filter_below)
+        matters_K = torch.zeros(softmax.num_rows, dtype=torch.bool, device=self.x_ND.device)
+        for a, b in chunks(softmax.num_rows):
+            if softmax.kept_KN is None:
+                cos_kN = softmax._cosines(a, b, softmax.rows.stretch(a, b))
+            else:
+                cos_kN = softmax.kept_KN[a:b]
+            p_kN = (softmax._logits(a, b, cos_kN) - softmax.max_N).exp_().div_(softmax.sum_N)
+            matters_K[a:b] = p_kN.amax(1) >= self.filter_below
+        return softmax._narrowed(matters_K)
+
+    def _narrowed(self, mask_K: Tensor) -> "MarginSoftmax":
+        """This softmax, denominators and all, for the gradient of some rows and of the samples' own; takes over
+        what is kept."""
+        own_N = self.position_N >= 0
+        mask_K[self.position_N[own_N]] = True
+        positions = mask_K.nonzero()[:, 0]
+        narrow = copy.copy(self)
+        narrow.rows, narrow.num_rows = self.rows.subset(positions), len(positions)
+        narrow.norm_K = self.norm_K[positions]
+        narrow.log_q_K = None if self.log_q_K is None else self.log_q_K[positions]
+        position_N = self.position_N.clone()
+        position_N[own_N] = (mask_K.cumsum(0) - 1)[self.position_N[own_N]]
+        narrow._place_targets(position_N)
+        if self.kept_KN is not None:
+            # Within the same buffer: what survives never moves past what is still to be read.
+            for a, b in chunks(len(positions)):
+                self.kept_KN[a:b] = self.kept_KN[positions[a:b]]
+            narrow.kept_KN, self.kept_KN = self.kept_KN[: len(positions)], None
+        self.rows.release()
+        return narrow
+
+    def _place_targets(self, position_N: Tensor) -> None:
+        # Samples by the position of their target, so that a chunk finds its own by bisection.
+        self.position_N = position_N
+        self.order_N = torch.argsort(position_N, stable=True)
+        self.sorted_positions: list[int] = position_N[self.order_N].tolist()
 
     def targets(self, a: int, b: int) -> tuple[Tensor, Tensor]:
         """(position in the chunk, sample) of each target among active rows a to b."""
@@ -139,8 +201,10 @@ class MarginSoftmax:
 
     def _cosines(self, a: int, b: int, rows_kD: Tensor, out: Tensor | None = None) -> Tensor:
         # Rows are scaled before the product, not the product after it: s multiplies every rounding of a cosine.
-        unit_kD = rows_kD / self.norm_K[a:b, None] if self.margin.normalize else rows_kD
-        return torch.mm(unit_kD, self.x_ND.T, out=out)
+        if self.margin.normalize:
+            unit_kD = self.scratch.lend("unit", tuple(rows_kD.shape), self.x_ND)
+            rows_kD = torch.div(rows_kD, self.norm_K[a:b, None], out=unit_kD)
+        return self.products.mm(rows_kD, self.x_ND.T, out=out)
 
     def _logits(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
         logits_kN = self.margin.negative_logits(cos_kN, self.target_cos_N)
@@ -177,19 +241,33 @@ class RowGradient:
     def kept_bytes(self) -> int:
         return 0 if self.kept_KN is None else self.kept_KN.nbytes
 
+    @property
+    def rows(self) -> Rows:
+        """The rows it is the gradient of: the active ones, or what the filter left of them."""
+        return self.softmax.rows
+
     def seal(self) -> None:
         """From here on the kept numbers are G, no longer cosines."""
         self.sealed = True
 
-    def of_rows(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
-        """Gradient of active rows a to b, (b - a, D), given those rows."""
+    def release(self) -> None:
+        """No one asks for the gradient any more: its memory may be used again."""
+        if self.kept_KN is not None:
+            self.softmax.scratch.give("cosines", self.kept_KN)
+            self.kept_KN = None
+
+    def add_to(
+        self, total_kD: Tensor, a: int, b: int, rows_kD: Tensor, *, beta: float = 1.0, decay: float = 0.0
+    ) -> Tensor:
+        """total_kD <- beta total_kD + gradient of rows a to b + decay rows_kD, in two passes over them."""
+        softmax = self.softmax
         if self.kept_KN is not None:
             assert self.sealed and self.radial_K is not None
             products_kN, radial_k = self.kept_KN[a:b], self.radial_K[a:b]
         else:
-            products_kN, radial_k = self._differentiate(a, b, self.softmax._cosines(a, b, rows_kD))
-        gradient_kD = products_kN @ self.softmax.x_ND
-        return gradient_kD.addcmul_(radial_k[:, None], rows_kD, value=-1)
+            products_kN, radial_k = self._differentiate(a, b, softmax._cosines(a, b, rows_kD))
+        softmax.products.addmm_(total_kD, products_kN, softmax.x_ND, beta=beta)
+        return total_kD.addcmul_((decay - radial_k)[:, None], rows_kD)
 
     def of_products(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
         """G of active rows a to b: the gradient of their inner products with the batch, (b - a, N)."""

@@ -1,0 +1,31 @@
+"""Memory that is kept from one step to the next: fresh buffers of many MB cost page faults each time."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Scratch:
+    """Uninitialised buffers by name, at most one free buffer of each."""
+
+    def __init__(self) -> None:
+        self._free: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A buffer in the dtype and on the device of `like`, the caller's own until given back, if ever."""
+        numel = math.prod(shape)
+        free = self._free.pop(name, None)
+        if free is None or len(free) < numel or (free.dtype, free.device) != (like.dtype, like.device):
+            free = like.new_empty(numel)
+        return free[:numel].view(shape)
+
+    def give(self, name: str, buffer: Tensor) -> None:
+        """The caller is done with what it took."""
+        self._free[name] = torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(buffer.untyped_storage())
+
+    def lend(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """The same, until the name is lent again."""
+        buffer = self.take(name, shape, like)
+        self.give(name, buffer)
+        return buffer
