@@ -20,7 +20,8 @@ from . import arguments
 from .build import build
 from .tables import console, packed, readable
 
-FIGURES = ("_ms", "bytes", "per_second", "over_floor", "speedup")  # endings of what is measured; the rest are options
+# Endings of what is measured; the rest are options.
+FIGURES = ("_ms", "_share", "_error", "loss", "bytes", "per_second", "over_floor", "over_limit", "speedup")
 HIDDEN = ("baseline_forward_ms", "baseline_backward_ms", "baseline_update_ms", "baseline_spread_ms")  # in the JSON
 
 

@@ -21,7 +21,7 @@ from .scratch import Scratch
 from .sharding import Shard
 
 Index = slice | Tensor  # rows of the shard: a contiguous stretch, or sorted int64 ids
-INIT_ROWS = 4096  # drawn at a time
+INIT_ROWS = 1024  # drawn at a time
 INIT_STD = 0.01
 
 
@@ -141,7 +141,7 @@ class ClassCenters(nn.Module):
         self.version = 0  # counts the changes of rows as a whole: steps and loads
         self._loaded: dict[str, Tensor] = {}  # state that came from a checkpoint before its optimizer was made
         if not self.store.lazy:
-            self._draw_all()
+            self._draw_blank(all_are=True)
 
     @property
     def in_place(self) -> bool:
@@ -194,9 +194,7 @@ class ClassCenters(nn.Module):
             if list(loaded.shape) != shape:
                 raise ValueError(f"loaded row state {name!r}: {list(loaded.shape)}, not {shape}")
         self.state = {
-            name: self.store.zeros(
-                name, (self.shard.size, each.width), each.dtype or self.like.dtype, self.like.device
-            )
+            name: self.store.zeros(name, (self.shard.size, each.width), each.dtype or self.like.dtype, self.like.device)
             for name, each in state.items()
         }
         for name, loaded in self._loaded.items():
@@ -220,21 +218,26 @@ class ClassCenters(nn.Module):
             index = torch.arange(index.start, index.stop, device=self.like.device)
         return index.to(self.like.device) + self.shard.start
 
-    def _draw_all(self) -> None:
+    def _draw_blank(self, *, all_are: bool = False) -> None:
+        """Rows of zeros were never written; they become the initial rows of their classes."""
         for a in range(0, self.shard.size, INIT_ROWS):
             index = slice(a, min(a + INIT_ROWS, self.shard.size))
-            self.rows[index, : self.embedding_size] = self._drawn(self._classes(index)).to(self.rows)
+            rows = self.rows[index]
+            if all_are:
+                rows[:, : self.embedding_size] = self._drawn(self._classes(index))
+            elif (blank := (rows == 0).all(dim=1)).any():
+                rows[blank, : self.embedding_size] = self._drawn(self._classes(index)[blank]).to(rows)
 
     def _drawn(self, classes: Tensor) -> Tensor:
         """Initial rows of these classes (k, embedding_size), without the bias."""
         draws = keyed.uniform16(classes, self.embedding_size, "initialisation", self.seed)
-        rows = normal_quantiles(self.like.device).index_select(0, draws.to(torch.int32).reshape(-1) + (1 << 15))
-        return rows.view(draws.shape).to(self.like)
+        places = draws.to(torch.int32).add_(1 << 15)
+        return normal_quantiles(self.like.device).index_select(0, places.reshape(-1)).view(places.shape).to(self.like)
 
     def _drawn_where_blank(self, index: Index, values: Tensor) -> Tensor:
-        """Rows of zeros, which were never written, become the initial rows of their classes."""
-        blank = (values == 0).all(dim=1).nonzero()[:, 0]
-        if not len(blank):
+        """Rows of zeros, which were never written, as the initial rows of their classes."""
+        blank = (values == 0).all(dim=1)
+        if not blank.any():
             return values
         if values.untyped_storage().data_ptr() == self.rows.untyped_storage().data_ptr():
             values = values.clone()  # reading changes no row
@@ -309,6 +312,8 @@ class ClassCenters(nn.Module):
                 self._table(name).copy_(local)
             else:
                 self._loaded[name] = local.detach().to(self.rows.device, copy=True)
+        if not self.store.lazy:
+            self._draw_blank()  # a lazy store was saved with rows that it had not drawn yet
 
     def _local_part(self, value: Tensor) -> Tensor:
         if hasattr(value, "to_local"):

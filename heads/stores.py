@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,10 @@ class DiskStore(DeviceStore):
         self.folder = Path(folder) / f"{shard.rank}-of-{shard.world_size}"
         self.facts = {"num_classes": shard.num_classes, **facts}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")  # given up when the store, or its process, is gone
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+        weakref.finalize(self, os.close, lock)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"store_dir={os.fspath(folder)}: another head has {self.folder} open") from None
 
@@ -116,6 +118,8 @@ def make(store: str, store_dir: str | os.PathLike[str] | None, shard: Shard, fac
     if store not in STORES:
         raise ValueError(f"store={store!r}: must be one of {', '.join(STORES)}")
     if store != "disk":
+        if store_dir is not None:
+            raise ValueError(f"store_dir={os.fspath(store_dir)}: belongs to store='disk', not to store={store!r}")
         return STORES[store]()
     if store_dir is None:
         raise ValueError("store='disk': needs store_dir, the folder of its files")

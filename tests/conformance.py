@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import heads.softmax
-from heads import CenterHead, CosFace, Margin, RowSGD
+from heads import CenterHead, CosFace, Margin, RowAdagrad, RowSGD
 from tests import reference
 from tests.reference import Rule
 from tests.workers import WorkerGroup, rank_and_world
@@ -93,6 +93,9 @@ def expected(case: Case, step: int, of_ranks: list[Any], before: Tensor, state: 
         (loss / num_micro).backward()
         result["losses"].append(loss.detach())
         result["gradients"].append(x.grad)
+        if case.rule.filter_below:
+            assert rows.grad is not None
+            selected = selected[(rows.grad[selected] != 0).any(1)]
         touched.append(selected)
     result["touched"] = torch.unique(torch.cat(touched))
     result["after"] = updated(case, rows, result["touched"], state)
@@ -100,9 +103,13 @@ def expected(case: Case, step: int, of_ranks: list[Any], before: Tensor, state: 
 
 
 def updated(case: Case, rows: Tensor, touched: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """The namesake from torch.optim on the touched rows alone, each with the state it had."""
+    """The namesake from torch.optim, or the formula, on the touched rows alone, each with the state it had."""
     assert rows.grad is not None
     after = rows.detach().clone()
+    if case.optimizer is RowAdagrad:
+        total = state["sum"][touched] + rows.grad[touched].square().mean(1, keepdim=True)
+        after[touched] -= case.optimizer_options["lr"] * rows.grad[touched] / (total.sqrt() + 1e-10)
+        return after
     rule = {"RowSGD": torch.optim.SGD, "RowAdamW": torch.optim.AdamW}[case.optimizer.__name__]
     for row in touched.tolist():
         parameter = rows.detach()[row].clone().requires_grad_()

@@ -42,6 +42,7 @@ class Rule:
     s: float = 64.0
     normalized: bool = True
     filter_above: float | None = None
+    filter_below: float = 0.0
 
 
 def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: Tensor, log_q: Tensor | None) -> Tensor:
@@ -56,6 +57,9 @@ def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: 
         logits = torch.where(~own & (cos > rule.filter_above), -torch.inf, logits)
     if log_q is not None:
         logits = logits - log_q
+    if rule.filter_below:
+        negligible = (logits.softmax(1).amax(0) < rule.filter_below) & ~own.any(0)
+        logits = torch.where(negligible, logits.detach(), logits)  # in the loss, but not in its gradient
     losses = cross_entropy(logits, targets, reduction="none")
     return (weight * losses).sum() / weight.sum()
 

@@ -2,9 +2,11 @@
 
 `dense` is plain autograd over all classes: F.linear, cross_entropy, torch.optim.SGD. `indexed` picks the
 sampled rows of a Parameter by indexing, as PartialFC implementations do: its gradient and its SGD step
-are as large as all classes. The floor is the matrix products that the step cannot do without, alone.
+are as large as all classes. The floor is the matrix products that the step cannot do without, alone; the
+limit adds one copy of the active rows and of their state, there and back.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
@@ -13,11 +15,18 @@ import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
 import heads.softmax
-from heads import CosFace, FullFC, PartialFC
+from heads import CenterHead, CosFace, FullFC, PartialFC, RowAdagrad
 
 from .measure import Step, Subject, interleave, median_and_spread, ratio, timed
 
 SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "momentum": SGD,
+    "momentum-bf16": {**SGD, "momentum_dtype": "bf16"},
+    "sgd": {"lr": 0.1, "weight_decay": 5e-4},
+    "adagrad": {"rule": RowAdagrad, "lr": 0.1},
+}
+HEADS: dict[str, type[CenterHead]] = {"full": FullFC, "pfc": PartialFC}
 PARTS = ("forward", "backward", "update")
 
 
@@ -27,34 +36,45 @@ def head_step(
     sample_rate: list[float],
     batch: list[int],
     embedding_size: list[int],
-    logits_budget_mb: list[float],
     baselines: bool,
     device: str,
     warmup: int,
     repeats: int,
+    store_dir: str,
+    **options: list[Any],
 ) -> list[dict[str, Any]]:
-    """A line of figures for each combination; CosFace, SGD with momentum, float32."""
-    unknown = set(heads) - {"full", "pfc"}
-    if unknown:
-        raise ValueError(f"bench.heads={sorted(unknown)}: must be among full, pfc")
+    """A line of figures for each combination; CosFace.
+
+    Args:
+        sample_rate: of pfc; below 1 a share of the classes, from 1 on a number of them.
+        options: further lists: dtype, store, compute, optimizer, logits_budget_mb, and filter_below of full.
+    """
+    _known("heads", heads, HEADS)
+    _known("optimizer", options["optimizer"], OPTIMIZERS)
     lines = []
-    for name, C, N, D, budget in product(heads, num_classes, batch, embedding_size, logits_budget_mb):
+    for name, C, N, D, *others in product(heads, num_classes, batch, embedding_size, *options.values()):
+        case = {"head": name, "num_classes": int(C), "batch": N, "embedding_size": D}
+        case |= dict(zip(options, others, strict=True))
         for rate in sample_rate if name == "pfc" else [1.0]:
-            case = {"head": name, "num_classes": int(C), "sample_rate": rate, "batch": N, "embedding_size": D}
-            lines.append(
-                {**case, "logits_budget_mb": budget, **_measure(case, budget, baselines, device, warmup, repeats)}
-            )
+            case["sample_rate"] = rate / case["num_classes"] if rate > 1 else rate
+            files = {"store_dir": store_dir} if case["store"] == "disk" else {}
+            lines.append({**case, **_measure({**case, **files}, baselines, device, warmup, repeats)})
+            shutil.rmtree(store_dir, ignore_errors=True)
     return lines
 
 
-def _measure(
-    case: Mapping[str, Any], budget: float, baselines: bool, device: str, warmup: int, repeats: int
-) -> dict[str, Any]:
-    options = {"device": device, **case}
-    subjects = {"ours": Subject(ours, logits_budget_mb=budget, **options)}
+def _known(option: str, values: list[str], known: Mapping[str, Any]) -> None:
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"bench.{option}={unknown}: must be among {', '.join(known)}")
+
+
+def _measure(case: Mapping[str, Any], baselines: bool, device: str, warmup: int, repeats: int) -> dict[str, Any]:
+    subjects = {"ours": Subject(ours, device=device, **case)}
     baseline = "dense" if case["head"] == "full" else "indexed"
     if baselines:
-        subjects[baseline] = Subject(dense if baseline == "dense" else indexed, **options)
+        plain = {name: case[name] for name in ("num_classes", "sample_rate", "batch", "embedding_size")}
+        subjects[baseline] = Subject(dense if baseline == "dense" else indexed, device=device, **plain)
     interleave(subjects, warmup, repeats)
     figures: dict[str, Any] = {"active": active(case["sample_rate"], case["num_classes"])}
     totals = {}
@@ -64,7 +84,8 @@ def _measure(
         for part in PARTS:
             figures[f"{prefix}{part}_ms"] = median_and_spread(subject.parts[part])[0]
         figures[f"{prefix}step_ms"], figures[f"{prefix}spread_ms"] = median_and_spread(totals[name])
-    figures["over_floor"] = ratio(totals["ours"], subjects["ours"].parts["floor"])
+    for limit in ("floor", "limit"):
+        figures[f"over_{limit}"] = ratio(totals["ours"], subjects["ours"].parts[limit])
     for name, subject in subjects.items():
         figures["peak_bytes" if name == "ours" else "baseline_peak_bytes"] = subject.close()
     if baselines:
@@ -83,27 +104,44 @@ def ours(
     batch: int,
     embedding_size: int,
     device: str,
+    optimizer: str,
     logits_budget_mb: float,
+    filter_below: float,
+    **options: Any,
 ) -> Step:
-    """A head of this project; "floor" is the time of its matrix products alone."""
-    options: dict[str, Any] = {"margin": CosFace(), "logits_budget_mb": logits_budget_mb, "device": device}
-    if head == "pfc":
-        options["sample_rate"] = sample_rate
-    built = (PartialFC if head == "pfc" else FullFC)(num_classes, embedding_size, **options)
-    optimizer = built.optimizer(**SGD)
+    """A head of this project, with "floor" and "limit" measured beside each step."""
+    options |= {"sample_rate": sample_rate} if head == "pfc" else {"filter_below": filter_below}
+    built = HEADS[head](
+        num_classes,
+        embedding_size,
+        margin=CosFace(),
+        device=device,
+        logits_budget_mb=logits_budget_mb,
+        **options,
+    )
+    rows = built.optimizer(**OPTIMIZERS[optimizer])
     num_active = active(sample_rate, num_classes)
     kept = num_active * batch * 4 <= logits_budget_mb * 2**20
     floor = products(num_active, batch, embedding_size, 3 if kept else 5, device)
+    kinds = [(table.shape[1], table.dtype) for table in (built.centers.rows, *built.centers.state.values())]
+    made = {kind: copies(num_active, *kind, device) for kind in set(kinds)}
+    copying = [made[kind] for kind in kinds]
 
     def forward(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = built(embeddings, labels)
         return loss
 
-    step = three_parts(forward, _update(optimizer), num_classes, batch, embedding_size, device)
-    return lambda: {**step(), "floor": timed(floor, device)[0]}
+    step = three_parts(forward, _update(rows), num_classes, batch, embedding_size, device)
+
+    def with_limits() -> dict[str, float]:
+        parts = step()
+        floor_ms = timed(floor, device)[0]
+        return {**parts, "floor": floor_ms, "limit": floor_ms + sum(timed(copy, device)[0] for copy in copying)}
+
+    return with_limits
 
 
-def dense(head: str, num_classes: int, sample_rate: float, batch: int, embedding_size: int, device: str) -> Step:
+def dense(num_classes: int, sample_rate: float, batch: int, embedding_size: int, device: str) -> Step:
     """Plain autograd over all rows."""
     rows = torch.nn.Parameter(torch.randn(num_classes, embedding_size, device=device).mul_(0.01))
     optimizer = torch.optim.SGD([rows], **SGD)
@@ -116,7 +154,7 @@ def dense(head: str, num_classes: int, sample_rate: float, batch: int, embedding
     return three_parts(forward, _update(optimizer), num_classes, batch, embedding_size, device)
 
 
-def indexed(head: str, num_classes: int, sample_rate: float, batch: int, embedding_size: int, device: str) -> Step:
+def indexed(num_classes: int, sample_rate: float, batch: int, embedding_size: int, device: str) -> Step:
     """Sampled rows by indexing a Parameter: dense gradient, dense step."""
     rows = torch.nn.Parameter(torch.randn(num_classes, embedding_size, device=device).mul_(0.01))
     optimizer = torch.optim.SGD([rows], **SGD)
@@ -178,5 +216,20 @@ def products(num_rows: int, batch: int, embedding_size: int, times: int, device:
     def run() -> None:
         for _ in range(times * -(-num_rows // size)):
             torch.mm(rows, columns, out=out)
+
+    return run
+
+
+def copies(num_rows: int, width: int, dtype: torch.dtype, device: str) -> Callable[[], None]:
+    """All rows read from a table into a chunk, and written back; of a table too large for the caches."""
+    size = min(num_rows, heads.softmax.CHUNK_ROWS)
+    table = torch.zeros(min(num_rows, 16 * size), width, dtype=dtype, device=device)
+    chunk = torch.empty(size, width, dtype=dtype, device=device)
+
+    def run() -> None:
+        for number in range(-(-num_rows // size)):
+            a = number * size % (len(table) - size + 1)
+            chunk.copy_(table[a : a + size])
+            table[a : a + size].copy_(chunk)
 
     return run

@@ -26,10 +26,34 @@ def test_head_step_as_a_command(tmp_path):
     ]
     for line in lines:
         parts = [line[f"{part}_ms"] for part in ("forward", "backward", "update")]
-        assert all(part > 0 for part in parts) and line["speedup"] > 0 and line["over_floor"] > 0
+        assert all(part > 0 for part in parts) and line["speedup"] > 0
+        assert line["over_floor"] > line["over_limit"] > 0
         assert line["peak_bytes"] > 0 and line["baseline_peak_bytes"] > 0
     assert "speedup" in printed and "num_classes 300" in printed
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+
+
+def test_head_step_over_every_option(tmp_path):
+    lines = bench.head_step(
+        ["pfc"],
+        [200],
+        [20],
+        [4],
+        [8],
+        False,
+        "cpu",
+        1,
+        1,
+        str(tmp_path / "rows"),
+        dtype=["bf16"],
+        store=["device", "disk"],
+        compute=["bf16"],
+        optimizer=["adagrad"],
+        logits_budget_mb=[1],
+        filter_below=[0],
+    )
+    assert [(line["store"], line["active"]) for line in lines] == [("device", 20), ("disk", 20)]
+    assert "speedup" not in lines[0] and not (tmp_path / "rows").exists()
 
 
 @pytest.mark.parametrize(("name", "rate"), [("dense", 1.0), ("indexed", 1.0)])
@@ -44,7 +68,7 @@ def test_baselines_do_the_same_step(name, rate, monkeypatch):
     monkeypatch.setattr(bench, "three_parts", capture)
     rows = FullFC(50, 8).centers.rows
     monkeypatch.setattr(torch, "randn", lambda *shape, device: rows.clone() * 100)
-    getattr(bench, name)("full", 50, rate, 4, 8, "cpu")
+    getattr(bench, name)(50, rate, 4, 8, "cpu")
     monkeypatch.undo()
     embeddings, labels = torch.randn(4, 8), torch.tensor([1, 7, 7, 49])
     losses = []
@@ -87,6 +111,8 @@ def test_statistics():
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"bench.heads=\['pcf'\]"):
-        bench.head_step(["pcf"], [10], [0.1], [2], [4], [1], False, "cpu", 1, 1)
+        bench.head_step(["pcf"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["sgd"])
+    with pytest.raises(ValueError, match=r"bench.optimizer=\['adam'\]"):
+        bench.head_step(["pfc"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["adam"])
     with pytest.raises(ValueError, match=r"bench\.sets=faces"):
         loader(["faces"], 4, [0], 1, 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heads import ArcFace, CombinedMargin, CosFace, FullFC, RowAdamW, Softmax
+from heads import ArcFace, CombinedMargin, CosFace, FullFC, RowAdagrad, RowAdamW, Softmax
 from tests import conformance, reference
 from tests.conformance import Case
 from tests.reference import Rule
@@ -27,6 +27,18 @@ CASES = {
     ),
     "adamw": Case(FullFC, optimizer=RowAdamW, optimizer_options=ADAMW),
     "nesterov": Case(FullFC, optimizer_options={"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "adagrad": Case(FullFC, optimizer=RowAdagrad, optimizer_options={"lr": 0.1}),
+    "filter below": Case(
+        FullFC, {"filter_below": 0.01}, rule=Rule(reference.cosface, filter_below=0.01), num_classes=1000
+    ),
+    "filter below recomputing": Case(
+        FullFC,
+        {"filter_below": 0.005, "logits_budget_mb": 0},
+        margin=ArcFace(s=16),
+        rule=Rule(reference.arcface, s=16, filter_below=0.005),
+        num_classes=1000,
+        weighted=True,
+    ),
     "plain sgd": Case(FullFC, optimizer_options={"lr": 0.1}),
 }
 
@@ -46,3 +58,57 @@ def test_state_round_trip(world_size, workers):
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_abandoned_backward_leaves_no_trace(world_size, workers):
     workers(world_size).run(conformance.abandoned, Case(FullFC))
+
+
+@pytest.mark.parametrize("budget", [512, 0])
+def test_filter_below_leaves_out_most_rows_and_keeps_the_loss(budget):
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(8, 32), torch.arange(8)
+    options = {"margin": CosFace(s=16)}  # with s = 64 some gradients are too small for float32
+    plain = FullFC(5000, 32, **options)
+    filtered = FullFC(5000, 32, filter_below=5e-3, logits_budget_mb=budget, **options)
+    losses, moved = [], []
+    for head in (plain, filtered):
+        optimizer = head.optimizer(lr=0.1)
+        before = head.centers.rows.clone()
+        loss = head(embeddings, labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        moved.append(int((head.centers.rows != before).any(dim=1).sum()))
+    assert losses[0] == losses[1]
+    assert moved[0] == 5000 and 8 < moved[1] < 2500
+
+
+def test_a_second_backward_through_a_filtered_loss_adds_the_same_again():
+    head = FullFC(300, 8, filter_below=0.01)
+    embeddings = torch.randn(4, 8, requires_grad=True)
+    loss = head(embeddings, torch.arange(4))
+    (once,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, embeddings)
+    torch.testing.assert_close(once, again)
+
+
+def test_bad_filter_is_refused():
+    for value in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="filter_below="):
+            FullFC(10, 4, filter_below=value)
+
+
+def test_bf16_products_stay_close():
+    """Inputs to 8 bits: a cosine moves by some 2^-9 of itself, a logit by s times that."""
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(16, 64), torch.arange(16)
+    results = []
+    for compute in ("fp32", "bf16"):
+        head = FullFC(2000, 64, compute=compute)
+        optimizer = head.optimizer(lr=0.1)
+        x = embeddings.clone().requires_grad_()
+        loss = head(x, labels)
+        loss.backward()
+        optimizer.step()
+        results.append((loss.detach(), x.grad, head.centers.rows))
+    (loss, gradient, rows), (its_loss, its_gradient, its_rows) = results
+    assert loss != its_loss and abs(loss - its_loss) < 2e-3 * loss
+    assert torch.nn.functional.cosine_similarity(gradient, its_gradient).min() > 0.999
+    assert (rows - its_rows).norm() < 0.02 * rows.norm()

@@ -1,0 +1,114 @@
+"""`bench=filter_below`: what `filter_below` of the full head gains and loses, before and after a training.
+
+A full head and an MLP train on `data=sphere`. At the start and at the end, on one batch, the gradients
+with each threshold are held against those without, and steps are timed (with a learning rate of zero).
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.mlp import MLP
+from data.sphere import sphere
+from data.streams import InstanceStream
+from heads import CosFace, FullFC
+
+from .head_step import SGD
+from .measure import median_and_spread, ratio, timed
+
+
+def filter_below(
+    num_classes: int,
+    embedding_size: int,
+    batch: int,
+    thresholds: list[float],
+    steps: int,
+    lr: float,
+    warmup: int,
+    repeats: int,
+    device: str,
+) -> list[dict[str, Any]]:
+    """A line of figures for each threshold, at the start and at the end of `steps` steps."""
+    if any(not 0 < threshold < 1 for threshold in thresholds):
+        raise ValueError(f"bench.thresholds={thresholds}: probabilities in (0, 1) are needed")
+    torch.manual_seed(0)
+    data = sphere(num_classes, size=embedding_size)
+    stream = InstanceStream(data, batch)
+    backbone = MLP((embedding_size,), embedding_size, [embedding_size]).to(device)
+    head = FullFC(num_classes, embedding_size, margin=CosFace(s=16, m=0.2), device=device)
+    rows = head.optimizer(**{**SGD, "lr": lr})
+    optimizer = torch.optim.SGD(backbone.parameters(), **{**SGD, "lr": lr})
+    lines = []
+    for number in range(steps + 1):
+        images, labels = (tensor.to(device) for tensor in stream.batch(number))
+        if number in (0, steps):
+            with torch.no_grad():
+                embeddings = backbone(images)
+            for threshold in thresholds:
+                figures = _compare(head, rows, embeddings, labels, threshold, warmup, repeats, device)
+                lines.append({"after_steps": number, "filter_below": threshold, **figures})
+        head(backbone(images), labels).backward()
+        nn.utils.clip_grad_norm_(backbone.parameters(), 5.0)
+        for each in (optimizer, rows):
+            each.step()
+            each.zero_grad()
+    return lines
+
+
+def _compare(
+    head: FullFC,
+    rows: torch.optim.Optimizer,
+    embeddings: Tensor,
+    labels: Tensor,
+    threshold: float,
+    warmup: int,
+    repeats: int,
+    device: str,
+) -> dict[str, float]:
+    exact_x, exact_rows, exact_loss = _gradients(head, rows, embeddings, labels, 0.0)
+    its_x, its_rows, loss = _gradients(head, rows, embeddings, labels, threshold)
+    assert loss == exact_loss
+    times: dict[float, list[float]] = {0.0: [], threshold: []}
+    forward = []
+    saved = {name: table.clone() for name, table in head.centers.state.items()}
+    (group,) = rows.param_groups
+    lr, group["lr"] = group["lr"], 0.0
+    for repeat, eps in itertools.product(range(warmup + repeats), times):
+        head.filter_below = eps
+        forward_ms, loss = timed(lambda: head(embeddings, labels), device)
+        backward_ms, _ = timed(loss.backward, device)
+        update_ms, _ = timed(lambda: (rows.step(), rows.zero_grad()), device)
+        if repeat >= warmup:
+            times[eps].append(forward_ms + backward_ms + update_ms)
+            forward += [forward_ms] if eps else []
+    head.filter_below, group["lr"] = 0.0, lr
+    for name, table in saved.items():
+        head.centers.state[name].copy_(table)
+    return {
+        "loss": exact_loss,
+        "kept_share": float((its_rows != 0).any(dim=1).float().mean()),
+        "embedding_error": float((its_x - exact_x).norm() / exact_x.norm()),
+        "row_error": float((its_rows - exact_rows).norm() / exact_rows.norm()),
+        "forward_ms": median_and_spread(forward)[0],
+        "step_ms": median_and_spread(times[threshold])[0],
+        "baseline_step_ms": median_and_spread(times[0.0])[0],
+        "speedup": ratio(times[0.0], times[threshold]),
+    }
+
+
+def _gradients(
+    head: FullFC, rows: torch.optim.Optimizer, embeddings: Tensor, labels: Tensor, threshold: float
+) -> tuple[Tensor, Tensor, float]:
+    """Of the embeddings and of all rows; and the loss."""
+    head.filter_below = threshold
+    x = embeddings.clone().requires_grad_()
+    loss = head(x, labels)
+    loss.backward()
+    gradient = torch.zeros_like(head.centers.rows)
+    for index, _, chunk in head.pending.stream(head.centers):
+        gradient[index] = chunk.dense()
+    rows.zero_grad()
+    assert x.grad is not None
+    return x.grad, gradient, loss.item()
