@@ -6,6 +6,7 @@ A table has a row for each class of the shard; what is read from it travels to t
 import fcntl
 import json
 import math
+import mmap
 import os
 import shutil
 import weakref
@@ -25,7 +26,11 @@ class DeviceStore:
     lazy = False  # rows are drawn at the start, not when first read
 
     def zeros(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
+        if device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        # Shared, because a private page is copied when it is written after a fork, and data loaders fork.
+        memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        return torch.frombuffer(memory, dtype=dtype).view(shape)
 
     def follow(self, table: Tensor, device: torch.device) -> Tensor:
         """The table after the head has moved to `device`."""
@@ -36,7 +41,9 @@ class HostStore(DeviceStore):
     """Tables in host memory, pinned where there is a GPU to carry rows to."""
 
     def zeros(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
+        if not torch.cuda.is_available():
+            return super().zeros(name, shape, dtype, torch.device("cpu"))
+        return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
     def follow(self, table: Tensor, device: torch.device) -> Tensor:
         return table

@@ -120,6 +120,9 @@ def ours(
         **options,
     )
     rows = built.optimizer(**OPTIMIZERS[optimizer])
+    if options["store"] != "disk":
+        for table in built.centers.state.values():
+            table.zero_()  # memory is there once it is touched: not a matter of the steps after the first
     num_active = active(sample_rate, num_classes)
     kept = num_active * batch * 4 <= logits_budget_mb * 2**20
     floor = products(num_active, batch, embedding_size, 3 if kept else 5, device)

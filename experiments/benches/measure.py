@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+TURN = 0.2
+
 Step = Callable[[], Mapping[str, float]]  # one step: part -> milliseconds
 
 
@@ -29,11 +31,14 @@ class Subject:
         self._answer()
         self.parts: dict[str, list[float]] = {}
 
-    def step(self, counted: bool = True) -> None:
-        self.pipe.send("step")
-        for part, milliseconds in self._answer().items():
-            if counted:
-                self.parts.setdefault(part, []).append(milliseconds)
+    def turn(self, seconds: float = 0.0) -> dict[str, float]:
+        """Steps for so long, one at least: the median of each part."""
+        steps = []
+        end = time.perf_counter() + seconds
+        while not steps or time.perf_counter() < end:
+            self.pipe.send("step")
+            steps.append(self._answer())
+        return {part: statistics.median(step[part] for step in steps) for part in steps[0]}
 
     def close(self) -> float:
         """Ends the process; its peak memory in bytes over what it held before building."""
@@ -50,10 +55,19 @@ class Subject:
 
 
 def interleave(subjects: Mapping[str, Subject], warmup: int, repeats: int) -> None:
-    """A B A B ...: so that a drift of the machine meets all alike."""
-    for repeat in range(warmup + repeats):
+    """A B A B ...: so that a drift of the machine meets all alike.
+
+    A repeat is the median of the steps of TURN seconds, of one where it takes longer. Those before it are not
+    counted: they find the caches full of the subject before, and a core still spinning for it.
+    """
+    for subject in subjects.values():
+        for _ in range(warmup):
+            subject.turn()
+    for _ in range(repeats):
         for subject in subjects.values():
-            subject.step(counted=repeat >= warmup)
+            subject.turn(TURN)
+            for part, milliseconds in subject.turn(TURN).items():
+                subject.parts.setdefault(part, []).append(milliseconds)
 
 
 def median_and_spread(values: list[float]) -> tuple[float, float]:
