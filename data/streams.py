@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .keyed import hash64, permute
+from .keyed import hash64, permute, uniforms
 from .records import DataSet, RecordSet
 
 Batch = dict[str, tuple[Tensor, Tensor]]
+IDENTITY = 1  # keeps the order of identities apart from that of records
 
 
 class InstanceStream:
@@ -49,21 +50,77 @@ class InstanceStream:
         return examples, torch.from_numpy(np.asarray(self.data.train.labels[indices], dtype=np.int64))
 
 
-class _Batches(Dataset[Batch]):
-    def __init__(self, streams: Mapping[str, InstanceStream]):
-        self.streams = streams
+class IdentityStream:
+    """Two different records of every class once an epoch, in an order and a choice of their own each epoch.
 
-    def __getitem__(self, number: int) -> Batch:
-        return {name: stream.batch(number) for name, stream in self.streams.items()}
+    Args:
+        data: the set; its training records are streamed. A class of one record gives it twice, each time with an
+            augmentation of its own.
+        batch_size: records of a batch over all processes, two for each class. What an epoch leaves over
+            waits for another.
+        seed: of order, choice and augmentation.
+        rank, world_size: this process takes its contiguous part of every batch.
+    """
+
+    def __init__(self, data: DataSet, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
+        labels = np.asarray(data.train.labels[np.arange(len(data.train))])
+        self.by_class = np.argsort(labels, kind="stable")  # records, class after class
+        counts = np.bincount(labels, minlength=data.train.num_classes)
+        self.classes = np.flatnonzero(counts)
+        self.counts = counts[self.classes]
+        self.starts = (np.cumsum(counts) - counts)[self.classes]
+        self.pairs = batch_size // 2
+        if batch_size % 2 or not world_size <= self.pairs <= len(self.classes):
+            raise ValueError(
+                f"batch_size={batch_size} of the identity stream: must be even, with a class for each of the "
+                f"{world_size} processes, and at most twice the {len(self.classes)} training classes"
+            )
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.part = slice(rank * self.pairs // world_size, (rank + 1) * self.pairs // world_size)
+        self.batches_per_epoch = len(self.classes) // self.pairs
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """(examples (2n, *shape), labels (2n,) int64): example n + i is another of the class of i."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        positions = place * self.pairs + np.arange(self.pairs)[self.part]
+        chosen = permute(positions, len(self.classes), self.seed, epoch, IDENTITY)
+        counts = self.counts[chosen]
+        u, v = (uniforms("identity", self.seed, epoch, which, chosen) for which in (0, 1))
+        first = (u * counts).astype(np.int64)
+        second = (first + 1 + (v * (counts - 1)).astype(np.int64)) % counts
+        indices = self.by_class[np.concatenate([self.starts[chosen] + first, self.starts[chosen] + second])]
+        which = np.repeat([0, 1], len(chosen))
+        examples = self.data.prepare(self.data.train.source.read(indices))
+        keys = hash64("identity augmentation", self.seed, epoch, which, indices)
+        return self.data.augment(examples, keys), torch.from_numpy(np.tile(self.classes[chosen], 2))
+
+
+Stream = InstanceStream | IdentityStream
+STREAMS: dict[str, type[InstanceStream] | type[IdentityStream]] = {
+    "instance": InstanceStream,
+    "identity": IdentityStream,
+}
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, stream: Stream):
+        self.stream = stream
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.stream.batch(number)
 
 
 class BatchLoader:
     """Batches 0 to `num_batches` of some streams, resumable at any of them.
 
-    Its state is the number of samples that training consumed, not what workers fetched ahead.
+    Its state is the number of samples that training consumed, not what workers fetched ahead. Each stream has
+    `num_workers` processes of its own, and starts its epochs over when they end.
+
+    Args:
+        batch_size: samples of a batch, of all streams together.
     """
 
-    def __init__(self, streams: Mapping[str, InstanceStream], num_batches: int, batch_size: int, num_workers: int = 0):
+    def __init__(self, streams: Mapping[str, Stream], num_batches: int, batch_size: int, num_workers: int = 0):
         self.streams, self.num_batches, self.batch_size = streams, num_batches, batch_size
         self.num_workers = num_workers
         self.handed_out = 0
@@ -73,18 +130,21 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         numbers = range(self.handed_out, self.num_batches)
-        loader = DataLoader(
-            _Batches(self.streams),
-            batch_size=None,
-            sampler=numbers,  # type: ignore[arg-type]
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            # Its iterator would otherwise draw from the global generator, and resuming would change it.
-            generator=torch.Generator(),
-        )
-        for batch in loader:
+        loaders = [
+            DataLoader(
+                _Batches(stream),
+                batch_size=None,
+                sampler=numbers,  # type: ignore[arg-type]
+                num_workers=self.num_workers,
+                pin_memory=torch.cuda.is_available(),
+                # Its iterator would otherwise draw from the global generator, and resuming would change it.
+                generator=torch.Generator(),
+            )
+            for stream in self.streams.values()
+        ]
+        for parts in zip(*loaders, strict=True):
             self.handed_out += 1
-            yield batch
+            yield dict(zip(self.streams, map(tuple, parts), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples": self.handed_out * self.batch_size}

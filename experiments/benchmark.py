@@ -21,7 +21,19 @@ from .build import build
 from .tables import console, packed, readable
 
 # Endings of what is measured; the rest are options.
-FIGURES = ("_ms", "_share", "_error", "loss", "bytes", "per_second", "over_floor", "over_limit", "speedup")
+FIGURES = (
+    "_ms",
+    "_share",
+    "_error",
+    "loss",
+    "bytes",
+    "per_second",
+    "over_floor",
+    "over_limit",
+    "over_linked_list",
+    "ns_per_key",
+    "speedup",
+)
 HIDDEN = ("baseline_forward_ms", "baseline_backward_ms", "baseline_update_ms", "baseline_spread_ms")  # in the JSON
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.records import DataSet
-from data.streams import Batch, BatchLoader, InstanceStream
+from data.streams import STREAMS, Batch, BatchLoader
 from heads import Head
 
 from .build import build
@@ -47,10 +47,11 @@ class HeadModule(L.LightningModule):
         self.accumulate = config.trainer.accumulate_grad_batches
         if self.accumulate < 1:
             raise ValueError(f"trainer.accumulate_grad_batches={self.accumulate}: must be at least 1")
-        # Streams beyond "instance" come with the heads that train on them.
-        streams = {"instance": InstanceStream(data, config.batch_size, seed=config.seed)}
-        assert set(self.head.streams) == set(streams)
-        self.num_steps = number_of_steps(config, streams["instance"].batches_per_epoch)
+        streams = {
+            name: STREAMS[name](data, size, seed=config.seed)
+            for name, size in self.head.stream_sizes(config.batch_size).items()
+        }
+        self.num_steps = number_of_steps(config, len(data.train) // config.batch_size)
         self.loader = BatchLoader(
             streams, self.num_steps * self.accumulate, config.batch_size, num_workers=config.num_workers
         )

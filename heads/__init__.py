@@ -3,13 +3,15 @@
 Needs torch and numpy only, and serves in any training loop.
 """
 
+from .ffc import FFC
 from .full import FullFC
 from .head import CenterHead, Head, Selection
-from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax
+from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax, SVSoftmax
 from .optim import RowAdagrad, RowAdamW, RowOptimizer, RowSGD
 from .pfc import PartialFC
 
 __all__ = [
+    "FFC",
     "ArcFace",
     "CenterHead",
     "CombinedMargin",
@@ -22,6 +24,7 @@ __all__ = [
     "RowAdamW",
     "RowOptimizer",
     "RowSGD",
+    "SVSoftmax",
     "Selection",
     "Softmax",
 ]

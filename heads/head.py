@@ -46,6 +46,10 @@ class Head(nn.Module):
         self.step = 0  # optimizer steps so far
         self.stopwatch = Stopwatch()
 
+    def stream_sizes(self, batch_size: int) -> dict[str, int]:
+        """How many of a step's images, over all processes, come from each of `streams`."""
+        return {"instance": batch_size}
+
     def prepare(self, encoder: nn.Module) -> None:
         """Called once with the backbone before DDP wraps it, for heads that keep a copy of it."""
 

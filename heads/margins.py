@@ -108,6 +108,26 @@ class ArcFace(CombinedMargin):
         super().__init__(s, m2=m, filter_above=filter_above)
 
 
+class SVSoftmax(Margin):
+    """Hard negatives weigh more (Wang et al., AAAI 2020).
+
+    The target is cos - m while cos exceeds m, so that it stays positive. A negative whose cosine exceeds the
+    target's cos - m becomes t cos + t - 1.
+    """
+
+    def __init__(self, s: float = 64.0, m: float = 0.4, t: float = 1.2, *, filter_above: float | None = None):
+        super().__init__(s, filter_above=filter_above)
+        if not (math.isfinite(t) and t >= 1):
+            raise ValueError(f"margin t={t}: the weight of hard negatives must be at least 1, which leaves them alone")
+        self.m, self.t = _finite("m", m), float(t)
+
+    def target(self, cos: Tensor) -> Tensor:
+        return torch.where(cos > self.m, cos - self.m, cos)
+
+    def negative(self, cos: Tensor, target_cos: Tensor) -> Tensor:
+        return torch.where(cos > target_cos - self.m, self.t * cos + (self.t - 1), cos)
+
+
 class Softmax(Margin):
     """The plain softmax: logits w.x + b, nothing normalised, no margin.
 

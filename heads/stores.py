@@ -92,8 +92,14 @@ class DiskStore(DeviceStore):
                 f"store_dir={self.folder.parent}: {path.name} may grow to {nbytes / 1e9:.3g} GB, of which "
                 f"{on_disk / 1e9:.3g} are there, and only {free / 1e9:.3g} GB are free"
             )
-        table = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=dtype)
-        return table.view(shape)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            os.ftruncate(descriptor, nbytes)
+            memory = mmap.mmap(descriptor, nbytes)
+        finally:
+            os.close(descriptor)
+        memory.madvise(mmap.MADV_RANDOM)  # rows lie scattered: reading ahead would cost more than the row
+        return torch.frombuffer(memory, dtype=dtype).view(shape)
 
     def follow(self, table: Tensor, device: torch.device) -> Tensor:
         return table

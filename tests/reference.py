@@ -30,6 +30,18 @@ def combined(cos: Tensor, m1: float = 1.2, m2: float = 0.3, m3: float = 0.2) -> 
     return torch.where(theta < last, torch.cos(m1 * theta + m2), beyond) - m3
 
 
+def sv_target(cos: Tensor, m: float = 0.4) -> Tensor:
+    return torch.where(cos > m, cos - m, cos)
+
+
+def sv_negative(cos: Tensor, target_cos: Tensor, m: float = 0.4, t: float = 1.2) -> Tensor:
+    return torch.where(cos > target_cos - m, t * cos + t - 1, cos)
+
+
+def unchanged(cos: Tensor, target_cos: Tensor) -> Tensor:
+    return cos
+
+
 def plain(cos: Tensor) -> Tensor:
     return cos
 
@@ -39,6 +51,7 @@ class Rule:
     """A margin by its formula."""
 
     target: TargetRule = plain
+    negative: Callable[[Tensor, Tensor], Tensor] = unchanged
     s: float = 64.0
     normalized: bool = True
     filter_above: float | None = None
@@ -52,7 +65,8 @@ def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: 
     else:
         cos = embeddings @ rows[:, :-1].T + rows[:, -1]
     own = torch.nn.functional.one_hot(targets, len(rows)).bool()
-    logits = rule.s * torch.where(own, rule.target(cos), cos)
+    target_cos = (cos * own).sum(1, keepdim=True).detach()
+    logits = rule.s * torch.where(own, rule.target(cos), rule.negative(cos, target_cos))
     if rule.filter_above is not None:
         logits = torch.where(~own & (cos > rule.filter_above), -torch.inf, logits)
     if log_q is not None:

@@ -33,7 +33,7 @@ class Subject:
 
     def turn(self, seconds: float = 0.0) -> dict[str, float]:
         """Steps for so long, one at least: the median of each part."""
-        steps = []
+        steps: list[dict[str, float]] = []
         end = time.perf_counter() + seconds
         while not steps or time.perf_counter() < end:
             self.pipe.send("step")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.sphere import sphere
-from data.streams import BatchLoader, HeldOut, InstanceStream
+from data.streams import BatchLoader, HeldOut, IdentityStream, InstanceStream
 
 DATA = sphere(23, size=6, images_per_class=3, num_heldout=5)  # 69 records
 
@@ -76,3 +76,70 @@ def test_heldout_comes_in_order_and_whole():
     blocks = list(HeldOut(DATA, block=7))
     assert [len(labels) for _, labels in blocks] == [7] * 5 + [5]
     assert torch.equal(torch.cat([labels for _, labels in blocks]), torch.arange(40) % 5)
+
+
+def test_an_identity_epoch_holds_every_class_once_with_two_records():
+    stream = IdentityStream(DATA, 8)
+    assert stream.batches_per_epoch == 5  # 23 classes, 4 a batch
+    epochs = []
+    for epoch in range(3):
+        classes = []
+        for number in range(5 * epoch, 5 * epoch + 5):
+            examples, labels = stream.batch(number)
+            assert torch.equal(labels[:4], labels[4:])
+            directions = torch.from_numpy(DATA.train.source.directions(labels.numpy()))
+            assert (examples * directions).sum(1).mean() > 0.4
+            assert not (examples[:4] == examples[4:]).all(dim=1).any()  # two different records
+            classes += labels[:4].tolist()
+        assert len(set(classes)) == 20
+        epochs.append(classes)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_identity_pairs_are_chosen_uniformly():
+    stream = IdentityStream(DATA, 46)
+    seen: dict[int, int] = {}
+    for number in range(600):
+        examples, labels = stream.batch(number)
+        (place,) = (labels[:23] == 7).nonzero()[0]
+        pair = frozenset(round(float(examples[at, 0]), 6) for at in (place, place + 23))
+        seen[pair] = seen.get(pair, 0) + 1
+    assert len(seen) == 3 and all(160 < count < 240 for count in seen.values())  # 3 records make 3 pairs
+
+
+def test_a_class_of_one_record_gives_it_twice():
+    single = sphere(10, size=6, images_per_class=1, num_heldout=5)
+    examples, labels = IdentityStream(single, 20).batch(0)
+    assert torch.equal(examples[:10], examples[10:]) and len(set(labels.tolist())) == 10
+
+
+def test_classes_without_records_are_left_out():
+    tail = sphere(200, size=6, images_per_class=1, tail=1.5, num_heldout=5)
+    present = set(tail.train.labels[np.arange(200)].tolist())
+    stream = IdentityStream(tail, 2)
+    assert {int(stream.batch(number)[1][0]) for number in range(stream.batches_per_epoch)} == present
+    with pytest.raises(ValueError, match="at most twice"):
+        IdentityStream(tail, 400)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_identities_of_one(world_size):
+    whole = IdentityStream(DATA, 14, seed=4)
+    parts = [IdentityStream(DATA, 14, seed=4, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for number in (0, 3, 11):
+        examples, _ = whole.batch(number)
+        of_ranks = [part.batch(number)[0] for part in parts]
+        first = torch.cat([each[: len(each) // 2] for each in of_ranks])
+        second = torch.cat([each[len(each) // 2 :] for each in of_ranks])
+        assert torch.equal(torch.cat([first, second]), examples)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_streams_run_side_by_side_and_the_shorter_starts_over(num_workers):
+    streams = {"instance": InstanceStream(DATA, 8), "identity": IdentityStream(DATA, 8)}
+    batches = list(BatchLoader(streams, 12, 16, num_workers))
+    assert len(batches) == 12
+    for number, batch in enumerate(batches):
+        for name, stream in streams.items():
+            assert torch.equal(batch[name][0], stream.batch(number)[0])
+            assert torch.equal(batch[name][1], stream.batch(number)[1])

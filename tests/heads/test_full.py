@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from heads import ArcFace, CombinedMargin, CosFace, FullFC, RowAdagrad, RowAdamW, Softmax
+from heads import ArcFace, CombinedMargin, CosFace, FullFC, RowAdagrad, RowAdamW, Softmax, SVSoftmax
 from tests import conformance, reference
 from tests.conformance import Case
 from tests.reference import Rule
@@ -20,6 +20,9 @@ CASES = {
     "double": Case(FullFC, dtype=torch.float64),
     "arcface": Case(FullFC, margin=ArcFace(m=0.5), rule=Rule(reference.arcface)),
     "combined": Case(FullFC, margin=CombinedMargin(m1=1.2, m2=0.3, m3=0.2), rule=Rule(reference.combined)),
+    "sv": Case(
+        FullFC, margin=SVSoftmax(s=16), rule=Rule(reference.sv_target, reference.sv_negative, s=16), num_classes=1000
+    ),
     "filter": Case(FullFC, margin=CosFace(filter_above=0.2), rule=Rule(reference.cosface, filter_above=0.2)),
     "softmax": Case(FullFC, margin=Softmax(), rule=Rule(s=1.0, normalized=False)),
     "softmax recomputing": Case(

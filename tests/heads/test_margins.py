@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from heads import ArcFace, CombinedMargin, CosFace, FullFC, Margin, Softmax
+from heads import ArcFace, CombinedMargin, CosFace, FullFC, Margin, Softmax, SVSoftmax
 from tests import reference
 
 MARGINS = [
@@ -124,3 +124,13 @@ def test_softmax_has_a_bias():
     head = FullFC(5, 3, margin=Softmax())
     assert head.centers.rows.shape == (5, 4)
     assert torch.equal(head.centers.rows[:, 3], torch.zeros(5))
+
+
+def test_sv_softmax_raises_hard_negatives_only():
+    margin = SVSoftmax(m=0.3, t=1.5)
+    cos = torch.tensor([[-0.5], [0.29], [0.31], [0.9]])
+    expected = torch.tensor([[-0.5], [0.29], [0.965], [1.85]])
+    torch.testing.assert_close(margin.negative(cos, torch.tensor([0.6])), expected)
+    torch.testing.assert_close(margin.target(torch.tensor([0.2, 0.5])), torch.tensor([0.2, 0.2]))
+    with pytest.raises(ValueError, match=r"t=0\.9"):
+        SVSoftmax(t=0.9)

@@ -1,0 +1,122 @@
+"""`bench=pool`: classes through the pool of `head=ffc`, a batch at a time, beside plain LRUs, a key at a time."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heads.pool import ClassPool
+
+from .measure import median_and_spread, ratio, timed
+
+Touch = Callable[[NDArray[np.int64]], object]
+
+
+def pool(
+    capacity: list[int], num_classes: list[int], batch: list[int], dense: list[bool], warmup: int, repeats: int
+) -> list[dict[str, Any]]:
+    """A line for each combination; classes uniform at random. `step_ms` is of a batch, planned and committed.
+
+    `speedup` is over an OrderedDict, `over_linked_list` over a dictionary with a linked list in Python, which
+    is what FFC's published code does.
+    """
+    lines = []
+    for slots, C, N, table in product(capacity, num_classes, batch, dense):
+        random = np.random.default_rng(0)
+        ours = ClassPool(slots, C if table else None)
+        touches: dict[str, Touch] = {
+            "ours": lambda keys, ours=ours: ours.commit(ours.plan(keys)),  # type: ignore[misc]
+            "ordered": OrderedLRU(slots).touch,
+            "linked": LinkedLRU(slots).touch,
+        }
+        for _ in range(-(-2 * slots // N)):  # until all slots are taken, and more
+            keys = random.integers(0, C, N)
+            for touch in touches.values():
+                touch(keys)
+        times: dict[str, list[float]] = {name: [] for name in touches}
+        for repeat in range(warmup + repeats):
+            batches = random.integers(0, C, (20, N))
+            for name, touch in touches.items():
+                milliseconds = timed(lambda touch=touch, batches=batches: [touch(keys) for keys in batches])[0]  # type: ignore[misc]
+                if repeat >= warmup:
+                    times[name].append(milliseconds / len(batches))
+        milliseconds, spread = median_and_spread(times["ours"])
+        lines.append(
+            {
+                "capacity": slots,
+                "num_classes": C,
+                "batch": N,
+                "dense": table,
+                "step_ms": milliseconds,
+                "spread_ms": spread,
+                "ns_per_key": 1e6 * milliseconds / N,
+                "speedup": ratio(times["ordered"], times["ours"]),
+                "over_linked_list": ratio(times["linked"], times["ours"]),
+                "pool_bytes": float(ours.nbytes),
+            }
+        )
+    return lines
+
+
+class OrderedLRU:
+    """collections.OrderedDict, one key after the other."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self.slots = capacity, OrderedDict[int, int]()
+
+    def touch(self, keys: NDArray[np.int64]) -> list[int]:
+        slots, result = self.slots, []
+        for key in keys.tolist():
+            if key in slots:
+                slots.move_to_end(key)
+            elif len(slots) < self.capacity:
+                slots[key] = len(slots)
+            else:
+                slots[key] = slots.popitem(last=False)[1]
+            result.append(slots[key])
+        return result
+
+
+class _Node:
+    __slots__ = ("after", "before", "key", "slot")
+
+    def __init__(self, key: int, slot: int):
+        self.key, self.slot = key, slot
+        self.before: _Node = self
+        self.after: _Node = self
+
+
+class LinkedLRU:
+    """A dictionary and a doubly linked list, one key after the other."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.nodes: dict[int, _Node] = {}
+        self.ring = _Node(-1, -1)  # ring.after is the latest, ring.before the oldest
+
+    def touch(self, keys: NDArray[np.int64]) -> list[int]:
+        return [self._one(key) for key in keys.tolist()]
+
+    def _one(self, key: int) -> int:
+        node = self.nodes.get(key)
+        if node is None:
+            if len(self.nodes) < self.capacity:
+                node = _Node(key, len(self.nodes))
+            else:
+                oldest = self.ring.before
+                self._take_out(oldest)
+                del self.nodes[oldest.key]
+                node = _Node(key, oldest.slot)
+            self.nodes[key] = node
+        else:
+            self._take_out(node)
+        node.before, node.after = self.ring, self.ring.after
+        node.after.before = self.ring.after = node
+        return node.slot
+
+    @staticmethod
+    def _take_out(node: _Node) -> None:
+        node.before.after, node.after.before = node.after, node.before
