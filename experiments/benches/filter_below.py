@@ -42,6 +42,8 @@ def filter_below(
     optimizer = torch.optim.SGD(backbone.parameters(), **{**SGD, "lr": lr})
     lines = []
     for number in range(steps + 1):
+        for each in (optimizer, rows):
+            each.param_groups[0]["lr"] = lr * (1 - number / (steps + 1))
         images, labels = (tensor.to(device) for tensor in stream.batch(number))
         if number in (0, steps):
             with torch.no_grad():
