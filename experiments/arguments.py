@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -28,8 +29,15 @@ def check(arguments: list[str], primary: str = "config") -> None:
                 raise ValueError(f"{group}={name}: {did_you_mean(name, available)}choose one of {', '.join(available)}")
     for combination in product(*chosen.values()):
         choices = [f"{group}={name}" for group, name in zip(chosen, combination, strict=True)]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(primary, choices)
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                config = compose(primary, choices)
+        except ConfigCompositionException:
+            # A group that only some choices of another group bring in, such as `store`.
+            for group in chosen:
+                if owners := _users(group):
+                    raise ValueError(_belongs(group, owners, " ".join(choices), primary)) from None
+            raise
         for override in overrides:
             key = override.key_or_group
             if key in groups or key.split(".")[0] == "hydra" or override.is_add() or override.is_force_add():
@@ -60,13 +68,30 @@ def _unknown(key: str, choices: str, config: DictConfig, primary: str) -> str:
     for path in sorted(CONF.glob("*/*.yaml")):
         is_global = path.read_text().startswith("# @package _global_")
         if is_global and _has(OmegaConf.load(path), key):  # type: ignore[arg-type]
-            owners.append(f"{path.parent.name}={path.stem}")
+            users = _users(path.parent.name)
+            brought_in = set(users) & set(_defaults(choices, primary))
+            owners += users if users and not brought_in else [f"{path.parent.name}={path.stem}"]
     if owners:
-        group = owners[0].split("=")[0]
-        chosen = ", ".join(choice for choice in _defaults(choices, primary) if choice.startswith(f"{group}="))
-        return f"{key}: no option of {chosen}; it belongs to {' and '.join(owners)}"
+        return _belongs(key, owners, choices, primary)
     hint = did_you_mean(key, _all_keys(config))
     return f"{key}: no such option; {hint}`--cfg job` lists them all"
+
+
+def _belongs(key: str, owners: list[str], choices: str, primary: str) -> str:
+    groups = {owner.split("=")[0] for owner in owners}
+    chosen = ", ".join(choice for choice in _defaults(choices, primary) if choice.split("=")[0] in groups)
+    return f"{key}: no option of {chosen or 'this config'}; it belongs to {' and '.join(sorted(set(owners)))}"
+
+
+def _users(group: str) -> list[str]:
+    """The choices that bring in a group which is not of the primary config, through others or not."""
+    users = []
+    for path in sorted(CONF.glob("*/*.yaml")):
+        node = OmegaConf.load(path)
+        defaults = node.get("defaults") or [] if isinstance(node, DictConfig) else []
+        if any(isinstance(default, DictConfig) and f"/{group}" in default for default in defaults):
+            users += _users(path.parent.name) or [f"{path.parent.name}={path.stem}"]
+    return users
 
 
 def _defaults(choices: str, primary: str) -> list[str]:

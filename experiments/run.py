@@ -39,6 +39,8 @@ def job(config: DictConfig) -> None:
     # Read when wandb is imported. How to upload an offline run is in the README.
     silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
     status = start([sys.executable, "-m", "experiments.train", str(folder)], {**silent, **os.environ})
+    if status == -signal.SIGTERM:
+        sys.exit(128 + signal.SIGTERM)  # of the sweep too, as whoever sent it wants it to end
     if status == INTERRUPTED or (status and not sweeping):
         sys.exit(status)
     if status:

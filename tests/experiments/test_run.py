@@ -116,6 +116,29 @@ def test_what_cannot_be_resumed_is_told(finished, overrides, words, tmp_path):
         train(config(*SMOKE, *filled, "logger.wandb.mode=disabled"), tmp_path)
 
 
+def test_ffc_resumes_bit_for_bit(tmp_path):
+    words = ["head=ffc", "queue_size=100", *SMOKE, "logger.wandb.mode=disabled"]
+    call("experiments.run", *words, f"hydra.run.dir={tmp_path / 'a'}")
+    half = tmp_path / "a" / "checkpoints" / "step-00000010"
+    call("experiments.run", *words, f"resume={half}", f"hydra.run.dir={tmp_path / 'b'}")
+    whole, again = metrics(tmp_path / "a", "train/loss"), metrics(tmp_path / "b", "train/loss")
+    assert again == {step: loss for step, loss in whole.items() if step > 10}
+    assert metrics(tmp_path / "a", "val/rank1")[20] == metrics(tmp_path / "b", "val/rank1")[20]
+    found = summary(tmp_path / "a")
+    assert set(found) >= WANTED and found["head/active_classes"] == 100 and found["head/gallery_images"] == 64
+
+
+def test_rows_on_disk_train_as_in_memory_and_resume(tmp_path):
+    words = ["head=pfc", *SMOKE, "logger.wandb.mode=disabled"]
+    for name, more in (("memory", ()), ("disk", ("store=disk",))):
+        call("experiments.run", *words, *more, f"hydra.run.dir={tmp_path / name}")
+    assert metrics(tmp_path / "memory", "train/loss") == metrics(tmp_path / "disk", "train/loss")
+    assert (tmp_path / "disk" / "rows" / "0-of-1" / "rows.bin").exists()
+    half = tmp_path / "disk" / "checkpoints" / "step-00000010"
+    call("experiments.run", *words, "store=disk", f"resume={half}", f"hydra.run.dir={tmp_path / 'again'}")
+    assert metrics(tmp_path / "again", "train/loss")[20] == metrics(tmp_path / "memory", "train/loss")[20]
+
+
 def test_a_sweep_prints_one_table_and_survives_a_failing_run(tmp_path):
     words = ["experiments.run", "-m", "head=pfc", "sample_rate=0.05,2,0.5", "seed=0,1", *SMOKE, "trainer.max_steps=4"]
     printed = call(*words, "logger.wandb.mode=disabled", f"hydra.sweep.dir={tmp_path}", status=1)
@@ -127,16 +150,30 @@ def test_a_sweep_prints_one_table_and_survives_a_failing_run(tmp_path):
     assert again.strip() in printed
 
 
+def test_a_terminated_sweep_starts_no_other_run(tmp_path):
+    words = command("experiments.run", "-m", "seed=0,1", *SMOKE, "trainer.max_steps=5000", "evaluate.interval=null")
+    words += ["checkpoint.interval=null", f"hydra.sweep.dir={tmp_path}", "logger.wandb.mode=disabled"]
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_training(process, tmp_path / "0")
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not (tmp_path / "1").exists()
+
+
+def wait_for_training(process: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.csv").exists() or len(metrics(folder, "train/loss")) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+
+
 def test_ctrl_c_ends_with_what_was_measured(tmp_path):
     words = command("experiments.run", *SMOKE, "trainer.max_steps=5000", "evaluate.interval=null")
     words += ["checkpoint.interval=null", f"hydra.run.dir={tmp_path}", "logger.wandb.mode=disabled"]
     process = subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "metrics.csv").exists() or len(metrics(tmp_path, "train/loss")) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.2)
+    wait_for_training(process, tmp_path)
     os.kill(process.pid, signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
@@ -151,9 +188,15 @@ def test_ctrl_c_ends_with_what_was_measured(tmp_path):
     [
         (["head=full", "sample_rate=0.1"], "sample_rate: no option of head=full; it belongs to head=pfc"),
         (["head=pfc", "sample_rte=0.1"], "sample_rte: no such option; did you mean 'sample_rate'?"),
-        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of full, pfc"),
+        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of ffc, full, pfc"),
         (["sample_rate=0"], "sample_rate=0: must lie in (0, 1]"),
         (["sample_rate=1.5"], "sample_rate=1.5: must lie in (0, 1]"),
+        (["head=full", "filter_below=2"], "filter_below=2: a probability in [0, 1)"),
+        (["head=ffc", "store=disk"], "store: no option of head=ffc; it belongs to head=full and head=pfc"),
+        (["head=ffc", "compute=bf16"], "compute: no option of head=ffc; it belongs to head=full and head=pfc"),
+        (["store=device", "store_dir=x"], "store_dir: no option of store=device; it belongs to store=disk"),
+        (["head=ffc", "queue_size=20"], "queue_size=20: smaller than the 32 images"),
+        (["store=tape"], "store=tape: choose one of device, disk, host"),
         (["data=sphere"], "backbone=tiny takes images, the data gives vectors of [128]: use backbone=mlp"),
     ],
 )
