@@ -119,7 +119,7 @@ class ClassPool:
         missing = slots < 0
         enters = np.zeros(len(keys), dtype=np.bool_)
         enters[first[missing]] = True
-        entering = group[np.flatnonzero(enters)]
+        entering = group[enters]
         num_fresh = len(entering) - len(evicted_slots)
         entered_slots = np.concatenate([np.arange(self.used, self.used + num_fresh), evicted_slots])
         slots[entering] = entered_slots
@@ -133,7 +133,7 @@ class ClassPool:
             entered=distinct[entering],
             entered_slots=entered_slots,
             evicted_slots=evicted_slots,
-            touched_slots=slots[group[np.flatnonzero(touches)]],
+            touched_slots=slots.take(group[touches]),
         )
 
     def commit(self, plan: Plan) -> None:
@@ -225,7 +225,8 @@ class ClassPool:
         width = count + count // 2 + 64
         while True:
             entries = self._log[self._head : min(self._head + width, self._tail)]
-            counting = np.flatnonzero(self._stamp.take(entries) == np.arange(self._head, self._head + len(entries)))
+            places = np.arange(self._head, self._head + len(entries))
+            counting = (self._stamp.take(entries) == places).nonzero()[0]
             if len(counting) >= count:
                 self._head += int(counting[0])  # what lies before no longer counts
                 return entries[counting[:count]]
@@ -279,7 +280,7 @@ class _Buckets:
     def find(self, classes: Ints) -> Ints:
         bucket = self._bucket(classes)
         # `take` along an axis is several times faster than indexing.
-        flat = np.flatnonzero(self.classes.take(bucket, axis=0) == classes[:, None])
+        flat = (self.classes.take(bucket, axis=0) == classes[:, None]).reshape(-1).nonzero()[0]
         row = flat >> 3
         slots = np.full(len(classes), -1, dtype=np.int64)
         slots[row] = self.slots.take((bucket.take(row) << 3) + (flat & 7))
