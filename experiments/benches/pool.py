@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heads import FFC
 from heads.pool import ClassPool
 
 from .measure import median_and_spread, ratio, timed
@@ -16,12 +17,18 @@ Touch = Callable[[NDArray[np.int64]], object]
 
 
 def pool(
-    capacity: list[int], num_classes: list[int], batch: list[int], dense: list[bool], warmup: int, repeats: int
+    capacity: list[int],
+    num_classes: list[int],
+    batch: list[int],
+    dense: list[bool],
+    embedding_size: int,
+    warmup: int,
+    repeats: int,
 ) -> list[dict[str, Any]]:
     """A line for each combination; classes uniform at random. `step_ms` is of a batch, planned and committed.
 
     `speedup` is over an OrderedDict, `over_linked_list` over a dictionary with a linked list in Python, which
-    is what FFC's published code does.
+    is what FFC's published code does. `head_bytes` is what `head=ffc` holds with a pool of this size.
     """
     lines = []
     for slots, C, N, table in product(capacity, num_classes, batch, dense):
@@ -56,6 +63,7 @@ def pool(
                 "speedup": ratio(times["ordered"], times["ours"]),
                 "over_linked_list": ratio(times["linked"], times["ours"]),
                 "pool_bytes": float(ours.nbytes),
+                "head_bytes": FFC(C, embedding_size, queue_size=slots).stats()["memory_bytes"],
             }
         )
     return lines

@@ -2,16 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from experiments import benchmark
 from experiments.benches import head_step as bench
+from experiments.benches.filter_below import filter_below
 from experiments.benches.loader import loader
 from experiments.benches.measure import median_and_spread, ratio
+from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
 from experiments.benches.search import search
 from experiments.benches.selection import selection
 from heads import CosFace, FullFC, PartialFC
+from heads.pool import ClassPool
 from tests.experiments.commands import call
 
 
@@ -116,3 +120,32 @@ def test_unknown_names_are_refused():
         bench.head_step(["pfc"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["adam"])
     with pytest.raises(ValueError, match=r"bench\.sets=faces"):
         loader(["faces"], 4, [0], 1, 1)
+
+
+def test_pool_beside_plain_lrus():
+    lines = pool([20], [100, 100_000], [16], [False], embedding_size=8, warmup=1, repeats=2)
+    assert all(line["step_ms"] > 0 and line["speedup"] > 0 and line["over_linked_list"] > 0 for line in lines)
+    assert lines[0]["head_bytes"] == lines[1]["head_bytes"]  # does not grow with classes
+
+
+def test_plain_lrus_do_what_the_pool_does():
+    random = np.random.default_rng(0)
+    ours, others = ClassPool(30), [OrderedLRU(30), LinkedLRU(30)]
+    for _ in range(50):
+        keys = random.integers(0, 80, 20)
+        plan = ours.plan(keys)
+        ours.commit(plan)
+        assert all(other.touch(keys) == plan.slots.tolist() for other in others)
+
+
+def test_filter_below_before_and_after_training():
+    lines = filter_below(200, 16, 8, [1e-3, 0.01], steps=3, lr=0.1, warmup=0, repeats=2, device="cpu")
+    assert [(line["after_steps"], line["filter_below"]) for line in lines] == [
+        (0, 1e-3),
+        (0, 0.01),
+        (3, 1e-3),
+        (3, 0.01),
+    ]
+    for line in lines:
+        assert 0 < line["kept_share"] <= 1 and 0 <= line["row_error"] < 1 and line["step_ms"] > 0
+    assert lines[1]["kept_share"] < lines[0]["kept_share"] and lines[1]["row_error"] > lines[0]["row_error"]
