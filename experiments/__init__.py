@@ -1,3 +1,3 @@
 """The commands: `python -m experiments.NAME`."""
 
-INTERRUPTED = 130  # exit status of a run ended by Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # exit status of a run ended by Ctrl-C, by SIGTERM

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from . import INTERRUPTED, arguments, compare
+from . import INTERRUPTED, TERMINATED, arguments, compare
 
 _sweep: Path | None = None  # the folder of the sweep that this command runs
 
@@ -39,10 +39,10 @@ def job(config: DictConfig) -> None:
     # Read when wandb is imported. How to upload an offline run is in the README.
     silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
     status = start([sys.executable, "-m", "experiments.train", str(folder)], {**silent, **os.environ})
-    if status == -signal.SIGTERM:
-        sys.exit(128 + signal.SIGTERM)  # of the sweep too, as whoever sent it wants it to end
-    if status == INTERRUPTED or (status and not sweeping):
-        sys.exit(status)
+    if status == -signal.SIGTERM:  # before training had begun
+        status = TERMINATED
+    if status in (INTERRUPTED, TERMINATED) or (status and not sweeping):
+        sys.exit(status)  # of the sweep too: whoever sent the signal wants it to end
     if status:
         raise RuntimeError(f"run {settings.job.num} failed with status {status}: {folder}")
 

@@ -29,21 +29,24 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class StopOnInterrupt(L.Callback):
-    """Ctrl-C ends the training after the batch at hand; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the training after the batch at hand; a second one ends it at once."""
 
-    interrupted = False
+    status = 0  # 128 + the signal's number, once one has come
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:
+            if self.status:
                 raise KeyboardInterrupt
-            self.interrupted = trainer.should_stop = True
+            self.status = 128 + number
+            trainer.should_stop = True
             print("\nInterrupted: finishing this step; once more to stop at once.", flush=True)
 
         signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
 
 
 def train(config: DictConfig, folder: Path) -> int:
@@ -86,7 +89,7 @@ def train(config: DictConfig, folder: Path) -> int:
     try:
         print(describe(module, folder), flush=True)
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
-        status = "interrupted" if interrupt.interrupted and module.step < module.num_steps else "finished"
+        status = "interrupted" if interrupt.status and module.step < module.num_steps else "finished"
     finally:
         # Also of a failed run: what was measured until then.
         summary = recorder.write_summary(module, status)
@@ -94,7 +97,7 @@ def train(config: DictConfig, folder: Path) -> int:
             wandb_run.experiment.summary.update(summary)
             wandb.finish(exit_code=0 if status == "finished" else 1)
     print_summary(summary, folder)
-    return INTERRUPTED if status == "interrupted" else 0
+    return interrupt.status if status == "interrupted" else 0
 
 
 def describe(module: HeadModule, folder: Path) -> str:
