@@ -37,7 +37,7 @@ def filter_below(
     data = sphere(num_classes, size=embedding_size)
     stream = InstanceStream(data, batch)
     backbone = MLP((embedding_size,), embedding_size, [embedding_size]).to(device)
-    head = FullFC(num_classes, embedding_size, margin=CosFace(s=16, m=0.2), device=device)
+    head = FullFC(num_classes, embedding_size, margin=CosFace(), device=device)
     rows = head.optimizer(**{**SGD, "lr": lr})
     optimizer = torch.optim.SGD(backbone.parameters(), **{**SGD, "lr": lr})
     lines = []
