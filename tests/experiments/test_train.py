@@ -23,7 +23,11 @@ def run(folder: Path, *overrides: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_committed_config_starts(choice, tmp_path):
-    extra = {"data=sphere": ["backbone=mlp"], "backbone=iresnet": ["backbone.depth=18", "batch_size=8"]}
+    extra = {
+        "data=sphere": ["backbone=mlp"],
+        "backbone=iresnet": ["backbone.depth=18", "batch_size=8"],
+        "store=disk": [f"store_dir={tmp_path / 'rows'}"],  # by default in Hydra's folder, which is not there
+    }
     overrides = [choice, *extra.get(choice, [])]
     found = run(tmp_path, *overrides)
     assert found["status"] == "finished" and found["steps"] == 2 and found["train/loss"] > 0
