@@ -95,7 +95,6 @@ class FFC(Head):
         self.next_row = np.zeros(self.pool.capacity, dtype=np.int64)
         self.checksum = 0  # of every change of the pool so far
         self.gallery: nn.Module | None = None
-        self.micro_batch = 0
         self._encoder: list[nn.Module] = []  # in a list: it is no part of this module
         self._counts = {"in_pool_share": 0.0, "evicted_classes": 0.0, "gallery_images": 0.0}
 
@@ -174,8 +173,8 @@ class FFC(Head):
             slots = self.pool.lookup(probe_classes, plan)
             loss, gradient = self._loss(x_nD.detach(), torch.from_numpy(slots), change)
             if self.training:
-                counts = {"in_pool_share": float((slots >= 0).mean()) if len(slots) else 0.0}
-                self._counts |= {**counts, "gallery_images": float(2 * len(keys))}
+                self._counts["in_pool_share"] = float((slots >= 0).mean()) if len(slots) else 0.0
+                self._counts["gallery_images"] = float(2 * len(keys))
                 if keep:
                     self._counts["evicted_classes"] = float(len(plan.evicted))
                     change.commit()
@@ -198,10 +197,6 @@ class FFC(Head):
             "memory_bytes": self.queue.nbytes + self.next_row.nbytes + self.pool.nbytes,
             **self.stopwatch.milliseconds(),
         }
-
-    def advance(self) -> None:
-        self.step += 1
-        self.micro_batch = 0
 
     def train(self, mode: bool = True) -> "FFC":
         """In eval mode the momentum copy has the backbone's floating buffers, such as running means."""

@@ -44,6 +44,7 @@ class Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.step = 0  # optimizer steps so far
+        self.micro_batch = 0  # training forwards since the last of them
         self.stopwatch = Stopwatch()
 
     def stream_sizes(self, batch_size: int) -> dict[str, int]:
@@ -68,6 +69,11 @@ class Head(nn.Module):
     def stats(self) -> dict[str, float]:
         """Numbers worth logging, of this process."""
         raise NotImplementedError
+
+    def advance(self) -> None:
+        """The optimizer has stepped."""
+        self.step += 1
+        self.micro_batch = 0
 
     def sharded_state(self) -> dict[str, Tensor]:
         """Of the state dict, what each process holds a part of, by name; checkpoints write it in parts."""
@@ -154,7 +160,6 @@ class CenterHead(Head):
             store_dir=store_dir,
         )
         self.pending = PendingGradients()
-        self.micro_batch = 0  # training forwards since the last step
         self.active_classes = self.sampled_negatives = 0
         self._warned = False
 
@@ -262,11 +267,6 @@ class CenterHead(Head):
 
     def sharded_state(self) -> dict[str, Tensor]:
         return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}
-
-    def advance(self) -> None:
-        """The row optimizer has stepped: the next selection is another one."""
-        self.step += 1
-        self.micro_batch = 0
 
     def get_extra_state(self) -> dict[str, int]:
         return {"step": self.step}

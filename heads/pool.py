@@ -149,7 +149,7 @@ class ClassPool:
         self.class_of[plan.entered_slots] = plan.entered
         self.used += len(plan.entered) - len(plan.evicted)
         if self._tail + len(plan.touched_slots) > len(self._log):
-            self._compact()
+            self._restart_log(self._in_order())
         end = self._tail + len(plan.touched_slots)
         self._log[self._tail : end] = plan.touched_slots
         self._stamp[plan.touched_slots] = np.arange(self._tail, end)
@@ -165,8 +165,7 @@ class ClassPool:
 
     def state_dict(self) -> dict[str, Any]:
         """Classes and slots, the least recently used first."""
-        entries = self._log[self._head : self._tail]
-        slots = entries[self._stamp[entries] == np.arange(self._head, self._tail)]
+        slots = self._in_order()
         return {"capacity": self.capacity, "slots": slots, "classes": self.class_of[slots]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -178,10 +177,8 @@ class ClassPool:
         self.used = len(slots)
         self._table.clear()
         self._table.insert(classes, slots)
-        self._head, self._tail = 0, len(slots)
-        self._log[: len(slots)] = slots
         self._stamp.fill(-1)
-        self._stamp[slots] = np.arange(len(slots))
+        self._restart_log(slots)
         self.version += 1
 
     def _evict(self, count: int, slots: Ints, first: Ints) -> Ints:
@@ -201,10 +198,7 @@ class ClassPool:
         if not claimed.any():
             return oldest[:count]
         lost = self._lost(oldest[claimed], np.flatnonzero(claimed), slots, first)
-        self._marked[held] = True
-        self._marked[slots[lost]] = False
-        stays = self._marked[oldest]
-        self._marked[held] = False
+        stays = claimed & ~np.isin(oldest, slots[lost])
         slots[lost] = -1
         return oldest[~stays][: count + len(lost)]
 
@@ -233,9 +227,12 @@ class ClassPool:
             assert self._head + width < self._tail, "as many slots as are asked for must be in use"
             width *= 2
 
-    def _compact(self) -> None:
+    def _in_order(self) -> Ints:
+        """The slots in use, the least recently used first."""
         entries = self._log[self._head : self._tail]
-        slots = entries[self._stamp[entries] == np.arange(self._head, self._tail)]
+        return entries[self._stamp[entries] == np.arange(self._head, self._tail)]
+
+    def _restart_log(self, slots: Ints) -> None:
         self._log[: len(slots)] = slots
         self._stamp[slots] = np.arange(len(slots))
         self._head, self._tail = 0, len(slots)
