@@ -13,8 +13,7 @@ distance); that can fail only for classes among the oldest slots, and only those
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,12 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-WAYS = 8  # classes in a bucket: one cache line
+WAYS = 8  # places in a bucket
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What a batch of classes would do to a pool; nothing is done until `ClassPool.commit`.
 
     Attributes:
@@ -57,17 +55,17 @@ class ClassPool:
     """
 
     def __init__(self, capacity: int, num_classes: int | None = None):
-        if capacity < 1:
-            raise ValueError(f"capacity={capacity}: at least one slot is needed")
+        if not 1 <= capacity < 1 << 29:
+            raise ValueError(f"capacity={capacity}: one slot at least and fewer than 2^29")
         self.capacity = capacity
         self.used = 0  # slots 0 .. used - 1 are taken
         self.class_of = np.full(capacity, -1, dtype=np.int64)
         self.version = 0  # counts commits: a plan belongs to one state
-        self._table: _Buckets | _Dense = _Buckets(capacity) if num_classes is None else _Dense(num_classes)
+        self._table: _Buckets | _Dense = _Buckets(self.class_of) if num_classes is None else _Dense(num_classes)
         # The log of touches; `_stamp[slot]` is the place of the slot's last one.
         self._log = np.empty(2 * capacity + 4096, dtype=np.int64)
         self._head = self._tail = 0
-        self._stamp = np.full(capacity, -1, dtype=np.int64)
+        self._stamp = np.full(capacity, -1, dtype=np.int32)
         self._marked = np.zeros(capacity, dtype=np.bool_)  # scratch, always False between calls
 
     def lookup(self, classes: ArrayLike, plan: Plan | None = None) -> Ints:
@@ -94,46 +92,33 @@ class ClassPool:
     def plan(self, classes: ArrayLike) -> Plan:
         """What touching these classes (n,), one after the other, would do."""
         keys = _keys(classes)
-        bits = len(keys).bit_length()
-        if len(keys):
-            assert keys.min() >= 0, "class ids must not be negative"
-            assert keys.max() < 1 << (63 - bits), "class ids must leave room for positions"
-        # Sorting class and position as one number groups the occurrences of a class, first to last.
-        together = (keys << bits) | np.arange(len(keys))
-        together.sort()
-        by_class, position = together >> bits, together & ((1 << bits) - 1)
-        starts = np.empty(len(keys) + 1, dtype=np.bool_)
-        starts[:1] = starts[-1:] = True
-        np.not_equal(by_class[1:], by_class[:-1], out=starts[1:-1])
-        first = position[starts[:-1]]  # of each distinct class; by class
-        if len(first) > self.capacity:
+        distinct, first, group, by_last = _distinct(keys)
+        if len(distinct) > self.capacity:
             return self._plan_in_parts(keys)
-        last = position[starts[1:]]
-        distinct = by_class[starts[:-1]]
-        group = np.empty(len(keys), dtype=np.int64)  # which distinct class stands at a position
-        group[position] = np.cumsum(starts[:-1]) - 1
-
         slots = self._table.find(distinct)
-        num_evicted = int(np.count_nonzero(slots < 0)) - (self.capacity - self.used)
-        evicted_slots = self._evict(num_evicted, slots, first) if num_evicted > 0 else slots[:0]
         missing = slots < 0
-        enters = np.zeros(len(keys), dtype=np.bool_)
-        enters[first[missing]] = True
-        entering = group[enters]
-        num_fresh = len(entering) - len(evicted_slots)
-        entered_slots = np.concatenate([np.arange(self.used, self.used + num_fresh), evicted_slots])
-        slots[entering] = entered_slots
-        touches = np.zeros(len(keys), dtype=np.bool_)
-        touches[last] = True
+        num_missing, num_free = int(np.count_nonzero(missing)), self.capacity - self.used
+        evicted_slots = slots[:0]
+        if num_missing > num_free:
+            evicted_slots = self._evict(num_missing - num_free, slots, first)
+            missing = slots < 0
+        entered = distinct[missing]
+        num_fresh = len(entered) - len(evicted_slots)
+        entered_slots = evicted_slots
+        if num_fresh:
+            entered_slots = np.concatenate([np.arange(self.used, self.used + num_fresh), evicted_slots])
+        slots[missing] = entered_slots
+        hit = np.ones(len(keys), dtype=np.bool_)
+        hit[first] = ~missing
         return Plan(
-            slots=slots.take(group),
-            hit=~enters,
+            slots=slots[group],
+            hit=hit,
             evicted=self.class_of.take(evicted_slots),
             version=self.version,
-            entered=distinct[entering],
+            entered=entered,
             entered_slots=entered_slots,
             evicted_slots=evicted_slots,
-            touched_slots=slots.take(group[touches]),
+            touched_slots=slots[by_last],
         )
 
     def commit(self, plan: Plan) -> None:
@@ -144,20 +129,20 @@ class ClassPool:
             self.version = plan.version + 1
             return
         self.version += 1
+        self.class_of[plan.entered_slots] = plan.entered
         self._table.remove(plan.evicted, plan.evicted_slots)
         self._table.insert(plan.entered, plan.entered_slots)
-        self.class_of[plan.entered_slots] = plan.entered
         self.used += len(plan.entered) - len(plan.evicted)
         if self._tail + len(plan.touched_slots) > len(self._log):
             self._restart_log(self._in_order())
         end = self._tail + len(plan.touched_slots)
         self._log[self._tail : end] = plan.touched_slots
-        self._stamp[plan.touched_slots] = np.arange(self._tail, end)
+        self._stamp[plan.touched_slots] = np.arange(self._tail, end, dtype=np.int32)
         self._tail = end
 
     def ages(self) -> Ints:
         """(used,) how many touches of other slots have come since each slot's last, at most."""
-        return self._tail - 1 - self._stamp[: self.used]
+        return self._tail - 1 - self._stamp[: self.used].astype(np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -188,42 +173,35 @@ class ClassPool:
             count: how many are missing beyond the free slots.
             slots: of each distinct class, -1 where missing. Those that lose theirs before their turn are set
                 to -1 as well, and take one more.
-            first: position of each distinct class in the batch.
+            first: position of each distinct class in the batch, ascending.
         """
-        held = slots[slots >= 0]
         oldest = self._oldest(len(slots) - (self.capacity - self.used))
-        self._marked[held] = True
-        claimed = self._marked.take(oldest)
-        self._marked[held] = False
-        if not claimed.any():
+        held = (slots >= 0).nonzero()[0]
+        stamps = self._stamp.take(slots.take(held))
+        old = stamps <= self._stamp[oldest[-1]]
+        if not old.any():
             return oldest[:count]
-        lost = self._lost(oldest[claimed], np.flatnonzero(claimed), slots, first)
-        stays = claimed & ~np.isin(oldest, slots[lost])
-        slots[lost] = -1
-        return oldest[~stays][: count + len(lost)]
-
-    def _lost(self, claimed: Ints, age: Ints, slots: Ints, first: Ints) -> Ints:
-        """Which distinct classes, whose slots are `claimed` and of this `age` (0 the oldest), go before their turn:
-        those for which `capacity` classes or more are touched between their last touch and their first here."""
-        held = np.flatnonzero(slots >= 0)
-        held = held[np.argsort(slots[held])]
-        index = held[np.searchsorted(slots[held], claimed)]
-        turn = first[index]
-        younger = self._stamp[slots[held]] > self._stamp[claimed][:, None]
-        twice = np.count_nonzero(younger & (first[held] < turn[:, None]), axis=1)
-        touched = (self.used - 1 - age) + np.searchsorted(np.sort(first), turn) - twice
-        return index[touched >= self.capacity]
+        # A class is gone when its turn comes if `capacity` classes or more were touched between its last
+        # touch and its first here.
+        claimed, stamp = held[old], stamps[old][:, None]
+        age = np.searchsorted(self._stamp.take(oldest), stamps[old])  # its place among the oldest
+        twice = np.count_nonzero((stamps > stamp) & (held < claimed[:, None]), axis=1)  # touched before and here
+        gone = (self.used - 1 - age) + claimed - twice >= self.capacity
+        slots[claimed[gone]] = -1
+        leaves = np.ones(len(oldest), dtype=np.bool_)
+        leaves[age[~gone]] = False
+        return oldest[leaves][: count + np.count_nonzero(gone)]
 
     def _oldest(self, count: int) -> Ints:
         """The `count` least recently used slots, oldest first."""
-        width = count + count // 2 + 64
+        width = count + count // 4 + 64
         while True:
             entries = self._log[self._head : min(self._head + width, self._tail)]
-            places = np.arange(self._head, self._head + len(entries))
+            places = np.arange(self._head, self._head + len(entries), dtype=np.int32)
             counting = (self._stamp.take(entries) == places).nonzero()[0]
             if len(counting) >= count:
                 self._head += int(counting[0])  # what lies before no longer counts
-                return entries[counting[:count]]
+                return entries.take(counting[:count])
             assert self._head + width < self._tail, "as many slots as are asked for must be in use"
             width *= 2
 
@@ -259,60 +237,70 @@ class ClassPool:
 
 
 class _Buckets:
-    """Class -> slot by hashing into buckets of eight, on average at most one of them taken."""
+    """Class -> slot by hashing. A class lies in a place of its own or, where that is taken, in the first free one of
+    the eight places of its bucket; there are at least eight times as many places as slots. A place holds fifteen bits
+    of the class, so that the table is small and stays in the cache; `class_of` tells whether it is the one."""
 
-    def __init__(self, capacity: int):
-        self.log2_buckets = max(1, (capacity - 1).bit_length())
-        self.place_of = np.zeros(capacity, dtype=np.int64)
+    def __init__(self, class_of: Ints):
+        self.class_of = class_of  # of each slot; the pool's own
+        self.log2_places = 3 + max(1, (len(class_of) - 1).bit_length())
+        self.place_of = np.zeros(len(class_of), dtype=np.int64)
         self.clear()
 
     def clear(self) -> None:
-        self.classes = np.full((1 << self.log2_buckets, WAYS), -1, dtype=np.int64)
-        self.slots = np.zeros(WAYS << self.log2_buckets, dtype=np.int64)
+        self.shift = np.uint64(64 - self.log2_places)
+        self.marks = np.full(1 << self.log2_places, -1, dtype=np.int16)  # -1: free
+        self.slots = np.zeros(1 << self.log2_places, dtype=np.int64)
 
     @property
     def nbytes(self) -> int:
-        return self.classes.nbytes + self.slots.nbytes + self.place_of.nbytes
+        return self.marks.nbytes + self.slots.nbytes + self.place_of.nbytes
 
     def find(self, classes: Ints) -> Ints:
-        bucket = self._bucket(classes)
+        bucket = self._place(classes) >> 3
         # `take` along an axis is several times faster than indexing.
-        flat = (self.classes.take(bucket, axis=0) == classes[:, None]).reshape(-1).nonzero()[0]
+        same = self.marks.reshape(-1, WAYS).take(bucket, axis=0) == _mark(classes)[:, None]
+        flat = same.reshape(-1).nonzero()[0]
         row = flat >> 3
+        candidate = self.slots.take((bucket.take(row) << 3) + (flat & 7))
+        found = self.class_of.take(candidate) == classes.take(row)
         slots = np.full(len(classes), -1, dtype=np.int64)
-        slots[row] = self.slots.take((bucket.take(row) << 3) + (flat & 7))
+        slots[row[found]] = candidate[found]
         return slots
 
     def remove(self, classes: Ints, slots: Ints) -> None:
-        self.classes.reshape(-1)[self.place_of.take(slots)] = -1
+        self.marks[self.place_of.take(slots)] = -1
 
     def insert(self, classes: Ints, slots: Ints) -> None:
-        """New classes, each once."""
-        flat = self.classes.reshape(-1)
+        """New classes, each once; `class_of` knows them already."""
         while len(classes):
-            bucket = self._bucket(classes)
-            place = (bucket << 3) + (self.classes.take(bucket, axis=0) < 0).argmax(axis=1)  # the first free one
-            if flat.take(place).max() >= 0:
-                self._grow(classes, slots)
-                return
-            flat[place] = classes
+            place = self._place(classes)
+            taken = (self.marks.take(place) >= 0).nonzero()[0]
+            if len(taken):
+                bucket = place.take(taken) >> 3
+                free = self.marks.reshape(-1, WAYS).take(bucket, axis=0) < 0
+                place[taken] = (bucket << 3) + free.argmax(axis=1)
+                if not free.view(np.uint64).all():  # a full bucket
+                    self._grow(slots)
+                    return
+            self.marks[place] = _mark(classes)
             self.slots[place] = slots
             self.place_of[slots] = place
-            beaten = flat.take(place) != classes  # two of them chose the same place
-            if not beaten.any():
-                return
+            beaten = (self.slots.take(place) != slots).nonzero()[0]  # where two of them chose the same place
             classes, slots = classes[beaten], slots[beaten]
 
-    def _grow(self, classes: Ints, slots: Ints) -> None:
-        held = np.flatnonzero(self.classes.reshape(-1) >= 0)
-        classes = np.concatenate([self.classes.reshape(-1)[held], classes])
-        slots = np.concatenate([self.slots[held], slots])
-        self.log2_buckets += 1
+    def _grow(self, slots: Ints) -> None:
+        slots = np.concatenate([self.slots[self.marks >= 0], slots])
+        self.log2_places += 1
         self.clear()
-        self.insert(classes, slots)
+        self.insert(self.class_of[slots], slots)
 
-    def _bucket(self, classes: Ints) -> Ints:
-        return ((classes.view(np.uint64) * MIX) >> np.uint64(64 - self.log2_buckets)).view(np.int64)
+    def _place(self, classes: Ints) -> Ints:
+        return ((classes.view(np.uint64) * MIX) >> self.shift).view(np.int64)
+
+
+def _mark(classes: Ints) -> NDArray[np.int16]:
+    return (classes & 0x7FFF).astype(np.int16)
 
 
 class _Dense:
@@ -342,3 +330,29 @@ def _keys(classes: ArrayLike) -> Ints:
     keys = np.ascontiguousarray(classes, dtype=np.int64)
     assert keys.ndim == 1
     return keys
+
+
+def _distinct(keys: Ints) -> tuple[Ints, Ints, Ints | slice, Ints | slice]:
+    """The classes of a batch (n,), each once: (class, position of its first occurrence), in the order of these; which
+    of them stands at each position of the batch; and which they are in the order of their last occurrence."""
+    n, bits = len(keys), len(keys).bit_length()
+    positions = np.arange(n)
+    # As unsigned numbers the negative ones are the largest.
+    assert not n or np.maximum.reduce(keys.view(np.uint64)) < 1 << (63 - bits), "class ids: not negative, with room for positions"
+    # Sorting class and position as one number groups the occurrences of a class, first to last.
+    together = (keys << bits) | positions
+    together.sort()
+    by_class = together >> bits
+    new = by_class[1:] != by_class[:-1]
+    if new.all():
+        return keys, positions, slice(None), slice(None)
+    position = together & ((1 << bits) - 1)
+    ends = np.concatenate([[True], new, [True]])
+    is_first, is_last = np.zeros((2, n), dtype=np.bool_)
+    is_first[position[ends[:-1]]] = True
+    is_last[position[ends[1:]]] = True
+    rank = np.cumsum(is_first) - 1  # at its first occurrence: the place of a class among the distinct ones
+    group = np.empty(n, dtype=np.int64)
+    group[position] = rank[position[ends[:-1]]][np.cumsum(ends[:-1]) - 1]
+    first = is_first.nonzero()[0]
+    return keys[first], first, group, group[is_last]

@@ -45,7 +45,7 @@ def pool(
                 touch(keys)
         times: dict[str, list[float]] = {name: [] for name in touches}
         for repeat in range(warmup + repeats):
-            batches = random.integers(0, C, (20, N))
+            batches = random.integers(0, C, (200, N))
             for name, touch in touches.items():
                 milliseconds = timed(lambda touch=touch, batches=batches: [touch(keys) for keys in batches])[0]  # type: ignore[misc]
                 if repeat >= warmup:

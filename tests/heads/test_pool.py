@@ -126,15 +126,21 @@ def test_ages_count_touches_since():
 
 
 def test_buckets_grow_where_one_overflows():
-    table = _Buckets(4)
     classes = np.arange(40) * 3
-    table.insert(classes[:4], np.arange(4))
-    crowded = _Buckets(40)
-    crowded.log2_buckets = 1
+    crowded = _Buckets(classes)
+    crowded.log2_places = 4  # two buckets for what takes five
     crowded.clear()
     crowded.insert(classes, np.arange(40))
-    assert crowded.find(classes).tolist() == list(range(40)) and crowded.log2_buckets > 1
+    assert crowded.find(classes).tolist() == list(range(40)) and crowded.log2_places > 4
     assert crowded.find(classes + 1).tolist() == [-1] * 40
+
+
+def test_classes_of_equal_hash_bits_are_told_apart():
+    """A place holds fifteen bits of a class: 7 and 7 + 2^15 k may meet in a bucket with the same mark."""
+    classes = 7 + (np.arange(4000) << 15)
+    pool = ClassPool(4000)
+    pool.commit(pool.plan(classes[:2000]))
+    assert pool.lookup(classes).tolist() == [*range(2000), *[-1] * 2000]
 
 
 def test_bad_input_is_refused():
