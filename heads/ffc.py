@@ -280,14 +280,14 @@ class FFC(Head):
     def _loss(self, x_nD: Tensor, slot_n: Tensor, change: "_Change") -> tuple[Tensor, Tensor]:
         """The loss over all processes, and its gradient with respect to this process's probes times the number of
         processes, which DDP's averaging takes away."""
-        inside, outside = (slot_n >= 0).nonzero()[:, 0], (slot_n < 0).nonzero()[:, 0]
-        inside, outside, slot_n = inside.to(x_nD.device), outside.to(x_nD.device), slot_n.to(x_nD.device)
+        inside, outside = (mask_n.nonzero()[:, 0].to(x_nD.device) for mask_n in (slot_n >= 0, slot_n < 0))
+        slot_i = slot_n[slot_n >= 0]
         sums = x_nD.new_tensor([0.0, 0.0, len(inside), len(outside)])
         gradients = [torch.zeros_like(x_nD), torch.zeros_like(x_nD)]
         for rows in change.views():
             if len(inside):
                 weight = x_nD.new_ones(len(inside))
-                softmax = MarginSoftmax(x_nD[inside], weight, slot_n[inside], rows, self.margin)
+                softmax = MarginSoftmax(x_nD[inside], weight, slot_i, rows, self.margin)
                 sums[0] += softmax.loss(keep=True) * len(inside)
                 gradients[0][inside] += softmax.backward(x_nD.new_tensor(float(len(inside))))[0]
             if len(outside) and self.outlier_weight:

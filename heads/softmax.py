@@ -65,7 +65,8 @@ class MarginSoftmax:
     Args:
         x_ND: gathered embeddings, the same on all processes.
         weight_N: weight of each sample in the mean.
-        position_N: int64, where in the active rows the sample's own class stands; -1 if not here.
+        position_N: int64, where in the active rows the sample's own class stands; -1 if not here. On the host or
+            the device; the host must know it, so that positions which come from there spare a wait.
         rows: the K active rows.
         margin: what happens to the cosines.
         log_q_K: log of the probability that a row was drawn, subtracted from its logits; None for zeros.
@@ -177,10 +178,12 @@ class MarginSoftmax:
         return narrow
 
     def _place_targets(self, position_N: Tensor) -> None:
-        # Samples by the position of their target, so that a chunk finds its own by bisection.
-        self.position_N = position_N
-        self.order_N = torch.argsort(position_N, stable=True)
-        self.sorted_positions: list[int] = position_N[self.order_N].tolist()
+        # Samples by the position of their target, so that a chunk finds its own by bisection; on the host, where
+        # the bounds of the chunks are known.
+        host_N = position_N.cpu()
+        order_N = torch.argsort(host_N, stable=True)
+        self.sorted_positions: list[int] = host_N[order_N].tolist()
+        self.position_N, self.order_N = position_N.to(self.x_ND.device), order_N.to(self.x_ND.device)
 
     def targets(self, a: int, b: int) -> tuple[Tensor, Tensor]:
         """(position in the chunk, sample) of each target among active rows a to b."""
