@@ -338,7 +338,8 @@ def _distinct(keys: Ints) -> tuple[Ints, Ints, Ints | slice, Ints | slice]:
     n, bits = len(keys), len(keys).bit_length()
     positions = np.arange(n)
     # As unsigned numbers the negative ones are the largest.
-    assert not n or np.maximum.reduce(keys.view(np.uint64)) < 1 << (63 - bits), "class ids: not negative, with room for positions"
+    fit = not n or np.maximum.reduce(keys.view(np.uint64)) < 1 << (63 - bits)
+    assert fit, "class ids must not be negative, and leave room for positions"
     # Sorting class and position as one number groups the occurrences of a class, first to last.
     together = (keys << bits) | positions
     together.sort()
