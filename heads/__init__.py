@@ -4,6 +4,7 @@ Needs torch and numpy only, and serves in any training loop.
 """
 
 from .ffc import FFC
+from .forest import HashingForest
 from .full import FullFC
 from .head import CenterHead, Head, Selection
 from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax, SVSoftmax
@@ -17,6 +18,7 @@ __all__ = [
     "CombinedMargin",
     "CosFace",
     "FullFC",
+    "HashingForest",
     "Head",
     "Margin",
     "PartialFC",

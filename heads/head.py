@@ -19,6 +19,7 @@ from . import dtypes
 from .batch import check_embeddings, check_labels, check_values, gather
 from .centers import ActiveRows, ClassCenters
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size
+from .fidelity import coverage
 from .margins import CosFace, Margin
 from .optim import RowOptimizer, RowSGD
 from .pending import PendingGradients
@@ -114,6 +115,9 @@ class CenterHead(Head):
         store: where rows live: on the "device", in "host" memory, or on "disk" in files of `store_dir`, which
             take space for rows that were written only.
         compute: "fp32", or "bf16" for matrix products of inputs rounded to bfloat16.
+        probe_interval: every so many steps, `probes` embeddings of the batch meet all class centers, to tell how much
+            of their softmax the active classes hold (`mass_covered` in `stats`); None for never. A probe reads all
+            rows once.
     """
 
     filter_below = 0.0  # see `FullFC`
@@ -133,6 +137,8 @@ class CenterHead(Head):
         store: str = "device",
         store_dir: str | os.PathLike[str] | None = None,
         compute: str = "fp32",
+        probe_interval: int | None = None,
+        probes: int = 8,
     ):
         super().__init__()
         if embedding_size < 1:
@@ -141,6 +147,10 @@ class CenterHead(Head):
             raise ValueError(f"seed={seed}: must not be negative")
         if logits_budget_mb < 0:
             raise ValueError(f"logits_budget_mb={logits_budget_mb}: must not be negative; 0 always recomputes")
+        if probe_interval is not None and probe_interval < 1:
+            raise ValueError(f"probe_interval={probe_interval}: must be at least 1; null for no probes")
+        if probes < 1:
+            raise ValueError(f"probes={probes}: at least one embedding is needed; probe_interval=null for no probes")
         self.margin = margin if margin is not None else CosFace()
         self.embedding_size = embedding_size
         self.seed = seed
@@ -160,6 +170,8 @@ class CenterHead(Head):
             store_dir=store_dir,
         )
         self.pending = PendingGradients()
+        self.probe_interval, self.probes = probe_interval, probes
+        self.probed: dict[str, float] = {}  # what the last probe found
         self.active_classes = self.sampled_negatives = 0
         self._warned = False
 
@@ -197,6 +209,9 @@ class CenterHead(Head):
                 keep_logits, keep_rows = self._what_to_keep(num_active, len(batch.x_ND))
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
             if self.training:
+                if selection.ids is not None and self._probe_is_due:
+                    with self.stopwatch("forward/probe", embeddings.device):
+                        self.probe(batch.x_ND[: self.probes].detach(), batch.labels_N[: self.probes], selection.ids)
                 self._count(num_active, batch.labels_N)
             softmax = MarginSoftmax(
                 batch.x_ND,
@@ -223,6 +238,11 @@ class CenterHead(Head):
     def optimizer(self, lr: float, *, rule: Callable[..., RowOptimizer] = RowSGD, **options: Any) -> RowOptimizer:
         """The optimizer of the rows: `rule` from `heads.optim`, RowSGD unless given, with its options."""
         return rule(self, lr=lr, **options)
+
+    def probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor) -> None:
+        """Finds out what the active rows `ids` of this shard, with those of the others, mean to a few embeddings."""
+        found = coverage(x_QD, labels_Q, self.centers, self.margin, ids, group=self.process_group)
+        self.probed = {"mass_covered": float(found.mass_Q.mean())}
 
     @torch.no_grad()
     def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -257,11 +277,12 @@ class CenterHead(Head):
         return values_nk, classes_nM.gather(1, best)
 
     def stats(self) -> dict[str, float]:
-        """Of this process: classes and uniform negatives of the last step, bytes held, mean milliseconds."""
+        """Of this process: classes and negatives of the last step, bytes held, the last probe, mean milliseconds."""
         return {
             "active_classes": self.active_classes,
             "sampled_negatives": self.sampled_negatives,
             "memory_bytes": self.centers.memory_bytes,
+            **self.probed,
             **self.stopwatch.milliseconds(),
         }
 
@@ -276,6 +297,10 @@ class CenterHead(Head):
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, embedding_size={self.embedding_size}, seed={self.seed}"
+
+    @property
+    def _probe_is_due(self) -> bool:
+        return self.probe_interval is not None and self.step % self.probe_interval == 0 and self.micro_batch == 0
 
     def _to_rows_space(self, embeddings: Tensor) -> Tensor:
         x_nD = embeddings.to(self.centers.like.dtype)

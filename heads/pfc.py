@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import keyed
 from .head import CenterHead, Selection
+from .sampling import filled
 
 
 class PartialFC(CenterHead):
@@ -37,41 +38,10 @@ class PartialFC(CenterHead):
         local = shard.local(labels)
         positives = torch.unique(local[local >= 0])
         quota = max(1, round(self.sample_rate * shard.size))
-        eligible = shard.size - len(positives)
-        drawn = min(max(quota - len(positives), 0), eligible)
         generator = keyed.generator(
             "selection", self.seed, self.step, self.micro_batch, shard.start, device=labels.device
         )
-        # The j-th class that is no positive is j plus the number of positives before it.
-        negatives = sample_without_replacement(eligible, drawn, generator)
-        before = positives - torch.arange(len(positives), device=positives.device)
-        negatives += torch.searchsorted(before, negatives, right=True)
-        ids, order = torch.sort(torch.cat([positives, negatives]))
-        if not self.log_q:
-            return Selection(ids)
-        log_q = embeddings.new_zeros(len(ids))
-        log_q[order >= len(positives)] = torch.log(log_q.new_tensor(drawn / max(eligible, 1)))
-        return Selection(ids, log_q)
+        return filled(positives, shard.size, quota, generator, log_q=embeddings if self.log_q else None)
 
     def extra_repr(self) -> str:
         return f"sample_rate={self.sample_rate}, log_q={self.log_q}, {super().extra_repr()}"
-
-
-def sample_without_replacement(population: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` distinct numbers below `population`, every subset equally likely, in O(count) expected.
-
-    Draws with replacement and keeps the distinct numbers; of those above `count` a uniform choice is
-    dropped. Both steps treat all numbers alike, hence so does the result.
-    """
-    device = generator.device
-    if count * 3 > population:
-        return torch.randperm(population, generator=generator, device=device)[:count]
-    distinct = torch.empty(0, dtype=torch.int64, device=device)
-    while (missing := count - len(distinct)) > 0:
-        num_draws = int(1.3 * missing) + 8
-        draws = torch.randint(population, (num_draws,), generator=generator, device=device)
-        distinct = torch.unique(torch.cat([distinct, draws]))
-    surplus = len(distinct) - count
-    keep = torch.ones(len(distinct), dtype=torch.bool, device=device)
-    keep[torch.randperm(len(distinct), generator=generator, device=device)[:surplus]] = False
-    return distinct[keep]

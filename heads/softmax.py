@@ -32,17 +32,21 @@ CHUNK_ROWS = 2048
 MIN_NORM = 1e-12
 
 
-class Rows(Protocol):
-    """Active rows by their positions."""
+class Stretches(Protocol):
+    """Rows in order."""
 
     def __len__(self) -> int: ...
 
-    def at(self, positions: Tensor) -> Tensor:
-        """(n,) -> (n, D)"""
-        ...
-
     def stretch(self, a: int, b: int) -> Tensor:
         """Rows a to b, (b - a, D)"""
+        ...
+
+
+class Rows(Stretches, Protocol):
+    """Active rows by their positions."""
+
+    def at(self, positions: Tensor) -> Tensor:
+        """(n,) -> (n, D)"""
         ...
 
     def subset(self, positions: Tensor) -> "Rows":
@@ -343,7 +347,7 @@ def streamed_loss(
     return loss
 
 
-def streamed_topk(x_ND: Tensor, rows: Rows, k: int, *, normalize: bool) -> tuple[Tensor, Tensor]:
+def streamed_topk(x_ND: Tensor, rows: Stretches, k: int, *, normalize: bool) -> tuple[Tensor, Tensor]:
     """The k rows of highest cosine (inner product without `normalize`): values and positions, (N, min(k, K))."""
     values = x_ND.new_empty((len(x_ND), 0))
     positions = torch.empty((len(x_ND), 0), dtype=torch.int64, device=x_ND.device)

@@ -9,7 +9,7 @@ import torch
 
 
 class Stopwatch:
-    """Sums milliseconds by part. A "step" is counted for each "update"."""
+    """Sums milliseconds by part. A "step" is counted for each "update". "forward/query" is a part of "forward"."""
 
     def __init__(self) -> None:
         self.reset()
@@ -37,8 +37,9 @@ class Stopwatch:
     def milliseconds(self) -> dict[str, float]:
         """Mean milliseconds a step: `forward_ms`, `backward_ms`, `update_ms` and their sum `step_ms`."""
         self._collect(wait=True)
-        parts = {f"{part}_ms": total / max(self._steps, 1) for part, total in sorted(self._total.items())}
-        return {**parts, "step_ms": sum(parts.values())}
+        means = {part: total / max(self._steps, 1) for part, total in sorted(self._total.items())}
+        whole = sum(mean for part, mean in means.items() if "/" not in part)
+        return {**{f"{part.rpartition('/')[2]}_ms": mean for part, mean in means.items()}, "step_ms": whole}
 
     def _collect(self, wait: bool) -> None:
         """Take in the events that have passed, so that a long run keeps few of them."""

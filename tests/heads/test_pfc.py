@@ -5,7 +5,7 @@ import torch
 
 from heads import CosFace, FullFC, PartialFC, RowAdamW
 from heads.keyed import generator
-from heads.pfc import sample_without_replacement
+from heads.sampling import sample_without_replacement
 from tests import conformance
 from tests.conformance import Case
 from tests.heads.test_full import ADAMW

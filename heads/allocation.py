@@ -1,0 +1,83 @@
+"""How much a hashing forest may spend: active classes, trees and interval, by schedule or by target.
+
+The paper (Zhang et al., AAAI 2018) changes the three as training goes on; how was never released.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Varying = float | Mapping[int, float]  # a number, or {from this step on: number}
+
+STEP = 1.25  # factor of one correction
+SLACK = 0.02  # of the target: no correction within it
+LOWEST, HIGHEST = 0.1, 8.0  # bounds of the factors on interval and effort
+
+
+def value_at(varying: Varying, step: int) -> float:
+    """What holds at a step."""
+    if isinstance(varying, Mapping):
+        return varying[max(start for start in varying if start <= step)]
+    return varying
+
+
+def check_varying(name: str, varying: Varying, low: float) -> None:
+    values = varying.values() if isinstance(varying, Mapping) else [varying]
+    if isinstance(varying, Mapping) and (0 not in varying or not all(isinstance(step, int) for step in varying)):
+        raise ValueError(f"{name}={dict(varying)}: steps are whole numbers, and the first is 0")
+    for value in values:
+        if not value >= low:
+            raise ValueError(f"{name}={value}: must be at least {low}")
+
+
+class Allocation:
+    """Active classes, effort of the index and interval of its renewals.
+
+    Args:
+        num_classes: C.
+        num_active: of all processes; up to 1 a share of C.
+        interval: steps.
+        target_mass: of the negative softmax mass, how much the active classes shall hold; None for no target.
+
+    With a target, what a probe finds corrects the three by a quarter each time. Where a perfect answer of the
+    index would have been enough, the index is at fault: more trees (or lists), renewed more often. Else more classes.
+    """
+
+    def __init__(self, num_classes: int, num_active: Varying, interval: Varying, target_mass: float | None = None):
+        check_varying("interval", interval, 1)
+        for value in num_active.values() if isinstance(num_active, Mapping) else [num_active]:
+            if not 0 < value <= num_classes:
+                raise ValueError(
+                    f"num_active={value}: up to {num_classes} classes, or a share of them in (0, 1], are needed"
+                )
+        check_varying("num_active", num_active, 0)
+        if target_mass is not None and not 0 < target_mass < 1:
+            raise ValueError(f"target_mass={target_mass}: a share in (0, 1) is needed; null for no target")
+        self.num_classes, self.target_mass = num_classes, target_mass
+        self._num_active, self._interval = num_active, interval
+        self.growth = self.effort = self.patience = 1.0  # factors on classes, index and interval
+
+    def num_active(self, step: int) -> int:
+        value = value_at(self._num_active, step)
+        return min(self.num_classes, max(1, round(self.growth * (value * self.num_classes if value <= 1 else value))))
+
+    def interval(self, step: int) -> int:
+        return max(1, round(self.patience * value_at(self._interval, step)))
+
+    def observe(self, mass: float, perfect_mass: float) -> None:
+        """What the active classes hold, and what they would if the index had answered perfectly."""
+        if self.target_mass is None:
+            return
+        if mass > self.target_mass + SLACK:
+            self.growth /= STEP
+        elif mass < self.target_mass and perfect_mass < self.target_mass:
+            self.growth *= STEP
+        if mass < self.target_mass <= perfect_mass:
+            self.effort, self.patience = min(HIGHEST, self.effort * STEP), max(LOWEST, self.patience / STEP)
+        elif perfect_mass - mass < SLACK / 2:
+            self.effort, self.patience = max(LOWEST, self.effort / STEP), min(HIGHEST, self.patience * STEP)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"growth": self.growth, "effort": self.effort, "patience": self.patience}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.growth, self.effort, self.patience = state["growth"], state["effort"], state["patience"]

@@ -1,0 +1,29 @@
+"""Builds an Annoy forest, in this process or, run as a program, in one of its own.
+
+`python annoy_build.py ROWS.npy FOREST NUM_TREES SEED THREADS`. Adding rows holds the interpreter's lock, for
+microseconds a row and minutes in all: a training in the same process would stand still meanwhile. This file imports
+neither torch nor the rest of the package, so that the program starts at once.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def built(rows: NDArray[np.float32], num_trees: int, seed: int, threads: int) -> Any:
+    """An `AnnoyIndex` of rows (n, D), angular."""
+    from annoy import AnnoyIndex
+
+    forest = AnnoyIndex(rows.shape[1], "angular")
+    forest.set_seed(seed)
+    for number, row in enumerate(rows):
+        forest.add_item(number, row)
+    forest.build(num_trees, n_jobs=threads)
+    return forest
+
+
+if __name__ == "__main__":
+    rows, forest = sys.argv[1:3]
+    built(np.load(rows, mmap_mode="r"), *map(int, sys.argv[3:6])).save(forest)

@@ -1,0 +1,195 @@
+"""Dynamic class selection by a hashing forest (Zhang et al., "Accelerated Training for Massive Classification via
+Dynamic Class Selection", AAAI 2018): the classes nearest to the batch, for they hold the softmax's mass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import keyed
+from .allocation import Allocation, Varying
+from .fidelity import coverage
+from .head import CenterHead, Selection
+from .index import Annoy, CenterVectors, Index
+from .renewal import Renewal
+from .sampling import filled
+
+
+class HashingForest(CenterHead):
+    """The margin softmax over this shard's positives, the classes nearest to the batch, and uniform others.
+
+    An index of each shard's rows finds the nearest. It is renewed every `interval` steps; before the first is
+    there, all negatives are uniform.
+
+    Args:
+        num_active: classes in a step, of all processes: a number of them, or up to 1 a share of C; or
+            {from this step on: number}. Positives are always among them, also when they are more.
+        neighbours_share: of the negatives, how many shall be nearest classes; 0 is PartialFC. What the batch's
+            neighbours leave free, since they overlap, is filled up uniformly.
+        index: an index of `heads.index`, not built yet; `Annoy()` unless given.
+        interval: steps between renewals of the index; a number or {from this step on: number}.
+        build: "background" renews it in a thread or process of its own, from rows as they are when read, and the
+            old one serves meanwhile. "blocking" lets training wait, and makes runs reproducible.
+        log_q: subtract the log of the probability with which a uniform negative was drawn from its logit, so that
+            they stand for all classes that are not nearest.
+        target_mass: of the negative softmax mass, how much the active classes shall hold; classes, effort of the
+            index and interval then follow what probes find, from where the options start. Needs `probe_interval`.
+        options: of `CenterHead`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        num_active: Varying = 0.1,
+        neighbours_share: float = 1.0,
+        index: Index | None = None,
+        interval: Varying = 100,
+        build: str = "background",
+        log_q: bool = False,
+        target_mass: float | None = None,
+        **options: Any,
+    ):
+        if not 0 <= neighbours_share <= 1:
+            raise ValueError(f"neighbours_share={neighbours_share}: a share of the negatives in [0, 1] is needed")
+        if build not in ("background", "blocking"):
+            raise ValueError(f"build={build!r}: must be 'background' or 'blocking'")
+        allocation = Allocation(num_classes, num_active, interval, target_mass)
+        super().__init__(num_classes, embedding_size, **options)
+        if target_mass is not None and self.probe_interval is None:
+            raise ValueError(f"target_mass={target_mass}: needs probe_interval, the steps between its corrections")
+        self.allocation = allocation
+        self.neighbours_share, self.log_q = neighbours_share, log_q
+        self.index = index if index is not None else Annoy()  # not built: those in force are `renewal`'s
+        self._radius = None if self.margin.normalize else 0.0
+        self.renewal = Renewal(background=build == "background")
+        self.next_renewal = 0  # the step at which it is due
+        self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last renewal began
+        self.nearest_negatives = 0
+        self._asked = 0  # neighbours per embedding in the last step
+
+    def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
+        shard = self.centers.shard
+        share = self.allocation.num_active(self.step) / shard.num_classes
+        quota = min(shard.size, max(1, round(share * shard.size)))
+        if quota == shard.size:
+            return Selection()
+        local = shard.local(labels)
+        positives = torch.unique(local[local >= 0])
+        nearest = self._nearest(embeddings, positives, max(quota - len(positives), 0))
+        self.nearest_negatives = len(nearest)
+        chosen = torch.cat([positives, nearest]).sort().values
+        generator = keyed.generator(
+            "selection", self.seed, self.step, self.micro_batch, shard.start, device=labels.device
+        )
+        selection = filled(chosen, shard.size, quota, generator, log_q=embeddings if self.log_q else None)
+        if self.index.refreshable and selection.ids is not None:
+            self._changed = self._changed.to(labels.device)
+            self._changed[selection.ids] = True
+        return selection
+
+    def stats(self) -> dict[str, float]:
+        """Besides those of `CenterHead`: the nearest among the negatives of the last step, the index's age in steps
+        and what its making took, and what the last probe found."""
+        renewal = self.renewal
+        built = {"index_age": self.step - renewal.as_of, "build_seconds": renewal.seconds} if renewal.index else {}
+        return {**super().stats(), "nearest_negatives": self.nearest_negatives, **built}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        state = {**super().get_extra_state(), "allocation": self.allocation.state_dict()}
+        if (index := self.renewal.index) is not None:
+            state["index"] = {
+                "kind": type(index).__name__,
+                "shard": self._place(),
+                "state": index.state_dict(),
+                "as_of": self.renewal.as_of,
+                "next_renewal": self.next_renewal,
+                "changed": self._changed.cpu(),
+                "radius": self._radius,
+            }
+        return state
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        if "allocation" in state:
+            self.allocation.load_state_dict(state["allocation"])
+        self.renewal.wait()
+        saved = state.get("index")
+        if saved is None or (saved["kind"], saved["shard"]) != (type(self.index).__name__, self._place()):
+            self.renewal.index, self.next_renewal = None, self.step  # other rows than were indexed
+            return
+        index = self.index.blank()
+        index.load_state_dict(saved["state"])
+        self.renewal.index, self.renewal.as_of = index, saved["as_of"]
+        self.next_renewal, self._changed = saved["next_renewal"], saved["changed"].clone()
+        self._radius = saved["radius"]
+
+    def probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor) -> None:
+        """Besides the mass covered: the recall of the index, of as many neighbours as were asked for."""
+        renewal, k = self.renewal, max(self._asked - 1, 1)
+        found = coverage(x_QD, labels_Q, self.centers, self.margin, ids, k=k, group=self.process_group)
+        self.probed = {"mass_covered": float(found.mass_Q.mean()), "mass_reachable": float(found.perfect_Q.mean())}
+        self.allocation.observe(self.probed["mass_covered"], self.probed["mass_reachable"])
+        if renewal.index is not None and (k := found.nearest_Qk.shape[1]):
+            answer = renewal.index.query(self._queries(x_QD), k + 1)
+            answer[answer == self.centers.shard.local(labels_Q)[:, None]] = -1
+            hits = (answer[:, :, None] == found.nearest_Qk[:, None]).any(1)
+            self.probed["index_recall"] = float(hits.float().mean())
+
+    def extra_repr(self) -> str:
+        return f"index={self.index}, neighbours_share={self.neighbours_share}, {super().extra_repr()}"
+
+    def _nearest(self, x_ND: Tensor, positives: Tensor, room: int) -> Tensor:
+        """Up to `neighbours_share` of `room` classes of this shard that are no positives, nearest ones first."""
+        count = round(self.neighbours_share * room)
+        self._asked = -(-count // len(x_ND)) + 1 if count and len(x_ND) else 0  # and its own class
+        if not self._asked:
+            return positives[:0]
+        self._renew()
+        if self.renewal.index is None:
+            return positives[:0]
+        with self.stopwatch("forward/query", x_ND.device):
+            found_Nk = self.renewal.index.query(self._queries(x_ND), self._asked)
+        ids = found_Nk.T.flatten()  # all first neighbours, then all second ones
+        ids = ids[(ids >= 0) & ~torch.isin(ids, positives)]
+        distinct, group = torch.unique(ids, return_inverse=True)
+        places = torch.arange(len(ids), device=ids.device)
+        first = torch.full_like(distinct, len(ids)).scatter_reduce_(0, group, places, "amin")
+        return distinct[first.argsort()[:count]]
+
+    def _renew(self) -> None:
+        renewal = self.renewal
+        renewal.settle()
+        if self.step < self.next_renewal or renewal.under_way:
+            return
+        self.next_renewal = self.step + self.allocation.interval(self.step)
+        changed, current = self._changed.nonzero()[:, 0], renewal.index
+        self._changed.zero_()
+        options: dict[str, Any] = {"seed": self.seed, "step": self.step, "effort": self.allocation.effort}
+        options["beside"] = renewal.background
+
+        def make() -> Index:
+            vectors = CenterVectors(self.centers, self._radius)
+            if self._outgrown(vectors) or current is None:
+                index = self.index.blank()
+                index.build(vectors, **options)
+                return index
+            return current.successor(vectors, changed, **options)
+
+        renewal.start(self.step, make)
+
+    def _outgrown(self, vectors: CenterVectors) -> bool:
+        """Gives rows that keep their lengths a new radius, with room to grow, where the old one is too small."""
+        if self._radius is None or (longest := vectors.longest()) <= self._radius:
+            return False
+        self._radius = vectors.radius = 1.5 * longest
+        return True
+
+    def _queries(self, x_ND: Tensor) -> Tensor:
+        x_ND = x_ND.detach().float()
+        return x_ND if self.margin.normalize else torch.cat([x_ND, x_ND.new_zeros(len(x_ND), 1)], dim=1)
+
+    def _place(self) -> list[int]:
+        shard = self.centers.shard
+        return [shard.start, shard.stop, shard.num_classes, self.centers.width]

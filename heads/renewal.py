@@ -1,0 +1,84 @@
+"""An index in force, and its successor in the making: in the background, or while training waits."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from .index import Index
+
+NICENESS = 5  # of the thread in the background, and of processes that it starts
+
+
+class Renewal:
+    """
+    Args:
+        background: make successors in a thread; the one in force serves meanwhile.
+
+    Attributes:
+        index: in force; None until the first is there.
+        as_of: the step whose rows it holds; with `background`, the step at which reading them began.
+        seconds: that making it took.
+    """
+
+    def __init__(self, *, background: bool):
+        self.background = background
+        self.index: Index | None = None
+        self.as_of = 0
+        self.seconds = 0.0
+        self._thread: threading.Thread | None = None
+        self._made: Index | BaseException | None = None
+        self._begun = (0, 0.0)  # step, seconds
+
+    @property
+    def under_way(self) -> bool:
+        return self._thread is not None
+
+    def start(self, step: int, make: Callable[[], Index]) -> None:
+        """Begins with the next index; without `background` it is in force on return."""
+        assert not self.under_way
+        begun = time.perf_counter()
+
+        def work() -> None:
+            try:
+                if self.background:
+                    _step_back()
+                made: Index | BaseException = make()
+            except BaseException as error:
+                made = error
+            self._begun = step, time.perf_counter() - begun
+            self._made = made  # last: it tells that the rest is there
+
+        if self.background:
+            self._thread = threading.Thread(target=work, name="index", daemon=True)
+            self._thread.start()
+        else:
+            work()
+            self.settle()
+
+    def settle(self) -> None:
+        """Puts a finished index in force.
+
+        Raises:
+            RuntimeError: making it failed.
+        """
+        if self._made is None:
+            return
+        made, self._made, self._thread = self._made, None, None
+        if isinstance(made, BaseException):
+            raise RuntimeError(f"the index of nearest classes could not be built: {made}") from made
+        self.index = made
+        self.as_of, self.seconds = self._begun
+
+    def wait(self) -> None:
+        """Until what is under way is done, and in force."""
+        if self._thread is not None:
+            self._thread.join()
+        self.settle()
+
+
+def _step_back() -> None:
+    """Training comes first."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
