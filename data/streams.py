@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .keyed import hash64, permute, uniforms
-from .records import DataSet, RecordSet
+from .records import DataSet, Indices, RecordSet
 
 Batch = dict[str, tuple[Tensor, Tensor]]
 IDENTITY = 1  # keeps the order of identities apart from that of records
@@ -159,21 +159,24 @@ class BatchLoader:
         self.handed_out = batches
 
 
-class HeldOut(Dataset[tuple[Tensor, Tensor]]):
-    """All records of a set in order, in blocks, prepared but not augmented."""
+class InOrder(Dataset[tuple[Tensor, Tensor]]):
+    """Records in a given order, in blocks, prepared but not augmented.
 
-    def __init__(self, data: DataSet, block: int = 512):
-        self.data, self.block = data, block
+    Args:
+        data: tells how to prepare them.
+        records: one of its sets.
+        indices: which of them; all unless given.
+    """
 
-    @property
-    def records(self) -> RecordSet:
-        return self.data.heldout
+    def __init__(self, data: DataSet, records: RecordSet, indices: Indices | None = None, block: int = 512):
+        self.data, self.records, self.block = data, records, block
+        self.indices = np.arange(len(records)) if indices is None else indices
 
     def __len__(self) -> int:
-        return -(-len(self.records) // self.block)
+        return -(-len(self.indices) // self.block)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        indices = np.arange(number * self.block, min((number + 1) * self.block, len(self.records)))
+        indices = self.indices[number * self.block : (number + 1) * self.block]
         if not len(indices):
             raise IndexError(number)
         examples = self.data.prepare(self.records.source.read(indices))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.sphere import sphere
-from data.streams import BatchLoader, HeldOut, IdentityStream, InstanceStream
+from data.streams import BatchLoader, IdentityStream, InOrder, InstanceStream
 
 DATA = sphere(23, size=6, images_per_class=3, num_heldout=5)  # 69 records
 
@@ -73,7 +73,7 @@ def test_impossible_batch_sizes_are_refused(batch_size):
 
 
 def test_heldout_comes_in_order_and_whole():
-    blocks = list(HeldOut(DATA, block=7))
+    blocks = list(InOrder(DATA, DATA.heldout, block=7))
     assert [len(labels) for _, labels in blocks] == [7] * 5 + [5]
     assert torch.equal(torch.cat([labels for _, labels in blocks]), torch.arange(40) % 5)
 

@@ -1,9 +1,8 @@
 """The hashing forest: the same tester as the full head, its selection, its renewals, its state."""
 
 import pytest
-import torch
 
-from heads import CosFace, FullFC, HashingForest, PartialFC, Softmax
+from heads import HashingForest, Softmax
 from heads.index import IVF, Annoy, Exact
 from tests import conformance
 from tests.conformance import Case
