@@ -32,6 +32,9 @@ FIGURES = (
     "over_limit",
     "over_linked_list",
     "ns_per_key",
+    "over_median",
+    "_seconds",
+    "mean_age",
     "speedup",
 )
 HIDDEN = ("baseline_forward_ms", "baseline_backward_ms", "baseline_update_ms", "baseline_spread_ms")  # in the JSON

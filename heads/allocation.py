@@ -20,13 +20,19 @@ def value_at(varying: Varying, step: int) -> float:
     return varying
 
 
-def check_varying(name: str, varying: Varying, low: float) -> None:
-    values = varying.values() if isinstance(varying, Mapping) else [varying]
+def check_varying(name: str, varying: Varying, low: float) -> list[float]:
+    """All values that it takes."""
     if isinstance(varying, Mapping) and (0 not in varying or not all(isinstance(step, int) for step in varying)):
         raise ValueError(f"{name}={dict(varying)}: steps are whole numbers, and the first is 0")
+    values = list(varying.values()) if isinstance(varying, Mapping) else [varying]
     for value in values:
+        if not isinstance(value, int | float):
+            raise ValueError(
+                f"{name}={value!r}: a number is needed, or {{step: number}} for what holds from each step on"
+            )
         if not value >= low:
             raise ValueError(f"{name}={value}: must be at least {low}")
+    return values
 
 
 class Allocation:
@@ -44,12 +50,11 @@ class Allocation:
 
     def __init__(self, num_classes: int, num_active: Varying, interval: Varying, target_mass: float | None = None):
         check_varying("interval", interval, 1)
-        for value in num_active.values() if isinstance(num_active, Mapping) else [num_active]:
+        for value in check_varying("num_active", num_active, 0):
             if not 0 < value <= num_classes:
                 raise ValueError(
                     f"num_active={value}: up to {num_classes} classes, or a share of them in (0, 1], are needed"
                 )
-        check_varying("num_active", num_active, 0)
         if target_mass is not None and not 0 < target_mass < 1:
             raise ValueError(f"target_mass={target_mass}: a share in (0, 1) is needed; null for no target")
         self.num_classes, self.target_mass = num_classes, target_mass

@@ -8,15 +8,12 @@ import itertools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from backbones.mlp import MLP
-from data.sphere import sphere
-from data.streams import InstanceStream
 from heads import CosFace, FullFC
 
-from .head_step import SGD
 from .measure import median_and_spread, ratio, timed
+from .training import SphereTraining
 
 
 def filter_below(
@@ -33,29 +30,17 @@ def filter_below(
     """A line of figures for each threshold, at the start and at the end of `steps` steps."""
     if any(not 0 < threshold < 1 for threshold in thresholds):
         raise ValueError(f"bench.thresholds={thresholds}: probabilities in (0, 1) are needed")
-    torch.manual_seed(0)
-    data = sphere(num_classes, size=embedding_size)
-    stream = InstanceStream(data, batch)
-    backbone = MLP((embedding_size,), embedding_size, [embedding_size]).to(device)
     head = FullFC(num_classes, embedding_size, margin=CosFace(), device=device)
-    rows = head.optimizer(**{**SGD, "lr": lr})
-    optimizer = torch.optim.SGD(backbone.parameters(), **{**SGD, "lr": lr})
+    training = SphereTraining(head, batch, lr, steps)
     lines = []
-    for number in range(steps + 1):
-        for each in (optimizer, rows):
-            each.param_groups[0]["lr"] = lr * (1 - number / (steps + 1))
-        images, labels = (tensor.to(device) for tensor in stream.batch(number))
+    for number, images, labels in training.batches():
         if number in (0, steps):
             with torch.no_grad():
-                embeddings = backbone(images)
+                embeddings = training.backbone(images)
             for threshold in thresholds:
-                figures = _compare(head, rows, embeddings, labels, threshold, warmup, repeats, device)
+                figures = _compare(head, training.rows, embeddings, labels, threshold, warmup, repeats, device)
                 lines.append({"after_steps": number, "filter_below": threshold, **figures})
-        head(backbone(images), labels).backward()
-        nn.utils.clip_grad_norm_(backbone.parameters(), 5.0)
-        for each in (optimizer, rows):
-            each.step()
-            each.zero_grad()
+        training.step(number, images, labels)
     return lines
 
 

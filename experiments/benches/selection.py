@@ -1,47 +1,162 @@
-"""`bench=selection`: PartialFC's choice of classes against drawing a number for every class."""
+"""`bench=selection`: what finding the nearest classes costs, and how many of them are found, on trained centers.
 
-from collections.abc import Mapping
+An MLP with `head=forest index=ivf` trains on `data=sphere`. Then each index is built from its centers and asked for
+the classes nearest to a batch of embeddings. `uniform` is PartialFC's draw of as many classes as all the answers hold.
+"""
+
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
+from torch import Tensor
 
-from heads import PartialFC
+from heads import CosFace, HashingForest, keyed
+from heads.index import IVF, Annoy, CenterVectors, Exact, Index
+from heads.sampling import filled
 
-from .head_step import active, by_topk
 from .measure import median_and_spread, ratio, timed
+from .training import SphereTraining
 
 
 def selection(
-    num_classes: list[int], sample_rate: list[float], batch: int, warmup: int, repeats: int
+    num_classes: list[int],
+    embedding_size: list[int],
+    num_trees: list[int],
+    search_k: list[int | None],
+    nprobe: list[int],
+    k: int,
+    batch: int,
+    changed: int,
+    s: float,
+    steps: int,
+    lr: float,
+    warmup: int,
+    repeats: int,
+    picture: str,
 ) -> list[dict[str, Any]]:
-    """A line for each number of classes and rate; `topk` is the ancestor's way, O(C) a step."""
+    """A line for each index with its options, for each C and D, and a picture of recall against time.
+
+    Args:
+        search_k: None for trees x k.
+        k: classes that an embedding asks for.
+        batch: embeddings.
+        changed: rows that an index takes in where it can be refreshed.
+        s: scale of the logits, in training and for the softmax mass.
+        steps, lr: of the training.
+    """
     lines = []
-    for C in map(int, num_classes):
-        head = PartialFC(C, 1)
-        for rate in sample_rate:
-            head.sample_rate = rate
-            count = active(rate, C)
-            times: Mapping[str, list[float]] = {"ours": [], "topk": []}
-            for repeat in range(warmup + repeats):
-                head.step = repeat
-                labels = torch.randint(C, (batch,))
-                embeddings = torch.zeros(batch, 1)
-                ours = timed(partial(head.select, embeddings, labels))[0]
-                topk = timed(partial(by_topk, C, count, labels))[0]
-                if repeat >= warmup:
-                    times["ours"].append(ours)
-                    times["topk"].append(topk)
-            milliseconds, spread = median_and_spread(times["ours"])
+    for C, D in product(map(int, num_classes), embedding_size):
+        head, x_ND, labels = trained(C, D, batch, s, steps, lr)
+        vectors = CenterVectors(head.centers)
+        kinds: dict[str, tuple[dict[str, Any], Index]] = {"exact": ({}, Exact())}
+        for trees, search in product(num_trees, search_k):
+            kinds[f"annoy {trees} {search}"] = ({"num_trees": trees, "search_k": search}, Annoy(trees, search))
+        for probe in nprobe:
+            kinds[f"ivf {probe}"] = ({"nprobe": probe}, IVF(nprobe=probe))
+        built = {name: timed(partial(index.build, vectors))[0] / 1e3 for name, (_, index) in kinds.items()}
+        asks = {name: partial(index.query, x_ND, k) for name, (_, index) in kinds.items()}
+        asks["uniform"] = partial(_uniform, C, batch * k)
+        times = _in_turns(asks, warmup, repeats)
+        mass_NC, nearest_Nk = _truth(head, x_ND, labels, k)
+        for name, ask in asks.items():
+            answer = ask()
+            found = answer.expand(batch, -1) if name == "uniform" else answer
+            options, index = kinds.get(name, ({}, None))
+            milliseconds, spread = median_and_spread(times[name])
+            line: dict[str, Any] = {"index": name.split()[0], "num_classes": C, "embedding_size": D, **options}
+            if index is not None:
+                line["build_seconds"] = built[name]
+                if index.refreshable:
+                    rows = torch.randperm(C)[:changed]
+                    line["refresh_ms"] = timed(partial(index.refresh, vectors, rows))[0]
             lines.append(
                 {
-                    "num_classes": C,
-                    "sample_rate": rate,
-                    "active": count,
-                    "step_ms": milliseconds,
+                    **line,
+                    "query_ms": milliseconds,
                     "spread_ms": spread,
-                    "baseline_step_ms": median_and_spread(times["topk"])[0],
-                    "speedup": ratio(times["topk"], times["ours"]),
+                    "speedup": ratio(times["exact"], times[name]),
+                    "recall_share": _recall(found, nearest_Nk),
+                    "mass_share": _mass(found, mass_NC),
                 }
             )
+    plot(lines, k, Path(picture))
     return lines
+
+
+def trained(C: int, D: int, batch: int, s: float, steps: int, lr: float) -> tuple[HashingForest, Tensor, Tensor]:
+    """A head, and a batch of unit embeddings with their labels."""
+    num_active = min(C, max(C // 100, 4 * batch))
+    head = HashingForest(C, D, num_active=num_active, index=IVF(), build="blocking", margin=CosFace(s=s, m=0.2))
+    training = SphereTraining(head, batch, lr, steps)
+    for number, images, labels in training.batches():
+        if number == steps:
+            with torch.no_grad():
+                return head, torch.nn.functional.normalize(training.backbone(images)), labels
+        training.step(number, images, labels)
+    raise AssertionError("the last batch has no step")
+
+
+def plot(lines: list[dict[str, Any]], k: int, path: Path) -> None:
+    """Recall against milliseconds, a line for each index and number of trees."""
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    sizes = list(dict.fromkeys((line["num_classes"], line["embedding_size"]) for line in lines))
+    figure, panels = plt.subplots(
+        1, len(sizes), figsize=(1.5 + 5 * len(sizes), 4.5), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, (C, D) in zip(panels[0], sizes, strict=True):
+        series: dict[str, list[dict[str, Any]]] = {}
+        for line in lines:
+            if (line["num_classes"], line["embedding_size"]) == (C, D):
+                trees = f", {line['num_trees']} trees" if "num_trees" in line else ""
+                series.setdefault(line["index"] + trees, []).append(line)
+        for name, members in series.items():
+            members = sorted(members, key=lambda line: line["query_ms"])
+            x, y = ([line[key] for line in members] for key in ("query_ms", "recall_share"))
+            panel.plot(x, y, marker="o", markersize=9 if len(members) == 1 else 5, label=name)
+        panel.set(xscale="log", ylim=(-0.03, 1.05), xlabel="milliseconds a batch", title=f"{C:,} classes of {D}")
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel(f"recall of the {k} nearest classes")
+    panels[0][-1].legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _uniform(C: int, count: int) -> Tensor:
+    none = torch.empty(0, dtype=torch.int64)
+    ids = filled(none, C, min(count, C), keyed.generator("benchmark", 0), log_q=None).ids
+    assert ids is not None
+    return ids
+
+
+def _in_turns(asks: Mapping[str, Callable[[], Tensor]], warmup: int, repeats: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in asks}
+    for repeat in range(warmup + repeats):
+        for name, ask in asks.items():
+            ask()  # finds the caches full of the one before
+            milliseconds = timed(ask)[0]
+            if repeat >= warmup:
+                times[name].append(milliseconds)
+    return times
+
+
+def _truth(head: HashingForest, x_ND: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The softmax over all negatives (N, C), and the k nearest classes (N, k)."""
+    cos_NC = x_ND @ torch.nn.functional.normalize(head.centers.rows).T
+    nearest_Nk = cos_NC.topk(k).indices
+    cos_NC[torch.arange(len(labels)), labels] = -torch.inf
+    return (head.margin.s * cos_NC).softmax(1), nearest_Nk
+
+
+def _recall(found: Tensor, nearest_Nk: Tensor) -> float:
+    hits = [float(torch.isin(near, each).float().mean()) for each, near in zip(found, nearest_Nk, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def _mass(found: Tensor, mass_NC: Tensor) -> float:
+    return float((mass_NC.gather(1, found.clamp(min=0)) * (found >= 0)).sum(1).mean())

@@ -12,8 +12,10 @@ from experiments.benches.filter_below import filter_below
 from experiments.benches.loader import loader
 from experiments.benches.measure import median_and_spread, ratio
 from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
+from experiments.benches.sampling import sampling
 from experiments.benches.search import search
 from experiments.benches.selection import selection
+from experiments.benches.stall import stall
 from heads import CosFace, FullFC, PartialFC
 from heads.pool import ClassPool
 from tests.experiments.commands import call
@@ -92,7 +94,7 @@ def test_baselines_do_the_same_step(name, rate, monkeypatch):
 
 def test_the_other_benches_give_figures():
     for lines in (
-        selection([500], [0.1, 0.5], batch=4, warmup=1, repeats=2),
+        sampling([500], [0.1, 0.5], batch=4, warmup=1, repeats=2),
         loader(["sphere"], batch=4, num_workers=[0], warmup=1, repeats=2),
         search([300], [8], batch=4, k=3, warmup=1, repeats=2),
     ):
@@ -120,6 +122,31 @@ def test_unknown_names_are_refused():
         bench.head_step(["pfc"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["adam"])
     with pytest.raises(ValueError, match=r"bench\.sets=faces"):
         loader(["faces"], 4, [0], 1, 1)
+
+
+def test_selection_by_each_index(tmp_path):
+    lines = selection(
+        [300], [8], [2], [None, 300], [300], 5, 16, 20, s=16, steps=3, lr=0.1, warmup=0, repeats=2,
+        picture=str(tmp_path / "recall.png"),
+    )  # fmt: skip
+    by_name = {(line["index"], line.get("search_k")): line for line in lines}
+    assert [line["index"] for line in lines] == ["exact", "annoy", "annoy", "ivf", "uniform"]
+    assert by_name["exact", None]["recall_share"] == by_name["ivf", None]["recall_share"] == 1  # all lists
+    assert by_name["annoy", 300]["recall_share"] > by_name["annoy", None]["recall_share"] > 0
+    assert by_name["uniform", None]["recall_share"] == pytest.approx(5 * 16 / 300, abs=0.2)
+    assert all(0 < line["mass_share"] <= 1 and line["query_ms"] > 0 for line in lines)
+    assert (tmp_path / "recall.png").stat().st_size > 10_000
+
+
+def test_stalls_of_both_ways_to_build():
+    lines = stall(400, 8, 40, 8, ["annoy", "ivf"], interval=3, steps=8, warmup=1)
+    assert [(line["index"], line["build"]) for line in lines] == [
+        (name, build) for name in ("annoy", "ivf") for build in ("blocking", "background")
+    ]
+    assert all(line["slowest_ms"] >= line["p99_ms"] >= line["step_ms"] > 0 for line in lines)
+    assert lines[0]["of_blocking_share"] == 1
+    with pytest.raises(ValueError, match=r"bench.index=\['hnsw'\]"):
+        stall(400, 8, 40, 8, ["hnsw"], 3, 8, 1)
 
 
 def test_pool_beside_plain_lrus():

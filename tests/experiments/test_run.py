@@ -128,6 +128,31 @@ def test_ffc_resumes_bit_for_bit(tmp_path):
     assert set(found) >= WANTED and found["head/active_classes"] == 100 and found["head/gallery_images"] == 64
 
 
+@pytest.mark.parametrize("index", ["annoy", "ivf", "exact"])
+def test_forest_resumes_bit_for_bit_with_its_index(index, tmp_path):
+    words = ["head=forest", "num_active=236", f"index={index}", "build=blocking", "interval=8", *SMOKE]
+    words += ["logger.wandb.mode=disabled", "head.probe_interval=5", "evaluate.train_records=100"]
+    call("experiments.run", *words, f"hydra.run.dir={tmp_path / 'a'}")
+    half = tmp_path / "a" / "checkpoints" / "step-00000010"
+    call("experiments.run", *words, f"resume={half}", f"hydra.run.dir={tmp_path / 'b'}")
+    whole, again = metrics(tmp_path / "a", "train/loss"), metrics(tmp_path / "b", "train/loss")
+    assert again == {step: loss for step, loss in whole.items() if step > 10}
+    assert_same_rows(tmp_path / "a", tmp_path / "b")
+    found = summary(tmp_path / "a")
+    assert set(found) >= WANTED and found["head/active_classes"] == 236 and found["head/nearest_negatives"] > 0
+    assert 0 < found["head/mass_covered"] <= found["head/mass_reachable"] <= 1
+    assert 0 <= found["head/index_recall"] <= 1 and found["head/index_age"] == 4
+    assert found["train/exact_loss"] > 0 and 0 <= found["train/top1"] <= 1
+
+
+def test_forest_builds_in_the_background(tmp_path):
+    words = ["head=forest", "num_active={0:300,10:236}", "interval=5", *SMOKE, "logger.wandb.mode=disabled"]
+    call("experiments.run", *words, "trainer.max_steps=100", f"hydra.run.dir={tmp_path}")
+    found = summary(tmp_path)
+    assert found["head/active_classes"] == 236 and found["head/nearest_negatives"] > 0
+    assert found["head/build_seconds"] > 0 and found["head/index_age"] < 100
+
+
 def test_rows_on_disk_train_as_in_memory_and_resume(finished, tmp_path):
     words = ["head=pfc", "sample_rate=0.1", "store=disk", *SMOKE, "logger.wandb.mode=disabled"]
     call("experiments.run", *words, f"hydra.run.dir={tmp_path / 'a'}")
@@ -192,14 +217,21 @@ def test_ctrl_c_ends_with_what_was_measured(tmp_path):
     [
         (["head=full", "sample_rate=0.1"], "sample_rate: no option of head=full; it belongs to head=pfc"),
         (["head=pfc", "sample_rte=0.1"], "sample_rte: no such option; did you mean 'sample_rate'?"),
-        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of ffc, full, pfc"),
+        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of ffc, forest, full, pfc"),
         (["sample_rate=0"], "sample_rate=0: must lie in (0, 1]"),
         (["sample_rate=1.5"], "sample_rate=1.5: must lie in (0, 1]"),
         (["head=full", "filter_below=2"], "filter_below=2: a probability in [0, 1)"),
-        (["head=ffc", "store=disk"], "store: no option of head=ffc; it belongs to head=full and head=pfc"),
-        (["head=ffc", "compute=bf16"], "compute: no option of head=ffc; it belongs to head=full and head=pfc"),
+        (["head=ffc", "store=disk"], "store: no option of head=ffc; it belongs to head=forest and head=full"),
+        (["head=ffc", "compute=bf16"], "compute: no option of head=ffc; it belongs to head=forest and head=full"),
         (["store=device", "store_dir=x"], "store_dir: no option of store=device; it belongs to store=disk"),
         (["head=ffc", "queue_size=20"], "queue_size=20: smaller than the 32 images"),
+        (["head=forest", "sample_rate=0.1"], "sample_rate: no option of head=forest; it belongs to head=pfc"),
+        (["head=pfc", "index=ivf"], "index: no option of head=pfc; it belongs to head=forest"),
+        (["head=forest", "index=ivf", "num_trees=9"], "num_trees: no option of index=ivf; it belongs to index=annoy"),
+        (["head=forest", "index=hnsw"], "index=hnsw: choose one of annoy, exact, ivf"),
+        (["head=forest", "num_active=3000"], "num_active=3000: up to 2361 classes"),
+        (["head=forest", "build=later"], "build='later': must be 'background' or 'blocking'"),
+        (["head=ffc", "evaluate.train_records=9"], "evaluate.train_records=9: FFC keeps no class centers"),
         (["store=tape"], "store=tape: choose one of device, disk, host"),
         (["data=sphere"], "backbone=tiny takes images, the data gives vectors of [128]: use backbone=mlp"),
     ],

@@ -1,9 +1,15 @@
 """The hashing forest: the same tester as the full head, its selection, its renewals, its state."""
 
-import pytest
+import threading
+from typing import Any
 
-from heads import HashingForest, Softmax
-from heads.index import IVF, Annoy, Exact
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from heads import CosFace, FullFC, HashingForest, PartialFC, Softmax
+from heads.index import IVF, Annoy, Exact, Index
 from tests import conformance
 from tests.conformance import Case
 from tests.reference import Rule
@@ -27,3 +33,222 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_step_matches_the_reference(name, world_size, workers):
     conformance.check(workers(world_size), CASES[name])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("name", ["annoy", "ivf", "exact", "softmax"])
+def test_state_round_trip(name, world_size, workers):
+    case = CASES[name]
+    margin = {"margin": case.margin}
+    workers(world_size).run(conformance.round_trip, Case(HashingForest, {**case.options, **margin}, num_classes=100))
+
+
+def test_abandoned_backward_leaves_no_trace(workers):
+    workers(2).run(conformance.abandoned, Case(HashingForest, OPTIONS))
+
+
+def embeddings(count: int = 4, seed: int = 0) -> Tensor:
+    return normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)))
+
+
+def forest(num_classes: int = 200, **options: Any) -> HashingForest:
+    defaults = {"num_active": 40, "index": Exact(), "build": "blocking"}
+    return HashingForest(num_classes, 8, **{**defaults, **options})
+
+
+def test_all_classes_active_are_the_full_head():
+    labels = torch.tensor([1, 2, 3, 1])
+    results = []
+    for head in (FullFC(50, 8), forest(50, num_active=50), forest(50, num_active=1.0)):
+        optimizer = head.optimizer(lr=0.1)
+        loss = head(embeddings(), labels)
+        loss.backward()
+        optimizer.step()
+        results.append((loss, head.centers.rows))
+    assert all(torch.equal(loss, results[0][0]) and torch.equal(rows, results[0][1]) for loss, rows in results)
+
+
+def test_almost_all_classes_give_almost_the_loss_of_the_full_head():
+    """What is left out by an exact index is what weighs least."""
+    labels = torch.tensor([1, 2, 3, 1])
+    full, most = FullFC(200, 8), forest(num_active=190)
+    full.centers.rows *= 100
+    most.centers.rows *= 100
+    exact, ours = (head(embeddings(), labels).item() for head in (full, most))
+    assert exact * (1 - 1e-6) < ours <= exact
+
+
+def test_selection_is_positives_then_nearest_by_turns_then_uniform():
+    head, x, labels = forest(neighbours_share=0.5), embeddings(), torch.tensor([7, 7, 190, 0])
+    ids = head.select(x, labels).ids
+    assert len(ids) == 40 and torch.equal(ids, torch.unique(ids)) and {0, 7, 190} <= set(ids.tolist())
+    count = round(0.5 * (40 - 3))
+    ranked = (x @ normalize(head.centers.rows).T).argsort(dim=1, descending=True)
+    asked = -(-count // 4) + 1
+    wanted: list[int] = []
+    for row in ranked[:, :asked].T.flatten().tolist():  # all first neighbours, then all second ones
+        if row not in (0, 7, 190) and row not in wanted:
+            wanted.append(row)
+    assert set(wanted[:count]) <= set(ids.tolist()) and head.nearest_negatives == len(wanted[:count])
+
+
+def test_no_neighbours_are_partial_fc():
+    labels = torch.tensor([7, 7, 190, 0])
+    ids = forest(neighbours_share=0, num_active=0.2).select(embeddings(), labels).ids
+    assert torch.equal(ids, PartialFC(200, 8, sample_rate=0.2).select(embeddings(), labels).ids)
+
+
+def test_corrected_uniform_negatives_stand_for_all_others():
+    """The mean over many draws of the corrected denominator is the full one."""
+    head, x, labels = forest(neighbours_share=0.5, log_q=True), embeddings(), torch.tensor([7, 7, 190, 0])
+    head.centers.rows *= 100
+    exp = (4 * x @ normalize(head.centers.rows).T).exp().double()
+    sums = []
+    for step in range(400):
+        head.step, head.next_renewal = step, 1000
+        if step == 0:
+            head.next_renewal = 0
+        selection = head.select(x, labels)
+        sums.append((exp[:, selection.ids] / selection.log_q.exp()).sum(1))
+    estimates = torch.stack(sums)
+    error = estimates.mean(0) - exp.sum(1)
+    assert (error.abs() < 4 * estimates.std(0) / 20).all() and (estimates.std(0) > 0).all()
+
+
+class Slow(Exact):
+    """Waits for a word before it is built."""
+
+    go = threading.Event()
+    fails = False
+
+    def build(self, *arguments: Any, **options: Any) -> None:
+        self.go.wait(timeout=30)
+        if self.fails:
+            raise MemoryError("no room")
+        super().build(*arguments, **options)
+
+    successor = Index.successor  # built anew each time
+
+    def blank(self) -> "Slow":
+        return type(self)()
+
+
+def until_built(head: HashingForest) -> None:
+    Slow.go.set()
+    head.renewal.wait()
+    Slow.go.clear()
+
+
+def test_in_the_background_the_old_index_serves_until_the_new_one_is_there():
+    Slow.go.clear()
+    head, x, labels = forest(build="background", index=Slow(), interval=2), embeddings(), torch.tensor([1, 2, 3, 4])
+    head.select(x, labels)
+    assert head.nearest_negatives == 0 and "index_age" not in head.stats()  # uniform until the first is there
+    until_built(head)
+    head.step = 1
+    head.select(x, labels)
+    assert head.nearest_negatives > 0 and head.stats()["index_age"] == 1
+    first = head.renewal.index
+    head.step = 2  # due
+    head.select(x, labels)
+    assert head.renewal.under_way and head.renewal.index is first
+    head.step = 5
+    head.select(x, labels)
+    assert head.renewal.index is first and head.stats()["index_age"] == 5
+    until_built(head)
+    head.select(x, labels)
+    assert head.renewal.index is not first and head.renewal.as_of == 2
+
+
+@pytest.mark.parametrize("build", ["background", "blocking"])
+def test_a_failed_build_is_an_error_where_training_runs(build, monkeypatch):
+    monkeypatch.setattr(Slow, "fails", True)
+    Slow.go.set()
+    head = forest(build=build, index=Slow())
+    with pytest.raises(RuntimeError, match="index of nearest classes could not be built: no room"):
+        for _ in range(2):
+            head.select(embeddings(), torch.tensor([1, 2, 3, 4]))
+            head.renewal.wait()
+
+
+@pytest.mark.parametrize("index", [Exact(), IVF(num_lists=5, nprobe=5)])
+def test_a_renewed_index_knows_the_rows_that_training_changed(index):
+    head = forest(index=index, interval=1)
+    optimizer = head.optimizer(lr=5.0)
+    for seed in range(4):
+        head(embeddings(seed=seed), torch.tensor([1, 2, 3, 4]) + seed).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    x = embeddings()
+    head.select(x, torch.tensor([1, 2, 3, 4]))
+    assert head.renewal.as_of == 4
+    best = (x @ normalize(head.centers.rows).T).topk(10).indices
+    assert torch.equal(head.renewal.index.query(x, 10), best)
+
+
+def test_softmax_rows_may_outgrow_the_radius():
+    head = forest(margin=Softmax(), interval=1)
+    for growth in (1, 10):
+        head.centers.rows *= growth
+        head._changed[:] = True
+        x = head._to_rows_space(embeddings())
+        head.select(x, torch.tensor([1, 2, 3, 4]))
+        head.step += 1
+        best = (x @ head.centers.rows.T).topk(10).indices
+        assert torch.equal(head.renewal.index.query(head._queries(x), 10), best)
+
+
+def test_an_index_of_other_rows_is_not_taken_over():
+    head = forest()
+    head.select(embeddings(), torch.tensor([1, 2, 3, 4]))
+    state = head.get_extra_state()
+    for name, value in (("shard", [100, 300, 400, 8]), ("kind", "IVF")):
+        other = forest()
+        other.set_extra_state({**state, "index": {**state["index"], name: value}})
+        assert other.renewal.index is None and other.next_renewal == other.step
+    other = forest()
+    other.load_state_dict(FullFC(200, 8).state_dict())  # of a head that has none
+    assert other.renewal.index is None
+
+
+def test_a_target_moves_the_number_of_classes():
+    head = forest(num_active=20, target_mass=0.9, probe_interval=1, margin=CosFace(s=4))
+    optimizer = head.optimizer(lr=0.1)
+    active = []
+    for _ in range(12):
+        head(embeddings(), torch.tensor([1, 2, 3, 4])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        active.append(head.stats()["active_classes"])
+    assert active[0] == 20 and active[-1] > 60 and head.stats()["mass_covered"] > 0.6
+
+
+def test_probes_tell_what_any_head_covers():
+    for head, mass in ((PartialFC(200, 8, sample_rate=0.5, probe_interval=2), 0.5), (FullFC(200, 8), None)):
+        optimizer = head.optimizer(lr=0.0)
+        seen = []
+        for _ in range(40):
+            head(embeddings(8), torch.arange(8)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seen.append(head.stats().get("mass_covered"))
+        if mass is None:
+            assert set(seen) == {None}  # nothing to probe
+        else:
+            assert seen[0] == seen[1] != seen[2] and sum(seen) / 40 == pytest.approx(mass, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"neighbours_share": 1.5}, "neighbours_share=1.5"),
+        ({"build": "now"}, "build='now'"),
+        ({"num_active": 201}, "num_active=201"),
+        ({"target_mass": 0.5}, "target_mass=0.5: needs probe_interval"),
+        ({"probe_interval": 0}, "probe_interval=0"),
+        ({"probes": 0}, "probes=0"),
+    ],
+)
+def test_bad_options_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        forest(**options)

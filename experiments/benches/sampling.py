@@ -1,0 +1,47 @@
+"""`bench=sampling`: PartialFC's choice of classes against drawing a number for every class."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from heads import PartialFC
+
+from .head_step import active, by_topk
+from .measure import median_and_spread, ratio, timed
+
+
+def sampling(
+    num_classes: list[int], sample_rate: list[float], batch: int, warmup: int, repeats: int
+) -> list[dict[str, Any]]:
+    """A line for each number of classes and rate; `topk` is the ancestor's way, O(C) a step."""
+    lines = []
+    for C in map(int, num_classes):
+        head = PartialFC(C, 1)
+        for rate in sample_rate:
+            head.sample_rate = rate
+            count = active(rate, C)
+            times: Mapping[str, list[float]] = {"ours": [], "topk": []}
+            for repeat in range(warmup + repeats):
+                head.step = repeat
+                labels = torch.randint(C, (batch,))
+                embeddings = torch.zeros(batch, 1)
+                ours = timed(partial(head.select, embeddings, labels))[0]
+                topk = timed(partial(by_topk, C, count, labels))[0]
+                if repeat >= warmup:
+                    times["ours"].append(ours)
+                    times["topk"].append(topk)
+            milliseconds, spread = median_and_spread(times["ours"])
+            lines.append(
+                {
+                    "num_classes": C,
+                    "sample_rate": rate,
+                    "active": count,
+                    "step_ms": milliseconds,
+                    "spread_ms": spread,
+                    "baseline_step_ms": median_and_spread(times["topk"])[0],
+                    "speedup": ratio(times["topk"], times["ours"]),
+                }
+            )
+    return lines

@@ -1,0 +1,55 @@
+"""A short training on `data=sphere`, for benchmarks that need centers as training makes them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from backbones.mlp import MLP
+from data.sphere import sphere
+from data.streams import InstanceStream
+from heads import CenterHead
+
+from .head_step import SGD
+
+
+@dataclass
+class SphereTraining:
+    """An MLP and a head, by SGD with momentum and a rate that falls to zero.
+
+    Args:
+        head: its embedding size is also the size of the vectors.
+        batch: samples.
+        lr: at the start.
+        num_steps: over which it falls.
+    """
+
+    head: CenterHead
+    batch: int
+    lr: float
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        size, device = self.head.embedding_size, self.head.centers.like.device
+        self.stream = InstanceStream(sphere(self.head.centers.shard.num_classes, size=size), self.batch)
+        self.backbone = MLP((size,), size, [size]).to(device)
+        self.rows = self.head.optimizer(**{**SGD, "lr": self.lr})
+        self.optimizer = torch.optim.SGD(self.backbone.parameters(), **{**SGD, "lr": self.lr})
+
+    def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(number, images, labels), one more than there are steps, so that the last finds the training done."""
+        device = self.head.centers.like.device
+        for number in range(self.num_steps + 1):
+            images, labels = self.stream.batch(number)
+            yield number, images.to(device), labels.to(device)
+
+    def step(self, number: int, images: Tensor, labels: Tensor) -> None:
+        for each in (self.optimizer, self.rows):
+            each.param_groups[0]["lr"] = self.lr * (1 - number / (self.num_steps + 1))
+        self.head(self.backbone(images), labels).backward()
+        nn.utils.clip_grad_norm_(self.backbone.parameters(), 5.0)
+        for each in (self.optimizer, self.rows):
+            each.step()
+            each.zero_grad()
