@@ -35,6 +35,7 @@ FIGURES = (
     "over_median",
     "_seconds",
     "mean_age",
+    "before_index",
     "speedup",
 )
 HIDDEN = ("baseline_forward_ms", "baseline_backward_ms", "baseline_update_ms", "baseline_spread_ms")  # in the JSON

@@ -29,7 +29,7 @@ def stall(
     """A line for each index and way of building it.
 
     `p99_over_median` is of the steps' times; `of_blocking_share` the slowest step over that of blocking. The first
-    index is among what is timed: blocking waits for it at the first step.
+    index is among what is timed: blocking waits for it at the first step, the background has none for a while.
     """
     unknown = sorted(set(index) - set(INDEXES))
     if unknown:
@@ -55,7 +55,7 @@ def stall(
                 now = time.perf_counter()
                 if number >= warmup:
                     times.append(1e3 * (now - begin))
-                    ages.append(head.stats().get("index_age", 0.0))
+                    ages += [head.step - head.renewal.as_of] if head.renewal.index else []
                 begin = now
             head.renewal.wait()
             slowest[build] = max(times)
@@ -72,7 +72,8 @@ def stall(
                     "p99_over_median": float(p99 / median),
                     "of_blocking_share": slowest[build] / slowest["blocking"],
                     "build_seconds": head.renewal.seconds,
-                    "mean_age": float(np.mean(ages)),
+                    "mean_age": float(np.mean(ages)) if ages else 0.0,
+                    "steps_before_index": len(times) - len(ages),
                     "total_seconds": sum(times) / 1e3,
                 }
             )
