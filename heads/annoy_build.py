@@ -5,6 +5,8 @@ microseconds a row and minutes in all: a training in the same process would stan
 neither torch nor the rest of the package, so that the program starts at once.
 """
 
+import ctypes
+import signal
 import sys
 from typing import Any
 
@@ -25,5 +27,7 @@ def built(rows: NDArray[np.float32], num_trees: int, seed: int, threads: int) ->
 
 
 if __name__ == "__main__":
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not outlive a training that was killed
     rows, forest = sys.argv[1:3]
     built(np.load(rows, mmap_mode="r"), *map(int, sys.argv[3:6])).save(forest)

@@ -4,6 +4,7 @@ An index answers for the rows as they were when it was built. One that serves is
 another for the rows as they are now, while this one goes on answering from another thread.
 """
 
+import atexit
 import os
 import subprocess
 import sys
@@ -225,9 +226,14 @@ class Annoy(Index):
             del file
             program = [sys.executable, "-P", annoy_build.__file__, rows, forest, num_trees, seed, self.threads]
             # A session of its own: Ctrl-C is for the training to answer.
-            done = subprocess.run(list(map(str, program)), capture_output=True, text=True, start_new_session=True)
-            if done.returncode:
-                raise RuntimeError(f"building the Annoy forest ended with status {done.returncode}:\n{done.stderr}")
+            process = subprocess.Popen(
+                list(map(str, program)), stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+            atexit.register(process.kill)
+            errors = process.communicate()[1]
+            atexit.unregister(process.kill)
+            if process.returncode:
+                raise RuntimeError(f"building the Annoy forest ended with status {process.returncode}:\n{errors}")
             self._load(forest)
 
     def query(self, x_nD: Tensor, k: int) -> Tensor:

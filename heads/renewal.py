@@ -1,5 +1,6 @@
 """An index in force, and its successor in the making: in the background, or while training waits."""
 
+import atexit
 import contextlib
 import os
 import threading
@@ -53,6 +54,8 @@ class Renewal:
         if self.background:
             self._thread = threading.Thread(target=work, name="index", daemon=True)
             self._thread.start()
+            # A thread that comes back from a library while the interpreter ends would take it down.
+            atexit.register(self._thread.join)
         else:
             work()
             self.settle()
@@ -65,7 +68,10 @@ class Renewal:
         """
         if self._made is None:
             return
-        made, self._made, self._thread = self._made, None, None
+        made, self._made = self._made, None
+        if self._thread is not None:
+            atexit.unregister(self._thread.join)
+            self._thread = None
         if isinstance(made, BaseException):
             raise RuntimeError(f"the index of nearest classes could not be built: {made}") from made
         self.index = made

@@ -1,6 +1,9 @@
 """Indexes of nearest rows: what they find, that the one in force stays as it is, and what they are saved as."""
 
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,3 +152,43 @@ def test_center_vectors_put_inner_products_in_the_order_of_cosines(dtype):
     rows = centers.rows.float()
     best = (QUERIES @ rows.T).topk(6).indices
     assert torch.equal(index.query(torch.cat([QUERIES, torch.zeros(20, 1)], dim=1), 6), best)
+
+
+SLOW_BUILD = """
+import threading, time, torch
+from heads.index import Annoy, TensorVectors
+vectors = TensorVectors(torch.randn(20_000, 16))
+build = threading.Thread(target=lambda: Annoy(num_trees=100_000).build(vectors, beside=True), daemon=True)
+build.start()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+def test_building_ends_with_a_training_that_is_killed():
+    training = subprocess.Popen([sys.executable, "-c", SLOW_BUILD], cwd=Path(__file__).parents[2])
+    try:
+        deadline = time.monotonic() + 60
+        while not (builders := children(training.pid)):
+            assert time.monotonic() < deadline and training.poll() is None
+            time.sleep(0.1)
+        training.kill()
+        training.wait()
+        while any(Path(f"/proc/{pid}").exists() for pid in builders):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        training.kill()
+
+
+def children(parent: int) -> list[int]:
+    """Processes that run the builder for this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, state = (path / "cmdline").read_text(), (path / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # gone meanwhile
+            continue
+        if int(state[1]) == parent and "annoy_build" in command:
+            found.append(int(path.name))
+    return found
