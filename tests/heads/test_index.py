@@ -169,26 +169,26 @@ def test_building_ends_with_a_training_that_is_killed():
     training = subprocess.Popen([sys.executable, "-c", SLOW_BUILD], cwd=Path(__file__).parents[2])
     try:
         deadline = time.monotonic() + 60
-        while not (builders := children(training.pid)):
+        while not (builders := [pid for pid, parent in building() if parent == training.pid]):
             assert time.monotonic() < deadline and training.poll() is None
             time.sleep(0.1)
         training.kill()
         training.wait()
-        while any(Path(f"/proc/{pid}").exists() for pid in builders):
+        while set(builders) & {pid for pid, _ in building()}:
             assert time.monotonic() < deadline
             time.sleep(0.1)
     finally:
         training.kill()
 
 
-def children(parent: int) -> list[int]:
-    """Processes that run the builder for this one."""
+def building() -> list[tuple[int, int]]:
+    """Processes that run the builder, and their parents. One that has ended has no command line any more."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            command, state = (path / "cmdline").read_text(), (path / "stat").read_text().rpartition(")")[2].split()
+            command, status = (path / "cmdline").read_text(), (path / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # gone meanwhile
             continue
-        if int(state[1]) == parent and "annoy_build" in command:
-            found.append(int(path.name))
+        if "annoy_build" in command:
+            found.append((int(path.name), int(status[1])))
     return found
