@@ -1,11 +1,12 @@
 """Builds an Annoy forest, in this process or, run as a program, in one of its own.
 
-`python annoy_build.py ROWS.npy FOREST NUM_TREES SEED THREADS`. Adding rows holds the interpreter's lock, for
+`python annoy_build.py ROWS.npy FOREST NUM_TREES SEED THREADS PARENT`, which ends with the process PARENT. Adding rows holds the interpreter's lock, for
 microseconds a row and minutes in all: a training in the same process would stand still meanwhile. This file imports
 neither torch nor the rest of the package, so that the program starts at once.
 """
 
 import ctypes
+import os
 import signal
 import sys
 from typing import Any
@@ -28,6 +29,8 @@ def built(rows: NDArray[np.float32], num_trees: int, seed: int, threads: int) ->
 
 if __name__ == "__main__":
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not outlive a training that was killed
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(sys.argv[6]):
+            sys.exit("the training has ended already")
     rows, forest = sys.argv[1:3]
     built(np.load(rows, mmap_mode="r"), *map(int, sys.argv[3:6])).save(forest)

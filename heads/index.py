@@ -224,7 +224,17 @@ class Annoy(Index):
             for a, b in stretches(len(vectors)):
                 file[a:b] = vectors.stretch(a, b).cpu().numpy()
             del file
-            program = [sys.executable, "-P", annoy_build.__file__, rows, forest, num_trees, seed, self.threads]
+            program = [
+                sys.executable,
+                "-P",
+                annoy_build.__file__,
+                rows,
+                forest,
+                num_trees,
+                seed,
+                self.threads,
+                os.getpid(),
+            ]
             # A session of its own: Ctrl-C is for the training to answer.
             process = subprocess.Popen(
                 list(map(str, program)), stderr=subprocess.PIPE, text=True, start_new_session=True
