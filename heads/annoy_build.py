@@ -1,8 +1,8 @@
 """Builds an Annoy forest, in this process or, run as a program, in one of its own.
 
-`python annoy_build.py ROWS.npy FOREST NUM_TREES SEED THREADS PARENT`, which ends with the process PARENT. Adding rows holds the interpreter's lock, for
-microseconds a row and minutes in all: a training in the same process would stand still meanwhile. This file imports
-neither torch nor the rest of the package, so that the program starts at once.
+`python annoy_build.py ROWS.npy FOREST NUM_TREES SEED THREADS PARENT`, which ends with the process PARENT. Adding
+rows holds the interpreter's lock, for microseconds a row and minutes in all: a training in the same process would
+stand still meanwhile. This file imports neither torch nor the rest of the package, so that the program starts at once.
 """
 
 import ctypes
