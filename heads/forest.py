@@ -62,7 +62,6 @@ class HashingForest(CenterHead):
         self.allocation = allocation
         self.neighbours_share, self.log_q = neighbours_share, log_q
         self.index = index if index is not None else Annoy()  # not built: those in force are `renewal`'s
-        self._radius = None if self.margin.normalize else 0.0
         self.renewal = Renewal(background=build == "background")
         self.next_renewal = 0  # the step at which it is due
         self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last renewal began
@@ -106,7 +105,7 @@ class HashingForest(CenterHead):
                 "as_of": self.renewal.as_of,
                 "next_renewal": self.next_renewal,
                 "changed": self._changed.cpu(),
-                "radius": self._radius,
+                "radius": index.radius,
             }
         return state
 
@@ -122,8 +121,8 @@ class HashingForest(CenterHead):
         index = self.index.blank()
         index.load_state_dict(saved["state"])
         self.renewal.index, self.renewal.as_of = index, saved["as_of"]
+        index.radius = saved["radius"]
         self.next_renewal, self._changed = saved["next_renewal"], saved["changed"].clone()
-        self._radius = saved["radius"]
 
     def probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor) -> None:
         """Besides the mass covered: the recall of the index, of as many neighbours as were asked for."""
@@ -170,21 +169,19 @@ class HashingForest(CenterHead):
         options["beside"] = renewal.background
 
         def make() -> Index:
-            vectors = CenterVectors(self.centers, self._radius)
-            if self._outgrown(vectors) or current is None:
+            vectors = CenterVectors(self.centers)
+            longest = 0.0 if self.margin.normalize else vectors.longest()
+            if current is not None and longest <= current.radius:
+                vectors.radius = current.radius
+                index = current.successor(vectors, changed, **options)
+            else:
+                vectors.radius = 1.5 * longest  # with room to grow
                 index = self.index.blank()
                 index.build(vectors, **options)
-                return index
-            return current.successor(vectors, changed, **options)
+            index.radius = vectors.radius
+            return index
 
         renewal.start(self.step, make)
-
-    def _outgrown(self, vectors: CenterVectors) -> bool:
-        """Gives rows that keep their lengths a new radius, with room to grow, where the old one is too small."""
-        if self._radius is None or (longest := vectors.longest()) <= self._radius:
-            return False
-        self._radius = vectors.radius = 1.5 * longest
-        return True
 
     def _queries(self, x_ND: Tensor) -> Tensor:
         x_ND = x_ND.detach().float()

@@ -59,10 +59,10 @@ class CenterVectors:
     """The rows of a shard, read when asked for, so that the highest cosine is the highest logit.
 
     Where the margin does not normalize, one more column brings all rows to the length `radius`, which turns the
-    order by inner product into that by cosine (Bachrach et al., RecSys 2014).
+    order by inner product into that by cosine (Bachrach et al., RecSys 2014); 0 for no such column.
     """
 
-    def __init__(self, centers: ClassCenters, radius: float | None = None):
+    def __init__(self, centers: ClassCenters, radius: float = 0.0):
         self.centers, self.radius = centers, radius
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class CenterVectors:
         return max(float(self.centers.read(slice(a, b)).norm(dim=1).max()) for a, b in stretches(len(self)))
 
     def _prepared(self, rows_kD: Tensor) -> Tensor:
-        if self.radius is not None:
+        if self.radius:
             missing = (self.radius**2 - rows_kD.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
             rows_kD = torch.cat([rows_kD, missing], dim=1)
         return normalize(rows_kD, eps=MIN_NORM)
@@ -94,6 +94,7 @@ class Index(ABC):
     """Positions of the vectors of highest cosine. `build` once, then `query`."""
 
     refreshable: ClassVar[bool] = True
+    radius: float = 0.0  # that `CenterVectors` had
 
     @abstractmethod
     def __len__(self) -> int:
