@@ -25,6 +25,7 @@ def run(folder: Path, *overrides: str) -> dict[str, float]:
 def test_every_committed_config_starts(choice, tmp_path):
     extra = {
         "data=sphere": ["backbone=mlp"],
+        **{f"index={name}": ["head=forest"] for name in ("annoy", "exact", "ivf")},
         "backbone=iresnet": ["backbone.depth=18", "batch_size=8"],
         "store=disk": [f"store_dir={tmp_path / 'rows'}"],  # by default in Hydra's folder, which is not there
     }
