@@ -15,12 +15,14 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import DictConfig
 from torch import Tensor
 
 from .module import HeadModule
+from .processes import Processes
 from .recorder import Recorder
 
 LATEST = "latest"
@@ -33,23 +35,41 @@ class ShardedCheckpointMixin:
     restore_checkpoint_after_setup = True  # the row state exists once the optimizers do
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        rows = rows_of(self.lightning_module)  # type: ignore[attr-defined]
+        module = self.lightning_module  # type: ignore[attr-defined]
+        rows = rows_of(module)
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key not in rows}
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write({LIGHTNING: buffer.getvalue(), **rows}, Path(filepath))
+        state: dict[str, Any] = {LIGHTNING: _packed(checkpoint).getvalue(), **rows}
+        if not module.processes.first:  # the first one's are in what Lightning collects
+            own = {key: checkpoint["state_dict"][key] for key in own_state_keys(module)}
+            state[own_name(module.processes)] = torch.frombuffer(
+                bytearray(_packed({"random": checkpoint["random"], "state_dict": own}).getvalue()), dtype=torch.uint8
+            )
+        write(state, Path(filepath), module.processes)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads straight into the live rows, once their shapes are known to fit."""
-        rows = rows_of(self.lightning_module)  # type: ignore[attr-defined]
-        stored = read(Path(checkpoint_path), rows)
+        module = self.lightning_module  # type: ignore[attr-defined]
+        rows = rows_of(module)
+        stored = read(Path(checkpoint_path), rows, own_name(module.processes))
         checkpoint: dict[str, Any] = torch.load(io.BytesIO(stored[LIGHTNING]), weights_only=False, map_location="cpu")
+        if (own := stored.get(own_name(module.processes))) is not None:
+            mine = torch.load(io.BytesIO(own.numpy().tobytes()), weights_only=False, map_location="cpu")
+            checkpoint["random"] = mine["random"]
+            checkpoint["state_dict"].update(mine["state_dict"])
         checkpoint["state_dict"].update(rows)
         return checkpoint
 
 
 class SingleDevice(ShardedCheckpointMixin, SingleDeviceStrategy):
     pass
+
+
+class DDP(ShardedCheckpointMixin, DDPStrategy):
+    pass
+
+
+def strategy_for(processes: Processes) -> SingleDevice | DDP:
+    return SingleDevice(processes.device) if processes.world_size == 1 else DDP()
 
 
 class Checkpoints(L.Callback):
@@ -79,9 +99,11 @@ class Checkpoints(L.Callback):
         if module.step in (0, self.saved_step) or not module.between_steps:
             return
         with self.recorder.paused():
+            module.share_buffers()
             trainer.save_checkpoint(self.folder / f"step-{module.step:08d}")
-            for old in checkpoints_in(self.folder)[: -self.keep]:
-                shutil.rmtree(old)
+            if module.processes.first:
+                for old in checkpoints_in(self.folder)[: -self.keep]:
+                    shutil.rmtree(old)
         self.saved_step = module.step
 
 
@@ -90,13 +112,31 @@ def rows_of(module: HeadModule) -> dict[str, Tensor]:
     return {f"head.{name}": tensor for name, tensor in module.head.sharded_state().items()}
 
 
-def write(state: dict[str, Any], path: Path) -> None:
-    """Atomically; `path` must be new, or is replaced by an equal training's same step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+def own_name(processes: Processes) -> str:
+    """What a process other than the first keeps for itself alone."""
+    return f"process-{processes.rank}-of-{processes.world_size}"
+
+
+def own_state_keys(module: HeadModule) -> list[str]:
+    return ["head._extra_state"] if module.head.state_differs else []
+
+
+def write(state: dict[str, Any], path: Path, processes: Processes) -> None:
+    """Atomically, all processes together; `path` must be new, or is replaced by an equal training's same step."""
+    aside = path.with_name(f".{path.name}.partial")
+    if processes.first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+    processes.wait()
     with quiet():
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(aside, sync_files=True), no_dist=True)
+        writer = dcp.FileSystemWriter(aside, sync_files=True)
+        dcp.save(state, storage_writer=writer, no_dist=processes.world_size == 1)
+    if processes.first:
+        _put_in_place(aside, path)
+    processes.wait()
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
     flush(aside)
     if path.exists():
         replaced = aside.with_name(f"{aside.name}.replaced")
@@ -113,8 +153,9 @@ def write(state: dict[str, Any], path: Path) -> None:
     flush(path.parent)
 
 
-def read(path: Path, rows: dict[str, Tensor]) -> dict[str, Any]:
-    """Fills `rows` in place and returns them with Lightning's bytes; nothing is touched if they do not fit."""
+def read(path: Path, rows: dict[str, Tensor], own: str = "") -> dict[str, Any]:
+    """Fills `rows` in place and returns them with Lightning's bytes and, if there, the bytes named `own`; nothing is
+    touched if they do not fit."""
     try:
         reader = dcp.FileSystemReader(path)
         stored = reader.read_metadata().state_dict_metadata
@@ -124,7 +165,7 @@ def read(path: Path, rows: dict[str, Tensor]) -> dict[str, Any]:
         ) from error
     for name, tensor in rows.items():
         if name not in stored:
-            kept = sorted(key.rpartition(".")[2] for key in stored if key != LIGHTNING)
+            kept = sorted(key.rpartition(".")[2] for key in stored if key.startswith("head."))
             raise ValueError(
                 f"resume={path}: holds the row state {kept} but not {name.rpartition('.')[2]!r}; "
                 "resume with the head and optimizer it was trained with"
@@ -136,9 +177,17 @@ def read(path: Path, rows: dict[str, Tensor]) -> dict[str, Any]:
                 f"{list(tensor.shape)}; resume with the same data and embedding_size"
             )
     state: dict[str, Any] = {LIGHTNING: b"", **rows}
+    if own in stored:
+        state[own] = torch.empty(stored[own].size, dtype=torch.uint8)  # type: ignore[union-attr]
     with quiet():
-        dcp.load(state, storage_reader=reader, no_dist=True)
+        dcp.load(state, storage_reader=reader, no_dist=not dist.is_initialized())
     return state
+
+
+def _packed(state: dict[str, Any]) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer
 
 
 def find(resume: str | None, run_folder: Path) -> Path | None:

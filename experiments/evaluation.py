@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.keyed import permute
+from data.records import Indices, RecordSet
 from data.streams import InOrder
 from heads import CenterHead
+from heads.collectives import default_group, gather_rows, gather_sizes, sum_over_processes
 
 from .module import HeadModule
 from .openset import open_set
@@ -48,6 +50,7 @@ class Evaluation(L.Callback):
         due = self.interval and module.step % self.interval == 0 and module.between_steps
         if (due and module.step) or module.step == module.num_steps:
             with self.recorder.paused():
+                module.share_buffers()
                 metrics = evaluate(trainer, module, self.far)
                 metrics = {f"val/{name}": value for name, value in metrics.items()}
                 if self.train_records is not None and module.step == module.num_steps:
@@ -57,9 +60,12 @@ class Evaluation(L.Callback):
 
 @torch.no_grad()
 def evaluate(trainer: L.Trainer, module: HeadModule, far: float) -> dict[str, float]:
-    """Metrics of the held-out classes, embedded in eval mode at the precision of the training."""
-    embeddings, labels = embed(trainer, module, InOrder(module.data, module.data.heldout))
-    return open_set(embeddings.cpu(), labels, far)
+    """Metrics of the held-out classes, embedded in eval mode at the precision of the training; on the first process."""
+    embeddings, labels = embed(trainer, module, module.data.heldout, np.arange(len(module.data.heldout)))
+    group = default_group()
+    sizes = gather_sizes(len(embeddings), embeddings.device, group)
+    embeddings, labels = (gather_rows(part, sizes, group).cpu() for part in (embeddings, labels))
+    return open_set(embeddings, labels, far) if module.processes.first else {}
 
 
 @torch.no_grad()
@@ -67,25 +73,28 @@ def against_all_centers(trainer: L.Trainer, module: HeadModule, count: int) -> d
     """The exact loss and the share of right answers of training records drawn at random, not augmented."""
     head, records = module.head, module.data.train
     chosen = permute(np.arange(min(count, len(records))), len(records), module.config.seed)
-    embeddings, labels = embed(trainer, module, InOrder(module.data, records, chosen))
-    labels = labels.to(embeddings.device)
+    embeddings, labels = embed(trainer, module, records, chosen)
     head.eval()
     try:
         loss = head(embeddings, labels)
-        nearest = head.topk(embeddings, 1)[1][:, 0]
+        right = (head.topk(embeddings, 1)[1][:, 0] == labels).sum()
     finally:
         head.train()
-    return {"train/exact_loss": float(loss), "train/top1": float((nearest == labels).float().mean())}
+    right = sum_over_processes(right, default_group())
+    return {"train/exact_loss": float(loss), "train/top1": float(right) / len(chosen)}
 
 
-def embed(trainer: L.Trainer, module: HeadModule, records: InOrder) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, D), where the model is, and labels (n,)."""
-    loader = DataLoader(records, batch_size=None, generator=torch.Generator())
+def embed(trainer: L.Trainer, module: HeadModule, records: RecordSet, indices: Indices) -> tuple[Tensor, Tensor]:
+    """Embeddings (n, D) and labels (n,) of this process's part of the records, in order."""
+    part = np.array_split(indices, module.processes.world_size)[module.processes.rank]
+    loader = DataLoader(InOrder(module.data, records, part), batch_size=None, generator=torch.Generator())
+    embeddings, labels = [torch.empty(0, module.config.embedding_size)], [torch.empty(0, dtype=torch.int64)]
     module.backbone.eval()
     try:
         with trainer.precision_plugin.forward_context():
-            parts = [(module.backbone(images.to(module.device)).float(), labels) for images, labels in loader]
+            for images, of_images in loader:
+                embeddings.append(module.backbone(images.to(module.device)).float())
+                labels.append(of_images)
     finally:
         module.backbone.train()
-    embeddings, labels = zip(*parts, strict=True)
-    return torch.cat(embeddings), torch.cat(labels)
+    return torch.cat([each.to(module.device) for each in embeddings]), torch.cat(labels).to(module.device)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from data.streams import STREAMS, Batch, BatchLoader
 from heads import Head
 
 from .build import build
+from .processes import Processes
 from .schedule import polynomial
 
 
@@ -31,10 +33,10 @@ class HeadModule(L.LightningModule):
 
     head: Head
 
-    def __init__(self, config: DictConfig, data: DataSet):
+    def __init__(self, config: DictConfig, data: DataSet, processes: Processes):
         super().__init__()
         self.automatic_optimization = False
-        self.config, self.data = config, data
+        self.config, self.data, self.processes = config, data, processes
         self.backbone = build_backbone(config, data.shape)
         self.head = build(
             config.head,
@@ -48,7 +50,7 @@ class HeadModule(L.LightningModule):
         if self.accumulate < 1:
             raise ValueError(f"trainer.accumulate_grad_batches={self.accumulate}: must be at least 1")
         streams = {
-            name: STREAMS[name](data, size, seed=config.seed)
+            name: STREAMS[name](data, size, seed=config.seed, rank=processes.rank, world_size=processes.world_size)
             for name, size in self.head.stream_sizes(config.batch_size).items()
         }
         self.num_steps = number_of_steps(config, len(data.train) // config.batch_size)
@@ -99,6 +101,24 @@ class HeadModule(L.LightningModule):
             schedule.step()  # type: ignore[union-attr]
         self.step += 1
         self.last_loss, self._loss_sum = self._loss_sum, torch.zeros_like(self._loss_sum)
+
+    def share_buffers(self) -> None:
+        """The first process's buffers for all: each has statistics of its own part of the batches."""
+        if self.processes.world_size > 1:
+            for buffer in self.buffers():
+                dist.broadcast(buffer, 0)
+
+    def on_train_end(self) -> None:
+        """Raises RuntimeError where processes ended with different backbones, which no training should."""
+        if self.processes.world_size == 1:
+            return
+        parameters = torch.cat([p.detach().flatten().double() for p in self.backbone.parameters()])
+        sums = torch.stack([parameters.sum(), parameters.square().sum()])
+        low, high = sums.clone(), sums.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if not torch.equal(low, high):
+            raise RuntimeError("the processes ended with different backbones")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=torch.get_rng_state())

@@ -14,6 +14,7 @@ import torch
 from rich.table import Table
 
 from .module import HeadModule
+from .processes import Processes
 from .tables import console, readable
 
 WARMUP_BATCHES = 5  # the first ones pay for allocation and set-up
@@ -25,10 +26,10 @@ class Recorder(L.Callback):
     Must be the first callback, so that what the others do in a batch's end is theirs to pause.
     """
 
-    def __init__(self, folder: Path, log_interval: int):
+    def __init__(self, folder: Path, log_interval: int, processes: Processes):
         if log_interval < 1:
             raise ValueError(f"trainer.log_interval={log_interval}: must be at least 1")
-        self.folder, self.log_interval = folder, log_interval
+        self.folder, self.log_interval, self.processes = folder, log_interval, processes
         self.latest: dict[str, float] = {}
         self.seconds = 0.0  # of training since warm-up
         self.images = 0  # in these seconds
@@ -92,7 +93,7 @@ class Recorder(L.Callback):
             "head": module.config.head._target_.rpartition(".")[2],
             "num_classes": module.data.train.num_classes,
             "embedding_size": module.config.embedding_size,
-            "world_size": 1,
+            "world_size": self.processes.world_size,
             "seed": module.config.seed,
             "steps": module.step,
             "epochs": round(module.epoch, 3),

@@ -1,6 +1,7 @@
 """`python -m experiments.run`: trains one head, or with `-m` every combination of a sweep.
 
-This process resolves the config, writes it to the run's folder, and starts `experiments.train` on it.
+This process resolves the config, writes it to the run's folder, and starts `experiments.train` on it, or
+`experiments.launch` where a run has several processes.
 So each run of a sweep has processes, memory and loggers of its own, and the training code knows
 neither Hydra nor how it was started.
 """
@@ -17,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from . import INTERRUPTED, TERMINATED, arguments, compare
+from .world import number_of_processes
 
 _sweep: Path | None = None  # the folder of the sweep that this command runs
 
@@ -34,11 +36,15 @@ def job(config: DictConfig) -> None:
         if config.logger.wandb.group is None:
             with open_dict(config):
                 config.logger.wandb.group = f"{_sweep.parent.name}/{_sweep.name}"
+    try:
+        program = "train" if number_of_processes(config) == 1 else "launch"
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     OmegaConf.resolve(config)
     OmegaConf.save(config, folder / "config.yaml")
     # Read when wandb is imported. How to upload an offline run is in the README.
     silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
-    status = start([sys.executable, "-m", "experiments.train", str(folder)], {**silent, **os.environ})
+    status = start([sys.executable, "-m", f"experiments.{program}", str(folder)], {**silent, **os.environ})
     if status == -signal.SIGTERM:  # before training had begun
         status = TERMINATED
     if status in (INTERRUPTED, TERMINATED) or (status and not sweeping):

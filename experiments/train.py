@@ -1,6 +1,7 @@
-"""One training, as one set of processes: `python -m experiments.train RUN_FOLDER`.
+"""One training, as one set of processes: `python -m experiments.train RUN_FOLDER` in each.
 
-`experiments.run` starts it. It reads the run's resolved config.yaml and knows nothing of sweeps.
+`experiments.run` starts it, or `experiments.launch` where there are several. It reads the run's resolved config.yaml
+and knows nothing of sweeps.
 """
 
 import logging
@@ -10,18 +11,20 @@ import sys
 import warnings
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import lightning as L
-import torch
 import wandb
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from . import INTERRUPTED
 from .build import build
-from .checkpoint import Checkpoints, SingleDevice, find, step_of
+from .checkpoint import Checkpoints, find, step_of, strategy_for
 from .evaluation import Evaluation
 from .logs import MetricsCSV, wandb_logger
 from .module import HeadModule
+from .processes import Processes, joined
 from .progress import ProgressBar
 from .recorder import Recorder, print_summary
 
@@ -33,6 +36,17 @@ class StopOnInterrupt(L.Callback):
 
     status = 0  # 128 + the signal's number, once one has come
 
+    def __init__(self, processes: Processes):
+        self.processes = processes
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # All stop after the same step, whichever of them the signal has reached.
+        if self.processes.any(bool(self.status)):
+            self.status = self.status or 128 + signal.SIGTERM
+            trainer.should_stop = True
+
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -42,8 +56,8 @@ class StopOnInterrupt(L.Callback):
             if self.status:
                 raise KeyboardInterrupt
             self.status = 128 + number
-            trainer.should_stop = True
-            print("\nInterrupted: finishing this step; once more to stop at once.", flush=True)
+            if self.processes.first:
+                print("\nInterrupted: finishing this step; once more to stop at once.", flush=True)
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
@@ -51,6 +65,11 @@ class StopOnInterrupt(L.Callback):
 
 def train(config: DictConfig, folder: Path) -> int:
     """Trains to the end and leaves summary.json; the exit status."""
+    with joined(config) as processes:
+        return train_in(processes, config, folder)
+
+
+def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
     if config.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={config.trainer.precision!r}: must be one of {', '.join(PRECISIONS)}")
     if not 0 <= config.seed < 2**32:
@@ -58,23 +77,29 @@ def train(config: DictConfig, folder: Path) -> int:
     checkpoint = find(config.resume, folder)
     L.seed_everything(config.seed, verbose=False)
     data = build(config.data)
-    module = HeadModule(config, data)
-    recorder = Recorder(folder, config.trainer.log_interval)
-    interrupt = StopOnInterrupt()
+    module = HeadModule(config, data, processes)
+    if not processes.first:  # initial weights are the same on all; what is drawn later is not
+        L.seed_everything((config.seed + processes.rank) % 2**32, verbose=False)
+    recorder = Recorder(folder, config.trainer.log_interval, processes)
+    interrupt = StopOnInterrupt(processes)
     callbacks = [
         recorder,
+        interrupt,
         Evaluation(config.evaluate, recorder),
         Checkpoints(config.checkpoint, folder / "checkpoints", recorder),
-        ProgressBar(recorder, config.trainer.log_interval),
-        interrupt,
     ]
-    loggers = [MetricsCSV(folder, resumed_step=step_of(checkpoint))]
-    if (wandb_run := wandb_logger(config, folder)) is not None:
-        loggers.append(wandb_run)  # type: ignore[arg-type]
+    loggers: list[Logger] = []
+    wandb_run = None
+    if processes.first:
+        callbacks.append(ProgressBar(recorder, config.trainer.log_interval))
+        loggers.append(MetricsCSV(folder, resumed_step=step_of(checkpoint)))
+        if (wandb_run := wandb_logger(config, folder)) is not None:
+            loggers.append(wandb_run)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=1,
-        strategy=SingleDevice(device_for(config.trainer.accelerator)),
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=strategy_for(processes),
         precision=config.trainer.precision,
         max_epochs=1,  # of Lightning: the loader itself runs through all steps
         logger=loggers,
@@ -87,16 +112,18 @@ def train(config: DictConfig, folder: Path) -> int:
     )
     status = "failed"
     try:
-        print(describe(module, folder), flush=True)
+        if processes.first:
+            print(describe(module, folder), flush=True)
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
         status = "interrupted" if interrupt.status and module.step < module.num_steps else "finished"
     finally:
         # Also of a failed run: what was measured until then.
-        summary = recorder.write_summary(module, status)
+        summary = recorder.write_summary(module, status) if processes.first else {}
         if wandb_run is not None:
             wandb_run.experiment.summary.update(summary)
             wandb.finish(exit_code=0 if status == "finished" else 1)
-    print_summary(summary, folder)
+    if processes.first:
+        print_summary(summary, folder)
     return interrupt.status if status == "interrupted" else 0
 
 
@@ -106,18 +133,9 @@ def describe(module: HeadModule, folder: Path) -> str:
         f"{module.head.__class__.__name__} over {module.data.train.num_classes:,} classes, "
         f"{len(module.data.train):,} training records; "
         f"{module.backbone.__class__.__name__} of {parameters:,} parameters; "
-        f"{module.num_steps:,} steps of {module.config.batch_size * module.accumulate}; {folder}"
+        f"{module.num_steps:,} steps of {module.config.batch_size * module.accumulate}; "
+        f"{module.processes.world_size} {'processes' if module.processes.world_size > 1 else 'process'}; {folder}"
     )
-
-
-def device_for(accelerator: str) -> torch.device:
-    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-        raise ValueError(f"trainer.accelerator={accelerator!r}: must be auto, cpu or gpu")
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    if accelerator in ("gpu", "cuda"):
-        raise ValueError(f"trainer.accelerator={accelerator}: torch finds no CUDA device; use auto or cpu")
-    return torch.device("cpu")
 
 
 def main() -> None:
@@ -133,7 +151,8 @@ def main() -> None:
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        sys.exit(f"error: {error}")
+        first = os.environ.get("RANK", "0") == "0"
+        sys.exit(f"error: {error}" if first else 1)
 
 
 if __name__ == "__main__":

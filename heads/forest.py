@@ -37,6 +37,8 @@ class HashingForest(CenterHead):
         options: of `CenterHead`.
     """
 
+    state_differs = True  # each process indexes its own rows
+
     def __init__(
         self,
         num_classes: int,

@@ -41,6 +41,7 @@ class Head(nn.Module):
     """
 
     streams: ClassVar[tuple[str, ...]] = ("instance",)  # the batch streams it trains on
+    state_differs: ClassVar[bool] = False  # whether processes differ in more of their state than `sharded_state`
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,58 @@
+"""Starts the processes of a run that has several: `python -m experiments.launch RUN_FOLDER`, on each machine.
+
+It is torchrun's launcher, called as a library, so that a wrong option gets one sentence and exit statuses stay what
+they are. When one process dies the others are stopped.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
+
+
+def launch(config: DictConfig, folder: Path) -> int:
+    """The exit status: 0, or that of the process that failed first, or 128 and the signal that ended the run."""
+    options = config.trainer
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.devices)))
+    settings = LaunchConfig(
+        min_nodes=options.num_nodes,
+        max_nodes=options.num_nodes,
+        nproc_per_node=options.devices,
+        run_id="headcount",
+        rdzv_backend="c10d",
+        rdzv_endpoint=options.rendezvous or "localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(settings, sys.executable)("-m", "experiments.train", str(folder))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            print(
+                f"error: process {rank} was ended by signal {-failure.exitcode}, and the others were stopped; "
+                f"resume={folder} goes on from the newest checkpoint",
+                file=sys.stderr,
+            )
+            return 128 - failure.exitcode
+        return int(failure.exitcode)
+    except SignalException as signal:
+        return 128 + int(signal.sigval)
+    return 0
+
+
+def main() -> None:
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    folder = Path(sys.argv[1])
+    sys.exit(launch(OmegaConf.load(folder / "config.yaml"), folder))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

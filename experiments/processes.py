@@ -1,0 +1,81 @@
+"""The processes of one run: how many, which one this is, and the group they form."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+
+from .world import number_of_processes
+
+
+@dataclass(frozen=True)
+class Processes:
+    """
+    Args:
+        rank: of this process among all.
+        world_size: of all.
+        device: where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; all must ask."""
+        if self.world_size == 1:
+            return flag
+        seen = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        return bool(seen)
+
+    def wait(self) -> None:
+        """For all others to come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(config: DictConfig) -> Iterator[Processes]:
+    """Forms the process group that the config asks for, from what `experiments.launch` has set."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    wanted = number_of_processes(config)
+    if world_size != wanted:
+        raise ValueError(
+            f"trainer.devices={config.trainer.devices}, trainer.num_nodes={config.trainer.num_nodes}: they ask for "
+            f"{wanted} processes, and {world_size} were started"
+        )
+    device = device_for(config.trainer.accelerator, int(os.environ.get("LOCAL_RANK", 0)))
+    if world_size == 1:
+        yield Processes(0, 1, device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(rank, world_size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def device_for(accelerator: str, local_rank: int = 0) -> torch.device:
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise ValueError(f"trainer.accelerator={accelerator!r}: must be auto, cpu or gpu")
+    if accelerator != "cpu" and torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"trainer.devices: there are {torch.cuda.device_count()} GPUs here, and process {local_rank} finds none"
+            )
+        return torch.device("cuda", local_rank)
+    if accelerator in ("gpu", "cuda"):
+        raise ValueError(f"trainer.accelerator={accelerator}: torch finds no CUDA device; use auto or cpu")
+    return torch.device("cpu")

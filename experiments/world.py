@@ -1,0 +1,13 @@
+"""How many processes a run has. Imports no torch: the launcher asks."""
+
+from omegaconf import DictConfig
+
+
+def number_of_processes(config: DictConfig) -> int:
+    devices, nodes = config.trainer.devices, config.trainer.num_nodes
+    for name, value in (("devices", devices), ("num_nodes", nodes)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"trainer.{name}={value}: a whole number, at least 1, is needed")
+    if nodes > 1 and not config.trainer.rendezvous:
+        raise ValueError(f"trainer.num_nodes={nodes}: needs trainer.rendezvous=HOST:PORT, where one of the machines is")
+    return int(devices * nodes)

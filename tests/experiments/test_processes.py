@@ -1,0 +1,193 @@
+"""One run on several processes: the same training as on one, resumed on as many or on others, and ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from experiments.checkpoint import read
+from experiments.processes import joined, number_of_processes
+from tests.experiments.commands import ROOT, call, command, config, environment, metrics, summary
+
+# No BatchNorm, whose statistics are of each process's part.
+SHORT = ("backbone=mlp", "data.augment=false", "data.heldout=0.05", "batch_size=60", "trainer.log_interval=1")
+SHORT += ("optimizer.lr=0.05", "evaluate.interval=null", "logger.wandb.mode=disabled")
+STEPS = ("trainer.max_steps=12", "checkpoint.interval=6", "checkpoint.keep=9")
+HEADS = {
+    "full": ["head=full"],
+    "pfc": ["head=pfc"],
+    "ffc": ["head=ffc", "queue_size=100"],
+    "forest": ["head=forest", "index=ivf", "build=blocking", "interval=4", "head.probe_interval=5"],
+}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    """Two heads on one and on two processes, with accumulation and clipping."""
+    folder = tmp_path_factory.mktemp("sweep")
+    words = ["-m", "head=full,pfc", "trainer.devices=1,2", "trainer.accumulate_grad_batches=2"]
+    printed = call("experiments.run", *words, *SHORT, *STEPS, "evaluate.train_records=100", f"hydra.sweep.dir={folder}")
+    assert "4 runs" in printed
+    return folder
+
+
+def test_summaries_tell_how_many_processes_there_were(swept):
+    found = [summary(swept / str(job)) for job in range(4)]
+    assert [(each["head"], each["world_size"]) for each in found] == [
+        ("FullFC", 1),
+        ("FullFC", 2),
+        ("PartialFC", 1),
+        ("PartialFC", 2),
+    ]
+    assert found[1]["memory/head_bytes"] < 0.51 * found[0]["memory/head_bytes"]  # of one process
+
+
+def test_processes_train_like_one(swept, tmp_path):
+    three = ["head=full", "trainer.devices=3", "trainer.accumulate_grad_batches=2", *SHORT, *STEPS]
+    call("experiments.run", *three, "evaluate.train_records=100", f"hydra.run.dir={tmp_path}")
+    one = metrics(swept / "0", "train/loss")
+    assert list(one) == list(range(1, 13))
+    for folder in (swept / "1", tmp_path):
+        assert list(metrics(folder, "train/loss").values()) == pytest.approx(list(one.values()), rel=1e-5)
+        for name in ("train/exact_loss", "train/top1", "val/rank1"):
+            assert summary(folder)[name] == pytest.approx(summary(swept / "0")[name], rel=1e-3)
+
+
+def test_sampled_heads_train_alike(swept):
+    one, two = (list(metrics(swept / job, "train/loss").values()) for job in ("2", "3"))
+    assert one != two and sum(two) == pytest.approx(sum(one), rel=0.1)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_two_processes_resume_bit_for_bit(head, tmp_path):
+    words = [*HEADS[head], "trainer.devices=2", *SHORT, *STEPS]
+    call("experiments.run", *words, f"hydra.run.dir={tmp_path / 'a'}")
+    half = tmp_path / "a" / "checkpoints" / "step-00000006"
+    call("experiments.run", *words, f"resume={half}", f"hydra.run.dir={tmp_path / 'b'}")
+    whole, again = metrics(tmp_path / "a", "train/loss"), metrics(tmp_path / "b", "train/loss")
+    assert again == {step: loss for step, loss in whole.items() if step > 6}
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_another_number_of_processes_takes_the_same_rows(swept, devices, tmp_path):
+    """Saved on two. With no step to go, what is saved again is what was read."""
+    saved = swept / "1" / "checkpoints" / "step-00000006"
+    words = ["head=full", f"trainer.devices={devices}", "trainer.accumulate_grad_batches=2", *SHORT, *STEPS]
+    call("experiments.run", *words, f"resume={saved}", "trainer.max_steps=12", f"hydra.run.dir={tmp_path}")
+    whole = metrics(swept / "1", "train/loss")
+    again = metrics(tmp_path, "train/loss")
+    assert list(again) == list(range(7, 13))
+    assert list(again.values()) == pytest.approx([whole[step] for step in again], rel=1e-5)
+    both = [rows(folder / "checkpoints" / "step-00000012") for folder in (swept / "1", tmp_path)]
+    for name, tensor in both[0].items():
+        assert torch.allclose(both[1][name], tensor, rtol=1e-4, atol=1e-6) and tensor.abs().sum() > 0
+
+
+def rows(checkpoint: Path) -> dict[str, torch.Tensor]:
+    names = ("head.centers.rows", "head.centers.momentum")
+    return {
+        name: tensor
+        for name, tensor in read(checkpoint, {name: torch.empty(2803, 128) for name in names}).items()
+        if name in names
+    }
+
+
+def started(folder: Path, *words: str) -> subprocess.Popen:
+    """A long run on two processes, once it has trained for a few steps."""
+    long = command("experiments.run", "head=pfc", "trainer.devices=2", "trainer.max_steps=50000", *SHORT, *words)
+    process = subprocess.Popen(
+        [*long, f"hydra.run.dir={folder}"],
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.csv").exists() or len(metrics(folder, "train/loss")) < 12:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    return process
+
+
+def workers(folder: Path) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        if "experiments.train" in words and str(folder) in words:
+            found.append(int(path.name))
+    return sorted(found)
+
+
+def test_sigterm_ends_all_after_the_same_step_with_a_checkpoint(tmp_path):
+    process = started(tmp_path, "checkpoint.interval=null")
+    os.kill(process.pid, signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in printed, printed
+    found = summary(tmp_path)
+    assert found["status"] == "interrupted" and not workers(tmp_path)
+    assert (tmp_path / "checkpoints" / f"step-{found['steps']:08d}").exists()
+
+
+def test_when_one_is_killed_the_others_end_and_nothing_is_lost(tmp_path):
+    process = started(tmp_path, "checkpoint.interval=10")
+    os.kill(workers(tmp_path)[-1], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 137 and not workers(tmp_path)
+    assert f"was ended by signal 9, and the others were stopped; resume={tmp_path}" in printed
+    newest = (tmp_path / "checkpoints" / "latest").resolve()
+    step = int(newest.name.removeprefix("step-"))
+    words = ["head=pfc", "trainer.devices=2", *SHORT, "checkpoint.interval=10"]
+    resumed = OmegaConf.load(tmp_path / "config.yaml").trainer.max_steps
+    assert resumed == 50000 and step >= 10
+    call("experiments.run", *words, "resume=auto", f"trainer.max_steps={step + 2}", f"hydra.run.dir={tmp_path}")
+    assert max(metrics(tmp_path, "train/loss")) == step + 2
+
+
+def test_a_wrong_option_is_told_once(tmp_path):
+    printed = call("experiments.run", "sample_rate=2", "trainer.devices=2", f"hydra.run.dir={tmp_path}", status=1)
+    assert printed.count("sample_rate=2: must lie in (0, 1]") == 1 and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.devices=0"], "trainer.devices=0: a whole number"),
+        (["trainer.devices=auto"], "trainer.devices=auto: a whole number"),
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2: needs trainer.rendezvous=HOST:PORT"),
+    ],
+)
+def test_bad_options_are_refused(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        number_of_processes(config(*overrides))
+
+
+def test_a_run_asserts_that_it_got_its_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with (
+        pytest.raises(ValueError, match="ask for 2 processes, and 3 were started"),
+        joined(config("trainer.devices=2")),
+    ):
+        pass
+
+
+def test_two_machines_meet(swept, tmp_path):
+    """Each runs the same command; here both are this one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = ["head=full", "trainer.num_nodes=2", f"trainer.rendezvous=localhost:{port}", *SHORT, *STEPS]
+    words += ["trainer.accumulate_grad_batches=2", f"hydra.run.dir={tmp_path}"]
+    machines = [
+        subprocess.Popen(command("experiments.run", *words), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    assert [machine.wait(timeout=200) for machine in machines] == [0, 0]
+    assert summary(tmp_path)["world_size"] == 2
+    whole = metrics(swept / "0", "train/loss")
+    assert list(metrics(tmp_path, "train/loss").values()) == pytest.approx(list(whole.values()), rel=1e-5)
