@@ -40,6 +40,9 @@ def selection(
 ) -> list[dict[str, Any]]:
     """A line for each index with its options, for each C and D, and a picture of recall against time.
 
+    `recall_share` is of an embedding's k nearest in its own answer; `mass_share` is what all answers of the batch
+    together, `active` classes, hold of an embedding's negative softmax.
+
     Args:
         search_k: None for trees x k.
         k: classes that an embedding asks for.
@@ -65,6 +68,7 @@ def selection(
         for name, ask in asks.items():
             answer = ask()
             found = answer.expand(batch, -1) if name == "uniform" else answer
+            active = torch.unique(answer[answer >= 0])
             options, index = kinds.get(name, ({}, None))
             milliseconds, spread = median_and_spread(times[name])
             line: dict[str, Any] = {"index": name.split()[0], "num_classes": C, "embedding_size": D, **options}
@@ -80,7 +84,8 @@ def selection(
                     "spread_ms": spread,
                     "speedup": ratio(times["exact"], times[name]),
                     "recall_share": _recall(found, nearest_Nk),
-                    "mass_share": _mass(found, mass_NC),
+                    "active": len(active),
+                    "mass_share": float(mass_NC[:, active].sum(1).mean()),
                 }
             )
     plot(lines, k, Path(picture))
@@ -156,7 +161,3 @@ def _truth(head: HashingForest, x_ND: Tensor, labels: Tensor, k: int) -> tuple[T
 def _recall(found: Tensor, nearest_Nk: Tensor) -> float:
     hits = [float(torch.isin(near, each).float().mean()) for each, near in zip(found, nearest_Nk, strict=True)]
     return sum(hits) / len(hits)
-
-
-def _mass(found: Tensor, mass_NC: Tensor) -> float:
-    return float((mass_NC.gather(1, found.clamp(min=0)) * (found >= 0)).sum(1).mean())
