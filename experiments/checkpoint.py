@@ -38,12 +38,12 @@ class ShardedCheckpointMixin:
         module = self.lightning_module  # type: ignore[attr-defined]
         rows = rows_of(module)
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key not in rows}
-        state: dict[str, Any] = {LIGHTNING: _packed(checkpoint).getvalue(), **rows}
-        if not module.processes.first:  # the first one's are in what Lightning collects
+        if module.processes.first:
+            state = {LIGHTNING: _packed(checkpoint), **rows}
+        else:  # of what Lightning collects, what is this process's alone
             own = {key: checkpoint["state_dict"][key] for key in own_state_keys(module)}
-            state[own_name(module.processes)] = torch.frombuffer(
-                bytearray(_packed({"random": checkpoint["random"], "state_dict": own}).getvalue()), dtype=torch.uint8
-            )
+            packed = bytearray(_packed({"random": checkpoint["random"], "state_dict": own}))
+            state = {own_name(module.processes): torch.frombuffer(packed, dtype=torch.uint8), **rows}
         write(state, Path(filepath), module.processes)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -184,10 +184,10 @@ def read(path: Path, rows: dict[str, Tensor], own: str = "") -> dict[str, Any]:
     return state
 
 
-def _packed(state: dict[str, Any]) -> io.BytesIO:
+def _packed(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return buffer
+    return buffer.getvalue()
 
 
 def find(resume: str | None, run_folder: Path) -> Path | None:

@@ -46,7 +46,8 @@ class Processes:
 
 @contextmanager
 def joined(config: DictConfig) -> Iterator[Processes]:
-    """Forms the process group that the config asks for, from what `experiments.launch` has set."""
+    """Forms the process group that the config asks for, from what `experiments.launch` has set; one that is there
+    already stays."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     wanted = number_of_processes(config)
     if world_size != wanted:
@@ -57,6 +58,9 @@ def joined(config: DictConfig) -> Iterator[Processes]:
     device = device_for(config.trainer.accelerator, int(os.environ.get("LOCAL_RANK", 0)))
     if world_size == 1:
         yield Processes(0, 1, device)
+        return
+    if dist.is_initialized():
+        yield Processes(rank, world_size, device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)

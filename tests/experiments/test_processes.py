@@ -12,8 +12,11 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments.checkpoint import read
-from experiments.processes import joined, number_of_processes
+from experiments.processes import joined
+from experiments.train import train
+from experiments.world import number_of_processes
 from tests.experiments.commands import ROOT, call, command, config, environment, metrics, summary
+from tests.workers import rank_and_world
 
 # No BatchNorm, whose statistics are of each process's part.
 SHORT = ("backbone=mlp", "data.augment=false", "data.heldout=0.05", "batch_size=60", "trainer.log_interval=1")
@@ -64,22 +67,31 @@ def test_sampled_heads_train_alike(swept):
     assert one != two and sum(two) == pytest.approx(sum(one), rel=0.1)
 
 
+def trained(words: list[str], folder: Path) -> int:
+    """In a worker: what `experiments.train` does, in a process group that is there already."""
+    rank, world_size = rank_and_world()
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    os.environ.update(LOCAL_WORLD_SIZE=str(world_size), GROUP_RANK="0", TORCHELASTIC_RUN_ID="test")
+    folder.mkdir(exist_ok=True)
+    return train(config(f"trainer.devices={world_size}", *words), folder)
+
+
 @pytest.mark.parametrize("head", HEADS)
-def test_two_processes_resume_bit_for_bit(head, tmp_path):
-    words = [*HEADS[head], "trainer.devices=2", *SHORT, *STEPS]
-    call("experiments.run", *words, f"hydra.run.dir={tmp_path / 'a'}")
+def test_two_processes_resume_bit_for_bit(head, workers, tmp_path):
+    words = [*HEADS[head], *SHORT, *STEPS]
+    assert workers(2).run(trained, words, tmp_path / "a") == [0, 0]
     half = tmp_path / "a" / "checkpoints" / "step-00000006"
-    call("experiments.run", *words, f"resume={half}", f"hydra.run.dir={tmp_path / 'b'}")
+    assert workers(2).run(trained, [*words, f"resume={half}"], tmp_path / "b") == [0, 0]
     whole, again = metrics(tmp_path / "a", "train/loss"), metrics(tmp_path / "b", "train/loss")
     assert again == {step: loss for step, loss in whole.items() if step > 6}
 
 
-@pytest.mark.parametrize("devices", [1, 3])
-def test_another_number_of_processes_takes_the_same_rows(swept, devices, tmp_path):
-    """Saved on two. With no step to go, what is saved again is what was read."""
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_another_number_of_processes_goes_on_with_the_same_rows(swept, world_size, workers, tmp_path):
+    """Saved on two."""
     saved = swept / "1" / "checkpoints" / "step-00000006"
-    words = ["head=full", f"trainer.devices={devices}", "trainer.accumulate_grad_batches=2", *SHORT, *STEPS]
-    call("experiments.run", *words, f"resume={saved}", "trainer.max_steps=12", f"hydra.run.dir={tmp_path}")
+    words = ["head=full", "trainer.accumulate_grad_batches=2", f"resume={saved}", *SHORT, *STEPS]
+    assert workers(world_size).run(trained, words, tmp_path) == [0] * world_size
     whole = metrics(swept / "1", "train/loss")
     again = metrics(tmp_path, "train/loss")
     assert list(again) == list(range(7, 13))
@@ -112,7 +124,7 @@ def started(folder: Path, *words: str) -> subprocess.Popen:
     return process
 
 
-def workers(folder: Path) -> list[int]:
+def training_in(folder: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -130,15 +142,15 @@ def test_sigterm_ends_all_after_the_same_step_with_a_checkpoint(tmp_path):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in printed, printed
     found = summary(tmp_path)
-    assert found["status"] == "interrupted" and not workers(tmp_path)
+    assert found["status"] == "interrupted" and not training_in(tmp_path)
     assert (tmp_path / "checkpoints" / f"step-{found['steps']:08d}").exists()
 
 
 def test_when_one_is_killed_the_others_end_and_nothing_is_lost(tmp_path):
     process = started(tmp_path, "checkpoint.interval=10")
-    os.kill(workers(tmp_path)[-1], signal.SIGKILL)
+    os.kill(training_in(tmp_path)[-1], signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 137 and not workers(tmp_path)
+    assert process.returncode == 137 and not training_in(tmp_path)
     assert f"was ended by signal 9, and the others were stopped; resume={tmp_path}" in printed
     newest = (tmp_path / "checkpoints" / "latest").resolve()
     step = int(newest.name.removeprefix("step-"))
