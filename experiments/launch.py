@@ -14,6 +14,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from .world import end_with_parent
+
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 
 
@@ -49,6 +51,7 @@ def launch(config: DictConfig, folder: Path) -> int:
 
 
 def main() -> None:
+    end_with_parent()
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     folder = Path(sys.argv[1])
     sys.exit(launch(OmegaConf.load(folder / "config.yaml"), folder))  # type: ignore[arg-type]

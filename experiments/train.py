@@ -27,6 +27,7 @@ from .module import HeadModule
 from .processes import Processes, joined
 from .progress import ProgressBar
 from .recorder import Recorder, print_summary
+from .world import end_with_parent
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -139,6 +140,7 @@ def describe(module: HeadModule, folder: Path) -> str:
 
 
 def main() -> None:
+    end_with_parent()
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning
     )  # Lightning

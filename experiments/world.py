@@ -1,4 +1,8 @@
-"""How many processes a run has. Imports no torch: the launcher asks."""
+"""How many processes a run has, and that they end together. Imports no torch: the launcher asks."""
+
+import ctypes
+import signal
+import sys
 
 from omegaconf import DictConfig
 
@@ -11,3 +15,9 @@ def number_of_processes(config: DictConfig) -> int:
     if nodes > 1 and not config.trainer.rendezvous:
         raise ValueError(f"trainer.num_nodes={nodes}: needs trainer.rendezvous=HOST:PORT, where one of the machines is")
     return int(devices * nodes)
+
+
+def end_with_parent() -> None:
+    """SIGTERM for this process when the one that started it dies, however it does; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

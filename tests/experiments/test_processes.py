@@ -161,6 +161,19 @@ def test_when_one_is_killed_the_others_end_and_nothing_is_lost(tmp_path):
     assert max(metrics(tmp_path, "train/loss")) == step + 2
 
 
+def test_a_training_does_not_outlive_its_launcher(tmp_path):
+    process = started(tmp_path, "checkpoint.interval=null")
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while training_in(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    found = summary(tmp_path)
+    assert found["status"] == "interrupted"
+    assert (tmp_path / "checkpoints" / f"step-{found['steps']:08d}").exists()
+
+
 def test_a_wrong_option_is_told_once(tmp_path):
     printed = call("experiments.run", "sample_rate=2", "trainer.devices=2", f"hydra.run.dir={tmp_path}", status=1)
     assert printed.count("sample_rate=2: must lie in (0, 1]") == 1 and "Traceback" not in printed

@@ -1,6 +1,7 @@
 """The real command: what it leaves behind, resume, sweeps, Ctrl-C, and sentences for wrong input."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from experiments import arguments
 from experiments.checkpoint import read
 from experiments.train import train
 from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, summary
@@ -116,13 +118,19 @@ def test_what_cannot_be_resumed_is_told(finished, overrides, words, tmp_path):
         train(config(*SMOKE, *filled, "logger.wandb.mode=disabled"), tmp_path)
 
 
+def run_and_resume(words: list[str], folder: Path) -> None:
+    """In this process: a run in folder `a`, from its middle again in `b`, with the same losses."""
+    half = folder / "a" / "checkpoints" / "step-00000010"
+    for name, resume in (("a", []), ("b", [f"resume={half}"])):
+        (folder / name).mkdir()
+        assert train(config(*words, *resume), folder / name) == 0
+    whole, again = metrics(folder / "a", "train/loss"), metrics(folder / "b", "train/loss")
+    assert again == {step: loss for step, loss in whole.items() if step > 10}
+
+
 def test_ffc_resumes_bit_for_bit(tmp_path):
     words = ["head=ffc", "queue_size=100", *SMOKE, "logger.wandb.mode=disabled"]
-    call("experiments.run", *words, f"hydra.run.dir={tmp_path / 'a'}")
-    half = tmp_path / "a" / "checkpoints" / "step-00000010"
-    call("experiments.run", *words, f"resume={half}", f"hydra.run.dir={tmp_path / 'b'}")
-    whole, again = metrics(tmp_path / "a", "train/loss"), metrics(tmp_path / "b", "train/loss")
-    assert again == {step: loss for step, loss in whole.items() if step > 10}
+    run_and_resume(words, tmp_path)
     assert metrics(tmp_path / "a", "val/rank1")[20] == metrics(tmp_path / "b", "val/rank1")[20]
     found = summary(tmp_path / "a")
     assert set(found) >= WANTED and found["head/active_classes"] == 100 and found["head/gallery_images"] == 64
@@ -132,11 +140,7 @@ def test_ffc_resumes_bit_for_bit(tmp_path):
 def test_forest_resumes_bit_for_bit_with_its_index(index, tmp_path):
     words = ["head=forest", "num_active=236", f"index={index}", "build=blocking", "interval=8", *SMOKE]
     words += ["logger.wandb.mode=disabled", "head.probe_interval=5", "evaluate.train_records=100"]
-    call("experiments.run", *words, f"hydra.run.dir={tmp_path / 'a'}")
-    half = tmp_path / "a" / "checkpoints" / "step-00000010"
-    call("experiments.run", *words, f"resume={half}", f"hydra.run.dir={tmp_path / 'b'}")
-    whole, again = metrics(tmp_path / "a", "train/loss"), metrics(tmp_path / "b", "train/loss")
-    assert again == {step: loss for step, loss in whole.items() if step > 10}
+    run_and_resume(words, tmp_path)
     assert_same_rows(tmp_path / "a", tmp_path / "b")
     found = summary(tmp_path / "a")
     assert set(found) >= WANTED and found["head/active_classes"] == 236 and found["head/nearest_negatives"] > 0
@@ -147,7 +151,7 @@ def test_forest_resumes_bit_for_bit_with_its_index(index, tmp_path):
 
 def test_forest_builds_in_the_background(tmp_path):
     words = ["head=forest", "num_active={0:300,10:236}", "interval=5", *SMOKE, "logger.wandb.mode=disabled"]
-    call("experiments.run", *words, "trainer.max_steps=100", f"hydra.run.dir={tmp_path}")
+    assert train(config(*words, "trainer.max_steps=100"), tmp_path) == 0
     found = summary(tmp_path)
     assert found["head/active_classes"] == 236 and found["head/nearest_negatives"] > 0
     assert found["head/build_seconds"] > 0 and found["head/index_age"] < 100
@@ -216,26 +220,46 @@ def test_ctrl_c_ends_with_what_was_measured(tmp_path):
     ("overrides", "words"),
     [
         (["head=full", "sample_rate=0.1"], "sample_rate: no option of head=full; it belongs to head=pfc"),
-        (["head=pfc", "sample_rte=0.1"], "sample_rte: no such option; did you mean 'sample_rate'?"),
-        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of ffc, forest, full, pfc"),
         (["sample_rate=0"], "sample_rate=0: must lie in (0, 1]"),
-        (["sample_rate=1.5"], "sample_rate=1.5: must lie in (0, 1]"),
-        (["head=full", "filter_below=2"], "filter_below=2: a probability in [0, 1)"),
-        (["head=ffc", "store=disk"], "store: no option of head=ffc; it belongs to head=forest and head=full"),
-        (["head=ffc", "compute=bf16"], "compute: no option of head=ffc; it belongs to head=forest and head=full"),
-        (["store=device", "store_dir=x"], "store_dir: no option of store=device; it belongs to store=disk"),
         (["head=ffc", "queue_size=20"], "queue_size=20: smaller than the 32 images"),
-        (["head=forest", "sample_rate=0.1"], "sample_rate: no option of head=forest; it belongs to head=pfc"),
-        (["head=pfc", "index=ivf"], "index: no option of head=pfc; it belongs to head=forest"),
-        (["head=forest", "index=ivf", "num_trees=9"], "num_trees: no option of index=ivf; it belongs to index=annoy"),
-        (["head=forest", "index=hnsw"], "index=hnsw: choose one of annoy, exact, ivf"),
-        (["head=forest", "num_active=3000"], "num_active=3000: up to 2361 classes"),
-        (["head=forest", "build=later"], "build='later': must be 'background' or 'blocking'"),
-        (["head=ffc", "evaluate.train_records=9"], "evaluate.train_records=9: FFC keeps no class centers"),
-        (["store=tape"], "store=tape: choose one of device, disk, host"),
         (["data=sphere"], "backbone=tiny takes images, the data gives vectors of [128]: use backbone=mlp"),
     ],
 )
 def test_wrong_options_get_a_sentence(overrides, words, tmp_path):
     printed = call("experiments.run", *overrides, f"hydra.run.dir={tmp_path}", status=1)
     assert words in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["head=pfc", "sample_rte=0.1"], "sample_rte: no such option; did you mean 'sample_rate'?"),
+        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of ffc, forest, full, pfc"),
+        (["head=ffc", "store=disk"], "store: no option of head=ffc; it belongs to head=forest and head=full"),
+        (["head=ffc", "compute=bf16"], "compute: no option of head=ffc; it belongs to head=forest and head=full"),
+        (["store=device", "store_dir=x"], "store_dir: no option of store=device; it belongs to store=disk"),
+        (["head=forest", "sample_rate=0.1"], "sample_rate: no option of head=forest; it belongs to head=pfc"),
+        (["head=pfc", "index=ivf"], "index: no option of head=pfc; it belongs to head=forest"),
+        (["head=forest", "index=ivf", "num_trees=9"], "num_trees: no option of index=ivf; it belongs to index=annoy"),
+        (["head=forest", "index=hnsw"], "index=hnsw: choose one of annoy, exact, ivf"),
+        (["store=tape"], "store=tape: choose one of device, disk, host"),
+    ],
+)
+def test_options_of_nothing_here_are_told_where_they_belong(overrides, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        arguments.check(overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sample_rate=1.5"], "sample_rate=1.5: must lie in (0, 1]"),
+        (["head=full", "filter_below=2"], "filter_below=2: a probability in [0, 1)"),
+        (["head=forest", "num_active=5000"], "num_active=5000: up to 2803 classes"),
+        (["head=forest", "build=later"], "build='later': must be 'background' or 'blocking'"),
+        (["head=ffc", "evaluate.train_records=9"], "evaluate.train_records=9: FFC keeps no class centers"),
+    ],
+)
+def test_options_that_a_head_refuses(overrides, words, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        train(config(*SMOKE, *overrides, "logger.wandb.mode=disabled"), tmp_path)
