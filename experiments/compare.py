@@ -32,7 +32,7 @@ FIGURES: dict[str, tuple[str, bool | None]] = {
     "peak MiB": ("memory/peak_bytes", False),
 }
 # What differs between runs of one thing, or says nothing about it.
-NOT_OPTIONS = ("seed", "resume", "logger.", "num_workers", "checkpoint.", "head._target_")
+NOT_OPTIONS = ("seed", "resume", "logger.", "num_workers", "checkpoint.", "head._target_", "head.probe")
 
 
 @dataclass(frozen=True)
