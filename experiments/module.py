@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from data.records import DataSet
 from data.streams import STREAMS, Batch, BatchLoader
 from heads import Head
+from heads.collectives import default_group, max_over_processes
 
 from .build import build
 from .processes import Processes
@@ -114,10 +115,8 @@ class HeadModule(L.LightningModule):
             return
         parameters = torch.cat([p.detach().flatten().double() for p in self.backbone.parameters()])
         sums = torch.stack([parameters.sum(), parameters.square().sum()])
-        low, high = sums.clone(), sums.clone()
-        dist.all_reduce(low, dist.ReduceOp.MIN)
-        dist.all_reduce(high, dist.ReduceOp.MAX)
-        if not torch.equal(low, high):
+        low_and_high = torch.cat([-sums, sums])
+        if not torch.equal(max_over_processes(low_and_high.clone(), default_group()), low_and_high):
             raise RuntimeError("the processes ended with different backbones")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

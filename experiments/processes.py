@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
+from heads.collectives import default_group, max_over_processes
+
 from .world import number_of_processes
 
 
@@ -32,11 +34,7 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process; all must ask."""
-        if self.world_size == 1:
-            return flag
-        seen = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(seen, dist.ReduceOp.MAX)
-        return bool(seen)
+        return bool(max_over_processes(torch.tensor(int(flag), device=self.device), default_group()))
 
     def wait(self) -> None:
         """For all others to come here."""

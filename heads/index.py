@@ -223,7 +223,7 @@ class Annoy(Index):
             rows, forest = Path(folder, "rows.npy"), Path(folder, "forest")
             file = np.lib.format.open_memmap(rows, "w+", np.float32, (len(vectors), self.width))
             for a, b in stretches(len(vectors)):
-                file[a:b] = vectors.stretch(a, b).cpu().numpy()
+                file[a:b] = _host(vectors.stretch(a, b))
             del file
             program = [
                 sys.executable,
@@ -249,7 +249,7 @@ class Annoy(Index):
 
     def query(self, x_nD: Tensor, k: int) -> Tensor:
         found = np.full((len(x_nD), k), -1, dtype=np.int64)
-        queries = x_nD.detach().float().cpu().numpy()
+        queries = _host(x_nD)
         search_k = -1 if self.search_k is None else self.search_k
 
         def answer(start: int) -> None:  # without the interpreter's lock
