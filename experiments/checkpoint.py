@@ -1,231 +1,324 @@
-"""Checkpoints: directories written by torch.distributed.checkpoint, whole or not there at all.
+"""What a checkpoint holds, and how it is written and read: by torch.distributed.checkpoint, all processes together.
 
-Lightning's own file would hold the first process's rows only. Here what Lightning collects goes in as
-one item and the head's rows and row state as tensors of their own, which every process writes for
-itself. A checkpoint is written aside, flushed, renamed, and only then does `latest` point to it.
+Lightning's own file would hold the first process's rows only. Here the rows and row state of the head are tensors of
+their own, in blocks which every process writes for itself and reads as it needs them. So a checkpoint loads on any
+number of processes, and neither saving nor loading needs much memory beside what is trained.
 """
 
 import io
-import os
-import re
-import shutil
+import pickle
+import time
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from .module import HeadModule
 from .processes import Processes
-from .recorder import Recorder
+from .storage import Folder, Place, place
 
-LATEST = "latest"
-LIGHTNING = "lightning"
-
-
-class ShardedCheckpointMixin:
-    """For a Lightning strategy: saves and loads the rows of the head as tensors of their own."""
-
-    restore_checkpoint_after_setup = True  # the row state exists once the optimizers do
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        module = self.lightning_module  # type: ignore[attr-defined]
-        rows = rows_of(module)
-        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key not in rows}
-        if module.processes.first:
-            state = {LIGHTNING: _packed(checkpoint), **rows}
-        else:  # of what Lightning collects, what is this process's alone
-            own = {key: checkpoint["state_dict"][key] for key in own_state_keys(module)}
-            packed = bytearray(_packed({"random": checkpoint["random"], "state_dict": own}))
-            state = {own_name(module.processes): torch.frombuffer(packed, dtype=torch.uint8), **rows}
-        write(state, Path(filepath), module.processes)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads straight into the live rows, once their shapes are known to fit."""
-        module = self.lightning_module  # type: ignore[attr-defined]
-        rows = rows_of(module)
-        stored = read(Path(checkpoint_path), rows, own_name(module.processes))
-        checkpoint: dict[str, Any] = torch.load(io.BytesIO(stored[LIGHTNING]), weights_only=False, map_location="cpu")
-        if (own := stored.get(own_name(module.processes))) is not None:
-            mine = torch.load(io.BytesIO(own.numpy().tobytes()), weights_only=False, map_location="cpu")
-            checkpoint["random"] = mine["random"]
-            checkpoint["state_dict"].update(mine["state_dict"])
-        checkpoint["state_dict"].update(rows)
-        return checkpoint
+BLOCK_BYTES = 2**26  # of a tensor that is written, and read, at a time
+SHARED = "lightning"
 
 
-class SingleDevice(ShardedCheckpointMixin, SingleDeviceStrategy):
-    pass
+class CheckpointError(Exception):
+    """A checkpoint could not be written or read; one sentence that says which, why, and what is left."""
 
 
-class DDP(ShardedCheckpointMixin, DDPStrategy):
-    pass
+def write(shared: Any, own: Any, rows: dict[str, Tensor], to: Place, name: str, processes: Processes) -> None:
+    """Writes a checkpoint: it is there in full on return.
 
+    Args:
+        shared: what all processes hold alike; the first one's is kept.
+        own: what is this process's alone.
+        rows: tensors of all processes' classes, as `Head.sharded_state` has them.
 
-def strategy_for(processes: Processes) -> SingleDevice | DDP:
-    return SingleDevice(processes.device) if processes.world_size == 1 else DDP()
-
-
-class Checkpoints(L.Callback):
-    """Writes a checkpoint every `interval` steps and at the end, and removes all but the newest `keep`."""
-
-    def __init__(self, config: DictConfig, folder: Path, recorder: Recorder):
-        if config.keep < 1 or (config.interval is not None and config.interval < 1):
-            raise ValueError(
-                f"checkpoint.interval={config.interval}, checkpoint.keep={config.keep}: must be at least 1"
-            )
-        self.interval, self.keep = config.interval, config.keep
-        self.folder, self.recorder = folder, recorder
-        self.saved_step = -1
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(module, HeadModule)
-        if self.interval and module.step % self.interval == 0:
-            self.save(trainer, module)
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, HeadModule)
-        self.save(trainer, module)
-
-    def save(self, trainer: L.Trainer, module: HeadModule) -> None:
-        if module.step in (0, self.saved_step) or not module.between_steps:
-            return
-        with self.recorder.paused():
-            module.share_buffers()
-            trainer.save_checkpoint(self.folder / f"step-{module.step:08d}")
-            if module.processes.first:
-                for old in checkpoints_in(self.folder)[: -self.keep]:
-                    shutil.rmtree(old)
-        self.saved_step = module.step
-
-
-def rows_of(module: HeadModule) -> dict[str, Tensor]:
-    """The rows and row state of the head, by their names in the module's state dict."""
-    return {f"head.{name}": tensor for name, tensor in module.head.sharded_state().items()}
-
-
-def own_name(processes: Processes) -> str:
-    """What a process other than the first keeps for itself alone."""
-    return f"process-{processes.rank}-of-{processes.world_size}"
-
-
-def own_state_keys(module: HeadModule) -> list[str]:
-    return ["head._extra_state"] if module.head.state_differs else []
-
-
-def write(state: dict[str, Any], path: Path, processes: Processes) -> None:
-    """Atomically, all processes together; `path` must be new, or is replaced by an equal training's same step."""
-    aside = path.with_name(f".{path.name}.partial")
+    Raises:
+        CheckpointError: on all processes; what was there before stays.
+    """
+    state = {**rows, **packed(own, own_name(processes))}
     if processes.first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-    processes.wait()
-    with quiet():
-        writer = dcp.FileSystemWriter(aside, sync_files=True)
-        dcp.save(state, storage_writer=writer, no_dist=processes.world_size == 1)
-    if processes.first:
-        _put_in_place(aside, path)
-    processes.wait()
+        state |= packed(shared, SHARED)
+
+    def attempt() -> None:
+        processes.by_first(lambda: to.begin(name))
+        with quiet():
+            dcp.save(state, storage_writer=to.writer(name), planner=_InBlocks(), no_dist=processes.world_size == 1)
+        processes.by_first(lambda: to.commit(name))
+        processes.by_first(lambda: to.point("latest", name))
+
+    _persistently(attempt, f"checkpoint.dir={to}: {name} could not be written", to)
 
 
-def _put_in_place(aside: Path, path: Path) -> None:
-    flush(aside)
-    if path.exists():
-        replaced = aside.with_name(f"{aside.name}.replaced")
-        path.rename(replaced)
-        aside.rename(path)
-        shutil.rmtree(replaced)
-    else:
-        aside.rename(path)
-    flush(path.parent)
-    link = path.with_name(f".{LATEST}.{os.getpid()}")
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.name)
-    os.replace(link, path.with_name(LATEST))
-    flush(path.parent)
-
-
-def read(path: Path, rows: dict[str, Tensor], own: str = "") -> dict[str, Any]:
-    """Fills `rows` in place and returns them with Lightning's bytes and, if there, the bytes named `own`; nothing is
-    touched if they do not fit."""
-    try:
-        reader = dcp.FileSystemReader(path)
-        stored = reader.read_metadata().state_dict_metadata
-    except Exception as error:
-        raise ValueError(
-            f"resume={path}: not a readable checkpoint ({error}); an older one may be beside it"
-        ) from error
+def read(path: str, rows: dict[str, Tensor], processes: Processes) -> tuple[Any, Any]:
+    """Fills `rows` in place and returns what `write` got as shared and own, which is the first process's if another
+    number of them wrote it. Nothing is touched if the shapes do not fit.
+    """
+    stored = Stored(path)
     for name, tensor in rows.items():
-        if name not in stored:
-            kept = sorted(key.rpartition(".")[2] for key in stored if key.startswith("head."))
+        if name not in stored.tensors:
+            kept = sorted(key.rpartition(".")[2] for key in stored.tensors if key.startswith("head."))
             raise ValueError(
                 f"resume={path}: holds the row state {kept} but not {name.rpartition('.')[2]!r}; "
                 "resume with the head and optimizer it was trained with"
             )
-        size = list(stored[name].size)  # type: ignore[union-attr]
-        if size != list(tensor.shape):
+        if stored.tensors[name].size != tensor.shape:
             raise ValueError(
-                f"resume={path}: its class centers are {size} (classes, embedding size), this run's "
-                f"{list(tensor.shape)}; resume with the same data and embedding_size"
+                f"resume={path}: its class centers are {list(stored.tensors[name].size)} (classes, embedding size), "
+                f"this run's {list(tensor.shape)}; resume with the same data and embedding_size"
             )
-    state: dict[str, Any] = {LIGHTNING: b"", **rows}
-    if own in stored:
-        state[own] = torch.empty(stored[own].size, dtype=torch.uint8)  # type: ignore[union-attr]
-    with quiet():
-        dcp.load(state, storage_reader=reader, no_dist=not dist.is_initialized())
-    return state
+    mine = own_name(processes)
+    if mine not in stored.tensors:
+        mine = next(key for key in stored.tensors if key.startswith("process-0-of-") and "/" not in key)
+    tensors = {**rows, **stored.blank(SHARED), **stored.blank(mine)}
+    stored.load(tensors, together=True)
+    return unpacked(tensors, SHARED), unpacked(tensors, mine)
 
 
-def _packed(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+class Stored:
+    """A checkpoint on disk, looked at before it is read.
+
+    Attributes:
+        tensors: it holds, by name: shape, dtype, and who wrote what of them.
+
+    Raises:
+        ValueError: it is missing, damaged or no checkpoint.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        folder, _, self.name = path.rstrip("/").rpartition("/")
+        self.place = place(folder)
+        try:
+            self.metadata: Metadata = _retried(self.place.reader(self.name).read_metadata, self.place)
+            tensors = self.metadata.state_dict_metadata.items()
+            self.tensors = {name: each for name, each in tensors if isinstance(each, TensorStorageMetadata)}
+            if SHARED not in self.tensors:
+                raise KeyError(SHARED)
+        except Exception as error:
+            raise ValueError(
+                f"resume={path}: not a readable checkpoint of this program ({error!r}){self._others()}"
+            ) from error
+        self._check_files()
+
+    def blank(self, prefix: str) -> dict[str, Tensor]:
+        """Room for all tensors that `packed` made under this prefix."""
+        return {
+            name: torch.empty(each.size, dtype=each.properties.dtype)
+            for name, each in self.tensors.items()
+            if name == prefix or name.startswith(f"{prefix}/")
+        }
+
+    def load(
+        self, tensors: dict[str, Tensor], *, together: bool = False, planner: dcp.LoadPlanner | None = None
+    ) -> None:
+        """Fills tensors in place; `together`: all processes call, and where it fails for one it fails for all."""
+
+        def attempt() -> None:
+            with quiet():
+                dcp.load(
+                    dict(tensors),
+                    storage_reader=self.place.reader(self.name),
+                    planner=planner,
+                    no_dist=not (together and dist.is_initialized()),
+                )
+
+        try:
+            _persistently(attempt, f"resume={self.path}: could not be read", self.place)
+        except CheckpointError as error:
+            raise ValueError(f"{error}{self._others()}") from error
+
+    def stretch(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of a tensor, whoever wrote them."""
+        stored = self.tensors[name]
+        rows = torch.empty((stop - start, *stored.size[1:]), dtype=stored.properties.dtype)
+        self.load({name: rows}, planner=_Stretch(name, start, rows))
+        return rows
+
+    def _check_files(self) -> None:
+        """A file that was cut short, before anything is read into live rows."""
+        ends: dict[str, int] = {}
+        for info in self.metadata.storage_data.values():
+            ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
+        for file, end in ends.items():
+            size = self.place.size(self.name, file)
+            if size < end:
+                found = "is missing" if size < 0 else f"has {size:,} bytes"
+                raise ValueError(
+                    f"resume={self.path}: damaged, its file {file} of {end:,} bytes {found}{self._others()}"
+                )
+
+    def _others(self) -> str:
+        others = [name for name in self.place.complete() if name != self.name]
+        return f"; beside it lies resume={self.place}/{others[-1]}" if others else "; there is no other beside it"
 
 
-def find(resume: str | None, run_folder: Path) -> Path | None:
-    """The checkpoint that `resume=` names: auto, a run's folder, its checkpoints folder, or a checkpoint."""
+def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None) -> str | None:
+    """The checkpoint that `resume=` names, as a path or URL: auto, a run's folder, a folder of checkpoints, or one."""
     if resume is None:
         return None
     if resume == "auto":
-        saved = checkpoints_in(run_folder / "checkpoints")
-        return saved[-1] if saved else None
-    path = Path(resume)
-    if (path / ".metadata").exists():
-        return path.resolve()
-    for folder in (path / "checkpoints", path):
-        if saved := checkpoints_in(folder):
-            return saved[-1]
+        return _newest(home(run_folder, checkpoint_dir))
+    resume = resume.rstrip("/")
+    if "://" not in resume:
+        path = Path(resume).resolve()
+        if (settings := path / "config.yaml").exists():
+            written_to = OmegaConf.select(OmegaConf.load(settings), "checkpoint.dir")
+            if newest := _newest(home(path, written_to)):
+                return newest
+        resume = str(path)
+    folder, _, name = resume.rpartition("/")
+    above = place(folder)
+    if above.size(name, ".metadata") >= 0:
+        return resume
+    if pointed := above.pointed(name):  # latest, best
+        return f"{folder}/{pointed}"
+    for inside in (f"{resume}/checkpoints", resume):
+        if newest := _newest(place(inside)):
+            return newest
     raise ValueError(f"resume={resume}: holds no checkpoint; give a run's folder or one of its checkpoints/step-*")
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The complete ones, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / ".metadata").exists())
+def home(run_folder: Path, checkpoint_dir: str | None) -> Place:
+    """Where the checkpoints of a run lie."""
+    return place(checkpoint_dir) if checkpoint_dir else Folder(run_folder / "checkpoints")
 
 
-def step_of(checkpoint: Path | None) -> int:
-    """The step that its name tells; 0 for none, or one that was renamed."""
-    named = re.fullmatch(r"step-(\d+)", checkpoint.name) if checkpoint else None
-    return int(named[1]) if named else 0
+def _newest(where: Place) -> str | None:
+    name = where.pointed("latest") or next(iter(where.complete()[::-1]), None)
+    return f"{where}/{name}" if name else None
 
 
-def flush(folder: Path) -> None:
-    """Names in a folder are safe from a crash once the folder itself is flushed."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def own_name(processes: Processes) -> str:
+    """What a process keeps for itself alone."""
+    return f"process-{processes.rank}-of-{processes.world_size}"
+
+
+def packed(state: Any, prefix: str) -> dict[str, Tensor]:
+    """As tensors: those in it as they are, not copied, and all else pickled into one."""
+    tensors: list[Tensor] = []
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
+
+    def aside(value: Any) -> int | None:
+        if not isinstance(value, Tensor):
+            return None
+        tensors.append(value.detach())
+        return len(tensors) - 1
+
+    pickler.persistent_id = aside  # type: ignore[method-assign, assignment]
+    pickler.dump(state)
+    rest = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+    return {prefix: rest, **{f"{prefix}/{number}": tensor for number, tensor in enumerate(tensors)}}
+
+
+def unpacked(tensors: dict[str, Tensor], prefix: str) -> Any:
+    unpickler = pickle.Unpickler(io.BytesIO(tensors[prefix].numpy()))  # type: ignore[arg-type]
+    unpickler.persistent_load = lambda number: tensors[f"{prefix}/{number}"]  # type: ignore[method-assign, misc]
+    return unpickler.load()
+
+
+class _InBlocks(dcp.DefaultSavePlanner):
+    """Cuts what a process writes into blocks of rows, so that a reader need not hold a whole shard beside its own."""
+
+    def create_local_plan(self) -> SavePlan:
+        plan = super().create_local_plan()
+        self.begins = {item.index.fqn: item.tensor_data.chunk.offsets for item in plan.items if item.tensor_data}
+        self.plan = replace(plan, items=[block for item in plan.items for block in _blocks(item)])
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        if write_item.tensor_data is None or not write_item.tensor_data.size:
+            return super().resolve_data(write_item)
+        tensor = self.state_dict[write_item.index.fqn]
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        chunk = write_item.tensor_data.chunk
+        block: Tensor = local.detach().narrow(
+            0, chunk.offsets[0] - self.begins[write_item.index.fqn][0], chunk.sizes[0]
+        )
+        return block
+
+
+def _blocks(item: WriteItem) -> list[WriteItem]:
+    data = item.tensor_data
+    if data is None or not data.size or not data.chunk.sizes[0]:
+        return [item]
+    (start, *offsets), (length, *sizes) = data.chunk.offsets, data.chunk.sizes
+    row_bytes = torch.Size(sizes).numel() * data.properties.dtype.itemsize
+    step = max(1, BLOCK_BYTES // row_bytes)
+    blocks = []
+    for a in range(start, start + length, step):
+        chunk = ChunkStorageMetadata(
+            offsets=torch.Size([a, *offsets]), sizes=torch.Size([min(step, start + length - a), *sizes])
+        )
+        index = MetadataIndex(item.index.fqn, chunk.offsets)
+        blocks.append(WriteItem(index, WriteItemType.SHARD, tensor_data=replace(data, chunk=chunk)))
+    return blocks
+
+
+class _Stretch(dcp.DefaultLoadPlanner):
+    """Reads some rows of one tensor."""
+
+    def __init__(self, name: str, start: int, rows: Tensor):
+        super().__init__()
+        self.name, self.start, self.rows = name, start, rows
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        chunk = ChunkStorageMetadata(
+            offsets=torch.Size([self.start, *[0] * (self.rows.dim() - 1)]), sizes=self.rows.shape
+        )
+        stored = self.metadata.state_dict_metadata[self.name]
+        return LoadPlan(create_read_items_for_chunk_list(self.name, stored, [chunk]))  # type: ignore[arg-type]
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self.rows
+
+    def transform_tensor(self, read_item: ReadItem, tensor: Tensor) -> Tensor:
+        for dim, (offset, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            tensor = tensor.narrow(dim, offset, length)
+        return tensor
+
+
+def _persistently(attempt: Callable[[], None], failed: str, where: Place) -> None:
+    """Attempts again where it may help; of all processes, since it fails on all alike."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        _retried(attempt, where)
+    except (CheckpointException, OSError) as error:
+        cause = _cause(error)
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from error
+        raise CheckpointError(f"{failed} ({cause!r})") from error
+
+
+def _retried(attempt: Callable[[], Any], where: Place) -> Any:
+    for wait in where.retry_seconds:
+        try:
+            return attempt()
+        except (CheckpointException, OSError) as error:
+            if isinstance(_cause(error), FileNotFoundError | PermissionError | KeyboardInterrupt):
+                raise  # waiting changes nothing
+        time.sleep(wait)
+    return attempt()
 
 
 def quiet() -> warnings.catch_warnings:
     """One process needs no process group, of which torch warns."""
     return warnings.catch_warnings(action="ignore", category=UserWarning)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong on the process where it went wrong first."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return error.failures[min(error.failures)][0]
+    return error

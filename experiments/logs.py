@@ -1,6 +1,7 @@
 """Loggers: metrics.csv always, Weights & Biases by config."""
 
 import csv
+import io
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
+
+from .world import write_whole
 
 COLUMNS = ("step", "time", "name", "value")
 
@@ -24,9 +27,11 @@ class MetricsCSV(Logger):
         kept = []
         if resumed_step and self.path.exists():
             with self.path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) <= resumed_step]
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *kept])
+                rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]  # a kill may have cut the last
+                kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= resumed_step]
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([COLUMNS, *kept])
+        write_whole(self.path, text.getvalue())
 
     @property
     def name(self) -> str:

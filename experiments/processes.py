@@ -1,17 +1,21 @@
 """The processes of one run: how many, which one this is, and the group they form."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
+from torch.distributed import ProcessGroup
 
 from heads.collectives import default_group, max_over_processes
 
 from .world import number_of_processes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class Processes:
         rank: of this process among all.
         world_size: of all.
         device: where this process computes.
+        control: their group for small agreements, on the host, so that no GPU waits; None for one process.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    control: ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -34,12 +40,24 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process; all must ask."""
-        return bool(max_over_processes(torch.tensor(int(flag), device=self.device), default_group()))
+        return bool(max_over_processes(torch.tensor(int(flag)), self.control))
 
-    def wait(self) -> None:
-        """For all others to come here."""
+    def by_first(self, work: Callable[[], T]) -> T:
+        """What the first process finds or does, on all. Raises OSError on all where it fails."""
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = work()
+            except OSError as error:
+                outcome[1] = error
+            except Exception as error:  # of a library for object stores
+                outcome[1] = OSError(repr(error))
         if self.world_size > 1:
-            dist.barrier()
+            dist.broadcast_object_list(outcome, 0, group=self.control)
+        found, failure = outcome
+        if failure is not None:
+            raise failure
+        return cast(T, found)
 
 
 @contextmanager
@@ -58,13 +76,17 @@ def joined(config: DictConfig) -> Iterator[Processes]:
         yield Processes(0, 1, device)
         return
     if dist.is_initialized():
-        yield Processes(rank, world_size, device)
+        yield Processes(rank, world_size, device, default_group())
         return
+    control = None
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl")
+        control = dist.new_group(backend="gloo")
+    else:
+        dist.init_process_group("gloo")
     try:
-        yield Processes(rank, world_size, device)
+        yield Processes(rank, world_size, device, control or default_group())
     finally:
         dist.destroy_process_group()
 

@@ -1,7 +1,6 @@
 """What a run measures: training time without pauses, throughput, memory; and its summary at the end."""
 
 import json
-import os
 import resource
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from rich.table import Table
 from .module import HeadModule
 from .processes import Processes
 from .tables import console, readable
+from .world import write_whole
 
 WARMUP_BATCHES = 5  # the first ones pay for allocation and set-up
 
@@ -31,6 +31,7 @@ class Recorder(L.Callback):
             raise ValueError(f"trainer.log_interval={log_interval}: must be at least 1")
         self.folder, self.log_interval, self.processes = folder, log_interval, processes
         self.latest: dict[str, float] = {}
+        self.step_of: dict[str, int] = {}  # the step at which each was measured
         self.seconds = 0.0  # of training since warm-up
         self.images = 0  # in these seconds
         self._batches = 0
@@ -45,8 +46,15 @@ class Recorder(L.Callback):
 
     def record(self, trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
         self.latest.update(metrics)
+        self.step_of.update(dict.fromkeys(metrics, step))
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step)
+
+    def measured_at(self, step: int, prefix: str) -> dict[str, float]:
+        """The metrics of this step whose names begin so."""
+        return {
+            name: value for name, value in self.latest.items() if name.startswith(prefix) and self.step_of[name] == step
+        }
 
     @property
     def images_per_second(self) -> float:
@@ -100,9 +108,7 @@ class Recorder(L.Callback):
             "train/seconds": self.seconds,
             **dict(sorted(measured.items())),
         }
-        aside = path.with_suffix(".json.tmp")
-        aside.write_text(json.dumps(summary, indent=2) + "\n")
-        os.replace(aside, path)
+        write_whole(path, json.dumps(summary, indent=2) + "\n")
         return summary
 
 

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from . import INTERRUPTED, TERMINATED, arguments, compare
-from .world import number_of_processes
+from .world import number_of_processes, write_whole
 
 _sweep: Path | None = None  # the folder of the sweep that this command runs
 
@@ -41,7 +41,9 @@ def job(config: DictConfig) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     OmegaConf.resolve(config)
-    OmegaConf.save(config, folder / "config.yaml")
+    if sweeping and config.checkpoint.dir is not None:
+        config.checkpoint.dir += f"/{settings.job.num}"  # none removes the checkpoints of another
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
     # Read when wandb is imported. How to upload an offline run is in the README.
     silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
     status = start([sys.executable, "-m", f"experiments.{program}", str(folder)], {**silent, **os.environ})

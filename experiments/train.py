@@ -20,13 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import INTERRUPTED
 from .build import build
-from .checkpoint import Checkpoints, find, step_of, strategy_for
+from .checkpoint import find, home
 from .evaluation import Evaluation
 from .logs import MetricsCSV, wandb_logger
 from .module import HeadModule
 from .processes import Processes, joined
 from .progress import ProgressBar
 from .recorder import Recorder, print_summary
+from .saving import Saving
+from .storage import step_of
+from .strategy import strategy_for
 from .world import end_with_parent
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -75,7 +78,12 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         raise ValueError(f"trainer.precision={config.trainer.precision!r}: must be one of {', '.join(PRECISIONS)}")
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed={config.seed}: must lie between 0 and 2^32 - 1")
-    checkpoint = find(config.resume, folder)
+    checkpoint, checkpoints = find(config.resume, folder, config.checkpoint.dir), home(folder, config.checkpoint.dir)
+    if (others := checkpoints.complete()) and f"{checkpoint}".rpartition("/")[0] != str(checkpoints):
+        raise ValueError(
+            f"checkpoint.dir={checkpoints}: holds {others[-1]} of another training, and would mix with it; resume=auto "
+            "goes on from there"
+        )
     L.seed_everything(config.seed, verbose=False)
     data = build(config.data)
     module = HeadModule(config, data, processes)
@@ -87,13 +95,13 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         recorder,
         interrupt,
         Evaluation(config.evaluate, recorder),
-        Checkpoints(config.checkpoint, folder / "checkpoints", recorder),
+        Saving(config.checkpoint, checkpoints, recorder),
     ]
     loggers: list[Logger] = []
     wandb_run = None
     if processes.first:
         callbacks.append(ProgressBar(recorder, config.trainer.log_interval))
-        loggers.append(MetricsCSV(folder, resumed_step=step_of(checkpoint)))
+        loggers.append(MetricsCSV(folder, resumed_step=step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0))
         if (wandb_run := wandb_logger(config, folder)) is not None:
             loggers.append(wandb_run)
     trainer = L.Trainer(

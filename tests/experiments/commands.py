@@ -10,8 +10,10 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import Tensor
 
 from experiments.arguments import CONF
+from experiments.checkpoint import Stored
 
 ROOT = Path(__file__).resolve().parents[2]
 # Warnings are errors in the commands too; the exceptions are those of pyproject.toml.
@@ -51,3 +53,10 @@ def metrics(folder: Path, name: str) -> dict[int, float]:
     """step -> value"""
     with (folder / "metrics.csv").open(newline="") as file:
         return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == name}
+
+
+def stored_rows(checkpoint: Path) -> dict[str, Tensor]:
+    """Rows and row state of all classes."""
+    stored = Stored(str(checkpoint))
+    names = [name for name in stored.tensors if name.startswith("head.centers.")]
+    return {name: stored.stretch(name, 0, stored.tensors[name].size[0]) for name in names}

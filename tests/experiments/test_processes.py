@@ -11,11 +11,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments.checkpoint import read
 from experiments.processes import joined
 from experiments.train import train
 from experiments.world import number_of_processes
-from tests.experiments.commands import ROOT, call, command, config, environment, metrics, summary
+from tests.experiments.commands import ROOT, call, command, config, environment, metrics, stored_rows, summary
 from tests.workers import rank_and_world
 
 # No BatchNorm, whose statistics are of each process's part.
@@ -96,18 +95,9 @@ def test_another_number_of_processes_goes_on_with_the_same_rows(swept, world_siz
     again = metrics(tmp_path, "train/loss")
     assert list(again) == list(range(7, 13))
     assert list(again.values()) == pytest.approx([whole[step] for step in again], rel=1e-5)
-    both = [rows(folder / "checkpoints" / "step-00000012") for folder in (swept / "1", tmp_path)]
+    both = [stored_rows(folder / "checkpoints" / "step-00000012") for folder in (swept / "1", tmp_path)]
     for name, tensor in both[0].items():
         assert torch.allclose(both[1][name], tensor, rtol=1e-4, atol=1e-6) and tensor.abs().sum() > 0
-
-
-def rows(checkpoint: Path) -> dict[str, torch.Tensor]:
-    names = ("head.centers.rows", "head.centers.momentum")
-    return {
-        name: tensor
-        for name, tensor in read(checkpoint, {name: torch.empty(2803, 128) for name in names}).items()
-        if name in names
-    }
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen:

@@ -1,0 +1,107 @@
+"""When checkpoints are written, and which of them stay."""
+
+import time
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig
+
+from .checkpoint import CheckpointError
+from .module import HeadModule
+from .recorder import Recorder
+from .storage import Place, name_of
+
+
+class Saving(L.Callback):
+    """Writes a checkpoint every so many steps or minutes, when a metric was never better, and at the end.
+
+    All but the newest `keep` and the best are removed. One that cannot be written is told of, and training goes on;
+    at the end it is an error.
+    """
+
+    def __init__(self, config: DictConfig, place: Place, recorder: Recorder):
+        for name in ("interval", "minutes"):
+            if config[name] is not None and config[name] <= 0:
+                raise ValueError(f"checkpoint.{name}={config[name]}: must be positive; null for none of that kind")
+        if config.keep < 1:
+            raise ValueError(f"checkpoint.keep={config.keep}: must be at least 1")
+        if config.best_mode not in ("max", "min"):
+            raise ValueError(f"checkpoint.best_mode={config.best_mode!r}: must be max or min")
+        self.interval, self.minutes, self.keep = config.interval, config.minutes, config.keep
+        self.best, self.sign = config.best, 1 if config.best_mode == "max" else -1
+        self.place, self.recorder = place, recorder
+        self.saved_step, self.saved_time = -1, time.monotonic()
+        self.best_value: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "value": self.best_value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["best"] == self.best:
+            self.best_value = state["value"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, HeadModule)
+        if not module.between_steps:
+            return
+        better = self._is_better(module)
+        late = self.minutes is not None and time.monotonic() - self.saved_time >= 60 * self.minutes
+        if self.minutes is not None:
+            late = module.processes.any(late and module.processes.first)
+        if better or late or (self.interval and module.step % self.interval == 0):
+            try:
+                self.save(trainer, module, better)
+            except CheckpointError as error:
+                self.saved_time = time.monotonic()
+                if module.processes.first:
+                    print(f"\nwarning: {error}; {self._left()}. Training goes on without it.", flush=True)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, HeadModule)
+        try:
+            if module.between_steps:
+                self.save(trainer, module)
+        except CheckpointError as error:
+            raise ValueError(f"{error}; {self._left()}. Make room or name another checkpoint.dir") from error
+
+    def save(self, trainer: L.Trainer, module: HeadModule, better: bool = False) -> None:
+        """Raises CheckpointError on all processes."""
+        if module.step in (0, self.saved_step):
+            return
+        processes = module.processes
+        with self.recorder.paused():
+            module.share_buffers()
+            try:
+                name = processes.by_first(lambda: name_of(module.step, self.place.complete()))
+                trainer.save_checkpoint(f"{self.place}/{name}")
+                self.saved_step, self.saved_time = module.step, time.monotonic()
+                processes.by_first(lambda: self._tidy(name, better))
+            except OSError as error:
+                raise CheckpointError(f"checkpoint.dir={self.place}: {error!r}") from error
+
+    def _is_better(self, module: HeadModule) -> bool:
+        """Whether the metric that decides was measured in this step, and is better than ever; the same on all."""
+        if self.best is None:
+            return False
+        better = False
+        if module.processes.first and (measured := self.recorder.measured_at(module.step, "val/")):
+            if self.best not in measured:
+                raise ValueError(f"checkpoint.best={self.best}: is not measured; choose one of {', '.join(measured)}")
+            value = measured[self.best]
+            better = self.best_value is None or self.sign * (value - self.best_value) > 0
+            self.best_value = value if better else self.best_value
+        return module.processes.any(better)
+
+    def _tidy(self, newest: str, better: bool) -> None:
+        if better:
+            self.place.point("best", newest)
+        stay = {newest, self.place.pointed("best")}
+        for name in self.place.complete()[: -self.keep]:
+            if name not in stay:
+                self.place.remove(name)
+
+    def _left(self) -> str:
+        complete = self.place.complete()
+        return f"resume={self.place}/{complete[-1]} is complete" if complete else "no checkpoint is complete yet"

@@ -1,0 +1,214 @@
+"""Where checkpoints lie: a folder, or any URL that fsspec knows, such as s3:// or hdfs://.
+
+A checkpoint is a folder `step-N`. It is complete once it has its `.metadata`, which is written last, and only
+complete ones are ever listed. `latest` (and `best`) point to one of them.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch.distributed.checkpoint as dcp
+from fsspec.core import url_to_fs
+
+COMPLETE = ".metadata"  # the file that torch.distributed.checkpoint writes last
+NAME = re.compile(r"step-(\d{8,})(-\d+)?")
+ASIDE = re.compile(rf"\.{NAME.pattern}\.partial")
+
+
+class Place(Protocol):
+    """A folder or a URL with checkpoints. All but `writer` and `reader` are for one process to call."""
+
+    retry_seconds: tuple[float, ...]  # waits before each further attempt to write or read
+
+    def complete(self) -> list[str]:
+        """Names of the complete checkpoints, by step."""
+        ...
+
+    def begin(self, name: str) -> None:
+        """Makes room for a new checkpoint, and removes what a killed save left behind."""
+        ...
+
+    def writer(self, name: str) -> dcp.StorageWriter: ...
+
+    def commit(self, name: str) -> None:
+        """All processes have written: from here on it is there."""
+        ...
+
+    def remove(self, name: str) -> None: ...
+
+    def point(self, pointer: str, name: str) -> None:
+        """`pointer` leads to `name`, and at no moment to nothing."""
+        ...
+
+    def pointed(self, pointer: str) -> str | None:
+        """The complete checkpoint that a pointer leads to."""
+        ...
+
+    def reader(self, name: str) -> dcp.FileSystemReader: ...
+
+    def size(self, name: str, file: str) -> int:
+        """Bytes of a file of a checkpoint; -1 if it is missing."""
+        ...
+
+
+def place(url: str | Path) -> Place:
+    """Raises ValueError for a URL of no known protocol, or one whose library is not installed."""
+    return Remote(str(url)) if "://" in str(url) else Folder(Path(url))
+
+
+class Folder:
+    """Checkpoints are written aside, flushed and renamed."""
+
+    retry_seconds: tuple[float, ...] = ()
+
+    def __init__(self, path: Path):
+        self.path = path.resolve()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def complete(self) -> list[str]:
+        return in_order(
+            path.parent.name for path in self.path.glob(f"*/{COMPLETE}") if NAME.fullmatch(path.parent.name)
+        )
+
+    def begin(self, name: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.iterdir():
+            if (NAME.fullmatch(left.name) and not (left / COMPLETE).exists()) or ASIDE.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        self._aside(name).mkdir()
+
+    def writer(self, name: str) -> dcp.StorageWriter:
+        return dcp.FileSystemWriter(self._aside(name), sync_files=True)
+
+    def commit(self, name: str) -> None:
+        flush(self._aside(name))
+        self._aside(name).rename(self.path / name)
+        flush(self.path)
+
+    def remove(self, name: str) -> None:
+        (self.path / name / COMPLETE).unlink()  # first: what is half removed is not complete
+        shutil.rmtree(self.path / name)
+
+    def point(self, pointer: str, name: str) -> None:
+        link = self.path / f".{pointer}.new"
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+        os.replace(link, self.path / pointer)
+        flush(self.path)
+
+    def pointed(self, pointer: str) -> str | None:
+        target = self.path / pointer
+        return target.resolve().name if (target / COMPLETE).exists() else None
+
+    def reader(self, name: str) -> dcp.FileSystemReader:
+        return dcp.FileSystemReader(self.path / name)
+
+    def size(self, name: str, file: str) -> int:
+        path = self.path / name / file
+        return path.stat().st_size if path.exists() else -1
+
+    def _aside(self, name: str) -> Path:
+        return self.path / f".{name}.partial"
+
+
+class Remote:
+    """Object stores have neither rename nor links: files go straight to their place, `.metadata` last, and a pointer
+    is a file with a name in it."""
+
+    retry_seconds: tuple[float, ...] = (1.0, 5.0, 25.0)
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        try:
+            self.files, self.path = url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{url}: {error}") from error
+
+    def __str__(self) -> str:
+        return self.url
+
+    def complete(self) -> list[str]:
+        return in_order(name for name in self._names() if self.files.exists(f"{self.path}/{name}/{COMPLETE}"))
+
+    def begin(self, name: str) -> None:
+        self.files.makedirs(self.path, exist_ok=True)
+        complete = self.complete()
+        for left in self._names():
+            if left not in complete:
+                self.files.rm(f"{self.path}/{left}", recursive=True)
+
+    def writer(self, name: str) -> dcp.StorageWriter:
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+
+        # Nothing to flush: a file of an object store is there once it is closed.
+        writer: dcp.StorageWriter = FsspecWriter(f"{self.url}/{name}", sync_files=False)
+        return writer
+
+    def commit(self, name: str) -> None:
+        """It is complete already."""
+
+    def remove(self, name: str) -> None:
+        self.files.rm(f"{self.path}/{name}/{COMPLETE}")
+        self.files.rm(f"{self.path}/{name}", recursive=True)
+
+    def point(self, pointer: str, name: str) -> None:
+        self.files.pipe_file(f"{self.path}/{pointer}", name.encode())
+
+    def pointed(self, pointer: str) -> str | None:
+        self.files.invalidate_cache()
+        if not self.files.exists(f"{self.path}/{pointer}"):
+            return None
+        name: str = self.files.cat_file(f"{self.path}/{pointer}").decode()
+        return name if self.files.exists(f"{self.path}/{name}/{COMPLETE}") else None
+
+    def reader(self, name: str) -> dcp.FileSystemReader:
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+        reader: dcp.FileSystemReader = FsspecReader(f"{self.url}/{name}")
+        return reader
+
+    def size(self, name: str, file: str) -> int:
+        path = f"{self.path}/{name}/{file}"
+        return int(self.files.size(path)) if self.files.exists(path) else -1
+
+    def _names(self) -> list[str]:
+        self.files.invalidate_cache()  # others write here too
+        if not self.files.exists(self.path):
+            return []
+        listed: list[Any] = self.files.ls(self.path, detail=False)
+        names = [each.rstrip("/").rpartition("/")[2] for each in listed]
+        return [name for name in names if NAME.fullmatch(name)]
+
+
+def in_order(names: Any) -> list[str]:
+    return sorted(names, key=lambda name: (step_of(name), len(name), name))  # step-N, then step-N-2
+
+
+def step_of(name: str) -> int:
+    """The step that a checkpoint's name tells; 0 for one that was renamed."""
+    named = NAME.fullmatch(name)
+    return int(named[1]) if named else 0
+
+
+def name_of(step: int, taken: list[str]) -> str:
+    """A name that none has yet: a training that goes on from an older checkpoint passes a step twice."""
+    name = plain = f"step-{step:08d}"
+    for again in range(2, len(taken) + 2):
+        if name not in taken:
+            break
+        name = f"{plain}-{again}"
+    return name
+
+
+def flush(folder: Path) -> None:
+    """Names in a folder are safe from a crash once the folder itself is flushed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

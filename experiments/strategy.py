@@ -1,0 +1,63 @@
+"""Lightning strategies whose checkpoints hold the rows of every process."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+
+from .checkpoint import read, write
+from .module import HeadModule
+from .processes import Processes
+from .storage import place
+
+
+class ShardedCheckpointMixin:
+    """Takes the head's rows, and what is of one process alone, out of what Lightning collects."""
+
+    restore_checkpoint_after_setup = True  # the row state exists once the optimizers do
+    lightning_module: L.LightningModule | None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        module = self._module()
+        rows, own_keys = rows_of(module), own_state_keys(module)
+        weights = checkpoint["state_dict"]
+        own = {"random": checkpoint.pop("random"), "state_dict": {key: weights[key] for key in own_keys}}
+        checkpoint["state_dict"] = {key: weights[key] for key in weights if key not in rows and key not in own_keys}
+        folder, _, name = str(filepath).rpartition("/")
+        write(checkpoint, own, rows, place(folder), name, module.processes)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads straight into the live rows, once their shapes are known to fit."""
+        module = self._module()
+        rows = rows_of(module)
+        checkpoint: dict[str, Any]
+        checkpoint, own = read(str(checkpoint_path), rows, module.processes)
+        checkpoint["random"] = own["random"]
+        checkpoint["state_dict"] |= own["state_dict"] | rows
+        return checkpoint
+
+    def _module(self) -> HeadModule:
+        assert isinstance(self.lightning_module, HeadModule)
+        return self.lightning_module
+
+
+class SingleDevice(ShardedCheckpointMixin, SingleDeviceStrategy):
+    pass
+
+
+class DDP(ShardedCheckpointMixin, DDPStrategy):
+    pass
+
+
+def strategy_for(processes: Processes) -> SingleDevice | DDP:
+    return SingleDevice(processes.device) if processes.world_size == 1 else DDP()
+
+
+def rows_of(module: HeadModule) -> dict[str, Tensor]:
+    """The rows and row state of the head, by their names in the module's state dict."""
+    return {f"head.{name}": tensor for name, tensor in module.head.sharded_state().items()}
+
+
+def own_state_keys(module: HeadModule) -> list[str]:
+    return ["head._extra_state"] if module.head.state_differs else []
