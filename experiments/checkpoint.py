@@ -65,13 +65,14 @@ def read(path: str, rows: dict[str, Tensor], processes: Processes) -> tuple[Any,
     number of them wrote it. Nothing is touched if the shapes do not fit.
     """
     stored = Stored(path)
+    kept = {name for name in stored.tensors if name.startswith("head.")}
+    if kept != set(rows):
+        there, wanted = (sorted(key.rpartition(".")[2] for key in names) for names in (kept, rows))
+        raise ValueError(
+            f"resume={path}: holds the row state {there}, and this run's head and optimizer keep {wanted}; resume with "
+            "those it was trained with"
+        )
     for name, tensor in rows.items():
-        if name not in stored.tensors:
-            kept = sorted(key.rpartition(".")[2] for key in stored.tensors if key.startswith("head."))
-            raise ValueError(
-                f"resume={path}: holds the row state {kept} but not {name.rpartition('.')[2]!r}; "
-                "resume with the head and optimizer it was trained with"
-            )
         if stored.tensors[name].size != tensor.shape:
             raise ValueError(
                 f"resume={path}: its class centers are {list(stored.tensors[name].size)} (classes, embedding size), "
@@ -195,8 +196,8 @@ def home(run_folder: Path, checkpoint_dir: str | None) -> Place:
 
 
 def _newest(where: Place) -> str | None:
-    name = where.pointed("latest") or next(iter(where.complete()[::-1]), None)
-    return f"{where}/{name}" if name else None
+    complete = where.complete()
+    return f"{where}/{complete[-1]}" if complete else None
 
 
 def own_name(processes: Processes) -> str:
@@ -298,7 +299,7 @@ def _persistently(attempt: Callable[[], None], failed: str, where: Place) -> Non
         cause = _cause(error)
         if isinstance(cause, KeyboardInterrupt):
             raise cause from error
-        raise CheckpointError(f"{failed} ({cause!r})") from error
+        raise CheckpointError(f"{failed} ({cause if isinstance(cause, OSError) else repr(cause)})") from error
 
 
 def _retried(attempt: Callable[[], Any], where: Place) -> Any:
@@ -318,7 +319,10 @@ def quiet() -> warnings.catch_warnings:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong on the process where it went wrong first."""
+    """What went wrong first, on the process where it did."""
     if isinstance(error, CheckpointException) and error.failures:
-        return error.failures[min(error.failures)][0]
-    return error
+        error = error.failures[min(error.failures)][0]
+    deeper: BaseException | None = error
+    while deeper is not None and not isinstance(deeper, OSError | KeyboardInterrupt):
+        deeper = deeper.__cause__ or deeper.__context__  # torch.save ends in an error of its own
+    return deeper or error

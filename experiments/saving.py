@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from .checkpoint import CheckpointError
 from .module import HeadModule
 from .recorder import Recorder
-from .storage import Place, name_of
+from .storage import Place
 
 
 class Saving(L.Callback):
@@ -39,6 +39,13 @@ class Saving(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["best"] == self.best:
             self.best_value = state["value"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, HeadModule)
+        complete = module.processes.by_first(self.place.complete)
+        if self._name(module) in complete:  # this training goes on from it
+            self.saved_step = module.step
+        self.saved_time = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,12 +81,12 @@ class Saving(L.Callback):
         with self.recorder.paused():
             module.share_buffers()
             try:
-                name = processes.by_first(lambda: name_of(module.step, self.place.complete()))
+                name = self._name(module)
                 trainer.save_checkpoint(f"{self.place}/{name}")
                 self.saved_step, self.saved_time = module.step, time.monotonic()
                 processes.by_first(lambda: self._tidy(name, better))
             except OSError as error:
-                raise CheckpointError(f"checkpoint.dir={self.place}: {error!r}") from error
+                raise CheckpointError(f"checkpoint.dir={self.place}: {error}") from error
 
     def _is_better(self, module: HeadModule) -> bool:
         """Whether the metric that decides was measured in this step, and is better than ever; the same on all."""
@@ -101,6 +108,9 @@ class Saving(L.Callback):
         for name in self.place.complete()[: -self.keep]:
             if name not in stay:
                 self.place.remove(name)
+
+    def _name(self, module: HeadModule) -> str:
+        return f"step-{module.step:08d}"
 
     def _left(self) -> str:
         complete = self.place.complete()

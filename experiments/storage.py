@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from fsspec.core import url_to_fs
 
 COMPLETE = ".metadata"  # the file that torch.distributed.checkpoint writes last
-NAME = re.compile(r"step-(\d{8,})(-\d+)?")
+NAME = re.compile(r"step-(\d{8,})")
 ASIDE = re.compile(rf"\.{NAME.pattern}\.partial")
 
 
@@ -71,9 +71,8 @@ class Folder:
         return str(self.path)
 
     def complete(self) -> list[str]:
-        return in_order(
-            path.parent.name for path in self.path.glob(f"*/{COMPLETE}") if NAME.fullmatch(path.parent.name)
-        )
+        found = [path.parent.name for path in self.path.glob(f"*/{COMPLETE}")]
+        return sorted((name for name in found if NAME.fullmatch(name)), key=step_of)
 
     def begin(self, name: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -133,7 +132,8 @@ class Remote:
         return self.url
 
     def complete(self) -> list[str]:
-        return in_order(name for name in self._names() if self.files.exists(f"{self.path}/{name}/{COMPLETE}"))
+        complete = [name for name in self._names() if self.files.exists(f"{self.path}/{name}/{COMPLETE}")]
+        return sorted(complete, key=step_of)
 
     def begin(self, name: str) -> None:
         self.files.makedirs(self.path, exist_ok=True)
@@ -161,7 +161,7 @@ class Remote:
 
     def pointed(self, pointer: str) -> str | None:
         self.files.invalidate_cache()
-        if not self.files.exists(f"{self.path}/{pointer}"):
+        if not self.files.isfile(f"{self.path}/{pointer}"):
             return None
         name: str = self.files.cat_file(f"{self.path}/{pointer}").decode()
         return name if self.files.exists(f"{self.path}/{name}/{COMPLETE}") else None
@@ -185,24 +185,10 @@ class Remote:
         return [name for name in names if NAME.fullmatch(name)]
 
 
-def in_order(names: Any) -> list[str]:
-    return sorted(names, key=lambda name: (step_of(name), len(name), name))  # step-N, then step-N-2
-
-
 def step_of(name: str) -> int:
     """The step that a checkpoint's name tells; 0 for one that was renamed."""
     named = NAME.fullmatch(name)
     return int(named[1]) if named else 0
-
-
-def name_of(step: int, taken: list[str]) -> str:
-    """A name that none has yet: a training that goes on from an older checkpoint passes a step twice."""
-    name = plain = f"step-{step:08d}"
-    for again in range(2, len(taken) + 2):
-        if name not in taken:
-            break
-        name = f"{plain}-{again}"
-    return name
 
 
 def flush(folder: Path) -> None:

@@ -79,10 +79,10 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed={config.seed}: must lie between 0 and 2^32 - 1")
     checkpoint, checkpoints = find(config.resume, folder, config.checkpoint.dir), home(folder, config.checkpoint.dir)
-    if (others := checkpoints.complete()) and f"{checkpoint}".rpartition("/")[0] != str(checkpoints):
+    if (there := checkpoints.complete()) and checkpoint != f"{checkpoints}/{there[-1]}":
         raise ValueError(
-            f"checkpoint.dir={checkpoints}: holds {others[-1]} of another training, and would mix with it; resume=auto "
-            "goes on from there"
+            f"checkpoint.dir={checkpoints}: this training would mix with {there[-1]} there; go on from that with "
+            "resume=auto, or remove it, or train in another folder"
         )
     L.seed_everything(config.seed, verbose=False)
     data = build(config.data)

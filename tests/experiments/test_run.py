@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments import arguments
+from experiments.storage import Folder
 from experiments.train import train
 from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, stored_rows, summary
 
@@ -76,6 +77,32 @@ def test_resume_auto_goes_on_in_the_same_folder(finished, tmp_path):
     assert_same_rows(folder, again)
 
 
+def test_two_trainings_do_not_mix(finished):
+    folder, _ = finished
+    older = folder / "checkpoints" / "step-00000010"
+    for words in ([], [f"resume={older}"]):
+        with pytest.raises(ValueError, match=r"this training would mix with step-00000020 there; go on .* resume=auto"):
+            train(config(*SMOKE, *words), folder)
+
+
+def test_the_best_stays_and_minutes_count(tmp_path):
+    words = [*SMOKE, "evaluate.interval=4", "trainer.max_steps=24", "checkpoint.interval=3", "checkpoint.keep=1"]
+    words += ["checkpoint.best=val/rank1", "checkpoint.best_mode=min", "logger.wandb.mode=disabled"]
+    assert train(config(*words), tmp_path) == 0
+    measured = metrics(tmp_path, "val/rank1")
+    best = min(measured, key=measured.get)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        *("best", "latest", f"step-{best:08d}", "step-00000024"),
+    }
+    assert Folder(tmp_path / "checkpoints").pointed("best") == f"step-{best:08d}"
+    (tmp_path / "b").mkdir()
+    again = [*SMOKE, "trainer.max_steps=12", "checkpoint.interval=null", "checkpoint.minutes=1e-9"]
+    assert train(config(*again, "checkpoint.keep=99", "logger.wandb.mode=disabled"), tmp_path / "b") == 0
+    assert len(Folder(tmp_path / "b" / "checkpoints").complete()) == 12
+    with pytest.raises(ValueError, match=r"checkpoint\.best=val/rank: is not measured; choose one of val/"):
+        train(config(*words, "checkpoint.best=val/rank", "checkpoint.dir=memory://best"), tmp_path)
+
+
 def test_resuming_what_is_finished_changes_nothing(finished, tmp_path):
     folder, _ = finished
     again = tmp_path / "d"
@@ -97,18 +124,25 @@ def assert_same_rows(one: Path, other: Path) -> None:
     [
         (["resume=/nowhere"], "resume=/nowhere: holds no checkpoint"),
         (["embedding_size=64", "resume={}"], "class centers are"),
-        (["optimizer=adamw", "resume={}"], r"holds the row state \['momentum', 'rows'\] but not 'exp_avg'"),
+        (
+            ["optimizer=adamw", "resume={}"],
+            r"row state \['momentum', 'rows'\], .* keep \['exp_avg', 'exp_avg_sq'",
+        ),
         (["batch_size=60", "resume={}"], "batch_size=60"),
-        (["resume={}.truncated"], "not a readable checkpoint"),
+        (["head=ffc", "resume={}"], r"row state \['momentum', 'rows'\], .* keep \[\]"),
+        (["data.heldout=0.1", "resume={}"], r"class centers are \[2803, 128\].*this run's \[2656, 128\]"),
+        (["resume={cut}/step-00000013"], "not a readable checkpoint.*; beside it lies resume=.*/step-00000020"),
+        (["resume={cut}/step-00000017"], r"damaged, its file __0_0\.distcp of .* bytes has 9 bytes; beside it lies"),
     ],
 )
 def test_what_cannot_be_resumed_is_told(finished, overrides, words, tmp_path):
     saved = finished[0] / "checkpoints" / "step-00000010"
-    broken = saved.with_name(f"{saved.name}.truncated")
-    if not broken.exists():
+    shutil.copytree(saved.with_name("step-00000020"), tmp_path / "cut" / "step-00000020")
+    for step, file, length in ((13, ".metadata", 100), (17, "__0_0.distcp", 9)):
+        broken = tmp_path / "cut" / f"step-{step:08d}"
         shutil.copytree(saved, broken)
-        (broken / ".metadata").write_bytes((broken / ".metadata").read_bytes()[:100])
-    filled = [override.format(saved) for override in overrides]
+        (broken / file).write_bytes((broken / file).read_bytes()[:length])
+    filled = [override.format(saved, cut=tmp_path / "cut") for override in overrides]
     with pytest.raises(ValueError, match=words):
         train(config(*SMOKE, *filled, "logger.wandb.mode=disabled"), tmp_path)
 
