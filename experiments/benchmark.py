@@ -29,6 +29,7 @@ FIGURES = (
     "bytes",
     "per_second",
     "over_floor",
+    "over_held",
     "over_limit",
     "over_linked_list",
     "ns_per_key",

@@ -7,6 +7,7 @@ number of processes, and neither saving nor loading needs much memory beside wha
 
 import io
 import pickle
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from .processes import Processes
 from .storage import Folder, Place, place
 
-BLOCK_BYTES = 2**26  # of a tensor that is written, and read, at a time
+BLOCK_BYTES = 2**23  # of a tensor that is written, and read, at a time
 SHARED = "lightning"
 
 
@@ -81,7 +82,7 @@ def read(path: str, rows: dict[str, Tensor], processes: Processes) -> tuple[Any,
     mine = own_name(processes)
     if mine not in stored.tensors:
         mine = next(key for key in stored.tensors if key.startswith("process-0-of-") and "/" not in key)
-    tensors = {**rows, **stored.blank(SHARED), **stored.blank(mine)}
+    tensors = {**rows, **stored.blank(SHARED), **stored.blank(mine, in_file=True)}
     stored.load(tensors, together=True)
     return unpacked(tensors, SHARED), unpacked(tensors, mine)
 
@@ -112,13 +113,18 @@ class Stored:
             ) from error
         self._check_files()
 
-    def blank(self, prefix: str) -> dict[str, Tensor]:
-        """Room for all tensors that `packed` made under this prefix."""
-        return {
-            name: torch.empty(each.size, dtype=each.properties.dtype)
-            for name, each in self.tensors.items()
-            if name == prefix or name.startswith(f"{prefix}/")
-        }
+    def blank(self, prefix: str, *, in_file: bool = False) -> dict[str, Tensor]:
+        """Room for the tensors that `packed` made under this prefix; large ones in a file, where that is enough."""
+        blank = {}
+        for name, each in self.tensors.items():
+            if name == prefix or name.startswith(f"{prefix}/"):
+                dtype, size = each.properties.dtype, each.size
+                if in_file and size.numel() * dtype.itemsize > BLOCK_BYTES:
+                    with tempfile.NamedTemporaryFile(prefix="headcount-") as file:
+                        blank[name] = torch.from_file(file.name, True, size.numel(), dtype=dtype).view(size)
+                else:
+                    blank[name] = torch.empty(size, dtype=dtype)
+        return blank
 
     def load(
         self, tensors: dict[str, Tensor], *, together: bool = False, planner: dcp.LoadPlanner | None = None

@@ -19,6 +19,7 @@ from heads import Head
 from heads.collectives import default_group, max_over_processes
 
 from .build import build
+from .precision import LossScale
 from .processes import Processes
 from .schedule import polynomial
 
@@ -27,7 +28,8 @@ class HeadModule(L.LightningModule):
     """Trains `config.backbone` and `config.head` on a data set.
 
     Attributes:
-        step: optimizer steps so far.
+        step: optimizer steps so far, those skipped for overflow among them.
+        skipped_steps: of these.
         num_steps: of the whole training.
         last_loss: of the last step, the mean over its micro-batches; a detached scalar.
     """
@@ -58,7 +60,8 @@ class HeadModule(L.LightningModule):
         self.loader = BatchLoader(
             streams, self.num_steps * self.accumulate, config.batch_size, num_workers=config.num_workers
         )
-        self.step = 0
+        self.loss_scale = LossScale(processes) if config.trainer.precision == "16-mixed" else None
+        self.step = self.skipped_steps = 0
         self.last_loss = torch.zeros(())
         self._loss_sum = torch.zeros(())
 
@@ -84,22 +87,36 @@ class HeadModule(L.LightningModule):
         return [backbone, rows], schedules
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        loss = self.head.training_loss(self.backbone, batch)
+        loss = self.head.training_loss(self._encode, batch)
         self.manual_backward(loss / self.accumulate)
         self._loss_sum = self._loss_sum.to(loss.device) + loss.detach() / self.accumulate
         if self.between_steps:
             self._optimizer_step()
 
+    def _encode(self, images: Tensor) -> Tensor:
+        embeddings: Tensor = self.backbone(images)
+        return embeddings if self.loss_scale is None else self.loss_scale.apply(embeddings)
+
     def _optimizer_step(self) -> None:
-        backbone, rows = self.optimizers()  # type: ignore[attr-defined, misc]
+        backbone, rows = (wrapped.optimizer for wrapped in self.optimizers())  # type: ignore[attr-defined, misc, union-attr]
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(backbone)
         if self.config.trainer.gradient_clip_val is not None:
             nn.utils.clip_grad_norm_(self.backbone.parameters(), self.config.trainer.gradient_clip_val)
-        backbone.step()
-        rows.optimizer.step()  # past Lightning's wrapper, which would count a step of its own
+        if self.loss_scale is None:
+            backbone.step()
+            skipped = False
+        else:
+            skipped = not self.loss_scale.step(backbone)
+        if skipped:
+            self.skipped_steps += 1
+            self.head.advance()
+        else:
+            rows.step()
+            for schedule in self.lr_schedulers():  # type: ignore[union-attr]
+                schedule.step()  # type: ignore[union-attr]
         backbone.zero_grad()
         rows.zero_grad()
-        for schedule in self.lr_schedulers():  # type: ignore[union-attr]
-            schedule.step()  # type: ignore[union-attr]
         self.step += 1
         self.last_loss, self._loss_sum = self._loss_sum, torch.zeros_like(self._loss_sum)
 
@@ -121,6 +138,8 @@ class HeadModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=torch.get_rng_state())
+        if self.loss_scale is not None:
+            checkpoint.update(loss_scale=self.loss_scale.state_dict(), skipped_steps=self.skipped_steps)
         # Lightning's own count of batches would fight with the loader's over where to resume.
         del checkpoint["loops"]
 
@@ -128,6 +147,9 @@ class HeadModule(L.LightningModule):
         self.step = checkpoint["step"]
         self.loader.load_state_dict(checkpoint["loader"])
         torch.set_rng_state(checkpoint["random"])
+        if self.loss_scale is not None and "loss_scale" in checkpoint:
+            self.loss_scale.load_state_dict(checkpoint["loss_scale"])
+            self.skipped_steps = checkpoint["skipped_steps"]
 
 
 def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:

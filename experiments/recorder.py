@@ -82,6 +82,7 @@ class Recorder(L.Callback):
     def measure(self, module: HeadModule) -> dict[str, float]:
         return {
             "train/loss": float(module.last_loss),
+            **({"train/skipped_steps": module.skipped_steps} if module.loss_scale else {}),
             "train/lr": module.optimizers()[0].param_groups[0]["lr"],  # type: ignore[index]
             "throughput/images_per_second": self.images_per_second,
             **{f"head/{name}": float(value) for name, value in module.head.stats().items()},

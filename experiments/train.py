@@ -24,6 +24,7 @@ from .checkpoint import find, home
 from .evaluation import Evaluation
 from .logs import MetricsCSV, wandb_logger
 from .module import HeadModule
+from .precision import plugin_for
 from .processes import Processes, joined
 from .progress import ProgressBar
 from .recorder import Recorder, print_summary
@@ -31,8 +32,6 @@ from .saving import Saving
 from .storage import step_of
 from .strategy import strategy_for
 from .world import end_with_parent
-
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class StopOnInterrupt(L.Callback):
@@ -74,8 +73,9 @@ def train(config: DictConfig, folder: Path) -> int:
 
 
 def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
-    if config.trainer.precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision={config.trainer.precision!r}: must be one of {', '.join(PRECISIONS)}")
+    precision = plugin_for(config.trainer.precision, processes.device)
+    if config.trainer.sync_batchnorm and processes.device.type == "cpu":
+        raise ValueError("trainer.sync_batchnorm=true: needs GPUs; on CPU each process keeps statistics of its own")
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed={config.seed}: must lie between 0 and 2^32 - 1")
     checkpoint, checkpoints = find(config.resume, folder, config.checkpoint.dir), home(folder, config.checkpoint.dir)
@@ -109,7 +109,8 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=strategy_for(processes),
-        precision=config.trainer.precision,
+        plugins=[precision],
+        sync_batchnorm=config.trainer.sync_batchnorm,
         max_epochs=1,  # of Lightning: the loader itself runs through all steps
         logger=loggers,
         callbacks=callbacks,  # type: ignore[arg-type]

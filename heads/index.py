@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -261,9 +261,7 @@ class Annoy(Index):
         return torch.from_numpy(found).to(x_nD.device)
 
     def state_dict(self) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
-            self.forest.save(os.fspath(Path(folder, "forest")))
-            forest = torch.from_numpy(np.fromfile(Path(folder, "forest"), dtype=np.uint8))
+        forest = _through_a_file(lambda path: self.forest.save(path))
         return {"width": self.width, "forest": forest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -348,11 +346,13 @@ class IVF(Index):
         return index
 
     def state_dict(self) -> dict[str, Any]:
-        lists = torch.from_numpy(_faiss().serialize_index(self.lists))
+        lists = _through_a_file(lambda path: _faiss().write_index(self.lists, path))
         return {"renewed": self.renewed, "nprobe": self.lists.nprobe, "lists": lists}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.lists = _faiss().deserialize_index(state["lists"].numpy())
+        with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
+            state["lists"].numpy().tofile(Path(folder, "lists"))
+            self.lists = _faiss().read_index(os.fspath(Path(folder, "lists")))
         self.lists.make_direct_map()
         self.renewed, self.lists.nprobe = state["renewed"], state["nprobe"]
         self._searcher = self.lists
@@ -370,6 +370,13 @@ class IVF(Index):
 
     def __repr__(self) -> str:
         return f"IVF(num_lists={self.num_lists}, nprobe={self.nprobe}, retrain={self.retrain})"
+
+
+def _through_a_file(save: Callable[[str], object]) -> Tensor:
+    """What a library writes, as bytes (n,): mapped, so that there is no second copy in memory."""
+    with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
+        save(os.fspath(Path(folder, "index")))
+        return torch.from_numpy(np.memmap(Path(folder, "index"), np.uint8, mode="c"))
 
 
 class _Matrix:

@@ -1,0 +1,80 @@
+"""`bench=checkpoint`: time and peak memory of saving a head's rows, momentum and index, and of loading them."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heads import CenterHead, HashingForest, PartialFC
+from heads.index import IVF, Annoy
+
+from ..checkpoint import read, write
+from ..processes import Processes
+from ..storage import Folder
+from .group import on_processes
+from .measure import PeakOwn, own_memory, timed
+
+HEADS: dict[str, Callable[..., CenterHead]] = {
+    "pfc": PartialFC,
+    "forest-annoy": partial(HashingForest, build="blocking", index=Annoy()),
+    "forest-ivf": partial(HashingForest, build="blocking", index=IVF()),
+}
+
+
+def checkpoint(
+    heads: list[str], num_classes: list[int], embedding_size: int, processes: list[int]
+) -> list[dict[str, Any]]:
+    """A line for each combination, of the process that needs most.
+
+    `saving_over_held` and `loading_over_held`: 1 and what memory of its own (mapped files do not count) the process
+    takes beside what the head holds, over that: rows, momentum and index.
+    """
+    lines = []
+    for head, C, W in product(heads, num_classes, processes):
+        with tempfile.TemporaryDirectory() as folder:
+            found = on_processes(W, _save_and_load, head, C, embedding_size, folder)
+        worst = {name: max(each[name] for each in found) for name in found[0]}
+        lines.append({"head": head, "num_classes": C, "processes": W, **worst})
+    return lines
+
+
+def _save_and_load(processes: Processes, name: str, C: int, D: int, folder: str) -> dict[str, float]:
+    head = HEADS[name](C, D)
+    optimizer = head.optimizer(lr=0.1, momentum=0.9)
+    head(torch.randn(64, D), torch.arange(64)).backward()
+    optimizer.step()
+    for state in head.centers.state.values():
+        state.normal_()  # or its memory would not be there yet
+    rows = {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
+    held = head.stats()["memory_bytes"] + _bytes(head.get_extra_state() if head.state_differs else None)
+    place = Folder(Path(folder))
+
+    def save() -> None:
+        own = head.get_extra_state() if head.state_differs else None
+        write({}, own, rows, place, "step-00000001", processes)
+
+    def load() -> None:
+        if isinstance(head, HashingForest):
+            head.renewal.index = None  # as when a training begins
+        _, state = read(f"{place}/step-00000001", rows, processes)
+        if state is not None:
+            head.set_extra_state(state)
+
+    line = {"held_bytes": held}
+    for what, work in (("saving", save), ("loading", load)):
+        before = own_memory()
+        with PeakOwn() as memory:
+            line[f"{what}_ms"], _ = timed(work)
+        line[f"{what}_over_held"] = 1 + (memory.peak - before) / held
+    return line
+
+
+def _bytes(state: Any) -> int:
+    """Of all tensors in it."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    return sum(map(_bytes, state.values())) if isinstance(state, dict) else 0
