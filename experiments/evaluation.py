@@ -61,7 +61,9 @@ class Evaluation(L.Callback):
 @torch.no_grad()
 def evaluate(trainer: L.Trainer, module: HeadModule, far: float) -> dict[str, float]:
     """Metrics of the held-out classes, embedded in eval mode at the precision of the training; on the first process."""
-    embeddings, labels = embed(trainer, module, module.data.heldout, np.arange(len(module.data.heldout)))
+    embeddings, labels = embed(
+        trainer, module, module.data.heldout, own_part(np.arange(len(module.data.heldout)), module)
+    )
     group = default_group()
     sizes = gather_sizes(len(embeddings), embeddings.device, group)
     embeddings, labels = (gather_rows(part, sizes, group).cpu() for part in (embeddings, labels))
@@ -73,7 +75,7 @@ def against_all_centers(trainer: L.Trainer, module: HeadModule, count: int) -> d
     """The exact loss and the share of right answers of training records drawn at random, not augmented."""
     head, records = module.head, module.data.train
     chosen = permute(np.arange(min(count, len(records))), len(records), module.config.seed)
-    embeddings, labels = embed(trainer, module, records, chosen)
+    embeddings, labels = embed(trainer, module, records, own_part(chosen, module))
     head.eval()
     try:
         loss = head(embeddings, labels)
@@ -84,10 +86,15 @@ def against_all_centers(trainer: L.Trainer, module: HeadModule, count: int) -> d
     return {"train/exact_loss": float(loss), "train/top1": float(right) / len(chosen)}
 
 
+def own_part(indices: Indices, module: HeadModule) -> Indices:
+    """What of it this process takes, where all share the work."""
+    return np.array_split(indices, module.processes.world_size)[module.processes.rank]
+
+
+@torch.no_grad()
 def embed(trainer: L.Trainer, module: HeadModule, records: RecordSet, indices: Indices) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, D) and labels (n,) of this process's part of the records, in order."""
-    part = np.array_split(indices, module.processes.world_size)[module.processes.rank]
-    loader = DataLoader(InOrder(module.data, records, part), batch_size=None, generator=torch.Generator())
+    """Embeddings (n, D) and labels (n,) of these records, in order, in eval mode at the precision of the training."""
+    loader = DataLoader(InOrder(module.data, records, indices), batch_size=None, generator=torch.Generator())
     embeddings, labels = [torch.empty(0, module.config.embedding_size)], [torch.empty(0, dtype=torch.int64)]
     module.backbone.eval()
     try:

@@ -5,6 +5,7 @@ Optimization is manual because the head's rows are no parameters. Steps are coun
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -27,6 +28,9 @@ from .schedule import polynomial
 class HeadModule(L.LightningModule):
     """Trains `config.backbone` and `config.head` on a data set.
 
+    Args:
+        begin: changes the backbone before the head sees it.
+
     Attributes:
         step: optimizer steps so far, those skipped for overflow among them.
         skipped_steps: of these.
@@ -36,11 +40,18 @@ class HeadModule(L.LightningModule):
 
     head: Head
 
-    def __init__(self, config: DictConfig, data: DataSet, processes: Processes):
+    def __init__(
+        self,
+        config: DictConfig,
+        data: DataSet,
+        processes: Processes,
+        begin: Callable[[nn.Module], None] = lambda backbone: None,
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.config, self.data, self.processes = config, data, processes
         self.backbone = build_backbone(config, data.shape)
+        begin(self.backbone)
         self.head = build(
             config.head,
             num_classes=data.train.num_classes,
@@ -138,6 +149,7 @@ class HeadModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=torch.get_rng_state())
+        checkpoint["class_names"] = list(self.data.class_names)
         if self.loss_scale is not None:
             checkpoint.update(loss_scale=self.loss_scale.state_dict(), skipped_steps=self.skipped_steps)
         # Lightning's own count of batches would fight with the loader's over where to resume.

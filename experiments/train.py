@@ -31,6 +31,7 @@ from .recorder import Recorder, print_summary
 from .saving import Saving
 from .storage import step_of
 from .strategy import strategy_for
+from .warm_start import WarmStart
 from .world import end_with_parent
 
 
@@ -86,13 +87,19 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         )
     L.seed_everything(config.seed, verbose=False)
     data = build(config.data)
-    module = HeadModule(config, data, processes)
+    started: list[L.Callback] = []
+    if config.warm_start.checkpoint is not None and checkpoint is None:
+        started = [warm := WarmStart(config.warm_start, folder)]
+        module = HeadModule(config, data, processes, warm.load_backbone)
+    else:
+        module = HeadModule(config, data, processes)
     if not processes.first:  # initial weights are the same on all; what is drawn later is not
         L.seed_everything((config.seed + processes.rank) % 2**32, verbose=False)
     recorder = Recorder(folder, config.trainer.log_interval, processes)
     interrupt = StopOnInterrupt(processes)
     callbacks = [
         recorder,
+        *started,
         interrupt,
         Evaluation(config.evaluate, recorder),
         Saving(config.checkpoint, checkpoints, recorder),

@@ -1,0 +1,252 @@
+"""Starts a training from what another learned of other classes: its backbone, and the rows of classes known to both.
+
+Takes a checkpoint of this program, or what insightface's arcface_torch leaves: model.pt or backbone.pth, and the class
+centers that each of its processes wrote.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from data.records import RecordSet
+from heads import CenterHead
+from heads.centers import INIT_STD, ClassCenters
+from heads.collectives import sum_over_processes
+from heads.sharding import Shard
+
+from .checkpoint import SHARED, Stored, find, unpacked
+from .evaluation import embed
+from .module import HeadModule
+from .tables import console
+
+BLOCK = 2**16  # classes or records at a time
+BACKBONES = ("model.pt", "backbone.pth")
+SHARDS = (r"checkpoint_gpu_(\d+)\.pt", r"softmax_fc_gpu_(\d+)\.pt", r"rank[_:](\d+)_softmax_weight\.pt")
+
+
+class Source(Protocol):
+    """What another training left."""
+
+    num_classes: int  # 0 where it kept no class centers
+    class_names: Sequence[str]  # empty where they have none
+
+    def backbone(self) -> dict[str, Tensor]: ...
+
+    def rows(self) -> Iterator[tuple[int, Tensor]]:
+        """First class and rows (k, width) of each block, in order."""
+        ...
+
+
+class WarmStart(L.Callback):
+    """Puts `warm_start.checkpoint` into a module that has not trained yet."""
+
+    def __init__(self, config: DictConfig, run_folder: Path):
+        for name, choices in (("classes", ("name", "id")), ("rows", ("mean", "random"))):
+            if config[name] not in choices:
+                raise ValueError(f"warm_start.{name}={config[name]!r}: must be {' or '.join(choices)}")
+        if config.images < 1:
+            raise ValueError(f"warm_start.images={config.images}: must be at least 1")
+        self.config = config
+        self.source = opened(config.checkpoint, run_folder)
+
+    def load_backbone(self, backbone: nn.Module) -> None:
+        """Before the head sees it: one that copies the backbone copies what it learned."""
+        try:
+            backbone.load_state_dict(self.source.backbone())
+        except RuntimeError as error:
+            raise ValueError(
+                f"warm_start.checkpoint={self.config.checkpoint}: its backbone is another than backbone=: {error}"
+            ) from error
+
+    @torch.no_grad()
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, HeadModule)
+        head, first = module.head, module.processes.first
+        if not isinstance(head, CenterHead) or not self.source.num_classes:
+            if first:
+                print("Warm start: the backbone; there are no class centers to take over", flush=True)
+            return
+        new_of_old = self._known(module.data.class_names, module.data.train.num_classes)
+        norm = self._take_over(new_of_old, head.centers)
+        known = np.zeros(module.data.train.num_classes, dtype=bool)
+        known[new_of_old[new_of_old >= 0]] = True
+        averaged = self._average(trainer, module, ~known, norm) if self.config.rows == "mean" else 0
+        if first:
+            kept = int(known.sum())
+            print(
+                f"Warm start: the backbone and the rows of {kept:,} classes known by {self.config.classes}; new are "
+                f"{averaged:,} rows from the mean of their images and {len(known) - kept - averaged:,} at random; "
+                f"{self.source.num_classes - kept:,} classes are dropped",
+                flush=True,
+            )
+
+    def _known(self, names: Sequence[str], num_classes: int) -> NDArray[np.int64]:
+        """The class here of each class there (C,), -1 for those that are not known."""
+        there = self.source.class_names
+        if self.config.classes == "id":
+            old = np.arange(self.source.num_classes)
+            return np.where(old < num_classes, old, -1)
+        for what, these in (("the checkpoint", there), ("the data set", names)):
+            if not len(these):
+                raise ValueError(
+                    f"warm_start.classes=name: {what} has no class names; warm_start.classes=id takes class i for i"
+                )
+            if len(set(these)) < len(these):
+                raise ValueError(f"warm_start.classes=name: names repeat in {what}; warm_start.classes=id needs none")
+        here = {name: place for place, name in enumerate(names)}
+        return np.array([here.get(name, -1) for name in there], dtype=np.int64)
+
+    def _take_over(self, new_of_old: NDArray[np.int64], centers: ClassCenters) -> float:
+        """Writes the known rows of this process; the mean length of those of all."""
+        total = torch.zeros(2, dtype=torch.float64)
+        for start, rows in self.source.rows():
+            if rows.shape[1] != centers.width:
+                raise ValueError(
+                    f"warm_start.checkpoint={self.config.checkpoint}: its rows have {rows.shape[1]} columns, this "
+                    f"head's {centers.width}; start with the embedding_size and margin they were trained with"
+                )
+            local = centers.shard.local(torch.from_numpy(new_of_old[start : start + len(rows)]))
+            ids, order = local.sort()
+            order = order[ids >= 0]
+            chosen = rows[order].to(centers.like)
+            centers.write(local[order].to(centers.like.device), "rows", chosen)
+            total += torch.tensor([chosen[:, : centers.embedding_size].norm(dim=1).double().sum(), len(chosen)])
+        centers.version += 1
+        total = sum_over_processes(total.to(centers.like.device), centers.process_group)
+        return float(total[0] / total[1]) if total[1] else INIT_STD * centers.embedding_size**0.5
+
+    def _average(self, trainer: L.Trainer, module: HeadModule, new: NDArray[np.bool_], norm: float) -> int:
+        """Writes rows of new classes, of this length, toward the mean of their images; how many over all processes."""
+        assert isinstance(module.head, CenterHead)
+        centers = module.head.centers
+        shard, D = centers.shard, centers.embedding_size
+        chosen = first_images(module.data.train, new, shard, self.config.images)
+        own = np.flatnonzero(new[shard.start : shard.stop])  # rows of this shard that are to be written
+        sums = torch.zeros(len(own), D, device=centers.like.device)
+        counts = torch.zeros(len(own), device=centers.like.device)
+        blocks = [chosen[a : a + BLOCK] for a in range(0, len(chosen), BLOCK)]
+        shown = track(blocks, "Embedding images of new classes", console=console(), disable=not module.processes.first)
+        for block in shown:
+            embeddings, labels = embed(trainer, module, module.data.train, block)
+            places = torch.from_numpy(np.searchsorted(own, labels.cpu().numpy() - shard.start)).to(sums.device)
+            sums.index_add_(0, places, normalize(embeddings.float()).to(sums.device))
+            counts.index_add_(0, places, torch.ones(len(places), device=sums.device))
+        seen = counts > 0
+        rows = torch.zeros(int(seen.sum()), centers.width, device=sums.device)
+        rows[:, :D] = norm * normalize(sums[seen])
+        centers.write(torch.from_numpy(own).to(seen.device)[seen], "rows", rows.to(centers.like))
+        centers.version += 1
+        return int(sum_over_processes(seen.sum(), centers.process_group))
+
+
+def first_images(records: RecordSet, wanted: NDArray[np.bool_], shard: Shard, limit: int) -> NDArray[np.int64]:
+    """Up to `limit` records of each wanted class of the shard."""
+    taken = np.zeros(shard.size, dtype=np.int64)
+    found = []
+    for start in range(0, len(records), BLOCK):
+        indices = np.arange(start, min(start + BLOCK, len(records)))
+        labels = np.asarray(records.labels[indices])
+        inside = (labels >= shard.start) & (labels < shard.stop)
+        inside[inside] = wanted[labels[inside]]
+        indices, classes = indices[inside], labels[inside] - shard.start
+        order = np.argsort(classes, kind="stable")
+        _, begins, counts = np.unique(classes[order], return_index=True, return_counts=True)
+        earlier = np.empty(len(classes), dtype=np.int64)  # records of the same class before it in this block
+        earlier[order] = np.arange(len(classes)) - np.repeat(begins, counts)
+        found.append(indices[taken[classes] + earlier < limit])
+        taken += np.bincount(classes, minlength=shard.size)
+    return np.concatenate(found)
+
+
+def opened(path: str, run_folder: Path) -> Source:
+    folder = Path(path)
+    if folder.is_file():
+        return Arcface(folder.parent, folder, [])
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for pattern in SHARDS:
+        ranks = {int(match[1]): file for file in files if (match := re.fullmatch(pattern, file.name))}
+        if ranks:
+            missing = sorted(set(range(max(ranks) + 1)) - set(ranks))
+            if missing:
+                raise ValueError(
+                    f"warm_start.checkpoint={path}: holds the class centers of processes {sorted(ranks)}, those of "
+                    f"{missing} are missing"
+                )
+            backbone = next((folder / name for name in BACKBONES if (folder / name).exists()), ranks[0])
+            return Arcface(folder, backbone, [ranks[rank] for rank in range(len(ranks))])
+    try:
+        found = find(path, run_folder, None)
+    except ValueError as error:
+        raise ValueError(f"{error}".replace("resume=", "warm_start.checkpoint=", 1)) from error
+    assert found is not None
+    return Own(found)
+
+
+class Own:
+    """A checkpoint of this program."""
+
+    ROWS = "head.centers.rows"
+
+    def __init__(self, path: str):
+        self.stored = Stored(path)
+        tensors = self.stored.blank(SHARED)
+        self.stored.load(tensors)
+        shared: dict[str, Any] = unpacked(tensors, SHARED)
+        self.weights = shared["state_dict"]
+        self.class_names: Sequence[str] = shared["class_names"]
+        self.num_classes = self.stored.tensors[self.ROWS].size[0] if self.ROWS in self.stored.tensors else 0
+
+    def backbone(self) -> dict[str, Tensor]:
+        prefix = "backbone."
+        return {name.removeprefix(prefix): each for name, each in self.weights.items() if name.startswith(prefix)}
+
+    def rows(self) -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, self.num_classes, BLOCK):
+            yield start, self.stored.stretch(self.ROWS, start, min(start + BLOCK, self.num_classes))
+
+
+class Arcface:
+    """Files of arcface_torch, of any of its versions: a backbone, and rows (classes of the process, D) of each process
+    in their order, plain or as `weight`, or `state_dict_softmax_fc` in a whole state."""
+
+    class_names: Sequence[str] = ()
+
+    def __init__(self, folder: Path, backbone: Path, shards: Sequence[Path]):
+        self.folder, self.backbone_file, self.shards = folder, backbone, shards
+        self.num_classes = sum(len(self._shard(path)) for path in shards)
+
+    def backbone(self) -> dict[str, Tensor]:
+        state = self._loaded(self.backbone_file)
+        weights: dict[str, Tensor] = state.get("state_dict_backbone", state)
+        return {name.removeprefix("module."): each for name, each in weights.items()}
+
+    def rows(self) -> Iterator[tuple[int, Tensor]]:
+        first = 0
+        for path in self.shards:
+            rows = self._shard(path)
+            for start in range(0, len(rows), BLOCK):
+                yield first + start, rows[start : start + BLOCK].float()
+            first += len(rows)
+
+    def _shard(self, path: Path) -> Tensor:
+        state = self._loaded(path)
+        if isinstance(state, dict):
+            state = state.get("state_dict_softmax_fc", state)["weight"]
+        assert isinstance(state, Tensor)
+        return state
+
+    def _loaded(self, path: Path) -> Any:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            raise ValueError(f"warm_start.checkpoint={path}: cannot be read ({error})") from error

@@ -1,0 +1,189 @@
+"""Starting from another training: rows by name, rows from images, and the files that arcface_torch leaves."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from data.glyphs import glyphs
+from data.records import RecordSet
+from experiments.checkpoint import SHARED, Stored, unpacked
+from experiments.module import build_backbone
+from experiments.train import train
+from experiments.warm_start import first_images
+from heads.sharding import Shard
+from tests.experiments.commands import config, metrics, stored_rows, summary
+from tests.experiments.test_processes import trained
+
+# As good as no training, so that a checkpoint tells what training began with.
+STILL = ("trainer.max_steps=1", "trainer.log_interval=1", "optimizer.lr=1e-12", "optimizer.warmup=0")
+STILL += ("optimizer.backbone.weight_decay=0", "optimizer.rows.weight_decay=0", "logger.wandb.mode=disabled")
+STILL += ("evaluate.train_records=400",)
+FEW, MORE = "data.heldout=0.4", "data.heldout=0.2"  # classes of the first are among those of the second
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("learned")
+    words = [FEW, "trainer.max_steps=150", "logger.wandb.mode=disabled", "evaluate.interval=null"]
+    assert train(config(*words), folder) == 0
+    return folder
+
+
+def begun(folder: Path) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor]]:
+    """Rows, class names, backbone of the first step."""
+    newest = folder / "checkpoints" / "latest"
+    stored = Stored(str(newest.resolve()))
+    tensors = stored.blank(SHARED)
+    stored.load(tensors)
+    shared = unpacked(tensors, SHARED)
+    return stored_rows(newest.resolve()).get("head.centers.rows"), shared["class_names"], shared["state_dict"]
+
+
+def learnt(name: str) -> bool:
+    """Whether it is a parameter, not what batch norm counts."""
+    return "running" not in name and "num_batches" not in name
+
+
+def of_backbone(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("backbone."): each for name, each in state.items() if name.startswith("backbone.")}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_known_classes_keep_their_rows_and_new_ones_get_their_mean_image(learned, workers, tmp_path, world_size, capfd):
+    words = [MORE, *STILL, f"warm_start.checkpoint={learned}"]
+    assert workers(world_size).run(trained, words, tmp_path) == [0] * world_size
+    (old, old_names, old_backbone), (new, names, backbone) = begun(learned), begun(tmp_path)
+    known = {name: place for place, name in enumerate(old_names)}
+    kept = [place for place, name in enumerate(names) if name in known]
+    assert len(kept) == len(old) < len(names)
+    assert torch.allclose(new[kept], old[[known[names[place]] for place in kept]], atol=1e-9)
+    weights = [name for name in backbone if name.startswith("backbone.") and learnt(name)]
+    assert all(torch.allclose(backbone[name].float(), old_backbone[name].float(), atol=1e-9) for name in weights)
+
+    data = glyphs(heldout=0.2)
+    fresh = build_backbone(config(), data.shape)
+    fresh.load_state_dict(
+        {n.removeprefix("backbone."): t for n, t in old_backbone.items() if n.startswith("backbone.")}
+    )
+    place = next(place for place, name in enumerate(names) if name not in known)
+    images = np.flatnonzero(np.asarray(data.train.labels) == place)[:16]
+    with torch.no_grad():
+        mean = normalize(fresh.eval()(data.prepare(data.train.source.read(images)))).mean(0)
+    assert torch.allclose(normalize(new[place], dim=0), normalize(mean, dim=0), atol=1e-4)
+    assert new[place].norm() == pytest.approx(old.norm(dim=1).mean(), rel=1e-4)
+
+    by_chance = tmp_path / "random"
+    assert workers(world_size).run(trained, [*words, "warm_start.rows=random"], by_chance) == [0] * world_size
+    assert summary(tmp_path)["train/exact_loss"] < summary(by_chance)["train/exact_loss"]
+    first = metrics(tmp_path, "train/loss")[1]
+    assert first < metrics(by_chance, "train/loss")[1]
+
+
+def test_how_many_of_each_is_told(learned, tmp_path, capfd):
+    assert train(config(MORE, *STILL, f"warm_start.checkpoint={learned}"), tmp_path) == 0
+    old, new = summary(learned)["num_classes"], summary(tmp_path)["num_classes"]
+    printed = capfd.readouterr().out
+    assert f"the rows of {old:,} classes known by name; new are {new - old:,} rows from the mean" in printed
+    assert "and 0 at random; 0 classes are dropped" in printed
+    (tmp_path / "back").mkdir()
+    assert train(config(FEW, *STILL, f"warm_start.checkpoint={tmp_path}"), tmp_path / "back") == 0
+    assert (
+        f"rows of {old:,} classes" in (printed := capfd.readouterr().out)
+        and f"{new - old:,} classes are drop" in printed
+    )
+    rows, again = (stored_rows(f / "checkpoints" / "latest")["head.centers.rows"] for f in (learned, tmp_path / "back"))
+    assert torch.allclose(rows, again, atol=1e-9)
+
+
+def test_ffc_copies_the_backbone_that_was_learned(learned, tmp_path, capfd):
+    words = ["head=ffc", "queue_size=100", MORE, *STILL[:-1], f"warm_start.checkpoint={learned}"]
+    assert train(config(*words), tmp_path) == 0
+    assert "there are no class centers to take over" in capfd.readouterr().out
+    _, _, state = begun(tmp_path)
+    weights = [key for key in of_backbone(state) if learnt(key)]
+    assert all(torch.allclose(state[f"backbone.{key}"], state[f"head.gallery.{key}"], atol=1e-9) for key in weights)
+
+
+FORMATS = {
+    "checkpoint_gpu_{}.pt": lambda rows: {"epoch": 1, "state_dict_softmax_fc": {"weight": rows}},
+    "softmax_fc_gpu_{}.pt": lambda rows: {"weight": rows},
+    "rank_{}_softmax_weight.pt": lambda rows: rows,
+    "rank:{}_softmax_weight.pt": lambda rows: rows,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_of_arcface_torch_in_all_its_formats(name, learned, tmp_path):
+    """Its processes hold C // W classes, the first C % W of them one more."""
+    old, _, state = begun(learned)
+    backbone = of_backbone(state)
+    torch.save(backbone, tmp_path / ("backbone.pth" if "rank" in name else "model.pt"))
+    for rank, rows in enumerate(torch.tensor_split(old, 3)):
+        torch.save(FORMATS[name](rows.clone()), tmp_path / name.format(rank))
+    words = [FEW, *STILL, f"warm_start.checkpoint={tmp_path}", "warm_start.classes=id"]
+    (tmp_path / "run").mkdir()
+    assert train(config(*words), tmp_path / "run") == 0
+    rows, _, began = begun(tmp_path / "run")
+    assert torch.allclose(rows, old, atol=1e-9)
+    weights = [key for key in backbone if learnt(key)]
+    assert all(torch.allclose(of_backbone(began)[key].float(), backbone[key].float(), atol=1e-9) for key in weights)
+    (tmp_path / name.format(1)).unlink()
+    with pytest.raises(ValueError, match=re.escape("those of [1] are missing")):
+        train(config(*words), tmp_path / "run2")
+
+
+def test_what_does_not_fit_is_told(learned, tmp_path):
+    backbone = tmp_path / "model.pt"
+    torch.save({"weight": torch.zeros(1)}, backbone)
+    (tmp_path / "text.pt").write_text("no")
+    for overrides, words in (
+        (["warm_start.checkpoint=/nowhere"], "warm_start.checkpoint=/nowhere: holds no checkpoint"),
+        ([f"warm_start.checkpoint={backbone}"], "its backbone is another than backbone="),
+        ([f"warm_start.checkpoint={tmp_path / 'text.pt'}"], "cannot be read"),
+        (
+            [f"warm_start.checkpoint={learned}", "warm_start.classes=label"],
+            "warm_start.classes='label': must be name or id",
+        ),
+        ([f"warm_start.checkpoint={learned}", "warm_start.images=0"], "warm_start.images=0"),
+        ([f"warm_start.checkpoint={learned}", "margin=softmax"], "its rows have 128 columns, this head's 129"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            train(config(MORE, *STILL[:-1], *overrides), tmp_path)
+
+
+def test_classes_without_names_go_by_number(tmp_path):
+    words = ["data=sphere", "backbone=mlp", "data.num_classes=2000", *STILL[:-1]]
+    assert train(config(*words), tmp_path) == 0
+    again = ["data=sphere", "backbone=mlp", "data.num_classes=3000", *STILL[:-1], f"warm_start.checkpoint={tmp_path}"]
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ValueError, match=r"the checkpoint has no class names; warm_start\.classes=id takes"):
+        train(config(*again), tmp_path / "b")
+    assert train(config(*again, "warm_start.classes=id"), tmp_path / "b") == 0
+    assert torch.allclose(begun(tmp_path / "b")[0][:2000], begun(tmp_path)[0], atol=1e-9)
+
+
+def test_first_images_of_each_class(monkeypatch):
+    """Over several blocks, against a plain loop."""
+    monkeypatch.setattr("experiments.warm_start.BLOCK", 37)
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 20, 400)
+    wanted = random.random(20) < 0.5
+
+    class Nothing:
+        def __len__(self) -> int:
+            return 400
+
+    records = RecordSet(Nothing(), labels, 20)
+    for rank in range(3):
+        shard = Shard(20, rank, 3)
+        for limit in (1, 3, 100):
+            expected = []
+            for index, label in enumerate(labels):
+                before = [other for other in expected if labels[other] == label]
+                if shard.start <= label < shard.stop and wanted[label] and len(before) < limit:
+                    expected.append(index)
+            assert first_images(records, wanted, shard, limit).tolist() == expected
