@@ -5,6 +5,7 @@ Made for 112x112. Submodules are named as in the published checkpoints.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from . import image_shape
@@ -57,7 +58,8 @@ class IResNet(nn.Module):
         for i in range(1, 5):
             x = self.get_submodule(f"layer{i}")(x)
         x = self.dropout(self.bn2(x).flatten(1))
-        features: Tensor = self.features(self.fc(x))
+        with torch.autocast(x.device.type, enabled=False):  # a sum of 25,088 products, as published
+            features: Tensor = self.features(self.fc(x.float()))
         return features
 
 

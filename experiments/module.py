@@ -22,7 +22,6 @@ from heads.collectives import default_group, max_over_processes
 from .build import build
 from .precision import LossScale
 from .processes import Processes
-from .schedule import polynomial
 
 
 class HeadModule(L.LightningModule):
@@ -93,7 +92,7 @@ class HeadModule(L.LightningModule):
         options = self.config.optimizer
         backbone = build(options.backbone)([p for p in self.backbone.parameters() if p.requires_grad], lr=options.lr)
         rows = self.head.optimizer(lr=options.lr, rule=build(options.rows))
-        factor = polynomial(self.num_steps, options.warmup, options.power)
+        factor = build(self.config.schedule, num_steps=self.num_steps)
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (backbone, rows)]
         return [backbone, rows], schedules
 

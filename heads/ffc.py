@@ -39,6 +39,7 @@ class FFC(Head):
         gallery_momentum: of the momentum copy, once a step.
         outlier_weight: of the term for probes whose class is not in the pool: the mean of their k highest
             cosines, those below 0 as 0, with k = 2 in 10,000 of the slots, from 3 to 10.
+        identity_share: of a batch's images, how many come as pairs of one class; 2/3 in the published code.
         mask_unfilled: leave slots that hold no class yet out. False fills them with random directions that
             act as negatives, as the published code does.
         seed: of these.
@@ -57,6 +58,7 @@ class FFC(Head):
         margin: Margin | None = None,
         gallery_momentum: float = 0.99,
         outlier_weight: float = 1.0,
+        identity_share: float = 0.5,
         mask_unfilled: bool = True,
         seed: int = 0,
         dtype: torch.dtype | str = torch.float32,
@@ -81,7 +83,10 @@ class FFC(Head):
             raise ValueError(f"gallery_momentum={gallery_momentum}: must lie in [0, 1]")
         if not outlier_weight >= 0:
             raise ValueError(f"outlier_weight={outlier_weight}: must not be negative")
+        if not 0 < identity_share < 1:
+            raise ValueError(f"identity_share={identity_share}: must lie between 0 and 1")
         self.num_classes, self.embedding_size = num_classes, embedding_size
+        self.identity_share = identity_share
         self.gallery_momentum, self.outlier_weight, self.mask_unfilled = gallery_momentum, outlier_weight, mask_unfilled
         self.num_nearest = min(max(int(2e-4 * capacity), 3), 10)
         self.process_group = process_group if process_group is not None else default_group()
@@ -99,14 +104,16 @@ class FFC(Head):
         self._counts = {"in_pool_share": 0.0, "evicted_classes": 0.0, "gallery_images": 0.0}
 
     def stream_sizes(self, batch_size: int) -> dict[str, int]:
-        """Half of the images from each stream; half of all go into the pool at once."""
-        if batch_size % 4:
+        """Pairs of one class and any images; half of all go into the pool at once."""
+        identity = 2 * round(batch_size * self.identity_share / 2)
+        instance = batch_size - identity
+        if batch_size % 2 or not identity or not instance:
             raise ValueError(
-                f"batch_size={batch_size}: head=ffc takes half of it as pairs of one class and halves the rest; "
-                "a multiple of 4 is needed"
+                f"batch_size={batch_size}, identity_share={self.identity_share}: head=ffc takes {identity} images as "
+                f"pairs of one class and halves the other {instance}; an even number of each is needed"
             )
         self._check_room(batch_size // 2)
-        return {"instance": batch_size // 2, "identity": batch_size // 2}
+        return {"instance": instance, "identity": identity}
 
     def prepare(self, encoder: nn.Module) -> None:
         """Takes the momentum copy of the backbone."""

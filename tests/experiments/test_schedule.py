@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.schedule import polynomial
+from experiments.schedule import multistep, polynomial
 
 
 def test_warm_up_then_polynomial_decay():
@@ -14,3 +14,12 @@ def test_warm_up_then_polynomial_decay():
 
 def test_without_warm_up():
     assert polynomial(10, warmup=0, power=1)(5) == 0.5
+
+
+def test_warm_up_then_falls():
+    factor = multistep(100, [0.5, 0.75], warmup=0.1, factor=0.1)
+    assert [factor(step) for step in (0, 9, 10, 49)] == [0.1, 1, 1, 1]
+    assert [factor(step) for step in (50, 74)] == [0.1, 0.1] and factor(75) == factor(99) == pytest.approx(0.01)
+    for milestones in ([0.5, 0.2], [0.0], [1.0]):
+        with pytest.raises(ValueError, match=r"schedule\.milestones=.*: rising shares"):
+            multistep(100, milestones)

@@ -9,7 +9,12 @@ from experiments.arguments import CONF
 from experiments.train import train
 from tests.experiments.commands import config, metrics, summary
 
-CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "bench")
+RECIPES = ("ffc_r50", "glint360k_r100_pfc01", "ms1mv3_r50", "webface42m_r100_pfc02")
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}"
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name != "bench" and path.stem not in RECIPES
+)
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
@@ -32,6 +37,30 @@ def test_every_committed_config_starts(choice, tmp_path):
     overrides = [choice, *extra.get(choice, [])]
     found = run(tmp_path, *overrides)
     assert found["status"] == "finished" and found["steps"] == 2 and found["train/loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "depth", "batch", "epochs", "decay"),
+    [
+        ("ms1mv3_r50", {"s": 64, "m": 0.5}, 50, 1024, 20, 5e-4),
+        ("glint360k_r100_pfc01", {"s": 64, "m": 0.4, "sample_rate": 0.1}, 100, 1024, 20, 1e-4),
+        ("webface42m_r100_pfc02", {"s": 64, "m": 0.4, "sample_rate": 0.2}, 100, 1024, 20, 5e-4),
+        ("ffc_r50", {"s": 32, "m": 0.5, "queue_size": 0.01}, 50, 1536, 57, 1e-4),
+    ],
+)
+def test_recipes_of_the_field(name, head, depth, batch, epochs, decay, tmp_path):
+    """As published, and two steps of each on small images."""
+    words = [f"experiment={name}", "data=glyphs"]
+    found = config(*words)
+    assert (found.backbone.depth, found.batch_size, found.trainer.max_epochs) == (depth, batch, epochs)
+    assert found.optimizer.lr == 0.1 and found.optimizer.backbone.weight_decay == decay
+    assert all(found.get(key, found.margin.get(key)) == value for key, value in head.items())
+    assert found.embedding_size == 512 and found.trainer.precision == "16-mixed"
+    short = ["trainer.max_epochs=null", "trainer.max_steps=2", "data.heldout=0.005", "batch_size=8", "num_workers=0"]
+    short += ["logger.wandb.mode=disabled", "trainer.log_interval=1"]
+    short += ["trainer.precision=32-true"]  # convolutions in fp16 are for GPUs
+    assert train(config(*words, *short), tmp_path) == 0
+    assert summary(tmp_path)["steps"] == 2 and len(metrics(tmp_path, "train/loss")) == 2
 
 
 def test_a_million_classes_without_storage(tmp_path):
@@ -94,7 +123,7 @@ def test_epochs_set_the_steps(tmp_path):
         (["trainer.accelerator=tpu"], "trainer.accelerator='tpu'"),
         (["trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0"),
         (["batch_size=1000000"], "batch_size=1000000: must lie between"),
-        (["optimizer.warmup=2"], "optimizer.warmup=2"),
+        (["schedule.warmup=2"], "schedule.warmup=2"),
         (["evaluate.far=0"], "evaluate.far=0"),
         (["evaluate.interval=0"], "evaluate.interval=0"),
         (["checkpoint.keep=0"], "checkpoint.keep=0"),

@@ -357,8 +357,12 @@ def test_queue_size_as_a_share_and_its_smallest_value():
     assert head.stream_sizes(40) == {"instance": 20, "identity": 20}
     with pytest.raises(ValueError, match=r"queue_size=20: smaller than the 32 .* 32 is the smallest"):
         head.stream_sizes(64)
-    with pytest.raises(ValueError, match=r"batch_size=30: .* multiple of 4"):
-        head.stream_sizes(30)
+    assert FFC(1000, 8, queue_size=100, identity_share=2 / 3).stream_sizes(48) == {"instance": 16, "identity": 32}
+    for size in (31, 2):
+        with pytest.raises(ValueError, match=rf"batch_size={size}, identity_share=0\.5: .* an even number of each"):
+            head.stream_sizes(size)
+    with pytest.raises(ValueError, match="identity_share=1: must lie between 0 and 1"):
+        FFC(1000, 8, identity_share=1)
 
 
 def test_topk_is_refused():
