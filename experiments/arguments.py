@@ -40,7 +40,7 @@ def check(arguments: list[str], primary: str = "config") -> None:
             raise
         for override in overrides:
             key = override.key_or_group
-            if key in groups or key.split(".")[0] == "hydra" or override.is_add() or override.is_force_add():
+            if key in groups or key.startswith(("hydra.", "hydra/")) or override.is_add() or override.is_force_add():
                 continue
             if not _has(config, key):
                 raise ValueError(_unknown(key, " ".join(choices), config, primary))

@@ -6,6 +6,7 @@ they are. When one process dies the others are stopped.
 
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def launch(config: DictConfig, folder: Path) -> int:
         nproc_per_node=options.devices,
         run_id="headcount",
         rdzv_backend="c10d",
-        rdzv_endpoint=options.rendezvous or "localhost:0",
+        rdzv_endpoint=rendezvous(options.rendezvous),
         max_restarts=0,
     )
     try:
@@ -50,11 +51,26 @@ def launch(config: DictConfig, folder: Path) -> int:
     return 0
 
 
+def rendezvous(given: str | None) -> str:
+    """HOST:PORT where the machines of a run meet; `slurm`: the first machine of this job, at a port of its own."""
+    if given != "slurm":
+        return given or "localhost:0"
+    try:
+        nodes, job = os.environ["SLURM_JOB_NODELIST"], int(os.environ["SLURM_JOB_ID"])
+    except KeyError as error:
+        raise ValueError(f"trainer.rendezvous=slurm: {error} is not set; this is no job of SLURM") from None
+    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout
+    return f"{names.split()[0]}:{20000 + job % 10000}"
+
+
 def main() -> None:
     end_with_parent()
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     folder = Path(sys.argv[1])
-    sys.exit(launch(OmegaConf.load(folder / "config.yaml"), folder))  # type: ignore[arg-type]
+    try:
+        sys.exit(launch(OmegaConf.load(folder / "config.yaml"), folder))  # type: ignore[arg-type]
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -17,25 +17,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from . import INTERRUPTED, TERMINATED, arguments, compare
+from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
 from .world import number_of_processes, write_whole
-
-_sweep: Path | None = None  # the folder of the sweep that this command runs
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def job(config: DictConfig) -> None:
     """One run: of this command, or of its sweep."""
-    global _sweep
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     sweeping = settings.mode == RunMode.MULTIRUN
     if sweeping:
-        _sweep = Path(settings.sweep.dir).resolve()
         print(f"\nRun {settings.job.num} of the sweep: {' '.join(settings.overrides.task)}", flush=True)
         if config.logger.wandb.group is None:
+            group = Path(settings.sweep.dir).resolve()
             with open_dict(config):
-                config.logger.wandb.group = f"{_sweep.parent.name}/{_sweep.name}"
+                config.logger.wandb.group = f"{group.parent.name}/{group.name}"
     try:
         program = "train" if number_of_processes(config) == 1 else "launch"
     except ValueError as error:
@@ -82,8 +79,8 @@ def main() -> None:
     try:
         job()
     finally:
-        if _sweep is not None:
-            compare.show([_sweep])
+        if sweep.folder is not None:
+            compare.show([sweep.folder])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import sys
+import uuid
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -28,7 +29,7 @@ def end_with_parent() -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Puts a file in place of another, which stays until all of the new one is there."""
-    aside = path.with_name(f".{path.name}.new")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several machines may write the same
     with aside.open("w", newline="") as file:
         file.write(text)
         file.flush()

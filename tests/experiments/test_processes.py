@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from experiments.arguments import CONF
+from experiments.launch import rendezvous
 from experiments.processes import joined
 from experiments.train import train
 from experiments.world import number_of_processes
@@ -206,3 +209,26 @@ def test_two_machines_meet(swept, tmp_path):
     assert summary(tmp_path)["world_size"] == 2
     whole = metrics(swept / "0", "train/loss")
     assert list(metrics(tmp_path, "train/loss").values()) == pytest.approx(list(whole.values()), rel=1e-5)
+
+
+def test_machines_of_a_slurm_job_meet_at_its_first(tmp_path, monkeypatch):
+    (tmp_path / "scontrol").write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames n[3-4]" ] && echo n3 && echo n4\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(ValueError, match=r"rendezvous=slurm: .* is not set; this is no job of SLURM"):
+        rendezvous("slurm")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[3-4]")
+    monkeypatch.setenv("SLURM_JOB_ID", "123456")
+    assert rendezvous("slurm") == "n3:23456" and rendezvous("a:1") == "a:1" and rendezvous(None) == "localhost:0"
+
+
+def test_a_sweep_as_jobs_of_a_cluster(tmp_path):
+    """The launcher of the same package that starts its jobs on this machine; the one for SLURM composes."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("config", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
+    launcher = whole.hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher") and (launcher.tasks_per_node, launcher.nodes) == (1, 1)
+    words = ["-m", "hydra/launcher=submitit_local", "head=pfc", "trainer.devices=1,2", "sample_rate=0.1", *SHORT]
+    printed = call("experiments.run", *words, "trainer.max_steps=4", f"hydra.sweep.dir={tmp_path}")
+    assert [summary(tmp_path / job)["world_size"] for job in ("0", "1")] == [1, 2] and "2 runs" in printed
