@@ -30,6 +30,7 @@ FIGURES = (
     "per_second",
     "over_floor",
     "over_held",
+    "over_formula",
     "over_limit",
     "over_linked_list",
     "ns_per_key",

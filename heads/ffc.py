@@ -8,6 +8,7 @@ momentum copy; a probe whose class is not in the pool is pushed away from what l
 
 import copy
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from torch.nn.functional import normalize
 
 from . import dtypes, keyed
 from .batch import check_embeddings, check_labels
+from .centers import RowState
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size, sum_over_processes
+from .cost import Case, Cost, number_bytes
 from .head import Batch, Encode, Head
 from .margins import CosFace, Margin
 from .pool import ClassPool, Plan
-from .softmax import MIN_NORM, MarginSoftmax, streamed_topk
+from .softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, streamed_topk
 
 HEADER = 2  # numbers that travel with the labels: the pool's checksum, and whether all values are finite
 
@@ -102,6 +105,35 @@ class FFC(Head):
         self.gallery: nn.Module | None = None
         self._encoder: list[nn.Module] = []  # in a list: it is no part of this module
         self._counts = {"in_pool_share": 0.0, "evicted_classes": 0.0, "gallery_images": 0.0}
+
+    @classmethod
+    def cost(
+        cls,
+        case: Case,
+        *,
+        row_state: Mapping[str, RowState],
+        queue_size: float = 0.1,
+        identity_share: float = 0.5,
+        dtype: str = "fp32",
+        **options: Any,
+    ) -> Cost:
+        """The pool is the same on all processes; `row_state` does not matter. The momentum copy of the backbone, and
+        its pass over all images, come beside it."""
+        Q = round(queue_size * case.num_classes) if queue_size < 1 else int(queue_size)
+        D, M = case.embedding_size, case.batch // 2  # images of each of the two passes
+        probes = M / case.world_size
+        inside = identity_share + (1 - identity_share) * Q / case.num_classes  # of the probes; pairs always are
+        sample = min(Q, 10_000)
+        slot = 2 * D * number_bytes(dtype) + 8 + ClassPool(sample).nbytes / sample
+        sent = 2 * case.sent(gathered=M * (4 * D + 8) + (8 + 8 * HEADER) * case.world_size, summed=16)
+        return Cost(
+            table_bytes=Q * slot,
+            work_bytes=4 * (Q * probes + CHUNK_ROWS * 2 * (probes + D) + 4 * M * D),
+            sent_bytes=sent,
+            # Passes, features of a class; there, and back where the class is in the pool.
+            multiply_adds=2 * 2 * Q * probes * D * (1 + inside),
+            moved_bytes=2 * 2 * 2 * Q * D * number_bytes(dtype),
+        )
 
     def stream_sizes(self, batch_size: int) -> dict[str, int]:
         """Pairs of one class and any images; half of all go into the pool at once."""

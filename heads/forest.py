@@ -1,6 +1,7 @@
 """Dynamic class selection by a hashing forest (Zhang et al., "Accelerated Training for Massive Classification via
 Dynamic Class Selection", AAAI 2018): the classes nearest to the batch, for they hold the softmax's mass."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from . import keyed
 from .allocation import Allocation, Varying
+from .cost import Case, Cost
 from .fidelity import coverage
 from .head import CenterHead, Selection
 from .index import Annoy, CenterVectors, Index
@@ -69,6 +71,28 @@ class HashingForest(CenterHead):
         self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last renewal began
         self.nearest_negatives = 0
         self._asked = 0  # neighbours per embedding in the last step
+
+    @classmethod
+    def cost(
+        cls,
+        case: Case,
+        *,
+        num_active: Varying = 0.1,
+        neighbours_share: float = 1.0,
+        index: Index | None = None,
+        **options: Any,
+    ) -> Cost:
+        """At the first step's `num_active`; making the index comes beside it."""
+        share = Allocation(case.num_classes, num_active, 1, None).num_active(0) / case.num_classes
+        active = min(case.shard, max(1, round(share * case.shard)))
+        cost = super().cost(case, active=active if active < case.shard else None, **options)
+        vectors, D = index if index is not None else Annoy(), case.embedding_size
+        neighbours = -(-round(neighbours_share * active) // case.batch) + 1
+        return replace(
+            cost,
+            index_bytes=case.shard * vectors.bytes_per_vector(D),
+            multiply_adds=cost.multiply_adds + case.batch * vectors.multiply_adds(case.shard, D, neighbours),
+        )
 
     def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
         shard = self.centers.shard

@@ -17,14 +17,15 @@ from torch.distributed import ProcessGroup
 
 from . import dtypes
 from .batch import check_embeddings, check_labels, check_values, gather
-from .centers import ActiveRows, ClassCenters
+from .centers import ActiveRows, ClassCenters, RowState
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size
+from .cost import Case, Cost, number_bytes, state_bytes
 from .fidelity import coverage
 from .margins import CosFace, Margin
 from .optim import RowOptimizer, RowSGD
 from .pending import PendingGradients
 from .products import Products
-from .softmax import MIN_NORM, MarginSoftmax, streamed_loss, streamed_topk
+from .softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, streamed_loss, streamed_topk
 from .stopwatch import Stopwatch
 
 Encode = Callable[[Tensor], Tensor]
@@ -76,6 +77,16 @@ class Head(nn.Module):
         """The optimizer has stepped."""
         self.step += 1
         self.micro_batch = 0
+
+    @classmethod
+    def cost(cls, case: Case, *, row_state: Mapping[str, RowState], **options: Any) -> Cost:
+        """What it will need of each process, before any of it exists.
+
+        Args:
+            row_state: what the row optimizer keeps of each row.
+            options: of the constructor.
+        """
+        raise NotImplementedError
 
     def sharded_state(self) -> dict[str, Tensor]:
         """Of the state dict, what each process holds a part of, by name; checkpoints write it in parts."""
@@ -175,6 +186,35 @@ class CenterHead(Head):
         self.probed: dict[str, float] = {}  # what the last probe found
         self.active_classes = self.sampled_negatives = 0
         self._warned = False
+
+    @classmethod
+    def cost(
+        cls,
+        case: Case,
+        *,
+        row_state: Mapping[str, RowState],
+        active: int | None = None,
+        dtype: str = "fp32",
+        store: str = "device",
+        logits_budget_mb: float = 512,
+        **options: Any,
+    ) -> Cost:
+        """With `active` rows of this process in a step, all unless given."""
+        N, D, K = case.batch, case.embedding_size, case.shard if active is None else active
+        row, state = D * number_bytes(dtype), state_bytes(row_state)
+        budget = logits_budget_mb * 2**20
+        kept = 4 * K * N if budget >= 4 * K * N else 0
+        in_place = active is None and dtype == "fp32" and store != "disk"
+        kept_rows = 4 * K * D if not in_place and budget - kept >= 4 * K * D else 0
+        chunk = 4 * min(CHUNK_ROWS, K) * (2 * N + 2 * D)
+        return Cost(
+            table_bytes=case.shard * (row + state),
+            work_bytes=kept + kept_rows + chunk + 4 * 4 * N * D + 12 * K,
+            # Embeddings, weights, labels and sizes out; target cosines, maxima, sums and the embeddings' gradient.
+            sent_bytes=case.sent(gathered=N * (4 * (D + 1) + 8) + 8 * case.world_size, summed=4 * N * (D + 3)),
+            multiply_adds=K * N * D * (3 if kept else 4),
+            moved_bytes=K * (row * (2 if kept_rows or in_place else 3) + 2 * state),
+        )
 
     def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
         """The classes of this training step, from the gathered batch: (N, D) and (N,), all processes'."""

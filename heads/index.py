@@ -30,6 +30,8 @@ from .softmax import MIN_NORM, Stretches, streamed_topk
 READ_ROWS = 8192  # at a time, into a library's own memory
 POINTS_PER_CENTROID = 64  # that k-means looks at
 
+ANNOY_BYTES_OF_TREE = 11  # for each vector, as measured
+
 
 class Vectors(Stretches, Protocol):
     """What an index is built from: vectors of unit length, float32, on any device."""
@@ -130,6 +132,14 @@ class Index(ABC):
         return index
 
     @abstractmethod
+    def bytes_per_vector(self, width: int) -> float:
+        """Memory that an index takes for each vector of this width."""
+
+    @abstractmethod
+    def multiply_adds(self, count: int, width: int, k: int) -> float:
+        """Of a query for k neighbours among so many vectors of this width."""
+
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers."""
 
@@ -171,6 +181,12 @@ class Exact(Index):
         index.rows_CD = self.rows_CD.clone()
         index.refresh(vectors, changed)
         return index
+
+    def bytes_per_vector(self, width: int) -> float:
+        return 4.0 * width
+
+    def multiply_adds(self, count: int, width: int, k: int) -> float:
+        return float(count * width)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows_CD}
@@ -260,6 +276,14 @@ class Annoy(Index):
         list(_threads(torch.get_num_threads()).map(answer, range(torch.get_num_threads())))
         return torch.from_numpy(found).to(x_nD.device)
 
+    def bytes_per_vector(self, width: int) -> float:
+        # A vector with its head; and of each tree, a node of that size for about `width` vectors at most.
+        return 4.0 * width + 16 + ANNOY_BYTES_OF_TREE * value_at(self.num_trees, 0)
+
+    def multiply_adds(self, count: int, width: int, k: int) -> float:
+        candidates = self.search_k or value_at(self.num_trees, 0) * k
+        return min(count, candidates) * width
+
     def state_dict(self) -> dict[str, Any]:
         forest = _through_a_file(lambda path: self.forest.save(path))
         return {"width": self.width, "forest": forest}
@@ -344,6 +368,13 @@ class IVF(Index):
         index.renewed = self.renewed + 1
         index._serve(options["step"], options["effort"], vectors.stretch(0, 1).device)
         return index
+
+    def bytes_per_vector(self, width: int) -> float:
+        return 4.0 * width + 8 + 8  # a vector, its number, and where it lies
+
+    def multiply_adds(self, count: int, width: int, k: int) -> float:
+        lists = self.num_lists or min(count, round(4 * count**0.5))
+        return (lists + min(1.0, value_at(self.nprobe, 0) / lists) * count) * width
 
     def state_dict(self) -> dict[str, Any]:
         lists = _through_a_file(lambda path: _faiss().write_index(self.lists, path))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import keyed
+from .cost import Case, Cost
 from .head import CenterHead, Selection
 from .sampling import filled
 
@@ -30,6 +31,11 @@ class PartialFC(CenterHead):
         super().__init__(num_classes, embedding_size, **options)
         self.sample_rate = sample_rate
         self.log_q = log_q
+
+    @classmethod
+    def cost(cls, case: Case, *, sample_rate: float = 0.1, **options: Any) -> Cost:
+        active = max(1, round(sample_rate * case.shard)) if sample_rate < 1 else None
+        return super().cost(case, active=active, **options)
 
     def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
         if self.sample_rate == 1:

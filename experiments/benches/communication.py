@@ -1,0 +1,115 @@
+"""`bench=communication`: what a step of each head sends, multiplies and holds, as measured and by `Head.cost`."""
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from heads import FFC, FullFC, HashingForest, Head, PartialFC
+from heads.cost import Case
+from heads.index import Exact
+from heads.optim import RowSGD
+
+from ..plan import row_state
+from ..processes import Processes
+from .group import on_processes
+
+HEADS: dict[str, tuple[Callable[..., Head], dict[str, Any]]] = {
+    "full": (FullFC, {}),
+    "pfc": (PartialFC, {"sample_rate": 0.1}),
+    "forest": (HashingForest, {"num_active": 0.1, "index": Exact(), "build": "blocking", "interval": 10**6}),
+    "ffc": (FFC, {"queue_size": 0.1}),
+}
+
+
+def communication(
+    heads: list[str], num_classes: int, embedding_size: int, batch: int, processes: list[int], steps: int
+) -> list[dict[str, Any]]:
+    """A line for each head and number of gloo processes on this machine; bytes and multiply-adds of one process.
+
+    `sent_bytes` is what went over the loopback device, protocol and all; nothing else should use it meanwhile.
+    """
+    lines = []
+    for name, world_size in product(heads, processes):
+        case = Case(num_classes, embedding_size, batch, world_size)
+        kind, options = HEADS[name]
+        cost = kind.cost(case, row_state=row_state(_momentum, embedding_size), **options)  # type: ignore[attr-defined]
+        found = on_processes(world_size, _measured, name, case, steps)[0]
+        lines.append(
+            {
+                "head": name,
+                "processes": world_size,
+                "sent_bytes": found["sent"],
+                "formula_bytes": cost.sent_bytes,
+                "sent_over_formula": found["sent"] / cost.sent_bytes if cost.sent_bytes else 1.0,
+                "macs_over_formula": found["multiply_adds"] / cost.multiply_adds,
+                "table_over_formula": found["table"] / cost.table_bytes,
+            }
+        )
+    return lines
+
+
+def _momentum(head: Any, lr: float) -> RowSGD:
+    return RowSGD(head, lr, momentum=0.9)
+
+
+def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[str, float]:
+    """After one step that fills what is filled once: of each of some more, on the first process."""
+    kind, options = HEADS[name]
+    head = kind(case.num_classes, case.embedding_size, **options)
+    encoder = nn.Linear(case.embedding_size, case.embedding_size)
+    head.prepare(encoder)
+    optimizer = head.optimizer(lr=0.1, momentum=0.9) if name != "ffc" else head.optimizer(lr=0.1)
+    generator = torch.Generator().manual_seed(processes.rank)
+
+    def step() -> None:
+        parts = {}
+        for stream, size in head.stream_sizes(case.batch).items():
+            shape = (size // case.world_size, case.embedding_size)
+            labels = torch.randint(case.num_classes, shape[:1], generator=generator)
+            if stream == "identity":
+                labels[len(labels) // 2 :] = labels[: len(labels) // 2]
+            parts[stream] = torch.randn(shape, generator=generator), labels
+        head.training_loss(encoder, parts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(filling(case, name)):
+        step()
+    processes.any(False)
+    before = sent_over_loopback()
+    for _ in range(steps):
+        step()
+    processes.any(False)
+    sent = (sent_over_loopback() - before) / case.world_size / steps
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
+        step()
+    encoding = (3 if name != "ffc" else 4) * case.batch // case.world_size * case.embedding_size**2
+    encoding -= case.batch // case.world_size * case.embedding_size**2  # of the input there is no gradient
+    return {
+        "sent": sent,
+        "multiply_adds": counter.get_total_flops() / 2 - encoding,
+        "table": head.stats()["memory_bytes"],
+    }
+
+
+def _in_place(total: Any, left: Any, right: Any, **options: Any) -> int:
+    """Which the counter does not know."""
+    return 2 * left[0] * left[1] * right[1]
+
+
+def filling(case: Case, name: str) -> int:
+    """Steps until the pool is full, with room for classes drawn twice."""
+    return -(-2 * round(0.1 * case.num_classes) // (case.batch // 2)) if name == "ffc" else 1
+
+
+def sent_over_loopback() -> int:
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, figures = line.partition(":")
+        if name.strip() == "lo":
+            return int(figures.split()[8])
+    raise RuntimeError("/proc/net/dev tells no loopback device")

@@ -1,0 +1,207 @@
+"""`python -m experiments.plan num_classes=1e8 devices=8 memory_gb=80`: what each head will need, and what fits.
+
+Memory, bytes between processes and multiply-adds come from the heads' own formulas (`Head.cost`), and the time of a
+step at least from what the hardware is said to do.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import hydra
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from heads import Head
+from heads.centers import RowState
+from heads.cost import Case, Cost
+
+from . import arguments
+from .build import build
+from .tables import console, packed
+
+GB = 1e9
+MOST_CLASSES = 10**13
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A head as configured.
+
+    Args:
+        names: head, store, dtype, optimizer.
+        cost: of any case.
+    """
+
+    names: dict[str, str]
+    cost: Callable[[Case], Cost]
+
+    def needs(self, case: Case, machine: DictConfig) -> dict[str, float]:
+        """Bytes: on a device, on a machine's host and on its disk."""
+        cost, store = self.cost(case), self.names["store"]
+        here = min(case.world_size, machine.devices_per_machine)
+        return {
+            "device": cost.work_bytes + (cost.table_bytes if store == "device" else 0),
+            "host": here * (cost.index_bytes + (cost.table_bytes if store == "host" else 0)),
+            "disk": here * cost.table_bytes if store == "disk" else 0,
+        }
+
+    def fits(self, case: Case, machine: DictConfig) -> bool:
+        needs = self.needs(case, machine)
+        return (
+            needs["device"] <= (machine.memory_gb - machine.reserved_gb) * GB
+            and needs["host"] <= machine.host_gb * GB
+            and needs["disk"] <= machine.disk_gb * GB
+        )
+
+    def most_classes(self, case: Case, machine: DictConfig) -> int:
+        """The largest number of classes that fits; 0 for none."""
+        low, high = 0, MOST_CLASSES
+        while high - low > max(1, low // 10**6):
+            middle = (low + high) // 2
+            this = Case(middle, case.embedding_size, case.batch, case.world_size)
+            low, high = (middle, high) if self.fits(this, machine) else (low, middle)
+        return low
+
+    def milliseconds(self, case: Case, machine: DictConfig) -> dict[str, float]:
+        """Of each part of a step, were it alone and the hardware at its best."""
+        cost, store = self.cost(case), self.names["store"]
+        here = min(case.world_size, machine.devices_per_machine)
+        times = {
+            "compute": 2 * cost.multiply_adds / (machine.teraflops * 1e12),
+            "network": cost.sent_bytes / (machine.network_gb_s * GB),
+            "memory": cost.moved_bytes / (machine.memory_gb_s * GB),
+        }
+        if store == "host":
+            times["host"] = cost.moved_bytes / (machine.host_gb_s * GB)
+        if store == "disk":
+            times["disk"] = here * cost.moved_bytes / (machine.disk_gb_s * GB)
+        return {name: 1e3 * seconds for name, seconds in times.items()}
+
+
+def plans(config: DictConfig) -> list[Plan]:
+    """Every head with every store, dtype and optimizer that it can have."""
+    found: dict[tuple[str, ...], Plan] = {}
+    for head, store, dtype, optimizer in product(config.heads, config.store, config.dtype, config.optimizer):
+        chosen = [f"head={head}", f"optimizer={optimizer}"]
+        has_store = _has([f"head={head}"], "head.store")
+        chosen += [f"store={store}", *(["store_dir=rows"] if store == "disk" else [])] if has_store else []
+        chosen += [f"dtype={dtype}"] if _has([f"head={head}"], "dtype") else []
+        chosen += [word for word in config.overrides if _has(chosen, word.split("=")[0])]
+        names = {"head": head, "store": store if has_store else "device", "dtype": dtype}
+        names["optimizer"] = optimizer if has_store else ""
+        found.setdefault(tuple(names.values()), Plan(names, _cost(compose("config", chosen))))
+    return list(found.values())
+
+
+def _cost(config: DictConfig) -> Callable[[Case], Cost]:
+    options = {str(name): each for name, each in config.head.items() if name != "_target_"}
+    built = {name: build(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
+    head: type[Head] = get_class(config.head._target_)
+    rule = build(config.optimizer.rows)
+    return lambda case: head.cost(case, row_state=row_state(rule, case.embedding_size), **built)
+
+
+def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
+    """What a row optimizer keeps of each row, without rows."""
+    nothing = SimpleNamespace(width=width, claim=lambda state: None)
+    state: Mapping[str, RowState] = rule(SimpleNamespace(centers=nothing), lr=1.0).row_state(width)
+    return state
+
+
+def _has(choices: list[str], key: str) -> bool:
+    missing = object()
+    return OmegaConf.select(compose("config", choices), key, default=missing) is not missing
+
+
+def lines(config: DictConfig) -> list[dict[str, Any]]:
+    """What the table shows, and plan.json holds."""
+    case = Case(
+        _whole("num_classes", config.num_classes),
+        _whole("embedding_size", config.embedding_size),
+        _whole("batch", config.batch),
+        _whole("devices", config.devices),
+    )
+    if (case.world_size - 1) * case.shard >= case.num_classes:
+        raise ValueError(f"num_classes={case.num_classes}: too few for devices={case.world_size}")
+    found = []
+    for plan in plans(config):
+        cost, needs, times = plan.cost(case), plan.needs(case, config), plan.milliseconds(case, config)
+        found.append(
+            {
+                **plan.names,
+                "table_bytes": cost.table_bytes,
+                "device_bytes": needs["device"],
+                "host_bytes": needs["host"],
+                "disk_bytes": needs["disk"],
+                "sent_bytes": cost.sent_bytes,
+                "multiply_adds": cost.multiply_adds,
+                "step_ms": max(times.values()),
+                "bottleneck": max(times, key=lambda name: times[name]),
+                "fits": plan.fits(case, config),
+                "most_classes": plan.most_classes(case, config),
+            }
+        )
+    return found
+
+
+def _whole(name: str, value: float) -> int:
+    if value != int(value) or value < 1:
+        raise ValueError(f"{name}={value}: a whole number, at least 1, is needed")
+    return int(value)
+
+
+SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "device_bytes": ("device GB", lambda value: f"{value / GB:,.2f}"),
+    "host_bytes": ("host GB", lambda value: f"{value / GB:,.1f}" if value else ""),
+    "disk_bytes": ("disk GB", lambda value: f"{value / GB:,.1f}" if value else ""),
+    "sent_bytes": ("sent MB", lambda value: f"{value / 1e6:,.2f}"),
+    "multiply_adds": ("10^9 MACs", lambda value: f"{value / 1e9:,.1f}"),
+    "step_ms": ("ms at least", lambda value: f"{value:,.2f}"),
+    "bottleneck": ("bound by", str),
+    "fits": ("fits", lambda value: "[green]yes[/]" if value else "[red]no[/]"),
+    "most_classes": ("classes at most", lambda value: f"{value:.3g}"),
+}
+
+
+@hydra.main(config_path="../conf", config_name="plan", version_base="1.3")
+def job(config: DictConfig) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        found = lines(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    (folder / "plan.json").write_text(json.dumps(found, indent=2) + "\n")
+    keys = {name: [line[name] for line in found] for name in ("head", "store", "dtype", "optimizer")}
+    figures = {title: [show(line[name]) for line in found] for name, (title, show) in SHOWN.items()}
+    title = (
+        f"{float(config.num_classes):,.0f} classes of {config.embedding_size}, batches of {config.batch} on "
+        f"{config.devices} devices of {config.memory_gb} GB"
+    )
+    screen = console()
+    for table in packed(keys, figures, title, screen.width):
+        screen.print(table)
+    screen.print(
+        "Device, sent, MACs: of one process, in a step of the head alone. Host, disk: of a machine. The backbone comes "
+        "beside it: reserved_gb, and its own gradients between processes.",
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    try:
+        arguments.check(sys.argv[1:], "plan")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    job()
+
+
+if __name__ == "__main__":
+    main()
