@@ -67,7 +67,7 @@ def _unknown(key: str, choices: str, config: DictConfig, primary: str) -> str:
     owners = []
     for path in sorted(CONF.glob("*/*.yaml")):
         is_global = path.read_text().startswith("# @package _global_")
-        if is_global and _has(OmegaConf.load(path), key):  # type: ignore[arg-type]
+        if path.parent.name != "experiment" and is_global and _has(OmegaConf.load(path), key):  # type: ignore[arg-type]
             users = _users(path.parent.name)
             brought_in = set(users) & set(_defaults(choices, primary))
             owners += users if users and not brought_in else [f"{path.parent.name}={path.stem}"]

@@ -17,7 +17,7 @@ import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from heads import Head
 from heads.centers import RowState
@@ -88,17 +88,28 @@ class Plan:
 
 def plans(config: DictConfig) -> list[Plan]:
     """Every head with every store, dtype and optimizer that it can have."""
-    found: dict[tuple[str, ...], Plan] = {}
-    for head, store, dtype, optimizer in product(config.heads, config.store, config.dtype, config.optimizer):
-        chosen = [f"head={head}", f"optimizer={optimizer}"]
-        has_store = _has([f"head={head}"], "head.store")
-        chosen += [f"store={store}", *(["store_dir=rows"] if store == "disk" else [])] if has_store else []
-        chosen += [f"dtype={dtype}"] if _has([f"head={head}"], "dtype") else []
-        chosen += [word for word in config.overrides if _has(chosen, word.split("=")[0])]
-        names = {"head": head, "store": store if has_store else "device", "dtype": dtype}
-        names["optimizer"] = optimizer if has_store else ""
-        found.setdefault(tuple(names.values()), Plan(names, _cost(compose("config", chosen))))
-    return list(found.values())
+    options = {name: value for name, value in config.options.items() if value is not None}
+    found: list[Plan] = []
+    taken = set()
+    for head in config.heads:
+        plain = compose("config", [f"head={head}"])
+        has_rows, has_dtype = "store" in plain.head, "dtype" in plain
+        own = [f"{name}={value}" for name, value in options.items() if name in plain]
+        taken |= {word.split("=")[0] for word in own}
+        for store, dtype, optimizer in product(
+            config.stores if has_rows else ["device"],
+            config.dtypes if has_dtype else ["fp32"],
+            config.optimizers if has_rows else ["sgd"],
+        ):
+            chosen = [f"head={head}", f"optimizer={optimizer}", *own]
+            chosen += [f"store={store}"] if has_rows else []
+            chosen += ["store_dir=rows"] if store == "disk" else []
+            chosen += [f"dtype={dtype}"] if has_dtype else []
+            names = {"head": head, "store": store, "dtype": dtype, "optimizer": optimizer if has_rows else ""}
+            found.append(Plan(names, _cost(compose("config", chosen))))
+    if unknown := sorted(set(options) - taken):
+        raise ValueError(f"options.{unknown[0]}={options[unknown[0]]}: none of heads={list(config.heads)} has it")
+    return found
 
 
 def _cost(config: DictConfig) -> Callable[[Case], Cost]:
@@ -114,11 +125,6 @@ def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
     nothing = SimpleNamespace(width=width, claim=lambda state: None)
     state: Mapping[str, RowState] = rule(SimpleNamespace(centers=nothing), lr=1.0).row_state(width)
     return state
-
-
-def _has(choices: list[str], key: str) -> bool:
-    missing = object()
-    return OmegaConf.select(compose("config", choices), key, default=missing) is not missing
 
 
 def lines(config: DictConfig) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heads import FFC, FullFC, HashingForest, Head, PartialFC
+from heads import FFC, CenterHead, FullFC, HashingForest, Head, PartialFC
 from heads.cost import Case
 from heads.index import Exact
 from heads.optim import RowSGD
@@ -17,6 +17,7 @@ from heads.optim import RowSGD
 from ..plan import row_state
 from ..processes import Processes
 from .group import on_processes
+from .measure import PeakOwn, own_memory
 
 HEADS: dict[str, tuple[Callable[..., Head], dict[str, Any]]] = {
     "full": (FullFC, {}),
@@ -31,7 +32,8 @@ def communication(
 ) -> list[dict[str, Any]]:
     """A line for each head and number of gloo processes on this machine; bytes and multiply-adds of one process.
 
-    `sent_bytes` is what went over the loopback device, protocol and all; nothing else should use it meanwhile.
+    `held_bytes` is the head's own memory at the peak of a step, tables and all. `sent_bytes` is what went over the
+    loopback device, protocol and all; nothing else should use it meanwhile.
     """
     lines = []
     for name, world_size in product(heads, processes):
@@ -46,6 +48,8 @@ def communication(
                 "sent_bytes": found["sent"],
                 "formula_bytes": cost.sent_bytes,
                 "sent_over_formula": found["sent"] / cost.sent_bytes if cost.sent_bytes else 1.0,
+                "held_bytes": found["held"],
+                "held_over_formula": found["held"] / (cost.table_bytes + cost.work_bytes + cost.index_bytes),
                 "macs_over_formula": found["multiply_adds"] / cost.multiply_adds,
                 "table_over_formula": found["table"] / cost.table_bytes,
             }
@@ -58,12 +62,38 @@ def _momentum(head: Any, lr: float) -> RowSGD:
 
 
 def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[str, float]:
-    """After one step that fills what is filled once: of each of some more, on the first process."""
+    """Of the first process, for each step."""
+    small = Case(case.num_classes // 10, case.embedding_size, case.batch // 8, case.world_size)
+    _ready(processes, name, small)[1]()  # what libraries take for themselves does not count
+    before = own_memory()
+    head, step = _ready(processes, name, case)
+    with PeakOwn() as memory:
+        step()
+    processes.any(False)
+    already = sent_over_loopback()
+    for _ in range(steps):
+        step()
+    processes.any(False)
+    sent = (sent_over_loopback() - already) / case.world_size / steps
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
+        step()
+    # The encoder: of its weights, its momentum copy for ffc; of the input there is no gradient.
+    encoding = (3 if name == "ffc" else 2) * case.batch // case.world_size * case.embedding_size**2
+    return {
+        "sent": sent,
+        "held": memory.peak - before,
+        "multiply_adds": counter.get_total_flops() / 2 - encoding,
+        "table": head.stats()["memory_bytes"],
+    }
+
+
+def _ready(processes: Processes, name: str, case: Case) -> tuple[Head, Callable[[], None]]:
+    """A head whose memory is all there, and its step."""
     kind, options = HEADS[name]
     head = kind(case.num_classes, case.embedding_size, **options)
     encoder = nn.Linear(case.embedding_size, case.embedding_size)
     head.prepare(encoder)
-    optimizer = head.optimizer(lr=0.1, momentum=0.9) if name != "ffc" else head.optimizer(lr=0.1)
+    optimizer = head.optimizer(lr=0.1, **({} if name == "ffc" else {"momentum": 0.9}))
     generator = torch.Generator().manual_seed(processes.rank)
 
     def step() -> None:
@@ -78,33 +108,19 @@ def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[s
         optimizer.step()
         optimizer.zero_grad()
 
-    for _ in range(filling(case, name)):
+    # A pool must fill, with room for classes drawn twice.
+    fill = -(-2 * round(0.1 * case.num_classes) // (case.batch // 2)) if name == "ffc" else 1
+    for _ in range(fill):
         step()
-    processes.any(False)
-    before = sent_over_loopback()
-    for _ in range(steps):
-        step()
-    processes.any(False)
-    sent = (sent_over_loopback() - before) / case.world_size / steps
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
-        step()
-    encoding = (3 if name != "ffc" else 4) * case.batch // case.world_size * case.embedding_size**2
-    encoding -= case.batch // case.world_size * case.embedding_size**2  # of the input there is no gradient
-    return {
-        "sent": sent,
-        "multiply_adds": counter.get_total_flops() / 2 - encoding,
-        "table": head.stats()["memory_bytes"],
-    }
+    if isinstance(head, CenterHead):
+        for state in head.centers.state.values():
+            state.normal_(std=1e-9)
+    return head, step
 
 
 def _in_place(total: Any, left: Any, right: Any, **options: Any) -> int:
     """Which the counter does not know."""
     return 2 * left[0] * left[1] * right[1]
-
-
-def filling(case: Case, name: str) -> int:
-    """Steps until the pool is full, with room for classes drawn twice."""
-    return -(-2 * round(0.1 * case.num_classes) // (case.batch // 2)) if name == "ffc" else 1
 
 
 def sent_over_loopback() -> int:
