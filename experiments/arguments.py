@@ -5,6 +5,7 @@ what a typo meant.
 """
 
 import difflib
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def check(arguments: list[str], primary: str = "config") -> None:
                 continue
             if not _has(config, key):
                 raise ValueError(_unknown(key, " ".join(choices), config, primary))
+
+
+def check_or_exit(primary: str = "config") -> None:
+    """What this command was called with; a wrong word ends it with a sentence."""
+    try:
+        check(sys.argv[1:], primary)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -106,10 +106,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    try:
-        arguments.check(sys.argv[1:], "benchmark")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    arguments.check_or_exit("benchmark")
     job()
 
 

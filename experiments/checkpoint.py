@@ -11,7 +11,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, WriteItem, WriteItemType
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from .blocks import BLOCK_BYTES, InBlocks, Stretch
 from .processes import Processes
 from .storage import Folder, Place, place
 
-BLOCK_BYTES = 2**23  # of a tensor that is written, and read, at a time
 SHARED = "lightning"
 
 
@@ -54,7 +51,7 @@ def write(shared: Any, own: Any, rows: dict[str, Tensor], to: Place, name: str, 
     def attempt() -> None:
         processes.by_first(lambda: to.begin(name))
         with quiet():
-            dcp.save(state, storage_writer=to.writer(name), planner=_InBlocks(), no_dist=processes.world_size == 1)
+            dcp.save(state, storage_writer=to.writer(name), planner=InBlocks(), no_dist=processes.world_size == 1)
         processes.by_first(lambda: to.commit(name))
         processes.by_first(lambda: to.point("latest", name))
 
@@ -149,7 +146,7 @@ class Stored:
         """Rows `start` to `stop` of a tensor, whoever wrote them."""
         stored = self.tensors[name]
         rows = torch.empty((stop - start, *stored.size[1:]), dtype=stored.properties.dtype)
-        self.load({name: rows}, planner=_Stretch(name, start, rows))
+        self.load({name: rows}, planner=Stretch(name, start, rows))
         return rows
 
     def _check_files(self) -> None:
@@ -233,68 +230,6 @@ def unpacked(tensors: dict[str, Tensor], prefix: str) -> Any:
     unpickler = pickle.Unpickler(io.BytesIO(tensors[prefix].numpy()))  # type: ignore[arg-type]
     unpickler.persistent_load = lambda number: tensors[f"{prefix}/{number}"]  # type: ignore[method-assign, misc]
     return unpickler.load()
-
-
-class _InBlocks(dcp.DefaultSavePlanner):
-    """Cuts what a process writes into blocks of rows, so that a reader need not hold a whole shard beside its own."""
-
-    def create_local_plan(self) -> SavePlan:
-        plan = super().create_local_plan()
-        self.begins = {item.index.fqn: item.tensor_data.chunk.offsets for item in plan.items if item.tensor_data}
-        self.plan = replace(plan, items=[block for item in plan.items for block in _blocks(item)])
-        return self.plan
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        if write_item.tensor_data is None or not write_item.tensor_data.size:
-            return super().resolve_data(write_item)
-        tensor = self.state_dict[write_item.index.fqn]
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        chunk = write_item.tensor_data.chunk
-        block: Tensor = local.detach().narrow(
-            0, chunk.offsets[0] - self.begins[write_item.index.fqn][0], chunk.sizes[0]
-        )
-        return block
-
-
-def _blocks(item: WriteItem) -> list[WriteItem]:
-    data = item.tensor_data
-    if data is None or not data.size or not data.chunk.sizes[0]:
-        return [item]
-    (start, *offsets), (length, *sizes) = data.chunk.offsets, data.chunk.sizes
-    row_bytes = torch.Size(sizes).numel() * data.properties.dtype.itemsize
-    step = max(1, BLOCK_BYTES // row_bytes)
-    blocks = []
-    for a in range(start, start + length, step):
-        chunk = ChunkStorageMetadata(
-            offsets=torch.Size([a, *offsets]), sizes=torch.Size([min(step, start + length - a), *sizes])
-        )
-        index = MetadataIndex(item.index.fqn, chunk.offsets)
-        blocks.append(WriteItem(index, WriteItemType.SHARD, tensor_data=replace(data, chunk=chunk)))
-    return blocks
-
-
-class _Stretch(dcp.DefaultLoadPlanner):
-    """Reads some rows of one tensor."""
-
-    def __init__(self, name: str, start: int, rows: Tensor):
-        super().__init__()
-        self.name, self.start, self.rows = name, start, rows
-
-    def create_local_plan(self) -> LoadPlan:
-        assert self.metadata is not None
-        chunk = ChunkStorageMetadata(
-            offsets=torch.Size([self.start, *[0] * (self.rows.dim() - 1)]), sizes=self.rows.shape
-        )
-        stored = self.metadata.state_dict_metadata[self.name]
-        return LoadPlan(create_read_items_for_chunk_list(self.name, stored, [chunk]))  # type: ignore[arg-type]
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        return self.rows
-
-    def transform_tensor(self, read_item: ReadItem, tensor: Tensor) -> Tensor:
-        for dim, (offset, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            tensor = tensor.narrow(dim, offset, length)
-        return tensor
 
 
 def _persistently(attempt: Callable[[], None], failed: str, where: Place) -> None:

@@ -202,10 +202,7 @@ def job(config: DictConfig) -> None:
 
 
 def main() -> None:
-    try:
-        arguments.check(sys.argv[1:], "plan")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    arguments.check_or_exit("plan")
     job()
 
 

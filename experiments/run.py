@@ -72,10 +72,7 @@ def start(command: list[str], environment: dict[str, str]) -> int:
 
 
 def main() -> None:
-    try:
-        arguments.check(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    arguments.check_or_exit()
     try:
         job()
     finally:

@@ -178,9 +178,12 @@ class Remote:
 
     def _names(self) -> list[str]:
         self.files.invalidate_cache()  # others write here too
-        if not self.files.exists(self.path):
+        try:
+            listed: list[Any] = self.files.ls(self.path, detail=False)
+        except FileNotFoundError:
             return []
-        listed: list[Any] = self.files.ls(self.path, detail=False)
+        except Exception as error:  # whatever its library has for no connection, no permission, no bucket
+            raise ValueError(f"{self.url}: cannot be listed ({error})") from error
         names = [each.rstrip("/").rpartition("/")[2] for each in listed]
         return [name for name in names if NAME.fullmatch(name)]
 

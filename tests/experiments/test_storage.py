@@ -10,7 +10,7 @@ import torch
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from experiments import checkpoint
+from experiments import blocks
 from experiments.checkpoint import CheckpointError, Stored, find, read, write
 from experiments.processes import Processes
 from experiments.storage import Folder, Place, Remote, place
@@ -199,7 +199,7 @@ def test_other_files_of_a_folder_are_left_alone(tmp_path):
 
 
 def test_large_tensors_are_written_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "BLOCK_BYTES", 16 * 4 * 300)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 16 * 4 * 300)
     write(STATE, None, state(1), Folder(tmp_path), "step-00000001", ONE)
     stored = Stored(str(tmp_path / "step-00000001"))
     assert [chunk.sizes[0] for chunk in stored.tensors["head.centers.rows"].chunks] == [300, 300, 300, 100]
