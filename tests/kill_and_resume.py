@@ -36,10 +36,11 @@ def kill_and_resume(folder: Path, kills: int, steps: int, devices: int, seed: in
     struck = []
     saved = 0
     for _ in range(kills):
+        before = inode(folder / "disturbed" / "metrics.csv")
         process = subprocess.Popen(
             command("experiments.run", *disturbed), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
         )
-        wait_for_step(process, folder / "disturbed", saved + 1)
+        wait_for_step(process, folder / "disturbed" / "metrics.csv", before, saved + 1)
         time.sleep(moments.uniform(0, 1.5))
         kill_all(folder / "disturbed")
         process.wait()
@@ -61,14 +62,20 @@ def kill_and_resume(folder: Path, kills: int, steps: int, devices: int, seed: in
     return struck
 
 
-def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen, path: Path, before: int, step: int) -> None:
+    """Until the training, which puts a new metrics.csv in place of that before, has trained so far, or has ended."""
     deadline = time.monotonic() + PATIENCE
-    while not (folder / "metrics.csv").exists() or max(metrics(folder, "train/loss"), default=0) < step:
-        assert process.poll() in (None, 0), f"the resume failed with status {process.returncode}"
+    while inode(path) == before or max(metrics(path.parent, "train/loss"), default=0) < step:
+        status = process.poll()
+        assert status in (None, 0), f"the resume failed with status {status}"
         assert time.monotonic() < deadline, f"no step {step} within {PATIENCE} s"
-        if process.returncode == 0:
+        if status == 0:
             return
         time.sleep(0.02)
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino if path.exists() else 0
 
 
 def kill_all(folder: Path) -> None:
@@ -82,7 +89,7 @@ def kill_all(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
