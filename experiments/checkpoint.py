@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -51,7 +50,13 @@ def write(shared: Any, own: Any, rows: dict[str, Tensor], to: Place, name: str, 
     def attempt() -> None:
         processes.by_first(lambda: to.begin(name))
         with quiet():
-            dcp.save(state, storage_writer=to.writer(name), planner=InBlocks(), no_dist=processes.world_size == 1)
+            dcp.save(
+                state,
+                storage_writer=to.writer(name),
+                planner=InBlocks(),
+                process_group=processes.control,
+                no_dist=processes.world_size == 1,
+            )
         processes.by_first(lambda: to.commit(name))
         processes.by_first(lambda: to.point("latest", name))
 
@@ -80,7 +85,7 @@ def read(path: str, rows: dict[str, Tensor], processes: Processes) -> tuple[Any,
     if mine not in stored.tensors:
         mine = next(key for key in stored.tensors if key.startswith("process-0-of-") and "/" not in key)
     tensors = {**rows, **stored.blank(SHARED), **stored.blank(mine, in_file=True)}
-    stored.load(tensors, together=True)
+    stored.load(tensors, processes)
     return unpacked(tensors, SHARED), unpacked(tensors, mine)
 
 
@@ -124,9 +129,9 @@ class Stored:
         return blank
 
     def load(
-        self, tensors: dict[str, Tensor], *, together: bool = False, planner: dcp.LoadPlanner | None = None
+        self, tensors: dict[str, Tensor], processes: Processes | None = None, planner: dcp.LoadPlanner | None = None
     ) -> None:
-        """Fills tensors in place; `together`: all processes call, and where it fails for one it fails for all."""
+        """Fills tensors in place. With `processes` all of them call, and where it fails for one it fails for all."""
 
         def attempt() -> None:
             with quiet():
@@ -134,7 +139,8 @@ class Stored:
                     dict(tensors),
                     storage_reader=self.place.reader(self.name),
                     planner=planner,
-                    no_dist=not (together and dist.is_initialized()),
+                    process_group=processes.control if processes else None,
+                    no_dist=processes is None or processes.world_size == 1,
                 )
 
         try:
@@ -164,7 +170,9 @@ class Stored:
 
     def _others(self) -> str:
         others = [name for name in self.place.complete() if name != self.name]
-        return f"; beside it lies resume={self.place}/{others[-1]}" if others else "; there is no other beside it"
+        if not others:
+            return "; there is no other beside it"
+        return f"; remove it, and go on with resume={self.place}/{others[-1]}"
 
 
 def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None) -> str | None:

@@ -59,7 +59,11 @@ def rendezvous(given: str | None) -> str:
         nodes, job = os.environ["SLURM_JOB_NODELIST"], int(os.environ["SLURM_JOB_ID"])
     except KeyError as error:
         raise ValueError(f"trainer.rendezvous=slurm: {error} is not set; this is no job of SLURM") from None
-    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout
+    try:
+        command = ["scontrol", "show", "hostnames", nodes]
+        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"trainer.rendezvous=slurm: {error}; give HOST:PORT instead") from error
     return f"{names.split()[0]}:{20000 + job % 10000}"
 
 

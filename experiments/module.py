@@ -147,17 +147,30 @@ class HeadModule(L.LightningModule):
             raise RuntimeError("the processes ended with different backbones")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=torch.get_rng_state())
+        checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=self._random_states())
         checkpoint["class_names"] = list(self.data.class_names)
         if self.loss_scale is not None:
             checkpoint.update(loss_scale=self.loss_scale.state_dict(), skipped_steps=self.skipped_steps)
         # Lightning's own count of batches would fight with the loader's over where to resume.
         del checkpoint["loops"]
 
+    def _random_states(self) -> tuple[Tensor, Tensor | None]:
+        """Of the host and of the GPU, for what draws without a key, such as dropout."""
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["step"]
         self.loader.load_state_dict(checkpoint["loader"])
-        torch.set_rng_state(checkpoint["random"])
+        if self.loader.handed_out != self.step * self.accumulate:
+            raise ValueError(
+                f"batch_size={self.config.batch_size}, trainer.accumulate_grad_batches={self.accumulate}: the "
+                f"checkpoint is of {self.step} steps and {checkpoint['loader']['samples']} samples; resume with the "
+                "sizes it was trained with"
+            )
+        host, device = checkpoint["random"]
+        torch.set_rng_state(host)
+        if device is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(device, self.device)
         if self.loss_scale is not None and "loss_scale" in checkpoint:
             self.loss_scale.load_state_dict(checkpoint["loss_scale"])
             self.skipped_steps = checkpoint["skipped_steps"]

@@ -67,7 +67,11 @@ class Plan:
         while high - low > max(1, low // 10**6):
             middle = (low + high) // 2
             this = Case(middle, case.embedding_size, case.batch, case.world_size)
-            low, high = (middle, high) if self.fits(this, machine) else (low, middle)
+            try:
+                fits = self.fits(this, machine)
+            except ValueError:  # fewer classes than shall be active
+                fits = True
+            low, high = (middle, high) if fits else (low, middle)
         return low
 
     def milliseconds(self, case: Case, machine: DictConfig) -> dict[str, float]:

@@ -35,7 +35,7 @@ class LossScale:
         self.scaler = ShardedGradScaler(self.device.type) if several else torch.amp.GradScaler(self.device.type)
 
     def apply(self, embeddings: Tensor) -> Tensor:
-        """The embeddings (n, D); their gradient will be scaled."""
+        """The embeddings (n, D) in float32; their gradient will be scaled."""
         scaled: Tensor = _ScaledGradient.apply(embeddings, self.scaler.scale(torch.ones((), device=self.device)))
         return scaled
 
@@ -60,8 +60,9 @@ class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, scale: Tensor) -> Tensor:
         ctx.scale = scale
-        return embeddings.view_as(embeddings)
+        ctx.dtype = embeddings.dtype
+        return embeddings.float()  # or the gradient would be rounded before it is scaled
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient * ctx.scale.to(gradient), None
+        return (gradient * ctx.scale).to(ctx.dtype), None

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,6 +17,9 @@ from heads.collectives import default_group, max_over_processes
 from .world import number_of_processes
 
 T = TypeVar("T")
+# How long processes wait for each other: on the host for as long as one writes or embeds; the launcher ends those whose
+# partner has died.
+PATIENCE = {"cpu": timedelta(days=1), "cuda": timedelta(minutes=10)}
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,19 @@ def joined(config: DictConfig) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, device)
         return
-    if dist.is_initialized():
-        yield Processes(rank, world_size, device, default_group())
-        return
-    control = None
+    ours = not dist.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl")
-        control = dist.new_group(backend="gloo")
-    else:
-        dist.init_process_group("gloo")
+    if ours:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE[device.type])
     try:
-        yield Processes(rank, world_size, device, control or default_group())
+        control = default_group()
+        if dist.get_backend() != "gloo":
+            control = dist.new_group(backend="gloo", timeout=PATIENCE["cpu"])
+        yield Processes(rank, world_size, device, control)
     finally:
-        dist.destroy_process_group()
+        if ours:
+            dist.destroy_process_group()
 
 
 def device_for(accelerator: str, local_rank: int = 0) -> torch.device:

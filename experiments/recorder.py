@@ -41,8 +41,10 @@ class Recorder(L.Callback):
     def paused(self) -> Iterator[None]:
         """Around what is no training: its time does not count."""
         begin = time.perf_counter()
-        yield
-        self._mark += time.perf_counter() - begin
+        try:
+            yield
+        finally:
+            self._mark += time.perf_counter() - begin
 
     def record(self, trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
         self.latest.update(metrics)
@@ -129,4 +131,5 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             table.add_row(name, readable(name, value))
     screen = console()
     screen.print(table)
-    screen.print(f"In {folder}: config.yaml, metrics.csv, summary.json, checkpoints/", soft_wrap=True)
+    checkpoints = ", checkpoints/" if (folder / "checkpoints").exists() else ""
+    screen.print(f"In {folder}: config.yaml, metrics.csv, summary.json{checkpoints}", soft_wrap=True)

@@ -37,6 +37,8 @@ def job(config: DictConfig) -> None:
         program = "train" if number_of_processes(config) == 1 else "launch"
     except ValueError as error:
         sys.exit(f"error: {error}")
+    if config.resume is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        config.resume = "auto"  # a job that was put back into the queue
     OmegaConf.resolve(config)
     if sweeping and config.checkpoint.dir is not None:
         config.checkpoint.dir += f"/{settings.job.num}"  # none removes the checkpoints of another
@@ -46,6 +48,9 @@ def job(config: DictConfig) -> None:
     status = start([sys.executable, "-m", f"experiments.{program}", str(folder)], {**silent, **os.environ})
     if status == -signal.SIGTERM:  # before training had begun
         status = TERMINATED
+    if status < 0:
+        print(f"error: the training was ended by signal {-status}; resume={folder} goes on from its newest checkpoint")
+        status = 128 - status
     if status in (INTERRUPTED, TERMINATED) or (status and not sweeping):
         sys.exit(status)  # of the sweep too: whoever sent the signal wants it to end
     if status:

@@ -32,6 +32,7 @@ class Saving(L.Callback):
         self.place, self.recorder = place, recorder
         self.saved_step, self.saved_time = -1, time.monotonic()
         self.best_value: float | None = None
+        self._value: float | None = None  # of the metric, when it was last measured
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "value": self.best_value}
@@ -84,6 +85,7 @@ class Saving(L.Callback):
                 name = self._name(module)
                 trainer.save_checkpoint(f"{self.place}/{name}")
                 self.saved_step, self.saved_time = module.step, time.monotonic()
+                self.best_value = self._value if better else self.best_value
                 processes.by_first(lambda: self._tidy(name, better))
             except OSError as error:
                 raise CheckpointError(f"checkpoint.dir={self.place}: {error}") from error
@@ -98,7 +100,7 @@ class Saving(L.Callback):
                 raise ValueError(f"checkpoint.best={self.best}: is not measured; choose one of {', '.join(measured)}")
             value = measured[self.best]
             better = self.best_value is None or self.sign * (value - self.best_value) > 0
-            self.best_value = value if better else self.best_value
+            self._value = value
         return module.processes.any(better)
 
     def _tidy(self, newest: str, better: bool) -> None:
@@ -113,5 +115,8 @@ class Saving(L.Callback):
         return f"step-{module.step:08d}"
 
     def _left(self) -> str:
-        complete = self.place.complete()
+        try:
+            complete = self.place.complete()
+        except (OSError, ValueError) as error:
+            return f"what is complete cannot be told now ({error})"
         return f"resume={self.place}/{complete[-1]} is complete" if complete else "no checkpoint is complete yet"

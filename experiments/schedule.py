@@ -44,4 +44,4 @@ def multistep(num_steps: int, milestones: Sequence[float], warmup: float = 0.0, 
 def _warmup_steps(num_steps: int, warmup: float) -> int:
     if not 0 <= warmup < 1:
         raise ValueError(f"schedule.warmup={warmup}: a share of the steps in [0, 1) is needed")
-    return round(warmup * num_steps)
+    return min(round(warmup * num_steps), num_steps - 1)

@@ -132,14 +132,14 @@ class Remote:
         return self.url
 
     def complete(self) -> list[str]:
-        complete = [name for name in self._names() if self.files.exists(f"{self.path}/{name}/{COMPLETE}")]
-        return sorted(complete, key=step_of)
+        names = [name for name in self._listed("") if NAME.fullmatch(name)]
+        return sorted((name for name in names if COMPLETE in self._listed(name)), key=step_of)
 
     def begin(self, name: str) -> None:
         self.files.makedirs(self.path, exist_ok=True)
         complete = self.complete()
-        for left in self._names():
-            if left not in complete:
+        for left in self._listed(""):
+            if NAME.fullmatch(left) and left not in complete:
                 self.files.rm(f"{self.path}/{left}", recursive=True)
 
     def writer(self, name: str) -> dcp.StorageWriter:
@@ -160,11 +160,10 @@ class Remote:
         self.files.pipe_file(f"{self.path}/{pointer}", name.encode())
 
     def pointed(self, pointer: str) -> str | None:
-        self.files.invalidate_cache()
-        if not self.files.isfile(f"{self.path}/{pointer}"):
+        if not any(each["name"].endswith(f"/{pointer}") and each["type"] == "file" for each in self._details("")):
             return None
         name: str = self.files.cat_file(f"{self.path}/{pointer}").decode()
-        return name if self.files.exists(f"{self.path}/{name}/{COMPLETE}") else None
+        return name if COMPLETE in self._listed(name) else None
 
     def reader(self, name: str) -> dcp.FileSystemReader:
         from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
@@ -173,19 +172,21 @@ class Remote:
         return reader
 
     def size(self, name: str, file: str) -> int:
-        path = f"{self.path}/{name}/{file}"
-        return int(self.files.size(path)) if self.files.exists(path) else -1
+        return int(self.files.size(f"{self.path}/{name}/{file}")) if file in self._listed(name) else -1
 
-    def _names(self) -> list[str]:
+    def _listed(self, folder: str) -> list[str]:
+        """Names in a folder; none where it is missing, but never because the store does not answer."""
+        return [each["name"].rstrip("/").rpartition("/")[2] for each in self._details(folder)]
+
+    def _details(self, folder: str) -> list[dict[str, Any]]:
         self.files.invalidate_cache()  # others write here too
         try:
-            listed: list[Any] = self.files.ls(self.path, detail=False)
+            details: list[dict[str, Any]] = self.files.ls(f"{self.path}/{folder}".rstrip("/"), detail=True)
         except FileNotFoundError:
             return []
         except Exception as error:  # whatever its library has for no connection, no permission, no bucket
             raise ValueError(f"{self.url}: cannot be listed ({error})") from error
-        names = [each.rstrip("/").rpartition("/")[2] for each in listed]
-        return [name for name in names if NAME.fullmatch(name)]
+        return details
 
 
 def step_of(name: str) -> int:

@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from .checkpoint import read, write
+from .checkpoint import CheckpointError, read, write
 from .module import HeadModule
 from .processes import Processes
 from .storage import place
@@ -16,10 +16,22 @@ class ShardedCheckpointMixin:
     """Takes the head's rows, and what is of one process alone, out of what Lightning collects."""
 
     restore_checkpoint_after_setup = True  # the row state exists once the optimizers do
+    _failure: Exception | None = None
     lightning_module: L.LightningModule | None
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """An index goes through a file: where that fails on one process, no other may wait for it."""
+        try:
+            return super().lightning_module_state_dict()  # type: ignore[misc, no-any-return]
+        except (OSError, RuntimeError) as error:
+            self._failure = error
+            return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         module = self._module()
+        failure, self._failure = self._failure, None
+        if module.processes.any(failure is not None):
+            raise CheckpointError(f"{filepath}: the state could not be collected ({failure or 'by another process'})")
         rows, own_keys = rows_of(module), own_state_keys(module)
         weights = checkpoint["state_dict"]
         own = {"random": checkpoint.pop("random"), "state_dict": {key: weights[key] for key in own_keys}}
@@ -33,6 +45,11 @@ class ShardedCheckpointMixin:
         rows = rows_of(module)
         checkpoint: dict[str, Any]
         checkpoint, own = read(str(checkpoint_path), rows, module.processes)
+        there = {key: each.shape for key, each in checkpoint["state_dict"].items() if key.startswith("backbone.")}
+        if there != {f"backbone.{key}": each.shape for key, each in module.backbone.state_dict().items()}:
+            raise ValueError(
+                f"resume={checkpoint_path}: its backbone is another; resume with the one it was trained with"
+            )
         checkpoint["random"] = own["random"]
         checkpoint["state_dict"] |= own["state_dict"] | rows
         return checkpoint

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -34,6 +35,8 @@ from .strategy import strategy_for
 from .warm_start import WarmStart
 from .world import end_with_parent
 
+SPEAK_SECONDS = 3
+
 
 class StopOnInterrupt(L.Callback):
     """Ctrl-C and SIGTERM end the training after the batch at hand; a second one ends it at once."""
@@ -46,8 +49,9 @@ class StopOnInterrupt(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(module, HeadModule)
         # All stop after the same step, whichever of them the signal has reached.
-        if self.processes.any(bool(self.status)):
+        if module.between_steps and self.processes.any(bool(self.status)):
             self.status = self.status or 128 + signal.SIGTERM
             trainer.should_stop = True
 
@@ -169,8 +173,10 @@ def main() -> None:
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        first = os.environ.get("RANK", "0") == "0"
-        sys.exit(f"error: {error}" if first else 1)
+        if (rank := os.environ.get("RANK", "0")) != "0":
+            time.sleep(SPEAK_SECONDS)  # where all fail alike, the first has spoken, and the launcher ends the others
+            sys.exit(f"error: process {rank}: {error}")
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ class WarmStart(L.Callback):
         rows[:, :D] = norm * normalize(sums[seen])
         centers.write(torch.from_numpy(own).to(seen.device)[seen], "rows", rows.to(centers.like))
         centers.version += 1
+        module.processes.any(False)  # those with more images take longer
         return int(sum_over_processes(seen.sum(), centers.process_group))
 
 
@@ -171,7 +172,7 @@ def first_images(records: RecordSet, wanted: NDArray[np.bool_], shard: Shard, li
 def opened(path: str, run_folder: Path) -> Source:
     folder = Path(path)
     if folder.is_file():
-        return Arcface(folder.parent, folder, [])
+        return Arcface(folder, [])
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for pattern in SHARDS:
         ranks = {int(match[1]): file for file in files if (match := re.fullmatch(pattern, file.name))}
@@ -182,8 +183,11 @@ def opened(path: str, run_folder: Path) -> Source:
                     f"warm_start.checkpoint={path}: holds the class centers of processes {sorted(ranks)}, those of "
                     f"{missing} are missing"
                 )
-            backbone = next((folder / name for name in BACKBONES if (folder / name).exists()), ranks[0])
-            return Arcface(folder, backbone, [ranks[rank] for rank in range(len(ranks))])
+            whole = [ranks[0]] if pattern == SHARDS[0] else []  # holds the backbone too
+            backbones = [*(folder / name for name in BACKBONES if (folder / name).exists()), *whole]
+            if not backbones:
+                raise ValueError(f"warm_start.checkpoint={path}: holds no {' or '.join(BACKBONES)}")
+            return Arcface(backbones[0], [ranks[rank] for rank in range(len(ranks))])
     try:
         found = find(path, run_folder, None)
     except ValueError as error:
@@ -221,8 +225,8 @@ class Arcface:
 
     class_names: Sequence[str] = ()
 
-    def __init__(self, folder: Path, backbone: Path, shards: Sequence[Path]):
-        self.folder, self.backbone_file, self.shards = folder, backbone, shards
+    def __init__(self, backbone: Path, shards: Sequence[Path]):
+        self.backbone_file, self.shards = backbone, shards
         self.num_classes = sum(len(self._shard(path)) for path in shards)
 
     def backbone(self) -> dict[str, Tensor]:

@@ -73,12 +73,7 @@ class FFC(Head):
             raise ValueError(f"num_classes={num_classes}: at least one class is needed")
         if embedding_size < 1:
             raise ValueError(f"embedding_size={embedding_size}: must be at least 1")
-        capacity = round(queue_size * num_classes) if 0 < queue_size < 1 else queue_size
-        if not (capacity >= 1 and capacity == int(capacity) and capacity <= num_classes):
-            raise ValueError(
-                f"queue_size={queue_size}: a whole number of classes up to num_classes={num_classes}, or a share of "
-                "them below 1, is needed"
-            )
+        capacity = slots(queue_size, num_classes)
         self.margin = margin if margin is not None else CosFace(s=32)
         if not self.margin.normalize:
             raise ValueError(f"margin={self.margin}: FFC compares directions and needs a margin that normalizes")
@@ -93,7 +88,7 @@ class FFC(Head):
         self.gallery_momentum, self.outlier_weight, self.mask_unfilled = gallery_momentum, outlier_weight, mask_unfilled
         self.num_nearest = min(max(int(2e-4 * capacity), 3), 10)
         self.process_group = process_group if process_group is not None else default_group()
-        self.pool = ClassPool(int(capacity))
+        self.pool = ClassPool(capacity)
         # Plain tensors as class centers are: DDP would broadcast all of a buffer at every step.
         shape = (2, self.pool.capacity, embedding_size)
         self.queue = torch.zeros(shape, dtype=dtypes.named("dtype", dtype), device=device)
@@ -119,7 +114,7 @@ class FFC(Head):
     ) -> Cost:
         """The pool is the same on all processes; `row_state` does not matter. The momentum copy of the backbone, and
         its pass over all images, come beside it."""
-        Q = round(queue_size * case.num_classes) if queue_size < 1 else int(queue_size)
+        Q = slots(queue_size, case.num_classes)
         D, M = case.embedding_size, case.batch // 2  # images of each of the two passes
         probes = M / case.world_size
         inside = identity_share + (1 - identity_share) * Q / case.num_classes  # of the probes; pairs always are
@@ -345,6 +340,17 @@ class FFC(Head):
         cos_ok = torch.einsum("od,okd->ok", x_oD, near_okD)
         share = (cos_ok > 0).to(x_oD.dtype) / positions.shape[1]
         return (cos_ok * share).sum(), torch.einsum("ok,okd->od", share, near_okD)
+
+
+def slots(queue_size: float, num_classes: int) -> int:
+    """Of a pool for `queue_size` classes, or a share of all."""
+    capacity = round(queue_size * num_classes) if 0 < queue_size < 1 else queue_size
+    if not (capacity >= 1 and capacity == int(capacity) and capacity <= num_classes):
+        raise ValueError(
+            f"queue_size={queue_size}: a whole number of classes up to num_classes={num_classes}, or a share of "
+            "them below 1, is needed"
+        )
+    return int(capacity)
 
 
 class _Change:

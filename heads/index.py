@@ -174,7 +174,7 @@ class Exact(Index):
         return _padded(positions, k).to(x_nD.device)
 
     def refresh(self, vectors: Vectors, changed: Tensor) -> None:
-        self.rows_CD[changed.to(self.rows_CD.device)] = vectors.at(changed)
+        self.rows_CD[changed.to(self.rows_CD.device)] = vectors.at(changed).to(self.rows_CD)
 
     def successor(self, vectors: Vectors, changed: Tensor, **options: Any) -> Index:
         index = Exact()

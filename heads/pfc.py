@@ -26,14 +26,14 @@ class PartialFC(CenterHead):
     def __init__(
         self, num_classes: int, embedding_size: int, *, sample_rate: float = 0.1, log_q: bool = False, **options: Any
     ):
-        if not 0 < sample_rate <= 1:
-            raise ValueError(f"sample_rate={sample_rate}: must lie in (0, 1]; 0.1 samples a tenth of the classes")
+        check_rate(sample_rate)
         super().__init__(num_classes, embedding_size, **options)
         self.sample_rate = sample_rate
         self.log_q = log_q
 
     @classmethod
     def cost(cls, case: Case, *, sample_rate: float = 0.1, **options: Any) -> Cost:
+        check_rate(sample_rate)
         active = max(1, round(sample_rate * case.shard)) if sample_rate < 1 else None
         return super().cost(case, active=active, **options)
 
@@ -51,3 +51,8 @@ class PartialFC(CenterHead):
 
     def extra_repr(self) -> str:
         return f"sample_rate={self.sample_rate}, log_q={self.log_q}, {super().extra_repr()}"
+
+
+def check_rate(sample_rate: float) -> None:
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"sample_rate={sample_rate}: must lie in (0, 1]; 0.1 samples a tenth of the classes")

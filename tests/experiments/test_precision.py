@@ -33,6 +33,15 @@ def test_the_scale_multiplies_the_gradient_of_embeddings_alone():
     assert torch.equal(embeddings, x)
 
 
+def test_a_gradient_too_small_for_fp16_is_scaled_before_it_is_rounded():
+    scale = LossScale(Processes(0, 1, torch.device("cpu")))
+    x = torch.ones(1, 2, dtype=torch.float16, requires_grad=True)
+    embeddings = scale.apply(x)
+    assert embeddings.dtype == torch.float32
+    (1e-9 * embeddings).sum().backward()
+    assert x.grad.dtype == torch.float16 and x.grad[0, 0] == pytest.approx(1e-9 * 2**16, rel=1e-2)
+
+
 def trained_with_an_overflow(words: list[str], folder: Path) -> int:
     """In a worker: at steps 5 and 6 the second process, and no other, finds an infinite gradient."""
     plain, calls = LossScale.unscale, []

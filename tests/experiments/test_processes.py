@@ -130,7 +130,7 @@ def training_in(folder: Path) -> list[int]:
 
 
 def test_sigterm_ends_all_after_the_same_step_with_a_checkpoint(tmp_path):
-    process = started(tmp_path, "checkpoint.interval=null")
+    process = started(tmp_path, "checkpoint.interval=null", "trainer.accumulate_grad_batches=3")
     os.kill(process.pid, signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and "Traceback" not in printed, printed

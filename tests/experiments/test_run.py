@@ -131,8 +131,14 @@ def assert_same_rows(one: Path, other: Path) -> None:
         (["batch_size=60", "resume={}"], "batch_size=60"),
         (["head=ffc", "resume={}"], r"row state \['momentum', 'rows'\], .* keep \[\]"),
         (["data.heldout=0.1", "resume={}"], r"class centers are \[2803, 128\].*this run's \[2656, 128\]"),
-        (["resume={cut}/step-00000013"], "not a readable checkpoint.*; beside it lies resume=.*/step-00000020"),
-        (["resume={cut}/step-00000017"], r"damaged, its file __0_0\.distcp of .* bytes has 9 bytes; beside it lies"),
+        (
+            ["resume={cut}/step-00000013"],
+            "not a readable checkpoint.*; remove it, and go on with .*/step-00000020",
+        ),
+        (["resume={cut}/step-00000017"], r"damaged, its file __0_0\.distcp of .* bytes has 9 bytes; remove it"),
+        (["trainer.accumulate_grad_batches=2", "resume={}"], "of 10 steps and 640 samples; resume with the sizes"),
+        (["batch_size=32", "resume={}"], "batch_size=32, .* of 10 steps and 640 samples"),
+        (["backbone=mlp", "resume={}"], "its backbone is another"),
     ],
 )
 def test_what_cannot_be_resumed_is_told(finished, overrides, words, tmp_path):

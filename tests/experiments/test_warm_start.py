@@ -136,6 +136,11 @@ def test_rows_of_arcface_torch_in_all_its_formats(name, learned, tmp_path):
     assert torch.allclose(rows, old, atol=1e-9)
     weights = [key for key in backbone if learnt(key)]
     assert all(torch.allclose(of_backbone(began)[key].float(), backbone[key].float(), atol=1e-9) for key in weights)
+    if not name.startswith("checkpoint"):
+        backbone_file = tmp_path / ("backbone.pth" if "rank" in name else "model.pt")
+        backbone_file.rename(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match=r"holds no model\.pt or backbone\.pth"):
+            train(config(*words), tmp_path / "run2")
     (tmp_path / name.format(1)).unlink()
     with pytest.raises(ValueError, match=re.escape("those of [1] are missing")):
         train(config(*words), tmp_path / "run2")
