@@ -23,7 +23,7 @@ from tests.workers import rank_and_world
 # No BatchNorm, whose statistics are of each process's part.
 SHORT = ("backbone=mlp", "data.augment=false", "data.heldout=0.05", "batch_size=60", "trainer.log_interval=1")
 SHORT += ("optimizer.lr=0.05", "evaluate.interval=null", "logger.wandb.mode=disabled")
-STEPS = ("trainer.max_steps=12", "checkpoint.interval=6", "checkpoint.keep=9")
+STEPS = ("trainer.max_steps=20", "checkpoint.interval=10", "checkpoint.keep=9")
 HEADS = {
     "full": ["head=full"],
     "pfc": ["head=pfc"],
@@ -57,7 +57,7 @@ def test_processes_train_like_one(swept, tmp_path):
     three = ["head=full", "trainer.devices=3", "trainer.accumulate_grad_batches=2", *SHORT, *STEPS]
     call("experiments.run", *three, "evaluate.train_records=100", f"hydra.run.dir={tmp_path}")
     one = metrics(swept / "0", "train/loss")
-    assert list(one) == list(range(1, 13))
+    assert list(one) == list(range(1, 21))
     for folder in (swept / "1", tmp_path):
         assert list(metrics(folder, "train/loss").values()) == pytest.approx(list(one.values()), rel=1e-5)
         for name in ("train/exact_loss", "train/top1", "val/rank1"):
@@ -82,23 +82,23 @@ def trained(words: list[str], folder: Path) -> int:
 def test_two_processes_resume_bit_for_bit(head, workers, tmp_path):
     words = [*HEADS[head], *SHORT, *STEPS]
     assert workers(2).run(trained, words, tmp_path / "a") == [0, 0]
-    half = tmp_path / "a" / "checkpoints" / "step-00000006"
+    half = tmp_path / "a" / "checkpoints" / "step-00000010"
     assert workers(2).run(trained, [*words, f"resume={half}"], tmp_path / "b") == [0, 0]
     whole, again = metrics(tmp_path / "a", "train/loss"), metrics(tmp_path / "b", "train/loss")
-    assert again == {step: loss for step, loss in whole.items() if step > 6}
+    assert again == {step: loss for step, loss in whole.items() if step > 10}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_another_number_of_processes_goes_on_with_the_same_rows(swept, world_size, workers, tmp_path):
     """Saved on two."""
-    saved = swept / "1" / "checkpoints" / "step-00000006"
+    saved = swept / "1" / "checkpoints" / "step-00000010"
     words = ["head=full", "trainer.accumulate_grad_batches=2", f"resume={saved}", *SHORT, *STEPS]
     assert workers(world_size).run(trained, words, tmp_path) == [0] * world_size
     whole = metrics(swept / "1", "train/loss")
     again = metrics(tmp_path, "train/loss")
-    assert list(again) == list(range(7, 13))
+    assert list(again) == list(range(11, 21))
     assert list(again.values()) == pytest.approx([whole[step] for step in again], rel=1e-5)
-    both = [stored_rows(folder / "checkpoints" / "step-00000012") for folder in (swept / "1", tmp_path)]
+    both = [stored_rows(folder / "checkpoints" / "step-00000020") for folder in (swept / "1", tmp_path)]
     for name, tensor in both[0].items():
         assert torch.allclose(both[1][name], tensor, rtol=1e-4, atol=1e-6) and tensor.abs().sum() > 0
 
