@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from .blocks import BLOCK_BYTES, InBlocks, Stretch
 from .processes import Processes
-from .storage import Folder, Place, place
+from .storage import COMPLETE, Folder, Place, place
 
 SHARED = "lightning"
 
@@ -160,8 +160,9 @@ class Stored:
         ends: dict[str, int] = {}
         for info in self.metadata.storage_data.values():
             ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
+        sizes = self.place.sizes(self.name)
         for file, end in ends.items():
-            size = self.place.size(self.name, file)
+            size = sizes.get(file, -1)
             if size < end:
                 found = "is missing" if size < 0 else f"has {size:,} bytes"
                 raise ValueError(
@@ -191,7 +192,7 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None) -> st
         resume = str(path)
     folder, _, name = resume.rpartition("/")
     above = place(folder)
-    if above.size(name, ".metadata") >= 0:
+    if COMPLETE in above.sizes(name):
         return resume
     if pointed := above.pointed(name):  # latest, best
         return f"{folder}/{pointed}"

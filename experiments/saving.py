@@ -32,7 +32,6 @@ class Saving(L.Callback):
         self.place, self.recorder = place, recorder
         self.saved_step, self.saved_time = -1, time.monotonic()
         self.best_value: float | None = None
-        self._value: float | None = None  # of the metric, when it was last measured
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "value": self.best_value}
@@ -55,10 +54,7 @@ class Saving(L.Callback):
         if not module.between_steps:
             return
         better = self._is_better(module)
-        late = self.minutes is not None and time.monotonic() - self.saved_time >= 60 * self.minutes
-        if self.minutes is not None:
-            late = module.processes.any(late and module.processes.first)
-        if better or late or (self.interval and module.step % self.interval == 0):
+        if better or self._is_late(module) or (self.interval and module.step % self.interval == 0):
             try:
                 self.save(trainer, module, better)
             except CheckpointError as error:
@@ -85,10 +81,17 @@ class Saving(L.Callback):
                 name = self._name(module)
                 trainer.save_checkpoint(f"{self.place}/{name}")
                 self.saved_step, self.saved_time = module.step, time.monotonic()
-                self.best_value = self._value if better else self.best_value
+                if better:
+                    self.best_value = self.recorder.latest.get(self.best)  # the first process's decides
                 processes.by_first(lambda: self._tidy(name, better))
             except OSError as error:
                 raise CheckpointError(f"checkpoint.dir={self.place}: {error}") from error
+
+    def _is_late(self, module: HeadModule) -> bool:
+        """By the clock of the first process; the same on all."""
+        if self.minutes is None:
+            return False
+        return module.processes.any(module.processes.first and time.monotonic() - self.saved_time >= 60 * self.minutes)
 
     def _is_better(self, module: HeadModule) -> bool:
         """Whether the metric that decides was measured in this step, and is better than ever; the same on all."""
@@ -98,9 +101,7 @@ class Saving(L.Callback):
         if module.processes.first and (measured := self.recorder.measured_at(module.step, "val/")):
             if self.best not in measured:
                 raise ValueError(f"checkpoint.best={self.best}: is not measured; choose one of {', '.join(measured)}")
-            value = measured[self.best]
-            better = self.best_value is None or self.sign * (value - self.best_value) > 0
-            self._value = value
+            better = self.best_value is None or self.sign * (measured[self.best] - self.best_value) > 0
         return module.processes.any(better)
 
     def _tidy(self, newest: str, better: bool) -> None:

@@ -49,8 +49,8 @@ class Place(Protocol):
 
     def reader(self, name: str) -> dcp.FileSystemReader: ...
 
-    def size(self, name: str, file: str) -> int:
-        """Bytes of a file of a checkpoint; -1 if it is missing."""
+    def sizes(self, name: str) -> dict[str, int]:
+        """Bytes of each file of a checkpoint; none if it is missing."""
         ...
 
 
@@ -107,9 +107,8 @@ class Folder:
     def reader(self, name: str) -> dcp.FileSystemReader:
         return dcp.FileSystemReader(self.path / name)
 
-    def size(self, name: str, file: str) -> int:
-        path = self.path / name / file
-        return path.stat().st_size if path.exists() else -1
+    def sizes(self, name: str) -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in (self.path / name).glob("*")}
 
     def _aside(self, name: str) -> Path:
         return self.path / f".{name}.partial"
@@ -160,7 +159,7 @@ class Remote:
         self.files.pipe_file(f"{self.path}/{pointer}", name.encode())
 
     def pointed(self, pointer: str) -> str | None:
-        if not any(each["name"].endswith(f"/{pointer}") and each["type"] == "file" for each in self._details("")):
+        if self._listed("").get(pointer, {}).get("type") != "file":
             return None
         name: str = self.files.cat_file(f"{self.path}/{pointer}").decode()
         return name if COMPLETE in self._listed(name) else None
@@ -171,22 +170,19 @@ class Remote:
         reader: dcp.FileSystemReader = FsspecReader(f"{self.url}/{name}")
         return reader
 
-    def size(self, name: str, file: str) -> int:
-        return int(self.files.size(f"{self.path}/{name}/{file}")) if file in self._listed(name) else -1
+    def sizes(self, name: str) -> dict[str, int]:
+        return {file: each["size"] or 0 for file, each in self._listed(name).items()}
 
-    def _listed(self, folder: str) -> list[str]:
-        """Names in a folder; none where it is missing, but never because the store does not answer."""
-        return [each["name"].rstrip("/").rpartition("/")[2] for each in self._details(folder)]
-
-    def _details(self, folder: str) -> list[dict[str, Any]]:
+    def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What is in a folder, by name; nothing where it is missing, but never because the store does not answer."""
         self.files.invalidate_cache()  # others write here too
         try:
-            details: list[dict[str, Any]] = self.files.ls(f"{self.path}/{folder}".rstrip("/"), detail=True)
+            details = self.files.ls(f"{self.path}/{folder}".rstrip("/"), detail=True)
         except FileNotFoundError:
-            return []
+            return {}
         except Exception as error:  # whatever its library has for no connection, no permission, no bucket
             raise ValueError(f"{self.url}: cannot be listed ({error})") from error
-        return details
+        return {each["name"].rstrip("/").rpartition("/")[2]: each for each in details}
 
 
 def step_of(name: str) -> int:

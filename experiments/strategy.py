@@ -6,6 +6,8 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
+from heads import Head
+
 from .checkpoint import CheckpointError, read, write
 from .module import HeadModule
 from .processes import Processes
@@ -32,7 +34,7 @@ class ShardedCheckpointMixin:
         failure, self._failure = self._failure, None
         if module.processes.any(failure is not None):
             raise CheckpointError(f"{filepath}: the state could not be collected ({failure or 'by another process'})")
-        rows, own_keys = rows_of(module), own_state_keys(module)
+        rows, own_keys = rows_of(module.head), own_state_keys(module)
         weights = checkpoint["state_dict"]
         own = {"random": checkpoint.pop("random"), "state_dict": {key: weights[key] for key in own_keys}}
         checkpoint["state_dict"] = {key: weights[key] for key in weights if key not in rows and key not in own_keys}
@@ -42,7 +44,7 @@ class ShardedCheckpointMixin:
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads straight into the live rows, once their shapes are known to fit."""
         module = self._module()
-        rows = rows_of(module)
+        rows = rows_of(module.head)
         checkpoint: dict[str, Any]
         checkpoint, own = read(str(checkpoint_path), rows, module.processes)
         there = {key: each.shape for key, each in checkpoint["state_dict"].items() if key.startswith("backbone.")}
@@ -71,9 +73,9 @@ def strategy_for(processes: Processes) -> SingleDevice | DDP:
     return SingleDevice(processes.device) if processes.world_size == 1 else DDP()
 
 
-def rows_of(module: HeadModule) -> dict[str, Tensor]:
-    """The rows and row state of the head, by their names in the module's state dict."""
-    return {f"head.{name}": tensor for name, tensor in module.head.sharded_state().items()}
+def rows_of(head: Head) -> dict[str, Tensor]:
+    """Its rows and row state, by their names in the state dict of a HeadModule."""
+    return {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
 
 
 def own_state_keys(module: HeadModule) -> list[str]:

@@ -202,10 +202,9 @@ class CenterHead(Head):
         """With `active` rows of this process in a step, all unless given."""
         N, D, K = case.batch, case.embedding_size, case.shard if active is None else active
         row, state = D * number_bytes(dtype), state_bytes(row_state)
-        budget = logits_budget_mb * 2**20
-        kept = 4 * K * N if budget >= 4 * K * N else 0
+        keeps_logits, keeps_rows = what_fits(4 * K * N, 4 * K * D, logits_budget_mb * 2**20)
         in_place = active is None and dtype == "fp32" and store != "disk"
-        kept_rows = 4 * K * D if not in_place and budget - kept >= 4 * K * D else 0
+        kept, kept_rows = 4 * K * N * keeps_logits, 4 * K * D * (keeps_rows and not in_place)
         chunk = 4 * min(CHUNK_ROWS, K) * (2 * N + 2 * D)
         return Cost(
             table_bytes=case.shard * (row + state),
@@ -350,12 +349,9 @@ class CenterHead(Head):
         return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
 
     def _what_to_keep(self, num_active: int, batch_size: int) -> tuple[bool, bool]:
-        """Cosines save a matrix product, rows save gathering them again: in this order, while they fit."""
-        number_bytes = self.centers.like.element_size()
+        row = num_active * self.centers.like.element_size()
         room = self.logits_budget_mb * 2**20 - self.pending.kept_bytes
-        logits = num_active * batch_size * number_bytes
-        rows = num_active * self.centers.width * number_bytes
-        return logits <= room, rows <= room - (logits if logits <= room else 0)
+        return what_fits(row * batch_size, row * self.centers.width, room)
 
     def _positions(self, ids: Tensor | None, labels_N: Tensor) -> Tensor:
         """Where each sample's class stands among the active rows (N,), -1 if another process owns it."""
@@ -380,3 +376,8 @@ class CenterHead(Head):
                 "negative was sampled; sample more classes or use a smaller batch",
                 stacklevel=3,
             )
+
+
+def what_fits(logits: float, rows: float, room: float) -> tuple[bool, bool]:
+    """Cosines save a matrix product, rows save gathering them again: in this order, while these bytes fit."""
+    return logits <= room, rows <= room - (logits if logits <= room else 0)

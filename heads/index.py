@@ -285,16 +285,14 @@ class Annoy(Index):
         return min(count, candidates) * width
 
     def state_dict(self) -> dict[str, Any]:
-        forest = _through_a_file(lambda path: self.forest.save(path))
+        forest = _through_a_file(self.forest.save)
         return {"width": self.width, "forest": forest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.width = state["width"]
-        with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
-            state["forest"].numpy().tofile(Path(folder, "forest"))
-            self._load(Path(folder, "forest"))
+        _from_a_file(state["forest"], self._load)
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: str | Path) -> None:
         """Maps the file into memory, where it stays when its name is gone."""
         from annoy import AnnoyIndex
 
@@ -381,9 +379,7 @@ class IVF(Index):
         return {"renewed": self.renewed, "nprobe": self.lists.nprobe, "lists": lists}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
-            state["lists"].numpy().tofile(Path(folder, "lists"))
-            self.lists = _faiss().read_index(os.fspath(Path(folder, "lists")))
+        self.lists = _from_a_file(state["lists"], _faiss().read_index)
         self.lists.make_direct_map()
         self.renewed, self.lists.nprobe = state["renewed"], state["nprobe"]
         self._searcher = self.lists
@@ -408,6 +404,13 @@ def _through_a_file(save: Callable[[str], object]) -> Tensor:
     with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
         save(os.fspath(Path(folder, "index")))
         return torch.from_numpy(np.memmap(Path(folder, "index"), np.uint8, mode="c"))
+
+
+def _from_a_file(written: Tensor, load: Callable[[str], Any]) -> Any:
+    """What a library reads of such bytes."""
+    with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
+        written.numpy().tofile(Path(folder, "index"))
+        return load(os.fspath(Path(folder, "index")))
 
 
 class _Matrix:

@@ -15,6 +15,7 @@ from heads.index import IVF, Annoy
 from ..checkpoint import read, write
 from ..processes import Processes
 from ..storage import Folder
+from ..strategy import rows_of
 from .group import on_processes
 from .measure import PeakOwn, own_memory, timed
 
@@ -49,7 +50,7 @@ def _save_and_load(processes: Processes, name: str, C: int, D: int, folder: str)
     optimizer.step()
     for state in head.centers.state.values():
         state.normal_()  # or its memory would not be there yet
-    rows = {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
+    rows = rows_of(head)
     held = head.stats()["memory_bytes"] + _bytes(head.get_extra_state() if head.state_differs else None)
     place = Folder(Path(folder))
 

@@ -1,6 +1,7 @@
 """`bench=communication`: what a step of each head sends, multiplies and holds, as measured and by `Head.cost`."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ HEADS: dict[str, tuple[Callable[..., Head], dict[str, Any]]] = {
     "forest": (HashingForest, {"num_active": 0.1, "index": Exact(), "build": "blocking", "interval": 10**6}),
     "ffc": (FFC, {"queue_size": 0.1}),
 }
+_momentum = partial(RowSGD, momentum=0.9)
 
 
 def communication(
@@ -55,10 +57,6 @@ def communication(
             }
         )
     return lines
-
-
-def _momentum(head: Any, lr: float) -> RowSGD:
-    return RowSGD(head, lr, momentum=0.9)
 
 
 def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Runs the commands as a user does, from the repository root, in processes of their own."""
 
+import contextlib
 import csv
 import json
 import os
@@ -53,6 +54,16 @@ def metrics(folder: Path, name: str) -> dict[int, float]:
     """step -> value"""
     with (folder / "metrics.csv").open(newline="") as file:
         return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == name}
+
+
+def processes_of(*words: object) -> list[int]:
+    """Those whose command line has all of these words."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if set(map(str, words)) <= set((path / "cmdline").read_text().split("\0")):
+                found.append(int(path.name))
+    return sorted(found)
 
 
 def stored_rows(checkpoint: Path) -> dict[str, Tensor]:

@@ -4,10 +4,9 @@ import resource
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 from experiments.storage import Folder
-from tests.experiments.commands import ROOT, SMOKE, command, environment
+from tests.experiments.commands import ROOT, SMOKE, command, environment, processes_of
 from tests.kill_and_resume import kill_and_resume
 
 
@@ -27,7 +26,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
     saved = Folder(tmp_path / "run" / "checkpoints")
     try:
         wait_until(lambda: len(saved.complete()) >= 2, process)
-        training = next(pid for pid in training_processes(tmp_path / "run"))
+        training = processes_of("experiments.train", tmp_path / "run")[0]
         limit(training, 2**20)
         wait_until(lambda: (tmp_path / "printed").read_text().count("Training goes on without it") >= 2, process)
         before = saved.complete()
@@ -46,15 +45,6 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
     )
     assert text.count("error: ") == 1 and text.rstrip().endswith("Make room or name another checkpoint.dir")
     assert f"resume={saved}/{newest} is complete" in text and "Traceback" not in text
-
-
-def training_processes(folder: Path) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        words = path.read_text().split("\0") if path.exists() else []
-        if "experiments.train" in words and str(folder) in words:
-            found.append(int(path.parent.name))
-    return found
 
 
 def limit(process: int, size: int) -> None:

@@ -17,7 +17,17 @@ from experiments.launch import rendezvous
 from experiments.processes import joined
 from experiments.train import train
 from experiments.world import number_of_processes
-from tests.experiments.commands import ROOT, call, command, config, environment, metrics, stored_rows, summary
+from tests.experiments.commands import (
+    ROOT,
+    call,
+    command,
+    config,
+    environment,
+    metrics,
+    processes_of,
+    stored_rows,
+    summary,
+)
 from tests.workers import rank_and_world
 
 # No BatchNorm, whose statistics are of each process's part.
@@ -118,15 +128,7 @@ def started(folder: Path, *words: str) -> subprocess.Popen:
 
 
 def training_in(folder: Path) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_text().split("\0")
-        except OSError:
-            continue
-        if "experiments.train" in words and str(folder) in words:
-            found.append(int(path.name))
-    return sorted(found)
+    return processes_of("experiments.train", folder)
 
 
 def test_sigterm_ends_all_after_the_same_step_with_a_checkpoint(tmp_path):

@@ -108,7 +108,7 @@ def test_what_is_removed_is_gone_at_once(where):
     assert where.pointed("best") == "step-00000001"
     where.remove("step-00000001")
     assert where.complete() == ["step-00000002"] and where.pointed("best") is None
-    assert where.size("step-00000001", ".metadata") == -1
+    assert where.sizes("step-00000001").get(".metadata", -1) == -1
 
 
 def test_half_a_checkpoint_is_never_listed_and_makes_way(where, monkeypatch):
@@ -128,7 +128,7 @@ def test_half_a_checkpoint_is_never_listed_and_makes_way(where, monkeypatch):
     assert seen == [["step-00000001"]] and where.complete() == ["step-00000001"]
     assert where.pointed("latest") == "step-00000001"
     write(STATE, None, state(3), where, "step-00000003", ONE)
-    assert where.size("step-00000002", "__0_0.distcp") == -1
+    assert where.sizes("step-00000002").get("__0_0.distcp", -1) == -1
 
 
 def test_transient_errors_are_waited_out(s3, monkeypatch):
