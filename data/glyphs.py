@@ -7,22 +7,21 @@ is made anew.
 
 import hashlib
 import json
-import os
-import shutil
 import unicodedata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import matplotlib
 import numpy as np
-from filelock import FileLock
 from fontTools.ttLib import TTFont
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 from rich.progress import track
 
-from .augment import RandomAffine, no_augmentation
+from .augment import RandomAffine, Unchanged
+from .cache import cache_folder, cached
 from .keyed import permute
 from .records import DataSet, LmdbArrays, RecordSet, key_of, normalize_pixels
 
@@ -62,8 +61,14 @@ def glyphs(
         raise ValueError(f"data.min_images={min_images}: must lie between 2 and the {len(FACES)} typefaces")
     if not 0 < heldout < 1:
         raise ValueError(f"data.heldout={heldout}: a share of the classes in (0, 1) is needed")
-    root = Path(cache_dir or os.environ.get("HEADCOUNT_CACHE") or Path.home() / ".cache" / "headcount").expanduser()
-    folder = cached(root / "glyphs", {"characters": characters, "min_images": min_images})
+    of = {
+        "characters": characters,
+        "min_images": min_images,
+        "version": VERSION,
+        "matplotlib": matplotlib.__version__,
+        "freetype": features.version("freetype2"),
+    }
+    folder = cached(cache_folder(cache_dir) / "glyphs", of, intact, partial(write, of=of))
     names: list[str] = json.loads((folder / "manifest.json").read_text())["classes"]
     labels = np.load(folder / "labels.npy", mmap_mode="r")
 
@@ -77,34 +82,13 @@ def glyphs(
         ),
         shape=(1, SIDE, SIDE),
         prepare=normalize_pixels,
-        augment=RandomAffine() if augment else no_augmentation,
+        augment=RandomAffine() if augment else Unchanged(),
         class_names=names[:num_train],
     )
 
 
 def _images(folder: Path, start: int, stop: int) -> LmdbArrays:
     return LmdbArrays(folder, start, stop, (1, SIDE, SIDE))
-
-
-def cached(root: Path, options: dict[str, Any]) -> Path:
-    """The folder of the rendered pictures, made or made anew if need be; one process at a time makes it."""
-    source = {
-        **options,
-        "version": VERSION,
-        "matplotlib": matplotlib.__version__,
-        "freetype": features.version("freetype2"),
-    }
-    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
-    folder = root / digest
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{digest}.lock"):
-        if not intact(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            making = root / f"{digest}.making"
-            shutil.rmtree(making, ignore_errors=True)
-            write(making, source)
-            making.rename(folder)
-    return folder
 
 
 def intact(folder: Path) -> bool:
@@ -116,13 +100,12 @@ def intact(folder: Path) -> bool:
         return False
 
 
-def write(folder: Path, source: dict[str, Any]) -> None:
+def write(folder: Path, of: dict[str, Any]) -> None:
     """Renders the classes and writes data.mdb, labels.npy and, last, manifest.json."""
-    pictures = render(source["characters"], source["min_images"])
+    pictures = render(of["characters"], of["min_images"])
     order = permute(np.arange(len(pictures)), len(pictures), 0)
     names = [sorted(pictures)[i] for i in order]
     labels = np.repeat(np.arange(len(names)), [len(pictures[name]) for name in names])
-    folder.mkdir()
     in_order = [picture for name in names for picture in pictures[name]]
     with (
         lmdb.open(str(folder), map_size=2**30, lock=False) as environment,
@@ -132,7 +115,7 @@ def write(folder: Path, source: dict[str, Any]) -> None:
             transaction.put(key_of(index), picture)
     np.save(folder / "labels.npy", labels)
     digests = {name: file_digest(folder / name) for name in ("data.mdb", "labels.npy")}
-    (folder / "manifest.json").write_text(json.dumps({**source, "classes": names, "digests": digests}))
+    (folder / "manifest.json").write_text(json.dumps({**of, "classes": names, "digests": digests}))
 
 
 def render(characters: str, min_images: int) -> dict[str, list[bytes]]:

@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import lmdb
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .keyed import U64
 
 Indices = NDArray[np.int64]
 
@@ -38,13 +40,26 @@ class Labels(Protocol):
     def __getitem__(self, indices: Indices, /) -> NDArray[np.int64]: ...
 
 
+class ByClass(NamedTuple):
+    """The records, class after class: those of class c are order[starts[c] : starts[c + 1]]."""
+
+    order: Labels
+    starts: Labels
+    present: Indices | None = None  # classes with records; None where all have some
+
+
 @dataclass(frozen=True)
 class RecordSet:
-    """Examples with labels in [0, num_classes)."""
+    """Examples with labels in [0, num_classes).
+
+    Args:
+        by_class: where it is at hand; found from the labels otherwise.
+    """
 
     source: Source
     labels: Labels
     num_classes: int
+    by_class: ByClass | None = None
 
     def __post_init__(self) -> None:
         if len(self.source) != len(self.labels):
@@ -54,26 +69,41 @@ class RecordSet:
         return len(self.source)
 
 
+class Augmentation(Protocol):
+    """Random numbers are drawn where batches are read, by a key an example, and used where training runs."""
+
+    def draws(self, keys: U64) -> Tensor:
+        """(n,) -> (n, numbers)"""
+        ...
+
+    def __call__(self, examples: Tensor, draws: Tensor, /) -> Tensor:
+        """Prepared examples (n, *shape) -> the same shape."""
+        ...
+
+
 @dataclass(frozen=True)
 class DataSet:
     """What a `data` config builds: classes to train on, others to judge on, and how a batch is prepared.
 
     Args:
         train: the training classes.
-        heldout: classes never trained on; labels of their own, from 0.
+        heldout: classes never trained on, with labels of their own, from 0; None where there are none.
         shape: of one example as the backbone gets it, (C, H, W) or (D,).
-        prepare: stored examples (n, ...) -> floats (n, *shape).
-        augment: (prepared examples, one int64 key an example) -> the same shape; draws depend on the
-            keys alone.
+        prepare: stored examples (n, ...) -> floats (n, *shape), where training runs, on its device.
+        augment: of prepared examples, there too.
         class_names: of the training classes; empty where they have none.
     """
 
     train: RecordSet
-    heldout: RecordSet
+    heldout: RecordSet | None
     shape: tuple[int, ...]
     prepare: Callable[[Tensor], Tensor]
-    augment: Callable[[Tensor, NDArray[np.uint64]], Tensor]
+    augment: Augmentation
     class_names: Sequence[str] = ()
+
+    def finish(self, examples: Tensor, draws: Tensor) -> Tensor:
+        """Stored examples of a training batch -> what the backbone gets."""
+        return self.augment(self.prepare(examples), draws)
 
 
 class LmdbArrays:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .augment import no_augmentation
+from .augment import Unchanged
 from .keyed import normals, permute, uniforms
 from .records import DataSet, Indices, RecordSet
 
@@ -61,7 +61,7 @@ def sphere(
         heldout=RecordSet(SphereVectors(heldout, size, noise, 0.0, num_classes, seed), heldout, num_heldout),
         shape=(size,),
         prepare=_unchanged,
-        augment=no_augmentation,
+        augment=Unchanged(),
     )
 
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .grouping import group
 from .keyed import hash64, permute, uniforms
 from .records import DataSet, Indices, RecordSet
 
-Batch = dict[str, tuple[Tensor, Tensor]]
+Part = tuple[Tensor, Tensor, Tensor]  # examples as stored, labels, draws of their augmentation
+Batch = dict[str, Part]
 IDENTITY = 1  # keeps the order of identities apart from that of records
 
 
@@ -40,14 +42,14 @@ class InstanceStream:
         self.part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.batches_per_epoch = len(data.train) // batch_size
 
-    def batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """(examples (n, *shape), labels (n,) int64) of this process in batch `number`, counted from 0."""
+    def batch(self, number: int) -> Part:
+        """(examples (n, ...), labels (n,) int64, draws (n, ...)) of this process in batch `number`, counted from 0."""
         epoch, place = divmod(number, self.batches_per_epoch)
         positions = place * self.batch_size + np.arange(self.batch_size)[self.part]
         indices = permute(positions, len(self.data.train), self.seed, epoch)
-        examples = self.data.prepare(self.data.train.source.read(indices))
-        examples = self.data.augment(examples, hash64("augmentation", self.seed, epoch, indices))
-        return examples, torch.from_numpy(np.asarray(self.data.train.labels[indices], dtype=np.int64))
+        draws = self.data.augment.draws(hash64("augmentation", self.seed, epoch, indices))
+        labels = torch.from_numpy(np.asarray(self.data.train.labels[indices], dtype=np.int64))
+        return self.data.train.source.read(indices), labels, draws
 
 
 class IdentityStream:
@@ -63,36 +65,34 @@ class IdentityStream:
     """
 
     def __init__(self, data: DataSet, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
-        labels = np.asarray(data.train.labels[np.arange(len(data.train))])
-        self.by_class = np.argsort(labels, kind="stable")  # records, class after class
-        counts = np.bincount(labels, minlength=data.train.num_classes)
-        self.classes = np.flatnonzero(counts)
-        self.counts = counts[self.classes]
-        self.starts = (np.cumsum(counts) - counts)[self.classes]
+        self.by_class = data.train.by_class or group(data.train.labels, data.train.num_classes)
+        present = self.by_class.present
+        self.num_classes = data.train.num_classes if present is None else len(present)
         self.pairs = batch_size // 2
-        if batch_size % 2 or not world_size <= self.pairs <= len(self.classes):
+        if batch_size % 2 or not world_size <= self.pairs <= self.num_classes:
             raise ValueError(
                 f"batch_size={batch_size} of the identity stream: must be even, with a class for each of the "
-                f"{world_size} processes, and at most twice the {len(self.classes)} training classes"
+                f"{world_size} processes, and at most twice the {self.num_classes} training classes"
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.part = slice(rank * self.pairs // world_size, (rank + 1) * self.pairs // world_size)
-        self.batches_per_epoch = len(self.classes) // self.pairs
+        self.batches_per_epoch = self.num_classes // self.pairs
 
-    def batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """(examples (2n, *shape), labels (2n,) int64): example n + i is another of the class of i."""
+    def batch(self, number: int) -> Part:
+        """(examples (2n, ...), labels (2n,) int64, draws (2n, ...)): example n + i is another of the class of i."""
         epoch, place = divmod(number, self.batches_per_epoch)
         positions = place * self.pairs + np.arange(self.pairs)[self.part]
-        chosen = permute(positions, len(self.classes), self.seed, epoch, IDENTITY)
-        counts = self.counts[chosen]
+        chosen = permute(positions, self.num_classes, self.seed, epoch, IDENTITY)
+        classes = chosen if self.by_class.present is None else self.by_class.present[chosen]
+        starts = np.asarray(self.by_class.starts[classes], dtype=np.int64)
+        counts = np.asarray(self.by_class.starts[classes + 1], dtype=np.int64) - starts
         u, v = (uniforms("identity", self.seed, epoch, which, chosen) for which in (0, 1))
         first = (u * counts).astype(np.int64)
         second = (first + 1 + (v * (counts - 1)).astype(np.int64)) % counts
-        indices = self.by_class[np.concatenate([self.starts[chosen] + first, self.starts[chosen] + second])]
+        indices = np.asarray(self.by_class.order[np.concatenate([starts + first, starts + second])], dtype=np.int64)
         which = np.repeat([0, 1], len(chosen))
-        examples = self.data.prepare(self.data.train.source.read(indices))
-        keys = hash64("identity augmentation", self.seed, epoch, which, indices)
-        return self.data.augment(examples, keys), torch.from_numpy(np.tile(self.classes[chosen], 2))
+        draws = self.data.augment.draws(hash64("identity augmentation", self.seed, epoch, which, indices))
+        return self.data.train.source.read(indices), torch.from_numpy(np.tile(classes, 2)), draws
 
 
 Stream = InstanceStream | IdentityStream
@@ -102,12 +102,16 @@ STREAMS: dict[str, type[InstanceStream] | type[IdentityStream]] = {
 }
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
+class _Batches(Dataset[Part | ValueError]):
     def __init__(self, stream: Stream):
         self.stream = stream
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        return self.stream.batch(number)
+    def __getitem__(self, number: int) -> Part | ValueError:
+        """What a worker raises comes back wrapped in its traceback; what it returns does not."""
+        try:
+            return self.stream.batch(number)
+        except ValueError as error:
+            return error
 
 
 class BatchLoader:
@@ -143,6 +147,9 @@ class BatchLoader:
             for stream in self.streams.values()
         ]
         for parts in zip(*loaders, strict=True):
+            for part in parts:
+                if isinstance(part, ValueError):
+                    raise part
             self.handed_out += 1
             yield dict(zip(self.streams, map(tuple, parts), strict=True))
 
@@ -160,16 +167,14 @@ class BatchLoader:
 
 
 class InOrder(Dataset[tuple[Tensor, Tensor]]):
-    """Records in a given order, in blocks, prepared but not augmented.
+    """Records in a given order, in blocks, as stored.
 
     Args:
-        data: tells how to prepare them.
-        records: one of its sets.
         indices: which of them; all unless given.
     """
 
-    def __init__(self, data: DataSet, records: RecordSet, indices: Indices | None = None, block: int = 512):
-        self.data, self.records, self.block = data, records, block
+    def __init__(self, records: RecordSet, indices: Indices | None = None, block: int = 512):
+        self.records, self.block = records, block
         self.indices = np.arange(len(records)) if indices is None else indices
 
     def __len__(self) -> int:
@@ -179,5 +184,5 @@ class InOrder(Dataset[tuple[Tensor, Tensor]]):
         indices = self.indices[number * self.block : (number + 1) * self.block]
         if not len(indices):
             raise IndexError(number)
-        examples = self.data.prepare(self.records.source.read(indices))
-        return examples, torch.from_numpy(np.asarray(self.records.labels[indices], dtype=np.int64))
+        labels = np.asarray(self.records.labels[indices], dtype=np.int64)
+        return self.records.source.read(indices), torch.from_numpy(labels)

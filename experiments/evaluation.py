@@ -22,7 +22,8 @@ from .recorder import Recorder
 
 
 class Evaluation(L.Callback):
-    """Every `interval` steps and at the end of the training; training records at the end only."""
+    """Every `interval` steps and at the end of the training; training records at the end only. Where no classes are
+    held out, there is nothing to judge on but those."""
 
     def __init__(self, config: DictConfig, recorder: Recorder):
         if config.interval is not None and config.interval < 1:
@@ -51,19 +52,19 @@ class Evaluation(L.Callback):
         if (due and module.step) or module.step == module.num_steps:
             with self.recorder.paused():
                 module.share_buffers()
-                metrics = evaluate(trainer, module, self.far)
-                metrics = {f"val/{name}": value for name, value in metrics.items()}
+                metrics = {}
+                if module.data.heldout is not None:
+                    metrics = evaluate(trainer, module, module.data.heldout, self.far)
+                    metrics = {f"val/{name}": value for name, value in metrics.items()}
                 if self.train_records is not None and module.step == module.num_steps:
                     metrics |= against_all_centers(trainer, module, self.train_records)
                 self.recorder.record(trainer, metrics, module.step)
 
 
 @torch.no_grad()
-def evaluate(trainer: L.Trainer, module: HeadModule, far: float) -> dict[str, float]:
+def evaluate(trainer: L.Trainer, module: HeadModule, heldout: RecordSet, far: float) -> dict[str, float]:
     """Metrics of the held-out classes, embedded in eval mode at the precision of the training; on the first process."""
-    embeddings, labels = embed(
-        trainer, module, module.data.heldout, own_part(np.arange(len(module.data.heldout)), module)
-    )
+    embeddings, labels = embed(trainer, module, heldout, own_part(np.arange(len(heldout)), module))
     group = default_group()
     sizes = gather_sizes(len(embeddings), embeddings.device, group)
     embeddings, labels = (gather_rows(part, sizes, group).cpu() for part in (embeddings, labels))
@@ -94,13 +95,13 @@ def own_part(indices: Indices, module: HeadModule) -> Indices:
 @torch.no_grad()
 def embed(trainer: L.Trainer, module: HeadModule, records: RecordSet, indices: Indices) -> tuple[Tensor, Tensor]:
     """Embeddings (n, D) and labels (n,) of these records, in order, in eval mode at the precision of the training."""
-    loader = DataLoader(InOrder(module.data, records, indices), batch_size=None, generator=torch.Generator())
+    loader = DataLoader(InOrder(records, indices), batch_size=None, generator=torch.Generator())
     embeddings, labels = [torch.empty(0, module.config.embedding_size)], [torch.empty(0, dtype=torch.int64)]
     module.backbone.eval()
     try:
         with trainer.precision_plugin.forward_context():
             for images, of_images in loader:
-                embeddings.append(module.backbone(images.to(module.device)).float())
+                embeddings.append(module.backbone(module.data.prepare(images.to(module.device))).float())
                 labels.append(of_images)
     finally:
         module.backbone.train()

@@ -96,7 +96,10 @@ class HeadModule(L.LightningModule):
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (backbone, rows)]
         return [backbone, rows], schedules
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: (self.data.finish(examples, draws), labels) for name, (examples, labels, draws) in batch.items()}
+
+    def training_step(self, batch: dict[str, tuple[Tensor, Tensor]], batch_idx: int) -> None:
         loss = self.head.training_loss(self._encode, batch)
         self.manual_backward(loss / self.accumulate)
         self._loss_sum = self._loss_sum.to(loss.device) + loss.detach() / self.accumulate
@@ -148,7 +151,7 @@ class HeadModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=self._random_states())
-        checkpoint["class_names"] = list(self.data.class_names)
+        checkpoint["class_names"] = "\n".join(self.data.class_names).encode("utf-8", "surrogateescape")
         if self.loss_scale is not None:
             checkpoint.update(loss_scale=self.loss_scale.state_dict(), skipped_steps=self.skipped_steps)
         # Lightning's own count of batches would fight with the loader's over where to resume.

@@ -152,7 +152,8 @@ def describe(module: HeadModule, folder: Path) -> str:
     parameters = sum(p.numel() for p in module.backbone.parameters())
     return (
         f"{module.head.__class__.__name__} over {module.data.train.num_classes:,} classes, "
-        f"{len(module.data.train):,} training records; "
+        f"{len(module.data.train):,} training records"
+        f"{'' if module.data.heldout else ', none held out (data.num_heldout)'}; "
         f"{module.backbone.__class__.__name__} of {parameters:,} parameters; "
         f"{module.num_steps:,} steps of {module.config.batch_size * module.accumulate}; "
         f"{module.processes.world_size} {'processes' if module.processes.world_size > 1 else 'process'}; {folder}"

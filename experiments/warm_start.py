@@ -207,7 +207,8 @@ class Own:
         self.stored.load(tensors)
         shared: dict[str, Any] = unpacked(tensors, SHARED)
         self.weights = shared["state_dict"]
-        self.class_names: Sequence[str] = shared["class_names"]
+        names: str = shared["class_names"].decode("utf-8", "surrogateescape")
+        self.class_names: Sequence[str] = names.split("\n") if names else ()
         self.num_classes = self.stored.tensors[self.ROWS].size[0] if self.ROWS in self.stored.tensors else 0
 
     def backbone(self) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class SphereTraining:
         """(number, images, labels), one more than there are steps, so that the last finds the training done."""
         device = self.head.centers.like.device
         for number in range(self.num_steps + 1):
-            images, labels = self.stream.batch(number)
+            images, labels, _ = self.stream.batch(number)
             yield number, images.to(device), labels.to(device)
 
     def step(self, number: int, images: Tensor, labels: Tensor) -> None:

@@ -51,10 +51,13 @@ def test_symbols_can_be_had_too(tmp_path):
 @pytest.mark.parametrize("name", ["data.mdb", "labels.npy", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
 def test_a_damaged_cache_is_made_anew(folder, name, damage, monkeypatch):
-    small = {"characters": "letters", "min_images": 4}
     monkeypatch.setattr(module, "FACES", module.FACES[:5])
     monkeypatch.setattr(module, "VERSION", f"{name}{damage}")
-    path = module.cached(folder.parent, small)
+
+    def path_of() -> Path:
+        return Path(glyphs(cache_dir=str(folder.parents[1])).train.source.path)
+
+    path = path_of()
     before = {file: (path / file).read_bytes() for file in ("data.mdb", "labels.npy", "manifest.json")}
     broken = path / name
     if damage == "truncated":
@@ -65,7 +68,7 @@ def test_a_damaged_cache_is_made_anew(folder, name, damage, monkeypatch):
         broken.write_bytes(content)
     else:
         broken.unlink()
-    assert module.cached(folder.parent, small) == path
+    assert path_of() == path
     assert {file: (path / file).read_bytes() for file in before} == before
 
 
@@ -81,10 +84,10 @@ def test_an_interrupted_rendering_leaves_no_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "file_digest", stopped)
     with pytest.raises(KeyboardInterrupt):
-        module.cached(tmp_path, {"characters": "letters", "min_images": 16})
+        glyphs(min_images=16, cache_dir=str(tmp_path))
     monkeypatch.undo()
-    assert not any(module.intact(path) for path in tmp_path.iterdir())
-    assert module.intact(module.cached(tmp_path, {"characters": "letters", "min_images": 16}))
+    assert not any(module.intact(path) for path in (tmp_path / "glyphs").iterdir())
+    assert module.intact(Path(glyphs(min_images=16, cache_dir=str(tmp_path)).train.source.path))
 
 
 def test_sources_survive_pickling(folder):
@@ -104,16 +107,18 @@ def test_augmentation_depends_on_the_key_alone():
     images = torch.rand(3, 1, 32, 32) * 2 - 1
     keys = np.array([1, 2, 3], dtype=np.uint64)
     augment = RandomAffine()
-    together = augment(images, keys)
+    draws = augment.draws(keys)
+    together = augment(images, draws)
     assert not torch.equal(together, images)
     for i in range(3):
-        torch.testing.assert_close(augment(images[i : i + 1], keys[i : i + 1])[0], together[i])
-    assert not torch.equal(augment(images[:1], keys[1:2]), together[:1])
+        torch.testing.assert_close(augment(images[i : i + 1], augment.draws(keys[i : i + 1]))[0], together[i])
+    assert not torch.equal(augment(images[:1], draws[1:2]), together[:1])
 
 
 def test_augmentation_without_strength_is_the_identity_and_fills_with_background():
     images = torch.full((2, 1, 32, 32), 0.5)
     keys = np.array([1, 2], dtype=np.uint64)
-    torch.testing.assert_close(RandomAffine(0, 0, 0, 0)(images, keys), images)
-    moved = RandomAffine(0, 0, 0, shift=0.5)(images, keys)
+    draws = RandomAffine().draws(keys)
+    torch.testing.assert_close(RandomAffine(0, 0, 0, 0)(images, draws), images)
+    moved = RandomAffine(0, 0, 0, shift=0.5)(images, draws)
     assert moved.min() == -1 and moved.max() == pytest.approx(0.5)

@@ -24,7 +24,7 @@ def test_an_epoch_holds_every_record_at_most_once():
 
 
 def test_labels_belong_to_their_records():
-    examples, labels = InstanceStream(DATA, 69).batch(0)
+    examples, labels, _ = InstanceStream(DATA, 69).batch(0)
     directions = torch.from_numpy(DATA.train.source.directions(np.arange(23)))
     assert torch.equal(torch.bincount(labels), torch.full((23,), 3))
     own = (examples * directions[labels]).sum(1)
@@ -73,7 +73,7 @@ def test_impossible_batch_sizes_are_refused(batch_size):
 
 
 def test_heldout_comes_in_order_and_whole():
-    blocks = list(InOrder(DATA, DATA.heldout, block=7))
+    blocks = list(InOrder(DATA.heldout, block=7))
     assert [len(labels) for _, labels in blocks] == [7] * 5 + [5]
     assert torch.equal(torch.cat([labels for _, labels in blocks]), torch.arange(40) % 5)
 
@@ -85,7 +85,7 @@ def test_an_identity_epoch_holds_every_class_once_with_two_records():
     for epoch in range(3):
         classes = []
         for number in range(5 * epoch, 5 * epoch + 5):
-            examples, labels = stream.batch(number)
+            examples, labels, _ = stream.batch(number)
             assert torch.equal(labels[:4], labels[4:])
             directions = torch.from_numpy(DATA.train.source.directions(labels.numpy()))
             assert (examples * directions).sum(1).mean() > 0.4
@@ -100,7 +100,7 @@ def test_identity_pairs_are_chosen_uniformly():
     stream = IdentityStream(DATA, 46)
     seen: dict[int, int] = {}
     for number in range(600):
-        examples, labels = stream.batch(number)
+        examples, labels, _ = stream.batch(number)
         (place,) = (labels[:23] == 7).nonzero()[0]
         pair = frozenset(round(float(examples[at, 0]), 6) for at in (place, place + 23))
         seen[pair] = seen.get(pair, 0) + 1
@@ -109,7 +109,7 @@ def test_identity_pairs_are_chosen_uniformly():
 
 def test_a_class_of_one_record_gives_it_twice():
     single = sphere(10, size=6, images_per_class=1, num_heldout=5)
-    examples, labels = IdentityStream(single, 20).batch(0)
+    examples, labels, _ = IdentityStream(single, 20).batch(0)
     assert torch.equal(examples[:10], examples[10:]) and len(set(labels.tolist())) == 10
 
 
@@ -127,7 +127,7 @@ def test_processes_share_the_identities_of_one(world_size):
     whole = IdentityStream(DATA, 14, seed=4)
     parts = [IdentityStream(DATA, 14, seed=4, rank=rank, world_size=world_size) for rank in range(world_size)]
     for number in (0, 3, 11):
-        examples, _ = whole.batch(number)
+        examples, *_ = whole.batch(number)
         of_ranks = [part.batch(number)[0] for part in parts]
         first = torch.cat([each[: len(each) // 2] for each in of_ranks])
         second = torch.cat([each[len(each) // 2 :] for each in of_ranks])

@@ -39,7 +39,11 @@ def begun(folder: Path) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor
     tensors = stored.blank(SHARED)
     stored.load(tensors)
     shared = unpacked(tensors, SHARED)
-    return stored_rows(newest.resolve()).get("head.centers.rows"), shared["class_names"], shared["state_dict"]
+    return (
+        stored_rows(newest.resolve()).get("head.centers.rows"),
+        shared["class_names"].decode().split("\n"),
+        shared["state_dict"],
+    )
 
 
 def learnt(name: str) -> bool:

@@ -1,0 +1,82 @@
+"""Encoded images in files of others: what every format gives, and the errors they share."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class UnreadableError(ValueError):
+    """One image cannot be had; the others may be fine. Tells which one, and why."""
+
+
+class Found(NamedTuple):
+    """An image, as a scan finds it.
+
+    Args:
+        place: where it lies, in whatever unit the format counts.
+        label: as the file has it, at least 0.
+        key: which must not repeat; None where it may.
+    """
+
+    place: int
+    label: int
+    key: bytes | None = None
+
+
+class Bad(NamedTuple):
+    """What a scan finds instead of an image."""
+
+    key: str
+    reason: str
+
+
+class Format(Protocol):
+    """One file, folder or database of encoded images.
+
+    Is pickled with its path only: each process opens its own handles, when it first reads.
+    """
+
+    path: str
+
+    def files(self) -> Sequence[str]:
+        """What it is read from. Where one of them changes, it is scanned anew."""
+        ...
+
+    def scan(self) -> Iterator[Found | Bad]:
+        """All images, in file order.
+
+        Raises:
+            ValueError: files that are missing or of another kind.
+        """
+        ...
+
+    def class_names(self) -> Sequence[str] | None:
+        """Of the labels 0, 1, ...; None where it has none."""
+        ...
+
+    def key(self, place: int) -> str:
+        """What its file calls an image."""
+        ...
+
+    def read(self, place: int) -> bytes:
+        """The encoded image. Raises UnreadableError."""
+        ...
+
+
+def read_names(path: Path) -> list[str] | None:
+    """Class names, a line each; None where there is no such file."""
+    if not path.exists():
+        return None
+    return path.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
+
+
+def text(raw: bytes) -> str:
+    """For people: what is not UTF-8 is shown as \\xNN."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def label_of(raw: bytes) -> int:
+    """A class id as text. Raises ValueError."""
+    if not raw.isdigit() or len(raw) > 18:
+        raise ValueError(f"{text(raw[:40])!r} is no class id: a whole number, at least 0, is needed")
+    return int(raw)

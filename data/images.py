@@ -1,0 +1,143 @@
+"""`data=lmdb`, `rec`, `folder` and `list`: images of the user's own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from .augment import Unchanged
+from .cache import cache_folder
+from .catalog import Catalog, Origin, catalog
+from .decode import FITS, MODES, Decoder
+from .encoded import UnreadableError
+from .records import Augmentation, DataSet, Indices, RecordSet
+from .split import hold_out
+
+FORMATS = {
+    "lmdb": "an LMDB folder with its key-label file",
+    "rec": "a .rec file, with its .idx beside it if there is one",
+    "folder": "a folder with a folder for each class",
+    "list": "a file with a line `path<TAB>label`, or base64 and label, for each image",
+}
+
+
+def images(
+    *,
+    format: str,
+    source: str | Sequence[str] | None,
+    labels: str | Sequence[str] | None = None,
+    root: str | None = None,
+    shared: bool = False,
+    size: int | Sequence[int] = 112,
+    channels: int = 3,
+    fit: str = "crop",
+    mean: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.5,
+    num_heldout: int | None = None,
+    augment: Augmentation | None = None,
+    cache_dir: str | None = None,
+    seed: int = 0,
+) -> DataSet:
+    """Images in files, of any number. Classes are numbered by label, without gaps, and found by themselves.
+
+    Args:
+        format: one of FORMATS.
+        source: path of a file or folder, or several. Each brings classes of its own, unless `shared`.
+        labels: of format=lmdb: the key-label file, one for each source; found in the folder unless given.
+        root: of format=list: what paths are relative to; the list's folder unless given.
+        shared: whether a label means the same class in all sources.
+        size: side in pixels, or [height, width].
+        channels: 3 (RGB) or 1 (grey).
+        fit: how images of another size are brought to this one: "crop" or "stretch".
+        mean, std: of pixels from 0 to 1, one number or one a channel: what training gets is (pixel - mean) / std.
+        num_heldout: classes to judge on; a twentieth, at most 500, unless given; 0 for none.
+        augment: of training images; none unless given.
+        cache_dir: where catalogs are kept; $HEADCOUNT_CACHE or ~/.cache/headcount unless given.
+        seed: of which classes are held out.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"data.format={format}: must be one of {', '.join(FORMATS)}")
+    paths = tuple(str(Path(path).expanduser().resolve()) for path in _several(source))
+    if not paths:
+        raise ValueError(f"data.source=null: the path of {FORMATS[format]} is needed")
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    if min(height, width) < 1:
+        raise ValueError(f"data.size={size}: must be at least 1")
+    if channels not in MODES:
+        raise ValueError(f"data.channels={channels}: must be 1 (grey) or 3 (RGB)")
+    if fit not in FITS:
+        raise ValueError(f"data.fit={fit}: must be one of {', '.join(FITS)}")
+    origin = Origin(format, paths, tuple(_several(labels)), root, shared)
+    files = catalog(origin, cache_folder(cache_dir))
+    records = RecordSet(
+        EncodedImages(files, Decoder(height, width, channels, fit)), files.labels, files.num_classes, files.by_class
+    )
+    train, heldout, names = hold_out(records, files.class_names, num_heldout, seed)
+    return DataSet(
+        train=train,
+        heldout=heldout,
+        shape=(channels, height, width),
+        prepare=Normalize(_each("mean", mean, channels), _each("std", std, channels)),
+        augment=augment or Unchanged(),
+        class_names=names,
+    )
+
+
+def _several(given: str | Sequence[str] | None) -> list[str]:
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def _each(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    values = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
+    if len(values) != channels or (name == "std" and min(values) <= 0):
+        raise ValueError(f"data.{name}={value}: one number, or one for each of {channels} channels, is needed")
+    return values
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images of a catalog, decoded when read."""
+
+    catalog: Catalog
+    decoder: Decoder
+
+    def __len__(self) -> int:
+        return len(self.catalog)
+
+    def read(self, indices: Indices) -> Tensor:
+        """(n,) -> uint8 (n, H, W, C). Raises UnreadableError, naming the image."""
+        pixels = _empty(len(indices), *self.decoder.shape)
+        array = pixels.numpy()
+        for place, index in enumerate(np.asarray(indices).tolist()):
+            encoded = self.catalog.read(index)
+            try:
+                self.decoder.into(array[place], encoded)
+            except UnreadableError as error:
+                raise UnreadableError(f"{self.catalog.name(index)}: {error}") from None
+        return pixels
+
+
+def _empty(*shape: int) -> Tensor:
+    """uint8; of a loader's worker in shared memory, where it would be copied to otherwise."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """uint8 (n, H, W, C) -> float32 (n, C, H, W): (pixel / 255 - mean) / std, a number for each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            pixels[:, channel].sub_(255 * mean).div_(255 * std)
+        return pixels

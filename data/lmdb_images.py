@@ -1,0 +1,115 @@
+"""FFC's LMDB: images under text keys, and a list of keys with their classes.
+
+A value is a protocol buffer, `message Datum { optional bytes data = 1; }`, with the encoded image in it. The
+key-label file, `NAME_kv.txt` inside the database's folder or anywhere, has a line `key label` for each image.
+Values that are JPEG files themselves are read too.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lmdb
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from .encoded import Bad, Found, UnreadableError, label_of, read_names, text
+from .lines import LineFile
+from .records import opened
+
+JPEG = b"\xff\xd8"
+
+
+def _datum() -> type:
+    file = descriptor_pb2.FileDescriptorProto(name="headcount/datum.proto", package="headcount", syntax="proto2")
+    of_data = descriptor_pb2.FieldDescriptorProto
+    file.message_type.add(name="Datum").field.add(
+        name="data", number=1, type=of_data.TYPE_BYTES, label=of_data.LABEL_OPTIONAL
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("headcount.Datum"))
+
+
+Datum = _datum()
+
+
+class LmdbImages:
+    """Images of an LMDB folder. A place is the byte that a line of the key-label file begins at.
+
+    Args:
+        path: of the folder.
+        labels: the key-label file; found in the folder unless given.
+    """
+
+    def __init__(self, path: str, labels: str | None = None):
+        self.path = path
+        if not Path(path, "data.mdb").is_file():
+            raise ValueError(f"{path}: no LMDB folder, there is no data.mdb in it")
+        if labels is None:
+            found = sorted(str(each) for each in Path(path).glob("*_kv.txt"))
+            if len(found) != 1:
+                raise ValueError(
+                    f"{path}: {len(found) or 'no'} files *_kv.txt in it; name the key-label file by `labels`"
+                )
+            labels = found[0]
+        self.list = LineFile(labels)
+        self._inode = Path(path, "data.mdb").stat().st_ino
+
+    def files(self) -> Sequence[str]:
+        files = [os.path.join(self.path, "data.mdb"), self.list.path, str(self._names())]  # noqa: PTH118
+        return [path for path in files if Path(path).exists()]
+
+    def class_names(self) -> Sequence[str] | None:
+        return read_names(self._names())
+
+    def _names(self) -> Path:
+        return Path(self.path, "classes.txt")
+
+    def scan(self) -> Iterator[Found | Bad]:
+        if not Path(self.list.path).is_file():
+            raise ValueError(f"{self.list.path}: there is no such key-label file")
+        opened(self.path, self._inode)
+        for number, (place, line) in enumerate(self.list.lines(), 1):
+            key, _, label = line.rpartition(b" ")
+            try:
+                if not key:
+                    raise ValueError("a key, a space and a class id are needed")
+                yield Found(place, label_of(label), key)
+            except ValueError as error:
+                yield Bad(f"line {number}", str(error))
+
+    def key(self, place: int) -> str:
+        return text(self._key(place))
+
+    def read(self, place: int) -> bytes:
+        key = self._key(place)
+        try:
+            with opened(self.path, self._inode).begin(buffers=True) as transaction:
+                value = transaction.get(key)
+                if value is None:
+                    raise UnreadableError("the database does not have it")
+                return encoded_in(value)
+        except (UnreadableError, lmdb.Error) as error:
+            raise UnreadableError(f"{self.path}: {text(key)}: {error}") from None
+
+    def _key(self, place: int) -> bytes:
+        return self.list.line(place).rpartition(b" ")[0]
+
+
+def encoded_in(value: bytes | memoryview) -> bytes:
+    """The encoded image of a value. Raises UnreadableError."""
+    if value[:2] == JPEG:  # no protocol buffer begins like that
+        return bytes(value)
+    datum = Datum()
+    try:
+        datum.ParseFromString(bytes(value))
+    except DecodeError:
+        raise UnreadableError("its value is no Datum") from None
+    if not datum.data:
+        raise UnreadableError("there is no image in it")
+    return datum.data
+
+
+def value_of(encoded: bytes) -> bytes:
+    return Datum(data=encoded).SerializeToString()
