@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .cache import cached
-from .encoded import Bad, Format, Found, text
+from .encoded import Bad, Format, Found, UnreadableError, text
 from .grouping import group, index_dtype
 from .image_lists import ImageFolder, ImageList
 from .lmdb_images import LmdbImages
@@ -107,7 +107,10 @@ class Catalog:
 
     def read(self, index: int) -> bytes:
         """The encoded image. Raises UnreadableError, naming it."""
-        return self._file(index).read(int(self._places[index]))
+        try:
+            return self._file(index).read(int(self._places[index]))
+        except UnreadableError as error:
+            raise UnreadableError(error.reason, self.name(index)) from None
 
     def key(self, index: int) -> str:
         """What its file calls it."""
@@ -135,9 +138,13 @@ class Names(Sequence[str]):
     """Names, a line each in `names.txt`, found by `names.bin`."""
 
     def __init__(self, folder: Path):
+        self.folder = folder
         self.ends = np.memmap(folder / "names.bin", np.int64, "r")
         with (folder / "names.txt").open("rb") as file:
             self.lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return Names, (self.folder,)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -304,7 +311,7 @@ def _number(folder: Path, parts: Sequence[_Part], shared: bool) -> int:
                 start += part.count
         group(np.memmap(folder / "labels.bin", np.int32, "r"), num_classes, folder)
     (folder / "raw.bin").unlink()
-    if names is not None:
+    if names is not None and num_classes:
         with (folder / "names.txt").open("wb") as lines, (folder / "names.bin").open("wb") as ends:
             while block := list(islice(names, CHUNK)):
                 encoded = [name.encode("utf-8", "surrogateescape") for name in block]

@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,10 +35,11 @@ from .decode import Decoder, decodable, opened
 from .encoded import Bad, UnreadableError
 from .images import FORMATS
 from .keyed import permute, uniforms
+from .records import forget_opened
 from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer, plain
 
 CHUNK = 256  # images that a worker handles together
-FLUSH = 64  # chunks between two safe states
+FLUSH = 8  # chunks between two safe states
 SMALL = 5000  # images for which starting workers takes longer than the work
 TOLD = 20  # of the unreadable images, on the screen
 CONF = Path(__file__).resolve().parent.parent / "conf" / "convert.yaml"
@@ -100,7 +102,7 @@ class Reader:
             else:
                 opened(encoded)
         except UnreadableError as error:
-            return Read(index, key, label, b"", str(error))
+            return Read(index, key, label, b"", error.reason)
         return Read(index, key, label, encoded)
 
     def _encoded(self, encoded: bytes) -> bytes:
@@ -130,7 +132,7 @@ class Comparer:
             if self.reader.options.verify:
                 decodable(encoded)
         except UnreadableError as error:
-            return str(error)
+            return error.reason
         if encoded != expected.encoded:
             return "other bytes than its source has"
         return None if self.target.label(index) == expected.label else "another label than its source has"
@@ -197,17 +199,18 @@ def convert(options: Options, screen: Console | None = None) -> Report:
     count = options.num_workers
     if count is None:
         count = 0 if len(source) < SMALL else os.cpu_count() or 1
-    with (
-        Workers(count) as workers,
-        Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress,
-    ):
-        if options.on_corrupt == "list":
-            report = look(source, options, workers, progress)
-        elif "://" in str(options.target):
-            report = upload(source, options, workers, progress, cache)
-        else:
-            assert options.target is not None
-            report = write(source, options, Path(options.target).expanduser(), workers, progress)
+    bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
+    try:
+        with Workers(count) as workers, bars as progress:
+            if options.on_corrupt == "list":
+                report = look(source, options, workers, progress)
+            elif "://" in str(options.target):
+                report = upload(source, options, workers, progress, cache)
+            else:
+                assert options.target is not None
+                report = write(source, options, Path(options.target).expanduser(), workers, progress)
+    finally:
+        forget_opened()
     tell(report, options, screen)
     return report
 
@@ -326,39 +329,42 @@ def write(source: Catalog, options: Options, target: Path, workers: Workers, pro
     partial.mkdir(parents=True, exist_ok=True)
     journal = Journal(partial, source, options)
     made = partial / "made"
-    state = journal.state
-    writer = _writer(kind, made, target, source, options, state)
-    notes = Files(state, written=partial / "written.bin", bad=partial / "bad.txt")
-    report = Report(source.num_classes, state.get("images", 0), state.get("bytes", 0), [])
-    position = state.get("position", 0)
-    task = progress.add_task(f"Writing {target.name}", total=len(source), completed=position)
-    order = (_order(chunk, len(source), options) for chunk in chunks(len(source), position))
-    for number, (chunk, images) in enumerate(workers.run(Reader(source, options).chunk, order), 1):
-        for image in images:
-            if image.reason is not None:
-                if options.on_corrupt == "stop":
+    if not journal.state:
+        shutil.rmtree(made, ignore_errors=True)  # of one that was killed before it had written anything for good
+    report = Report(source.num_classes, journal.state.get("images", 0), journal.state.get("bytes", 0), [])
+    with (
+        closing(_writer(kind, made, target, source, options, journal.state)) as writer,
+        closing(Files(journal.state, written=partial / "written.bin", bad=partial / "bad.txt")) as notes,
+    ):
+        position = journal.state.get("position", 0)
+        task = progress.add_task(f"Writing {target.name}", total=len(source), completed=position)
+        order = (_order(chunk, len(source), options) for chunk in chunks(len(source), position))
+        for number, (chunk, images) in enumerate(workers.run(Reader(source, options).chunk, order), 1):
+            for image in images:
+                if image.reason is None:
+                    key = f"{report.images:09d}" if options.keys == "number" else image.key
+                    writer.write(report.images, key, image.label, image.encoded)
+                    notes["written"].write(image.number.to_bytes(8, "little"))
+                    report.images += 1
+                    report.bytes += len(image.encoded)
+                elif options.on_corrupt == "stop":
                     raise ValueError(
                         f"{source.name(image.number)}: {image.reason}. on_corrupt=skip leaves such images out, "
                         "on_corrupt=list lists them"
                     )
-                notes["bad"].write(json.dumps([image.key, image.reason]).encode() + b"\n")
-                continue
-            key = f"{report.images:09d}" if options.keys == "number" else image.key
-            writer.write(report.images, key, image.label, image.encoded)
-            notes["written"].write(image.number.to_bytes(8, "little"))
-            report.images += 1
-            report.bytes += len(image.encoded)
-        position += len(chunk)
-        progress.advance(task, len(chunk))
-        if number % FLUSH == 0:
-            journal.note(writer, notes, position, report)
-    if not report.images:
-        raise ValueError(f"{', '.join(source.origin.paths)}: none of the images can be read")
-    journal.note(writer, notes, position, report)
-    notes.close()
-    writer.close(source.class_names if options.renumber or not source.numbered else ())
+                else:
+                    notes["bad"].write(json.dumps([image.key, image.reason]).encode() + b"\n")
+            position += len(chunk)
+            progress.advance(task, len(chunk))
+            if number % FLUSH == 0:
+                journal.note(writer, notes, position, report)
+        if not report.images:
+            raise ValueError(f"{', '.join(source.origin.paths)}: none of the images can be read")
+        journal.note(writer, notes, position, report)
+        writer.name(source.class_names if options.renumber or not source.numbered else ())
     compare(source, options, kind, made, target, workers, progress)
-    report.unreadable = [*source.unreadable(), *(Bad(*json.loads(line)) for line in (partial / "bad.txt").open())]
+    found = (partial / "bad.txt").read_text().splitlines()
+    report.unreadable = [*source.unreadable(), *(Bad(*json.loads(line)) for line in found)]
     if kind == "rec":
         _finish_rec(made, target, source, report, options)
     else:
@@ -445,8 +451,9 @@ def _writer(kind: str, made: Path, target: Path, source: Catalog, options: Optio
     if kind == "rec":
         return RecordWriter(made, target.stem, state)
     names = source.class_names if options.renumber or not source.numbered else ()
-    largest = source.num_classes - 1 if options.renumber or not len(source.class_names) else int(source.class_names[-1])
-    digits = len(str(largest)) if not len(names) else 0
+    as_labels = source.numbered and len(source.class_names) and not options.renumber
+    largest = int(source.class_names[-1]) if as_labels else source.num_classes - 1
+    digits = len(str(largest))
     return FolderWriter(made, state, names, digits, lambda number: bool(_in_validation(np.array(number), options)))
 
 

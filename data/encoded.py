@@ -6,7 +6,16 @@ from typing import NamedTuple, Protocol
 
 
 class UnreadableError(ValueError):
-    """One image cannot be had; the others may be fine. Tells which one, and why."""
+    """One image cannot be had; the others may be fine.
+
+    Args:
+        reason: why.
+        name: which.
+    """
+
+    def __init__(self, reason: str, name: str | None = None):
+        super().__init__(reason if name is None else f"{name}: {reason}")
+        self.reason = reason
 
 
 class Found(NamedTuple):

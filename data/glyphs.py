@@ -5,30 +5,25 @@ classes is held out. Pictures are rendered once and kept in a cache folder; a da
 is made anew.
 """
 
-import hashlib
-import json
 import unicodedata
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import lmdb
 import matplotlib
 import numpy as np
 from fontTools.ttLib import TTFont
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import ImageFont
 from rich.progress import track
 
 from .augment import RandomAffine, Unchanged
-from .cache import cache_folder, cached
+from .cache import cache_folder
 from .keyed import permute
-from .records import DataSet, LmdbArrays, RecordSet, key_of, normalize_pixels
+from .pictures import Drawn, draw, pictures
+from .records import DataSet, RecordSet, normalize_pixels
 
-VERSION = 1  # of what is drawn and how it is stored
+VERSION = 2  # of what is drawn and how it is stored
 SIDE = 32
 FONT_SIZE = 28
-LARGEST = 30  # sides of the ink; a larger character is drawn smaller
 FACES = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -66,19 +61,17 @@ def glyphs(
         "min_images": min_images,
         "version": VERSION,
         "matplotlib": matplotlib.__version__,
-        "freetype": features.version("freetype2"),
     }
-    folder = cached(cache_folder(cache_dir) / "glyphs", of, intact, partial(write, of=of))
-    names: list[str] = json.loads((folder / "manifest.json").read_text())["classes"]
-    labels = np.load(folder / "labels.npy", mmap_mode="r")
+    drawn = pictures(cache_folder(cache_dir) / "glyphs", of, SIDE, lambda: in_order(render(characters, min_images)))
+    names, labels = drawn.names, drawn.labels
 
     # Classes are stored in a shuffled order, so that a prefix of them is a random choice.
     num_train = len(names) - max(2, round(heldout * len(names)))
     boundary = int(np.searchsorted(labels, num_train))
     return DataSet(
-        train=RecordSet(_images(folder, 0, boundary), labels[:boundary], num_train),
+        train=RecordSet(drawn.images(0, boundary), labels[:boundary], num_train),
         heldout=RecordSet(
-            _images(folder, boundary, len(labels)), np.asarray(labels[boundary:]) - num_train, len(names) - num_train
+            drawn.images(boundary, len(labels)), np.asarray(labels[boundary:]) - num_train, len(names) - num_train
         ),
         shape=(1, SIDE, SIDE),
         prepare=normalize_pixels,
@@ -87,42 +80,18 @@ def glyphs(
     )
 
 
-def _images(folder: Path, start: int, stop: int) -> LmdbArrays:
-    return LmdbArrays(folder, start, stop, (1, SIDE, SIDE))
+def in_order(found: dict[str, dict[bytes, int]]) -> Iterator[Drawn]:
+    """The classes in a shuffled order."""
+    names = sorted(found)
+    for i in permute(np.arange(len(names)), len(names), 0):
+        yield Drawn(names[i], list(found[names[i]]), list(found[names[i]].values()))
 
 
-def intact(folder: Path) -> bool:
-    """Whether every file is what was written. Bytes are compared before anything maps them."""
-    try:
-        digests = json.loads((folder / "manifest.json").read_text())["digests"]
-        return bool(digests) and all(file_digest(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def write(folder: Path, of: dict[str, Any]) -> None:
-    """Renders the classes and writes data.mdb, labels.npy and, last, manifest.json."""
-    pictures = render(of["characters"], of["min_images"])
-    order = permute(np.arange(len(pictures)), len(pictures), 0)
-    names = [sorted(pictures)[i] for i in order]
-    labels = np.repeat(np.arange(len(names)), [len(pictures[name]) for name in names])
-    in_order = [picture for name in names for picture in pictures[name]]
-    with (
-        lmdb.open(str(folder), map_size=2**30, lock=False) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        for index, picture in enumerate(in_order):
-            transaction.put(key_of(index), picture)
-    np.save(folder / "labels.npy", labels)
-    digests = {name: file_digest(folder / name) for name in ("data.mdb", "labels.npy")}
-    (folder / "manifest.json").write_text(json.dumps({**of, "classes": names, "digests": digests}))
-
-
-def render(characters: str, min_images: int) -> dict[str, list[bytes]]:
-    """Character -> its different pictures as bytes, for characters with at least `min_images`."""
-    pictures: dict[str, dict[bytes, None]] = {}
+def render(characters: str, min_images: int) -> dict[str, dict[bytes, int]]:
+    """Character -> its different pictures and their faces, for characters with at least `min_images`."""
+    found: dict[str, dict[bytes, int]] = {}
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    for face in track(FACES, description="Rendering glyphs (once)", transient=True):
+    for number, face in enumerate(track(FACES, description="Rendering glyphs (once)", transient=True)):
         path = fonts / f"{face}.ttf"
         if not path.exists():
             raise ValueError(f"data=glyphs: the typeface {path} is missing; reinstall matplotlib")
@@ -130,26 +99,8 @@ def render(characters: str, min_images: int) -> dict[str, list[bytes]]:
         for code_point in TTFont(path).getBestCmap():
             character = chr(code_point)
             if unicodedata.category(character)[0] in CHARACTERS[characters]:
-                picture = draw(character, font)
+                picture = draw(character, font, SIDE)
                 if picture.any():
-                    # A dict keeps the first of equal pictures, in the order of the faces.
-                    pictures.setdefault(character, {})[picture.tobytes()] = None
-    return {character: list(found) for character, found in pictures.items() if len(found) >= min_images}
-
-
-def draw(character: str, font: ImageFont.FreeTypeFont) -> NDArray[np.uint8]:
-    """White on black (32, 32), the ink centred."""
-    left, top, right, bottom = font.getbbox(character)
-    largest = max(right - left, bottom - top)
-    if largest > LARGEST:
-        font = font.font_variant(size=int(font.size * LARGEST / largest))
-        left, top, right, bottom = font.getbbox(character)
-    image = Image.new("L", (SIDE, SIDE))
-    place = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
-    ImageDraw.Draw(image).text(place, character, font=font, fill=255)
-    return np.asarray(image)
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+                    # Of equal pictures the first stays, in the order of the faces.
+                    found.setdefault(character, {}).setdefault(picture.tobytes(), number)
+    return {character: pictures for character, pictures in found.items() if len(pictures) >= min_images}

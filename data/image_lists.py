@@ -56,7 +56,7 @@ class ImageList:
                 return base64.b64decode(image, validate=True)
             return read_file(os.path.join(os.fsencode(self.root), image))  # noqa: PTH118
         except (ValueError, OSError) as error:
-            raise UnreadableError(f"{self.path}: {self.key(place)}: {reason(error)}") from None
+            raise UnreadableError((error.strerror if isinstance(error, OSError) else None) or str(error)) from None
 
     def _columns(self, line: bytes) -> tuple[bytes, bytes]:
         """(path or base64, label), whichever comes first. Raises ValueError."""
@@ -132,7 +132,3 @@ def looks_encoded(column: bytes) -> bool:
 def read_file(path: bytes) -> bytes:
     with open(path, "rb") as file:  # noqa: PTH123
         return file.read()
-
-
-def reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

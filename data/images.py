@@ -117,7 +117,7 @@ class EncodedImages:
             try:
                 self.decoder.into(array[place], encoded)
             except UnreadableError as error:
-                raise UnreadableError(f"{self.catalog.name(index)}: {error}") from None
+                raise UnreadableError(error.reason, self.catalog.name(index)) from None
         return pixels
 
 

@@ -83,15 +83,14 @@ class LmdbImages:
         return text(self._key(place))
 
     def read(self, place: int) -> bytes:
-        key = self._key(place)
         try:
             with opened(self.path, self._inode).begin(buffers=True) as transaction:
-                value = transaction.get(key)
+                value = transaction.get(self._key(place))
                 if value is None:
                     raise UnreadableError("the database does not have it")
                 return encoded_in(value)
-        except (UnreadableError, lmdb.Error) as error:
-            raise UnreadableError(f"{self.path}: {text(key)}: {error}") from None
+        except lmdb.Error as error:
+            raise UnreadableError(str(error)) from None
 
     def _key(self, place: int) -> bytes:
         return self.list.line(place).rpartition(b" ")[0]

@@ -83,10 +83,7 @@ class RecordFile:
             return f"the record at byte {place}"
 
     def read(self, place: int) -> bytes:
-        try:
-            return unpack(self._payload(place)[0]).encoded
-        except UnreadableError as error:
-            raise UnreadableError(f"{self.path}: the record at byte {place}: {error}") from None
+        return unpack(self._payload(place)[0]).encoded
 
     def scan(self) -> Iterator[Found | Bad]:
         if not Path(self.path).is_file():

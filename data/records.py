@@ -133,17 +133,34 @@ class LmdbArrays:
         return torch.from_numpy(images)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
 def opened(path: str, inode: int) -> lmdb.Environment:
     """The environment at `path`, one for the whole process, since LMDB refuses a second.
 
     `inode` tells a file that was made anew from the one it replaced.
+
+    Raises:
+        ValueError: no database, or one that is cut off: reading past its end would end the process.
     """
-    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+    try:
+        environment = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.Error as error:
+        raise ValueError(f"{path}: LMDB cannot open it ({error})") from None
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    size = Path(path, "data.mdb").stat().st_size
+    if size < needed:
+        environment.close()
+        raise ValueError(f"{path}: data.mdb is cut off, {size:,} of {needed:,} bytes are there")
+    return environment
 
 
 # An environment must not be used across a fork: workers open their own.
 os.register_at_fork(after_in_child=opened.cache_clear)
+
+
+def forget_opened() -> None:
+    """Closes what `opened` keeps as soon as nobody reads it, so that it can be opened anew, to write or by others."""
+    opened.cache_clear()
 
 
 def key_of(index: int) -> bytes:

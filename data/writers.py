@@ -31,8 +31,12 @@ class Writer(Protocol):
 
     def flush(self) -> State: ...
 
-    def close(self, class_names: Sequence[str]) -> None:
+    def name(self, class_names: Sequence[str]) -> None:
         """Adds the names of the classes, if they have any."""
+        ...
+
+    def close(self) -> None:
+        """What was written since the last `flush` may be lost."""
         ...
 
 
@@ -65,11 +69,11 @@ class LmdbWriter:
     """FFC's format. Keys are the source's; white space and what is not UTF-8 become %XX, since the key-label file has a
     key and a label on a line with a space between."""
 
-    def __init__(self, folder: Path, name: str, state: State):
+    def __init__(self, folder: Path, stem: str, state: State):
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.environment = lmdb.open(str(folder), map_size=MAP_SIZE)
-        self.list = Files(state, list=folder / f"{name}_kv.txt")
+        self.list = Files(state, list=folder / f"{stem}_kv.txt")
         self.transaction = self.environment.begin(write=True)
         # After a kill the database may hold images of after the state: the same ones come again.
         self.again = self.environment.stat()["entries"] - state.get("entries", 0)
@@ -91,21 +95,23 @@ class LmdbWriter:
         self.transaction = self.environment.begin(write=True)
         return {**self.list.flush(), "entries": entries}
 
-    def close(self, class_names: Sequence[str]) -> None:
-        self.transaction.commit()
+    def name(self, class_names: Sequence[str]) -> None:
+        write_names(self.folder / "classes.txt", class_names)
+
+    def close(self) -> None:
+        self.transaction.abort()
         self.environment.close()
         self.list.close()
         (self.folder / "lock.mdb").unlink(missing_ok=True)
-        write_names(self.folder / "classes.txt", class_names)
 
 
 class RecordWriter:
     """MXNet RecordIO, keys counted from 0, with `.idx` and InsightFace's `property`."""
 
-    def __init__(self, folder: Path, name: str, state: State):
+    def __init__(self, folder: Path, stem: str, state: State):
         folder.mkdir(exist_ok=True)
-        self.folder, self.name = folder, name
-        self.files = Files(state, records=folder / f"{name}.rec", index=folder / f"{name}.idx")
+        self.folder, self.stem = folder, stem
+        self.files = Files(state, records=folder / f"{stem}.rec", index=folder / f"{stem}.idx")
 
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
         if label > EXACT:
@@ -116,9 +122,11 @@ class RecordWriter:
     def flush(self) -> State:
         return self.files.flush()
 
-    def close(self, class_names: Sequence[str]) -> None:
+    def name(self, class_names: Sequence[str]) -> None:
+        write_names(self.folder / f"{self.stem}.classes.txt", class_names)
+
+    def close(self) -> None:
         self.files.close()
-        write_names(self.folder / f"{self.name}.classes.txt", class_names)
 
 
 class FolderWriter:
@@ -154,9 +162,11 @@ class FolderWriter:
     def flush(self) -> State:
         return self.lists.flush()
 
-    def close(self, class_names: Sequence[str]) -> None:
-        self.lists.close()
+    def name(self, class_names: Sequence[str]) -> None:
         write_names(self.folder / "classes.txt", [plain_name(name) for name in class_names])
+
+    def close(self) -> None:
+        self.lists.close()
 
 
 def plain(key: str) -> str:

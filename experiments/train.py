@@ -90,7 +90,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
             "resume=auto, or remove it, or train in another folder"
         )
     L.seed_everything(config.seed, verbose=False)
-    data = build(config.data)
+    data = build(config.noise, _partial_=True)(build(config.data))
     started: list[L.Callback] = []
     if config.warm_start.checkpoint is not None and checkpoint is None:
         started = [warm := WarmStart(config.warm_start, folder)]

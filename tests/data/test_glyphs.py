@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data import glyphs as module
+from data import pictures
 from data.augment import RandomAffine
 from data.glyphs import glyphs
 
@@ -82,12 +83,12 @@ def test_an_interrupted_rendering_leaves_no_cache(tmp_path, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "file_digest", stopped)
+    monkeypatch.setattr(pictures, "file_digest", stopped)
     with pytest.raises(KeyboardInterrupt):
         glyphs(min_images=16, cache_dir=str(tmp_path))
     monkeypatch.undo()
-    assert not any(module.intact(path) for path in (tmp_path / "glyphs").iterdir())
-    assert module.intact(Path(glyphs(min_images=16, cache_dir=str(tmp_path)).train.source.path))
+    assert not any(pictures.intact(path) for path in (tmp_path / "glyphs").iterdir())
+    assert pictures.intact(Path(glyphs(min_images=16, cache_dir=str(tmp_path)).train.source.path))
 
 
 def test_sources_survive_pickling(folder):

@@ -7,6 +7,8 @@ import torch
 
 from experiments.arguments import CONF
 from experiments.train import train
+from tests.data.fonts import installed_for_tests
+from tests.data.sets import SIDE, images, write_folder, write_list, write_lmdb, write_rec
 from tests.experiments.commands import config, metrics, summary
 
 RECIPES = ("ffc_r50", "glint360k_r100_pfc01", "ms1mv3_r50", "webface42m_r100_pfc02")
@@ -15,6 +17,14 @@ CHOICES = sorted(
     for path in CONF.glob("*/*.yaml")
     if path.parent.name not in ("bench", "hydra") and path.stem not in RECIPES
 )
+
+
+OF_FILES = {
+    "folder": (write_folder, "set"),
+    "list": (write_list, "set.txt"),
+    "lmdb": (write_lmdb, "set.lmdb"),
+    "rec": (write_rec, "set.rec"),
+}
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
@@ -27,13 +37,27 @@ def run(folder: Path, *overrides: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_committed_config_starts(choice, tmp_path):
+def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
     extra = {
         "data=sphere": ["backbone=mlp"],
         **{f"index={name}": ["head=forest"] for name in ("annoy", "exact", "ivf")},
         "backbone=iresnet": ["backbone.depth=18", "batch_size=8"],
         "store=disk": [f"store_dir={tmp_path / 'rows'}"],  # by default in Hydra's folder, which is not there
     }
+    if choice == "data=hanzi":
+        installed_for_tests(tmp_path / "fonts", monkeypatch)
+        extra[choice] = ["sample_rate=0.5", "batch_size=8"]
+    if choice.removeprefix("data=") in OF_FILES or choice == "images=default":
+        write, name = OF_FILES.get(choice.removeprefix("data="), OF_FILES["folder"])
+        source = write(tmp_path / name, images([number // 3 for number in range(120)]))
+        extra[choice] = [
+            f"data.source={source}",
+            f"data.size={SIDE}",
+            "backbone=mlp",
+            "batch_size=8",
+            "sample_rate=0.5",
+        ]
+        extra["images=default"] = ["data=folder", *extra[choice]]
     overrides = [choice, *extra.get(choice, [])]
     found = run(tmp_path, *overrides)
     assert found["status"] == "finished" and found["steps"] == 2 and found["train/loss"] > 0

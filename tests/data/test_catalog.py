@@ -1,0 +1,384 @@
+"""Readers of all formats: what they find, and what becomes of files that are not as they should be."""
+
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import grouping
+from data.catalog import Catalog, Origin, catalog
+from data.encoded import UnreadableError
+from data.recordio import RecordFile
+from tests.data.sets import (
+    MAGIC,
+    datum,
+    image,
+    images,
+    rec_payload,
+    record,
+    write_base64,
+    write_folder,
+    write_list,
+    write_lmdb,
+    write_rec,
+)
+
+LABELS = [0, 0, 1, 2, 1, 2, 2, 0, 3]
+ITEMS = images(LABELS)
+FORMATS = {
+    "lmdb": (write_lmdb, "set.lmdb"),
+    "rec": (write_rec, "set.rec"),
+    "folder": (write_folder, "set"),
+    "list": (write_list, "set.txt"),
+}
+
+
+def opened(path: Path, format: str, **options: object) -> Catalog:
+    paths = path if isinstance(path, list) else [path]
+    on_corrupt = options.pop("on_corrupt", "stop")
+    return catalog(Origin(format, tuple(map(str, paths)), **options), paths[0].parent / "cache", on_corrupt)
+
+
+def content(found: Catalog) -> list[tuple[int, bytes]]:
+    return [(found.label(index), found.read(index)) for index in range(len(found))]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_gives_every_image_and_label(format, tmp_path):
+    write, name = FORMATS[format]
+    path = write(tmp_path / name, ITEMS)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")} | {path: path.stat().st_mtime_ns}
+    found = opened(path, format)
+    assert sorted(content(found)) == sorted(ITEMS) and found.num_classes == 4
+    if format != "folder":
+        assert content(found) == ITEMS  # in the order of the file
+    assert len({found.key(index) for index in range(len(found))}) == len(ITEMS)
+    again = pickle.loads(pickle.dumps(found))
+    assert content(again) == content(found)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    for class_id in range(4):
+        start, end = found.by_class.starts[class_id : class_id + 2]
+        assert found.by_class.order[start:end].tolist() == np.flatnonzero(found.labels == class_id).tolist()
+
+
+@pytest.mark.parametrize("label_first", [True, False])
+def test_base64_lists_in_either_order(label_first, tmp_path):
+    assert content(opened(write_base64(tmp_path / "set.txt", ITEMS, label_first), "list")) == ITEMS
+
+
+def test_class_names_of_folders_and_files(tmp_path):
+    found = opened(write_folder(tmp_path / "set", ITEMS), "folder")
+    assert list(found.class_names) == ["class 000", "class 001", "class 002", "class 003"]
+    assert found.class_names[1:3] == ["class 001", "class 002"]
+    path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
+    assert not len(opened(path, "lmdb").class_names)  # classes are called by their ids
+    (path / "classes.txt").write_text("a\nb\nc\nd\n")
+    assert list(opened(path, "lmdb").class_names) == ["a", "b", "c", "d"]
+    (path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match="label 3, but only 2 class names"):
+        opened(path, "lmdb")
+
+
+def test_an_order_of_folders_from_a_file(tmp_path):
+    path = write_folder(tmp_path / "set", ITEMS)
+    (path / "classes.txt").write_text("class 003\nclass 000\nclass 001\nclass 002\n")
+    assert list(opened(path, "folder").class_names) == ["class 003", "class 000", "class 001", "class 002"]
+    (path / "classes.txt").write_text("class 003\nclass 000\n")
+    with pytest.raises(ValueError, match=r"'class 001' of .* is missing"):
+        opened(path, "folder")
+
+
+def test_labels_with_gaps_are_numbered_and_kept_as_names(tmp_path):
+    items = images([70, 7, 70, 1_000_000])
+    found = opened(write_rec(tmp_path / "set.rec", items), "rec")
+    assert found.labels.tolist() == [1, 0, 1, 2] and list(found.class_names) == ["7", "70", "1000000"]
+    assert content(found) == items
+
+
+def test_several_sources_bring_classes_of_their_own_or_share_them(tmp_path):
+    """Offsets are by set of labels, so gaps and sets of one class do not matter."""
+    first = write_lmdb(tmp_path / "a.lmdb", images([5, 5]))
+    second = write_lmdb(tmp_path / "b.lmdb", images([0, 9, 5]))
+    apart = opened([first, second], "lmdb")
+    assert apart.labels.tolist() == [0, 0, 1, 3, 2] and list(apart.class_names) == ["0/5", "1/0", "1/5", "1/9"]
+    assert [apart.read(index) for index in range(5)] == [each for _, each in images([5, 5]) + images([0, 9, 5])]
+    together = opened([first, second], "lmdb", shared=True)
+    assert together.labels.tolist() == [1, 1, 0, 2, 1] and list(together.class_names) == ["0", "5", "9"]
+    folders = [write_folder(tmp_path / "x", images([1, 2])), write_folder(tmp_path / "y", images([2, 3]))]
+    assert opened(folders, "folder", shared=True).labels.tolist() == [0, 1, 1, 2]
+    with pytest.raises(ValueError, match="1 key-label files for 2 sources"):
+        opened([first, second], "lmdb", labels=("one",))
+
+
+def test_a_catalog_is_made_once_and_anew_when_its_source_changes(tmp_path):
+    path = write_list(tmp_path / "set.txt", ITEMS)
+    made = opened(path, "list").folder
+    assert opened(path, "list").folder == made
+    (made / "labels.bin").write_bytes(b"")
+    assert content(opened(path, "list")) == ITEMS
+    path.write_text("0.jpg\t0\n1.jpg\t1\n")
+    assert len(opened(path, "list")) == 2 and opened(path, "list").folder != made
+
+
+# RecordIO
+
+
+def test_a_header_record_tells_which_are_images(tmp_path):
+    for index in (True, False):
+        path = write_rec(tmp_path / f"{index}.rec", ITEMS, header=True, index=index)
+        assert content(opened(path, "rec")) == ITEMS
+    missing = write_rec(tmp_path / "set.rec", ITEMS, header=True)
+    lines = missing.with_suffix(".idx").read_text().splitlines(keepends=True)
+    missing.with_suffix(".idx").write_text("".join(line for line in lines if not line.startswith("4\t")))
+    with pytest.raises(ValueError, match=r"tells of 9 images, set.idx has 8"):
+        opened(missing, "rec")
+
+
+@pytest.mark.parametrize("before", [0, 1, 4, 8, 9])
+def test_records_of_several_parts(before, tmp_path):
+    """Cut where the magic number lies at a multiple of 4; elsewhere it stays."""
+    encoded = image(0) + bytes(-len(image(0)) % 4) + bytes(before) + MAGIC + b"tail" + MAGIC
+    payload = rec_payload(3, encoded)
+    cuts = [at for at in range(0, len(payload), 4) if payload[at : at + 4] == MAGIC]
+    parts = [
+        payload[start:end] for start, end in zip([0, *(at + 4 for at in cuts)], [*cuts, len(payload)], strict=True)
+    ]
+    flags = [1, *[2] * (len(parts) - 2), 3] if len(parts) > 1 else [0]
+    path = tmp_path / "set.rec"
+    whole = b"".join(record(part, flag) for part, flag in zip(parts, flags, strict=True))
+    path.write_bytes(whole + record(rec_payload(4, image(1), 1)))
+    assert content(opened(path, "rec")) == [(3, encoded), (4, image(1))]
+
+
+def test_several_labels_of_which_the_first_counts(tmp_path):
+    path = tmp_path / "set.rec"
+    path.write_bytes(record(struct.pack("<IfQQ3f", 3, 0, 0, 0, 8, 0.5, 1.5) + image(0)))
+    assert content(opened(path, "rec")) == [(8, image(0))]
+
+
+GOOD = record(rec_payload(0, image(0), 0))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (GOOD + record(b""), "1: it is empty"),
+        (GOOD + record(b"short"), "1: its 5 bytes are no header and image"),
+        (GOOD + record(rec_payload(1, b"")), "1: there is no image in it"),
+        (GOOD + record(rec_payload(0.5, image(1))), "1: label 0.5 is no class id"),
+        (GOOD + record(rec_payload(-1, image(1))), "1: label -1.0 is no class id"),
+        (GOOD + record(rec_payload(float("nan"), image(1))), "1: label nan is no class id"),
+        (GOOD + record(struct.pack("<IfQQ", 2**31, 0, 0, 0)), "1: it is too short for its 2147483648 labels"),
+        (GOOD + GOOD[:-40], "1: the file ends within it"),
+        (GOOD + b"\0" * 40, "1: no record begins at byte"),
+        (GOOD + record(b"", 2), "1: flag 2 at byte"),
+        (GOOD + record(rec_payload(0, image(1)), 1), "1: the file ends within it"),
+        (GOOD + b"\x0a\x23", "1: the file ends before it"),
+    ],
+)
+def test_damaged_records_are_named_and_can_be_left_out(content, message, tmp_path):
+    path = tmp_path / "set.rec"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"1 of 2 entries cannot be read: {message}"):
+        opened(path, "rec")
+    left = opened(path, "rec", on_corrupt="skip")
+    assert len(left) == 1 and left.read(0) == image(0) and left.bad == 1
+
+
+def test_an_index_that_points_elsewhere(tmp_path):
+    path = write_rec(tmp_path / "set.rec", ITEMS)
+    lines = path.with_suffix(".idx").read_text()
+    path.with_suffix(".idx").write_text(lines + f"9\t{path.stat().st_size}\n10\t{10**12}\n11\t4\n")
+    with pytest.raises(
+        ValueError, match=r"3 of 12 entries.*11: no record begins at byte 4.*9: the file ends before it"
+    ):
+        opened(path, "rec")
+    assert content(opened(path, "rec", on_corrupt="skip")) == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("3\t0\n", "key 3 is there twice"), ("x\t0\n", "every line"), ("12\n", "every line"), ("12\t-4\n", "every line")],
+)
+def test_an_index_that_is_none(line, message, tmp_path):
+    path = write_rec(tmp_path / "set.rec", ITEMS)
+    with path.with_suffix(".idx").open("a") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match=f"set.idx: {message}"):
+        opened(path, "rec")
+
+
+def test_a_record_file_that_shrinks_under_its_catalog(tmp_path):
+    path = write_rec(tmp_path / "set.rec", ITEMS)
+    found = opened(path, "rec")
+    os.truncate(path, 100)
+    with pytest.raises(UnreadableError, match=r"set.rec: the record at byte \d+: the file ends before it"):
+        found.read(8)
+    assert found.key(8).startswith("the record at byte")
+
+
+def test_handles_are_not_pickled(tmp_path):
+    file = RecordFile(str(write_rec(tmp_path / "set.rec", ITEMS)))
+    assert len(list(file.scan())) == 9
+    assert pickle.loads(pickle.dumps(file)).read(0) == ITEMS[0][1]
+
+
+# LMDB
+
+
+def test_keys_of_any_bytes(tmp_path):
+    keys = [b"with space", "猫".encode(), b"\xff\xfe", b"a/b.jpg", b"5", b"x" * 500, b"tab\t", b"k", b" lead"]
+    path = write_lmdb(tmp_path / "set.lmdb", ITEMS, keys)
+    found = opened(path, "lmdb")
+    assert content(found) == ITEMS
+    assert [found.key(index) for index in range(4)] == ["with space", "猫", "\\xff\\xfe", "a/b.jpg"]
+
+
+def test_a_key_listed_twice(tmp_path):
+    path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
+    with (path / "set_kv.txt").open("a") as file:
+        file.write("00003.jpg 1\n")
+    with pytest.raises(ValueError, match=r"key '00003.jpg' is listed twice"):
+        opened(path, "lmdb")
+
+
+@pytest.mark.parametrize(
+    "line", [b"nolabel\n", b"key -1\n", b"key 1.5\n", b" 4\n", b"key \xff\n", b"key 9999999999999999999\n"]
+)
+def test_lines_that_are_no_key_and_label(line, tmp_path):
+    path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
+    with (path / "set_kv.txt").open("ab") as file:
+        file.write(b"\n" + line)
+    with pytest.raises(ValueError, match=r"1 of 10 entries cannot be read: line 10: "):
+        opened(path, "lmdb")
+    assert content(opened(path, "lmdb", on_corrupt="skip")) == ITEMS
+
+
+def test_values_that_are_no_image(tmp_path):
+    items = [*ITEMS[:2], (0, b"")]
+    path = write_lmdb(tmp_path / "set.lmdb", items)
+    (path / "set_kv.txt").write_text("00000.jpg 0\nelsewhere 0\n00002.jpg 0\nbroken 0\nraw 0\n")
+    import lmdb
+
+    with lmdb.open(str(path), map_size=2**26) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"broken", datum(image(1))[:-5])
+        transaction.put(b"raw", image(5))
+    found = opened(path, "lmdb")
+    assert found.read(0) == image(0) and found.read(4) == image(5)
+    for index, message in ((1, "elsewhere: the database does not have it"), (2, "no image"), (3, "no Datum")):
+        with pytest.raises(UnreadableError, match=message):
+            found.read(index)
+
+
+def test_an_lmdb_that_is_cut_off(tmp_path):
+    """Reading past the end of a mapped file ends a process: it must be found before."""
+    path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
+    os.truncate(path / "data.mdb", 4096 * 4)
+    with pytest.raises(ValueError, match=r"set.lmdb: .*cut off"):
+        opened(path, "lmdb").read(0)
+
+
+@pytest.mark.parametrize("content", [b"", b"no database" * 1000])
+def test_an_lmdb_that_is_none(content, tmp_path):
+    path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
+    (path / "data.mdb").write_bytes(content)
+    with pytest.raises(ValueError, match=r"set.lmdb"):
+        opened(path, "lmdb").read(0)
+
+
+def test_the_key_label_file_must_be_one(tmp_path):
+    path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
+    other = tmp_path / "labels.txt"
+    other.write_text("00001.jpg 3\n")
+    assert content(opened(path, "lmdb", labels=(str(other),))) == [(3, ITEMS[1][1])]
+    (path / "more_kv.txt").write_text("")
+    with pytest.raises(ValueError, match="2 files"):
+        opened(path, "lmdb")
+    with pytest.raises(ValueError, match=r"no such key-label file"):
+        opened(path, "lmdb", labels=("/nowhere",))
+
+
+# Lists and folders
+
+
+def test_a_list_that_names_a_missing_file(tmp_path):
+    path = write_list(tmp_path / "set.txt", ITEMS)
+    (tmp_path / "3.jpg").unlink()
+    found = opened(path, "list")
+    with pytest.raises(UnreadableError, match=r"set.txt: 3.jpg: No such file"):
+        found.read(3)
+
+
+def test_lines_of_a_list_that_are_none(tmp_path):
+    path = write_list(tmp_path / "set.txt", ITEMS)
+    with path.open("a") as file:
+        file.write("one column\n\t5\nx.jpg\tname\n\n")
+    with pytest.raises(
+        ValueError, match=r"3 of 12 entries cannot be read: line 10: .*line 11: .*line 12: 'name' is no class id"
+    ):
+        opened(path, "list")
+
+
+def test_base64_that_is_none(tmp_path):
+    path = write_base64(tmp_path / "set.txt", ITEMS)
+    path.write_text("0\t/9j/A\n0\t/9j/====A\n")
+    found = opened(path, "list")
+    for index in range(2):
+        with pytest.raises(UnreadableError, match="the line at byte"):
+            found.read(index)
+
+
+def test_windows_line_ends_and_long_lines(tmp_path):
+    path = tmp_path / "set.txt"
+    large = image(0, side=200)
+    path.write_bytes(write_base64(path, [(1, large), (2, large)]).read_bytes().replace(b"\n", b"\r\n"))
+    assert content(opened(path, "list")) == [(1, large), (2, large)]
+
+
+def test_folders_of_any_names_and_depth(tmp_path):
+    for name in ("a b/x.jpg", "猫/deep/er/y.PNG", "tab\there/z.jpeg", "empty"):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix:
+            path.write_bytes(image(0))
+        else:
+            path.mkdir()
+    (tmp_path / "set" / "a b" / "notes.txt").write_text("")
+    found = opened(tmp_path / "set", "folder")
+    assert list(found.class_names) == ["a b", "tab\there", "猫"]  # a folder without images is no class
+    assert [found.read(index) for index in range(3)] == [image(0)] * 3
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_missing_or_empty_is_told(format, tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        opened(tmp_path / "nowhere", format)
+    write, name = FORMATS[format]
+    path = write(tmp_path / name, ITEMS)
+    if format == "lmdb":
+        (path / "set_kv.txt").write_text("")
+    elif format == "folder":
+        path = tmp_path / "cache"
+        path.mkdir()
+    else:
+        path.write_bytes(b"")
+        path.with_suffix(".idx").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"no image in it|is empty"):
+        opened(path, format)
+
+
+def test_grouping_out_of_core(tmp_path, monkeypatch):
+    """Small blocks give what one sort gives."""
+    labels = np.random.default_rng(0).integers(0, 50, 1000).astype(np.int32)
+    labels[labels == 7] = 8
+    whole = grouping.group(labels, 51)
+    monkeypatch.setattr(grouping, "CHUNK", 64)
+    monkeypatch.setattr(grouping, "BLOCK", 100)
+    parts = grouping.group(labels, 51, tmp_path)
+    assert np.array_equal(whole.order, np.argsort(labels, kind="stable"))
+    assert np.array_equal(parts.order, whole.order) and np.array_equal(parts.starts, whole.starts)
+    assert parts.present.tolist() == [c for c in range(51) if c not in (7, 50)]
+    assert whole.starts.tolist() == np.searchsorted(np.sort(labels), np.arange(52)).tolist()

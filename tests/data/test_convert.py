@@ -1,0 +1,284 @@
+"""Conversion: bytes and labels stay, what is killed goes on, what cannot be read is told."""
+
+import io
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from data import convert as module
+from data.catalog import Origin, catalog
+from data.convert import Report, convert, parse
+from data.writers import plain, plain_name
+from tests.data.sets import (
+    SIDE,
+    bomb,
+    image,
+    images,
+    read_lmdb,
+    read_rec,
+    write_base64,
+    write_folder,
+    write_list,
+    write_lmdb,
+    write_rec,
+)
+
+LABELS = [0, 0, 1, 2, 1, 2, 2, 0, 3]
+ITEMS = images(LABELS)
+
+
+def run(*words: object) -> Report:
+    return convert(parse([*map(str, words)]), Console(file=io.StringIO(), width=100))
+
+
+def folder_content(path: Path) -> list[tuple[int, bytes]]:
+    lines = [line.split("\t") for name in ("train.txt", "val.txt") for line in (path / name).read_text().splitlines()]
+    return sorted((int(label), (path / file).read_bytes()) for file, label in lines)
+
+
+def test_round_trip_over_all_formats(tmp_path):
+    """folder -> lmdb -> rec -> lmdb -> folder, read back by readers of the test."""
+    source = write_folder(tmp_path / "set", ITEMS)
+    first, second, third, last = (tmp_path / name for name in ("a.lmdb", "b.rec", "c.lmdb", "d"))
+    report = run(f"source={source}", f"target={first}")
+    assert (report.classes, report.images, report.unreadable) == (4, 9, [])
+    assert report.bytes == sum(len(encoded) for _, encoded in ITEMS)
+    run(f"source={first}", f"target={second}")
+    run(f"source={second}", f"target={third}", "verify=true")
+    run(f"source={third}", f"target={last}", "format=folder", "validation=0.4")
+    assert sorted(read_lmdb(first)) == sorted(read_rec(second)) == sorted(read_lmdb(third)) == sorted(ITEMS)
+    assert folder_content(last) == sorted(ITEMS)
+    assert (tmp_path / "property").read_text() == f"4,{SIDE},{SIDE}\n"
+    names = ["class 000", "class 001", "class 002", "class 003"]
+    assert (first / "classes.txt").read_text().splitlines() == names
+    assert second.with_suffix(".classes.txt").read_text().splitlines() == names
+    train, val = ((last / name).read_text().splitlines() for name in ("train.txt", "val.txt"))
+    assert 0 < len(val) < len(train)
+    again = catalog(Origin("folder", (str(last),)), tmp_path / "cache")
+    assert sorted((again.label(i), again.read(i)) for i in range(9)) == sorted(ITEMS)
+    assert {each.name for each in tmp_path.iterdir()} >= {"set", "a.lmdb", "b.rec", "b.idx", "c.lmdb", "d"}
+    assert not [each for each in tmp_path.iterdir() if each.name.endswith(".partial")]
+    assert sorted(each.name for each in first.iterdir()) == ["a_kv.txt", "classes.txt", "data.mdb"]
+
+
+@pytest.mark.parametrize("write", [write_list, write_base64, write_rec])
+def test_other_sources_keep_bytes_labels_and_order(write, tmp_path):
+    items = images([5, 70_000, 5, 9])  # labels with gaps stay as they are
+    source = write(tmp_path / ("set.rec" if write is write_rec else "set.txt"), items)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    keys = "number" if write is write_base64 else "source"
+    run(f"source={source}", f"target={tmp_path / 'out' / 'a.lmdb'}", f"keys={keys}")
+    assert read_lmdb(tmp_path / "out" / "a.lmdb") == items
+    run(f"source={source}", f"target={tmp_path / 'out' / 'b.rec'}", "renumber=true")
+    assert read_rec(tmp_path / "out" / "b.rec") == [
+        (new, encoded) for new, (_, encoded) in zip((0, 2, 0, 1), items, strict=True)
+    ]
+    assert (tmp_path / "out" / "b.classes.txt").read_text() == "5\n9\n70000\n"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_shuffled_and_with_workers(tmp_path):
+    source = write_rec(tmp_path / "set.rec", images(range(40)))
+    run(f"source={source}", f"target={tmp_path / 'a.rec'}", "shuffle=true", "num_workers=1")
+    run(f"source={source}", f"target={tmp_path / 'b.rec'}", "shuffle=true", "seed=1")
+    first, second = read_rec(tmp_path / "a.rec"), read_rec(tmp_path / "b.rec")
+    assert first != second != images(range(40)) and sorted(first) == sorted(second) == images(range(40))
+
+
+def test_several_sources_into_one(tmp_path):
+    sources = [write_rec(tmp_path / f"{name}.rec", images(labels)) for name, labels in (("x", [0, 1]), ("y", [1, 3]))]
+    both = f"source=[{sources[0]},{sources[1]}]"
+    run(both, f"target={tmp_path / 'apart.lmdb'}", "keys=number")
+    assert [label for label, _ in read_lmdb(tmp_path / "apart.lmdb")] == [0, 1, 2, 3]
+    run(both, f"target={tmp_path / 'one.lmdb'}", "keys=number", "shared=true")
+    assert [label for label, _ in read_lmdb(tmp_path / "one.lmdb")] == [0, 1, 1, 3]
+    with pytest.raises(ValueError, match="key '0' is there twice"):
+        run(both, f"target={tmp_path / 'twice.lmdb'}")
+
+
+def test_images_are_encoded_anew_only_when_asked(tmp_path):
+    source = write_folder(
+        tmp_path / "set", [(0, image(0, side=50)), (1, image(1, kind="PNG")), (1, image(2, mode="L"))]
+    )
+    run(f"source={source}", f"target={tmp_path / 'a.rec'}", "encode=jpeg", "size=32", "quality=90")
+    for _, encoded in read_rec(tmp_path / "a.rec"):
+        opened = Image.open(io.BytesIO(encoded))
+        assert (opened.format, opened.size, opened.mode) == ("JPEG", (32, 32), "RGB")
+    assert (tmp_path / "property").read_text() == "2,32,32\n"
+    run(f"source={source}", f"target={tmp_path / 'b.rec'}", "encode=jpeg")
+    (pixels,) = [np.asarray(Image.open(io.BytesIO(e))) for label, e in read_rec(tmp_path / "b.rec") if label == 0]
+    expected = np.asarray(Image.open(io.BytesIO(image(0, side=50))))
+    assert pixels.shape == (50, 50, 3) and np.abs(pixels.astype(int) - expected).mean() < 3
+
+
+BROKEN = [
+    (0, image(0)),
+    (1, b""),
+    (1, image(1)),
+    (2, image(2, side=100)[:-300]),
+    (2, bomb()),
+    (2, b"no image"),
+    (3, bomb("PNG")),
+]
+
+
+def test_unreadable_images_stop_it_are_left_out_or_listed(tmp_path):
+    source = write_lmdb(tmp_path / "set.lmdb", BROKEN)
+    with pytest.raises(ValueError, match=r"00001.jpg: .*no image in it\. on_corrupt=skip"):
+        run(f"source={source}", f"target={tmp_path / 'a.rec'}")
+    report = run(f"source={source}", f"target={tmp_path / 'a.rec'}", "on_corrupt=skip", "verify=true")
+    assert [bad.key for bad in report.unreadable] == [f"0000{k}.jpg" for k in (1, 3, 4, 5, 6)]
+    reasons = [bad.reason for bad in report.unreadable]
+    for reason, words in zip(
+        reasons, ("no image in it", "decoded", "more than", "no image of a known format", "more than"), strict=True
+    ):
+        assert words in reason
+    assert read_rec(tmp_path / "a.rec") == [BROKEN[0], BROKEN[2]]
+    listed = run(f"source={source}", "on_corrupt=list")
+    assert listed.unreadable == report.unreadable and listed.images == 2
+
+
+def test_entries_that_are_no_images_are_told_too(tmp_path):
+    source = write_rec(tmp_path / "set.rec", ITEMS)
+    with source.with_suffix(".idx").open("a") as file:
+        file.write("77\t4\n")
+    with pytest.raises(ValueError, match="77: no record begins at byte 4"):
+        run(f"source={source}", f"target={tmp_path / 'a.lmdb'}")
+    report = run(f"source={source}", f"target={tmp_path / 'a.lmdb'}", "on_corrupt=skip")
+    assert [bad.key for bad in report.unreadable] == ["77"] and report.images == 9
+    command = [sys.executable, "-m", "data.convert", f"source={source}", "on_corrupt=list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert listed.returncode == 1 and "unreadable: 77: no record begins at byte 4" in listed.stdout
+
+
+@pytest.mark.parametrize(("name", "format"), [("out.lmdb", "lmdb"), ("out.rec", "rec"), ("out", "folder")])
+def test_a_killed_conversion_goes_on_where_it_was(name, format, tmp_path, monkeypatch):
+    """Killed after every number of images, also between two safe states, it ends like an undisturbed one."""
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "FLUSH", 2)
+    items = images([0, 1, 2] * 5)
+    source = write_rec(tmp_path / "set.rec", items)
+    undisturbed = tmp_path / "undisturbed" / name
+    run(f"source={source}", f"target={undisturbed}", f"format={format}", "shuffle=true")
+    one = module.Reader.one
+    for number in range(0, 15, 3):
+        calls = itertools.count()
+        target = tmp_path / str(number) / name
+
+        def killed(self, index, calls=calls, number=number):
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            return one(self, index)
+
+        monkeypatch.setattr(module.Reader, "one", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(f"source={source}", f"target={target}", f"format={format}", "shuffle=true")
+        assert not target.exists()
+        seen: list[int] = []
+        monkeypatch.setattr(module.Reader, "one", lambda self, index, seen=seen: seen.append(index) or one(self, index))
+        run(f"source={source}", f"target={target}", f"format={format}", "shuffle=true", "num_workers=0")
+        assert len(seen) == 2 * 15 - number // 4 * 4  # writing what was missing, comparing all
+        monkeypatch.setattr(module.Reader, "one", one)
+        read = {"lmdb": read_lmdb, "rec": read_rec, "folder": folder_content}[format]
+        assert read(target) == read(undisturbed)
+
+
+def test_a_killed_process_goes_on(tmp_path):
+    """With the real signal."""
+    source = write_rec(tmp_path / "set.rec", images([0, 1, 2] * 1000))
+    words = [f"source={source}", f"target={tmp_path / 'out.lmdb'}", "encode=jpeg", "num_workers=0", "size=400"]
+    process = subprocess.Popen([sys.executable, "-m", "data.convert", *words], stdout=subprocess.DEVNULL)
+    journal = tmp_path / "out.lmdb.partial" / "journal.json"
+    while not journal.exists():
+        assert process.poll() is None
+    process.kill()
+    assert process.wait() == -9
+    position = json.loads(journal.read_text())["state"]["position"]
+    assert 0 < position < 3000 and not (tmp_path / "out.lmdb").exists()
+    with pytest.raises(ValueError, match=r"out.lmdb.partial: holds another conversion"):
+        run(*words[:2])
+    journal.unlink()
+    assert run(*words[:2]).images == 3000 and read_lmdb(tmp_path / "out.lmdb") == images([0, 1, 2] * 1000)
+
+
+def test_what_was_written_wrong_is_found(tmp_path, monkeypatch):
+    source = write_list(tmp_path / "set.txt", ITEMS)
+    from data import writers
+
+    monkeypatch.setattr(writers, "value_of", lambda encoded: b"\x0a\x02\xff\xd8")
+    with pytest.raises(ValueError, match=r"read back wrong: 0.jpg: other bytes than its source has"):
+        run(f"source={source}", f"target={tmp_path / 'a.lmdb'}")
+    assert not (tmp_path / "a.lmdb").exists()
+
+
+def test_keys_that_the_formats_of_the_ancestors_cannot_hold(tmp_path):
+    keys = [b"a b", b"tab\tx", "猫".encode(), b"\xff", b"x" * 505 + b"     "]
+    source = write_lmdb(tmp_path / "set.lmdb", ITEMS[:4], keys[:4])
+    run(f"source={source}", f"target={tmp_path / 'a.lmdb'}")
+    lines = (tmp_path / "a.lmdb" / "a_kv.txt").read_text().splitlines()
+    assert lines == ["a%20b 0", "tab%09x 0", "猫 1", "\\xff 2"] and read_lmdb(tmp_path / "a.lmdb") == ITEMS[:4]
+    source = write_lmdb(tmp_path / "long.lmdb", ITEMS[:1], keys[4:])
+    with pytest.raises(ValueError, match=r"of 520 bytes: LMDB takes 511 at most; keys=number"):
+        run(f"source={source}", f"target={tmp_path / 'b.lmdb'}")
+    assert plain_name("../../etc/passwd") == "_.._etc_passwd" and plain("\udcff") == "%FF"
+
+
+def test_a_label_that_a_rec_file_cannot_hold(tmp_path):
+    source = write_list(tmp_path / "set.txt", [(2**24 + 1, image(0)), (3, image(1))])
+    with pytest.raises(ValueError, match=r"label 16,777,217: .*renumber=true"):
+        run(f"source={source}", f"target={tmp_path / 'a.rec'}")
+    (tmp_path / "a.rec.partial" / "journal.json").unlink(missing_ok=True)
+    run(f"source={source}", f"target={tmp_path / 'a.rec'}", "renumber=true")
+    assert read_rec(tmp_path / "a.rec") == [(1, image(0)), (0, image(1))]
+
+
+def test_to_a_url(tmp_path):
+    import fsspec
+
+    source = write_rec(tmp_path / "set.rec", ITEMS)
+    report = run(f"source={source}", "target=memory://bucket/sets/a.lmdb", f"cache_dir={tmp_path / 'cache'}")
+    run(f"source={source}", "target=memory://bucket/sets/b.rec", f"cache_dir={tmp_path / 'cache'}")
+    assert report.images == 9
+    fsspec.filesystem("memory").get("/bucket/sets", str(tmp_path / "back"), recursive=True)
+    assert read_lmdb(tmp_path / "back" / "a.lmdb") == read_rec(tmp_path / "back" / "b.rec") == ITEMS
+    with pytest.raises(ValueError, match="there is something already"):
+        run(f"source={source}", "target=memory://bucket/sets/a.lmdb", f"cache_dir={tmp_path / 'cache'}")
+    assert not list((tmp_path / "cache" / "uploads").iterdir())
+    with pytest.raises(ValueError, match=r"target=nosuch://a.lmdb"):
+        run(f"source={source}", "target=nosuch://a.lmdb")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "source=null"),
+        (["source=/nowhere", "target=a.lmdb"], "source=/nowhere: there is no such"),
+        (["source={}"], "target=null"),
+        (["source={}", "target=a.zip"], "target=a.zip, format=None: format must be lmdb, rec or folder"),
+        (["source={}", "target={}"], "lies in the source"),
+        (["source={}", "target=tests", "format=folder"], "target=tests: there is something already"),
+        (["source={}", "target=a.rec", "on_corrupt=ask"], "on_corrupt=ask"),
+        (["source={}", "target=a.rec", "encode=webp"], "encode=webp"),
+        (["source={}", "target=a.rec", "size=10"], "size=10"),
+        (["source={}", "target=a.rec", "quality=0"], "quality=0"),
+        (["source={}", "target=a.rec", "keys=mine"], "keys=mine"),
+        (["source={}", "target=a.rec", "validation=1"], "validation=1"),
+        (["source={}", "target=a.rec", "num_workers=-1"], "num_workers=-1"),
+        (["source={}", "target=a.rec", "source_format=zip"], "source_format=zip"),
+        (["source={}", "target=a.rec", "quality=high"], "quality|Integer"),
+        (["sorce=x"], "sorce=x: no option NAME=VALUE; did you mean source"),
+        (["source"], "no option NAME=VALUE"),
+    ],
+)
+def test_wrong_options_are_told(words, message, tmp_path):
+    source = write_rec(tmp_path / "set.rec", ITEMS)
+    with pytest.raises(ValueError, match=message):
+        run(*(word.format(source) for word in words))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["set.idx", "set.rec"]
