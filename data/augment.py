@@ -102,7 +102,7 @@ class Faces:
         return torch.from_numpy(uniforms("faces", keys[:, None], np.arange(15)).astype(np.float32))
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C, H, W)"""
+        """(n, C, H, W) -> (n, C, H, W); what was given may be written to."""
         flip, zoom, x, y, bright, contrast, saturation, grey, low, factor, erase, *box = draws.unbind(1)
         if self.crop:
             images = self._cropped(images, zoom, x, y)
@@ -116,10 +116,17 @@ class Faces:
         if self.brightness:
             images = images + (2 * self.brightness * (2 * bright - 1))[:, None, None, None]
         if self.flip:
-            images = torch.where((flip < self.flip)[:, None, None, None], images.flip(3), images)
+            self._mirror(images, flip < self.flip)
         if self.erase:
             images = images.masked_fill(self._boxes(images, erase, *box), 0)
         return images
+
+    def _mirror(self, images: Tensor, chosen: Tensor) -> None:
+        if images.device.type != "cpu":
+            images.copy_(torch.where(chosen[:, None, None, None], images.flip(3), images))
+            return
+        for place in chosen.nonzero()[:, 0].tolist():  # an image stays in the cache, a batch does not
+            images[place] = images[place].flip(2)
 
     def _cropped(self, images: Tensor, zoom: Tensor, x: Tensor, y: Tensor) -> Tensor:
         scale = 1 - self.crop * zoom

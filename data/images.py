@@ -112,12 +112,11 @@ class EncodedImages:
         """(n,) -> uint8 (n, H, W, C). Raises UnreadableError, naming the image."""
         pixels = _empty(len(indices), *self.decoder.shape)
         array = pixels.numpy()
-        for place, index in enumerate(np.asarray(indices).tolist()):
-            encoded = self.catalog.read(index)
+        for place, encoded in enumerate(self.catalog.read_all(np.asarray(indices))):
             try:
                 self.decoder.into(array[place], encoded)
             except UnreadableError as error:
-                raise UnreadableError(error.reason, self.catalog.name(index)) from None
+                raise UnreadableError(error.reason, self.catalog.name(int(indices[place]))) from None
         return pixels
 
 
@@ -138,6 +137,7 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            pixels[:, channel].sub_(255 * mean).div_(255 * std)
-        return pixels
+        if len({*self.mean}) == len({*self.std}) == 1:
+            return pixels.sub_(255 * self.mean[0]).div_(255 * self.std[0])
+        mean, std = (pixels.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        return pixels.sub_(255 * mean).div_(255 * std)

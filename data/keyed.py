@@ -10,22 +10,33 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 U64 = NDArray[np.uint64]
-_STEP = np.uint64(0x9E3779B97F4A7C15)
+_STEP = 0x9E3779B97F4A7C15
+_STEP_64 = np.uint64(_STEP)
+_MASK = 2**64 - 1
 
 
 def mix(x: U64) -> U64:
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def mix_one(x: int) -> int:
+    """The same of one number, for which numpy takes longer and warns of overflow."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
 
 
 def hash64(purpose: str, *parts: ArrayLike) -> U64:
     """64 random bits for each combination of the broadcast integer parts."""
-    x = np.asarray(zlib.crc32(purpose.encode()), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            x = mix((x + _STEP) ^ mix(np.asarray(part).astype(np.uint64) + _STEP))
+    one, rest = zlib.crc32(purpose.encode()), list(parts)
+    while rest and np.ndim(rest[0]) == 0:
+        number = int(rest.pop(0))  # type: ignore[call-overload, arg-type]
+        one = mix_one(((one + _STEP) & _MASK) ^ mix_one((number + _STEP) & _MASK))
+    x = np.full((1,) * max(map(np.ndim, rest), default=0), one, dtype=np.uint64)
+    for part in rest:
+        x = mix((x + _STEP_64) ^ mix(np.atleast_1d(part).astype(np.uint64) + _STEP_64))
     return x
 
 

@@ -1,5 +1,6 @@
 """Lists of pairs: a line `first<TAB>second<TAB>same` for each, with 1 for two images of one class, 0 for others."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Pairs:
     def paths(self, index: int) -> tuple[str, str]:
         """Of both images."""
         first, second, _ = LineFile(self.path).line(int(self.places[index])).split(b"\t")
-        return str(self.root / first.decode()), str(self.root / second.decode())
+        return str(self.root / os.fsdecode(first)), str(self.root / os.fsdecode(second))
 
 
 def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:

@@ -77,7 +77,7 @@ class Augmentation(Protocol):
         ...
 
     def __call__(self, examples: Tensor, draws: Tensor, /) -> Tensor:
-        """Prepared examples (n, *shape) -> the same shape."""
+        """Prepared examples (n, *shape), which may be written to -> the same shape."""
         ...
 
 

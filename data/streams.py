@@ -6,6 +6,7 @@ wanted, and remembers how many it handed out.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from .records import DataSet, Indices, RecordSet
 
 Part = tuple[Tensor, Tensor, Tensor]  # examples as stored, labels, draws of their augmentation
 Batch = dict[str, Part]
+BLOCK = 2**13  # places of an epoch that are shuffled together
 IDENTITY = 1  # keeps the order of identities apart from that of records
 
 
@@ -45,8 +47,8 @@ class InstanceStream:
     def batch(self, number: int) -> Part:
         """(examples (n, ...), labels (n,) int64, draws (n, ...)) of this process in batch `number`, counted from 0."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        positions = place * self.batch_size + np.arange(self.batch_size)[self.part]
-        indices = permute(positions, len(self.data.train), self.seed, epoch)
+        start = place * self.batch_size
+        indices = shuffled(start + self.part.start, start + self.part.stop, len(self.data.train), self.seed, epoch)
         draws = self.data.augment.draws(hash64("augmentation", self.seed, epoch, indices))
         labels = torch.from_numpy(np.asarray(self.data.train.labels[indices], dtype=np.int64))
         return self.data.train.source.read(indices), labels, draws
@@ -81,8 +83,9 @@ class IdentityStream:
     def batch(self, number: int) -> Part:
         """(examples (2n, ...), labels (2n,) int64, draws (2n, ...)): example n + i is another of the class of i."""
         epoch, place = divmod(number, self.batches_per_epoch)
-        positions = place * self.pairs + np.arange(self.pairs)[self.part]
-        chosen = permute(positions, self.num_classes, self.seed, epoch, IDENTITY)
+        start = place * self.pairs
+        key = (self.seed, epoch, IDENTITY)
+        chosen = shuffled(start + self.part.start, start + self.part.stop, self.num_classes, *key)
         classes = chosen if self.by_class.present is None else self.by_class.present[chosen]
         starts = np.asarray(self.by_class.starts[classes], dtype=np.int64)
         counts = np.asarray(self.by_class.starts[classes + 1], dtype=np.int64) - starts
@@ -93,6 +96,18 @@ class IdentityStream:
         which = np.repeat([0, 1], len(chosen))
         draws = self.data.augment.draws(hash64("identity augmentation", self.seed, epoch, which, indices))
         return self.data.train.source.read(indices), torch.from_numpy(np.tile(classes, 2)), draws
+
+
+def shuffled(start: int, stop: int, size: int, *key: int) -> Indices:
+    """A stretch of a keyed permutation of 0 .. size - 1."""
+    blocks = [_block(number, size, *key) for number in range(start // BLOCK, -(-stop // BLOCK))]
+    return np.concatenate(blocks)[start % BLOCK :][: stop - start]
+
+
+@lru_cache(maxsize=8)
+def _block(number: int, size: int, *key: int) -> Indices:
+    """Many at once: a few take numpy nearly as long."""
+    return permute(np.arange(number * BLOCK, min((number + 1) * BLOCK, size)), size, *key)
 
 
 Stream = InstanceStream | IdentityStream

@@ -134,9 +134,9 @@ def _serve(pipe: Any, build: Callable[..., Step], options: dict[str, Any]) -> No
         pipe.send((None, traceback.format_exc()))
 
 
-def resident(name: str) -> float:
+def resident(name: str, process: str = "self") -> float:
     """VmRSS, resident now, VmHWM, the most ever resident, and parts of it; bytes, from Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc", process, "status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024.0 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status tells no {name}")
+    raise RuntimeError(f"/proc/{process}/status tells no {name}")

@@ -244,30 +244,30 @@ def test_each_part_does_what_it_says():
     x = torch.rand(200, 3, 8, 8) * 2 - 1
     keys = np.arange(200, dtype=np.uint64)
     draws = Faces().draws(keys)
-    assert torch.equal(Faces(flip=0)(x, draws), x)
-    mirrored = Faces(flip=1)(x, draws)
+    assert torch.equal(Faces(flip=0)(x.clone(), draws), x)
+    mirrored = Faces(flip=1)(x.clone(), draws)
     assert torch.equal(mirrored, x.flip(3))
-    some = (Faces(flip=0.5)(x, draws) == mirrored).flatten(1).all(1)
+    some = (Faces(flip=0.5)(x.clone(), draws) == mirrored).flatten(1).all(1)
     assert 70 < some.sum() < 130
-    grey = Faces(flip=0, grey=1)(x, draws)
+    grey = Faces(flip=0, grey=1)(x.clone(), draws)
     assert torch.allclose(grey[:, 0], grey[:, 2]) and torch.allclose(
         grey[:, 0], 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2], atol=1e-6
     )
-    bright = Faces(flip=0, brightness=0.2)(x, draws) - x
+    bright = Faces(flip=0, brightness=0.2)(x.clone(), draws) - x
     assert torch.allclose(bright, bright[:, :1, :1, :1].expand_as(bright), atol=1e-6) and 0.35 < bright.max() <= 0.4
-    contrast = Faces(flip=0, contrast=0.5)(x, draws)
+    contrast = Faces(flip=0, contrast=0.5)(x.clone(), draws)
     assert torch.allclose(contrast.mean((1, 2, 3)), x.mean((1, 2, 3)), atol=1e-5)
     ratio = contrast.std((1, 2, 3)) / x.std((1, 2, 3))
     assert 0.5 <= ratio.min() < 0.6 and 1.4 < ratio.max() <= 1.5
-    boxes = Faces(flip=0, erase=1)(x, draws) == 0
+    boxes = Faces(flip=0, erase=1)(x.clone(), draws) == 0
     share = boxes.float().mean((1, 2, 3))
     assert 0.02 < share.mean() < 0.12 and share.max() <= 0.25
-    coarse = Faces(flip=0, low_resolution=1)(x, draws)
+    coarse = Faces(flip=0, low_resolution=1)(x.clone(), draws)
     assert coarse.std() < 0.7 * x.std()
     flat = torch.full_like(x, 0.3)
-    assert torch.allclose(Faces(flip=0, crop=0.3, low_resolution=1)(flat, draws), flat, atol=1e-5)
+    assert torch.allclose(Faces(flip=0, crop=0.3, low_resolution=1)(flat.clone(), draws), flat, atol=1e-5)
     ramp = torch.linspace(-1, 1, 8).expand(200, 1, 8, 8)
-    cropped = Faces(flip=0, crop=0.5)(ramp, draws)
+    cropped = Faces(flip=0, crop=0.5)(ramp.clone(), draws)
     assert (cropped[..., -1] - cropped[..., 0]).min() < 1.2 and cropped[..., 0].std() > 0.1
 
 
@@ -275,9 +275,9 @@ def test_draws_depend_on_the_key_alone_and_every_part_at_once():
     full = Faces(0.5, 0.2, 0.2, 0.3, 0.3, 0.2, 0.3, 0.3)
     x = torch.rand(6, 3, 16, 16)
     keys = np.arange(6, dtype=np.uint64)
-    together = full(x, full.draws(keys))
+    together = full(x.clone(), full.draws(keys))
     for i in range(6):
-        torch.testing.assert_close(full(x[i : i + 1], full.draws(keys[i : i + 1]))[0], together[i])
+        torch.testing.assert_close(full(x[i : i + 1].clone(), full.draws(keys[i : i + 1]))[0], together[i])
     assert full(torch.rand(2, 1, 16, 16), full.draws(keys[:2])).shape == (2, 1, 16, 16)
     with pytest.raises(ValueError, match=r"data.augment.erase=1.5"):
         Faces(erase=1.5)

@@ -1,0 +1,169 @@
+"""`python -m tests.fuzz --seconds 300`: damages files of every format and reads them; whatever is in them, a reader ends
+with what it can read or a ValueError.
+
+Each attempt runs in a process of its own, so that one that ends its process is found too. What fails is kept.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from data.catalog import Origin, catalog
+from data.decode import Decoder
+from data.encoded import UnreadableError
+from data.pairs import read_pairs
+from tests.data.sets import (
+    MAGIC,
+    images,
+    write_base64,
+    write_folder,
+    write_list,
+    write_lmdb,
+    write_rec,
+)
+
+SECONDS = 20  # an attempt that takes longer hangs
+INTERESTING = (
+    b"\0",
+    b"\xff",
+    MAGIC,
+    b"\n",
+    b"\t",
+    b" ",
+    b"\xff\xff\xff\xff",
+    b"\x00\x00\x00\x80",
+    b"0",
+    b"-",
+    b"\xff\xd8",
+)
+FORMATS = ("rec", "header", "no index", "lmdb list", "lmdb", "list", "base64", "folder", "pairs")
+
+
+def make(kind: str, folder: Path) -> tuple[str, Path, list[Path]]:
+    """A good set: its format, its path, and the files to damage."""
+    items = images([0, 0, 1, 2, 1])
+    if kind in ("rec", "header", "no index"):
+        path = write_rec(folder / "set.rec", items, header=kind == "header", index=kind != "no index")
+        return "rec", path, [each for each in (path, path.with_suffix(".idx")) if each.exists()]
+    if kind in ("lmdb", "lmdb list"):
+        path = write_lmdb(folder / "set.lmdb", items)
+        return "lmdb", path, [path / ("data.mdb" if kind == "lmdb" else "set_kv.txt")]
+    if kind == "folder":
+        path = write_folder(folder / "set", items)
+        return "folder", path, sorted(path.rglob("*.jpg"))
+    if kind == "pairs":
+        path = folder / "pairs.txt"
+        path.write_text("a.jpg\tb.jpg\t1\nc.jpg\td.jpg\t0\n")
+        return "pairs", path, [path]
+    path = folder / "set.txt"
+    write_list(path, items) if kind == "list" else write_base64(path, items)
+    return "list", path, [path]
+
+
+def damaged(content: bytes, draw: np.random.Generator) -> bytes:
+    """A few bytes changed, taken out, put in or doubled, or the end cut off."""
+    changed = bytearray(content)
+    for _ in range(draw.integers(1, 6)):
+        if not changed:
+            break
+        at = int(draw.integers(len(changed)))
+        length = int(draw.integers(1, 40))
+        way = draw.integers(6)
+        if way == 0:
+            changed[at] ^= 1 << draw.integers(8)
+        elif way == 1:
+            new = INTERESTING[draw.integers(len(INTERESTING))]
+            changed[at : at + len(new)] = new
+        elif way == 2:
+            del changed[at : at + length]
+        elif way == 3:
+            changed[at:at] = draw.bytes(length)
+        elif way == 4:
+            changed[at:at] = changed[at : at + length]
+        else:
+            del changed[at:]
+    return bytes(changed)
+
+
+def attempt(seed: int, kind: str, folder: Path) -> str:
+    """Reads a damaged set; what came of it. Any error but ValueError is let through."""
+    draw = np.random.default_rng(seed)
+    format, path, files = make(kind, folder)
+    for file in files:
+        if draw.random() < 0.7:
+            file.write_bytes(damaged(file.read_bytes(), draw))
+    try:
+        if format == "pairs":
+            pairs = read_pairs(path)
+            return f"{len([pairs.paths(index) for index in range(len(pairs))])} pairs"
+        found = catalog(Origin(format, (str(path),)), folder / "cache", "skip")
+    except ValueError as error:
+        assert "\n" not in str(error).rstrip(), f"not one sentence: {error}"
+        return "refused"
+    decoder, unreadable = Decoder(24, 24, 3), 0
+    for index in range(len(found)):
+        found.key(index)
+        try:
+            decoder.into(np.empty((24, 24, 3), np.uint8), found.read(index))
+        except UnreadableError as error:
+            assert str(error)
+            unreadable += 1
+    return "read" if not unreadable else "read in part"
+
+
+def in_a_process(seed: int, kind: str) -> str:
+    """What came of it; raises RuntimeError where the process ended otherwise."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    told = folder / "told"
+    if (pid := os.fork()) == 0:
+        signal.alarm(SECONDS)
+        try:
+            told.write_text(attempt(seed, kind, folder))
+        except BaseException:
+            told.write_text(traceback.format_exc())
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    came = told.read_text() if told.exists() else ""
+    if status:
+        raise RuntimeError(f"seed {seed}, {kind}: ended with {status}; {folder}\n{came}")
+    shutil.rmtree(folder)
+    return came
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--formats", nargs="*", default=FORMATS, choices=FORMATS)
+    given = parser.parse_args()
+    came: Counter[str] = Counter()
+    failed: list[str] = []
+    end = time.monotonic() + given.seconds
+    seed = given.seed
+    while time.monotonic() < end:
+        kind = given.formats[seed % len(given.formats)]
+        try:
+            came[f"{kind}: {in_a_process(seed, kind)}"] += 1
+        except RuntimeError as error:
+            failed.append(str(error))
+            came[f"{kind}: FAILED"] += 1
+        seed += 1
+    for name, count in sorted(came.items()):
+        print(f"{count:7,}  {name}")
+    for error in failed[:10]:
+        print(error)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
