@@ -1,5 +1,5 @@
-"""`python -m tests.fuzz --seconds 300`: damages files of every format and reads them; whatever is in them, a reader ends
-with what it can read or a ValueError.
+"""`python -m tests.fuzz --seconds 300`: damages files of every format and reads them; whatever is in them, a reader
+ends with what it can read or a ValueError.
 
 Each attempt runs in a process of its own, so that one that ends its process is found too. What fails is kept.
 """
