@@ -8,8 +8,9 @@ import torch
 
 from experiments import benchmark
 from experiments.benches import head_step as bench
+from experiments.benches.catalog import catalog
 from experiments.benches.filter_below import filter_below
-from experiments.benches.loader import loader
+from experiments.benches.loader import loader, make, with_workers
 from experiments.benches.measure import median_and_spread, ratio
 from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
 from experiments.benches.sampling import sampling
@@ -95,7 +96,6 @@ def test_baselines_do_the_same_step(name, rate, monkeypatch):
 def test_the_other_benches_give_figures():
     for lines in (
         sampling([500], [0.1, 0.5], batch=4, warmup=1, repeats=2),
-        loader(["sphere"], batch=4, num_workers=[0], warmup=1, repeats=2),
         search([300], [8], batch=4, k=3, warmup=1, repeats=2),
     ):
         assert all(line["step_ms"] > 0 for line in lines)
@@ -120,8 +120,37 @@ def test_unknown_names_are_refused():
         bench.head_step(["pcf"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["sgd"])
     with pytest.raises(ValueError, match=r"bench.optimizer=\['adam'\]"):
         bench.head_step(["pfc"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["adam"])
-    with pytest.raises(ValueError, match=r"bench\.sets=faces"):
-        loader(["faces"], 4, [0], 1, 1)
+
+
+class Inline:
+    """A subject in this process: others take seconds to start."""
+
+    def __init__(self, build, **options):
+        self.step, self.parts = build(**options), {}
+
+    def turn(self, seconds=0.0):
+        return dict(self.step())
+
+    def close(self):
+        return 0.0
+
+
+def test_loaders_and_catalogs(tmp_path, monkeypatch):
+    for module in (loader, catalog):
+        monkeypatch.setitem(module.__globals__, "Subject", Inline)
+    threads = torch.get_num_threads()
+    lines = loader(None, 24, 32, 8, [], epochs=2, warmup=0, repeats=2)
+    assert [line["what"] for line in lines] == ["decoder", "loader", "finished", "opencv", "pillow"]
+    source = str(make(tmp_path / "set.lmdb", 24, 32))
+    for plain in (False, True):
+        lines.append(with_workers(plain, 1, 2, source=source, size=32, batch=8, cache=str(tmp_path / "cache")))
+    assert all(line["images_per_second"] > 0 for line in lines) and lines[0]["over_floor"] == 1
+    torch.set_num_threads(threads)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    lines = catalog(3000, 50, [0, 5], 8, str(folder))
+    assert [line["what"] for line in lines] == ["make", "open, 0 held out", "open, 5 held out"]
+    assert all(line["took_seconds"] > 0 and line["peak_bytes"] > 0 for line in lines) and not list(folder.iterdir())
 
 
 def test_selection_by_each_index(tmp_path):
