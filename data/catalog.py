@@ -28,6 +28,7 @@ from .records import ByClass, Indices
 
 VERSION = 1  # of the files of a catalog
 CHUNK = 2**16  # images written together
+MERGE = 2**20  # labels merged together at least
 TOLD = 10  # of the unreadable images, in an error
 
 
@@ -233,18 +234,24 @@ def _write(folder: Path, origin: Origin) -> None:
         for file in origin.open(folder):
             task = progress.add_task(f"Listing {file.path}", total=None)
             part = Part(labels=np.empty(0, np.int64), names=file.class_names())
+            new: list[NDArray[np.int64]] = []
             with (folder / "keys.bin").open("wb") as keys:
                 for found, of_bad in _chunks(file.scan()):
                     np.array([each.place for each in found], np.uint64).tofile(places)
                     labels = np.array([each.label for each in found], np.int64)
                     labels.tofile(raw)
-                    part.labels = np.union1d(part.labels, labels)
+                    new.append(np.unique(labels))
+                    if sum(map(len, new)) > max(
+                        len(part.labels), MERGE
+                    ):  # so that all merging takes as long as the last
+                        part.labels, new = np.unique(np.concatenate([part.labels, *new])), []
                     if found and found[0].key is not None:
                         np.array([hash(each.key) for each in found], np.int64).tofile(keys)
                     bad.writelines(json.dumps(each) + "\n" for each in of_bad)
                     num_bad += len(of_bad)
                     part.count += len(found)
                     progress.update(task, completed=part.count)
+            part.labels = np.unique(np.concatenate([part.labels, *new]))
             _check_keys(folder / "keys.bin", file)
             if part.names is not None and len(part.labels) and part.labels[-1] >= len(part.names):
                 raise ValueError(f"{file.path}: label {part.labels[-1]}, but only {len(part.names)} class names")

@@ -35,6 +35,7 @@ from .decode import Decoder, decodable, opened
 from .encoded import Bad, UnreadableError
 from .images import FORMATS
 from .keyed import permute, uniforms
+from .lmdb_images import FIELDS
 from .records import forget_opened
 from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer, plain
 
@@ -60,6 +61,7 @@ class Options:
     keys: str
     shuffle: bool
     seed: int
+    datum: str
     encode: str | None
     quality: int
     size: int | None
@@ -231,6 +233,8 @@ def check(options: Options) -> None:
         raise ValueError(f"size={options.size}: at least 1, and only with encode=jpeg")
     if not 1 <= options.quality <= 100:
         raise ValueError(f"quality={options.quality}: must lie between 1 and 100")
+    if options.datum not in FIELDS:
+        raise ValueError(f"datum={options.datum}: must be one of {', '.join(FIELDS)}")
     if options.keys not in ("source", "number"):
         raise ValueError(f"keys={options.keys}: must be source or number")
     if not 0 <= options.validation < 1:
@@ -447,7 +451,7 @@ def _in_validation(numbers: NDArray[np.int64], options: Options) -> NDArray[np.b
 
 def _writer(kind: str, made: Path, target: Path, source: Catalog, options: Options, state: State) -> Writer:
     if kind == "lmdb":
-        return LmdbWriter(made, target.stem, state)
+        return LmdbWriter(made, target.stem, state, options.datum)
     if kind == "rec":
         return RecordWriter(made, target.stem, state)
     names = source.class_names if options.renumber or not source.numbered else ()

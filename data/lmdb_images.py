@@ -1,8 +1,9 @@
 """FFC's LMDB: images under text keys, and a list of keys with their classes.
 
-A value is a protocol buffer, `message Datum { optional bytes data = 1; }`, with the encoded image in it. The
-key-label file, `NAME_kv.txt` inside the database's folder or anywhere, has a line `key label` for each image.
-Values that are JPEG files themselves are read too.
+A value is a protocol buffer with the encoded image in it: `message Datum { optional bytes data = 1; }`, as FFC's
+`tools/make_lmdb.py` writes it. The code that trains there reads Caffe's Datum instead, which has the data in field 4.
+Both are read here, and so are values that are JPEG files themselves. The key-label file, `NAME_kv.txt` inside the
+database's folder or anywhere, has a line `key label` for each image.
 """
 
 import os
@@ -18,14 +19,16 @@ from .lines import LineFile
 from .records import opened
 
 JPEG = b"\xff\xd8"
+FIELDS = {"ffc": 1, "caffe": 4}  # of the data
 
 
 def _datum() -> type:
     file = descriptor_pb2.FileDescriptorProto(name="headcount/datum.proto", package="headcount", syntax="proto2")
     of_data = descriptor_pb2.FieldDescriptorProto
-    file.message_type.add(name="Datum").field.add(
-        name="data", number=1, type=of_data.TYPE_BYTES, label=of_data.LABEL_OPTIONAL
-    )
+    message = file.message_type.add(name="Datum")
+    for name, number in FIELDS.items():
+        # Caffe has a number in field 1: of another kind, it is passed over.
+        message.field.add(name=name, number=number, type=of_data.TYPE_BYTES, label=of_data.LABEL_OPTIONAL)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("headcount.Datum"))
@@ -105,10 +108,11 @@ def encoded_in(value: bytes | memoryview) -> bytes:
         datum.ParseFromString(bytes(value))
     except DecodeError:
         raise UnreadableError("its value is no Datum") from None
-    if not datum.data:
+    if not (datum.ffc or datum.caffe):
         raise UnreadableError("there is no image in it")
-    return datum.data
+    return datum.ffc or datum.caffe
 
 
-def value_of(encoded: bytes) -> bytes:
-    return Datum(data=encoded).SerializeToString()
+def value_of(encoded: bytes, datum: str = "ffc") -> bytes:
+    """A value with the image in it, in the field of `datum`."""
+    return Datum(**{datum: encoded}).SerializeToString()

@@ -69,9 +69,9 @@ class LmdbWriter:
     """FFC's format. Keys are the source's; white space and what is not UTF-8 become %XX, since the key-label file has a
     key and a label on a line with a space between."""
 
-    def __init__(self, folder: Path, stem: str, state: State):
+    def __init__(self, folder: Path, stem: str, state: State, datum: str = "ffc"):
         folder.mkdir(exist_ok=True)
-        self.folder = folder
+        self.folder, self.datum = folder, datum
         self.environment = lmdb.open(str(folder), map_size=MAP_SIZE)
         self.list = Files(state, list=folder / f"{stem}_kv.txt")
         self.transaction = self.environment.begin(write=True)
@@ -82,7 +82,7 @@ class LmdbWriter:
         raw = plain(key).encode()
         if len(raw) > LONGEST_KEY:
             raise ValueError(f"key {key!r} of {len(raw)} bytes: LMDB takes {LONGEST_KEY} at most; keys=number")
-        value = value_of(encoded)
+        value = value_of(encoded, self.datum)
         if not self.transaction.put(raw, value, overwrite=False):
             if self.again <= 0 or self.transaction.get(raw) != value:
                 raise ValueError(f"key {key!r} is there twice, and LMDB takes each once; keys=number")

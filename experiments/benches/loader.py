@@ -163,7 +163,7 @@ class Plain(Dataset[tuple[Tensor, int]]):
             self.transaction = opened(self.path, Path(self.path, "data.mdb").stat().st_ino).begin()
         datum = Datum()
         datum.ParseFromString(self.transaction.get(self.keys[index]))
-        picture = self.decode(datum.data, bool(np.random.random() < 0.5))  # noqa: NPY002
+        picture = self.decode(datum.ffc or datum.caffe, bool(np.random.random() < 0.5))  # noqa: NPY002
         return torch.from_numpy((picture.transpose((2, 0, 1)).astype(np.float32) - 127.5) * 0.0078125), self.labels[
             index
         ]

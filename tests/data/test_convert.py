@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from data.writers import plain, plain_name
 from tests.data.sets import (
     SIDE,
     bomb,
+    datum,
     image,
     images,
     read_lmdb,
@@ -212,7 +214,7 @@ def test_what_was_written_wrong_is_found(tmp_path, monkeypatch):
     source = write_list(tmp_path / "set.txt", ITEMS)
     from data import writers
 
-    monkeypatch.setattr(writers, "value_of", lambda encoded: b"\x0a\x02\xff\xd8")
+    monkeypatch.setattr(writers, "value_of", lambda encoded, datum: b"\x0a\x02\xff\xd8")
     with pytest.raises(ValueError, match=r"read back wrong: 0.jpg: other bytes than its source has"):
         run(f"source={source}", f"target={tmp_path / 'a.lmdb'}")
     assert not (tmp_path / "a.lmdb").exists()
@@ -228,6 +230,21 @@ def test_keys_that_the_formats_of_the_ancestors_cannot_hold(tmp_path):
     with pytest.raises(ValueError, match=r"of 520 bytes: LMDB takes 511 at most; keys=number"):
         run(f"source={source}", f"target={tmp_path / 'b.lmdb'}")
     assert plain_name("../../etc/passwd") == "_.._etc_passwd" and plain("\udcff") == "%FF"
+
+
+def test_values_of_caffe(tmp_path):
+    """The data in field 4, as FFC's training code reads it, beside numbers in others."""
+    source = write_rec(tmp_path / "set.rec", ITEMS[:2])
+    run(f"source={source}", f"target={tmp_path / 'a.lmdb'}", "datum=caffe")
+    with (
+        lmdb.open(str(tmp_path / "a.lmdb"), map_size=2**26) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        value = transaction.get(b"0")
+        assert value == b"\x22" + datum(ITEMS[0][1])[1:]
+        transaction.put(b"0", b"\x08\x03\x10\x18\x18\x18" + value + b"\x28\x07\x38\x01")
+    run(f"source={tmp_path / 'a.lmdb'}", f"target={tmp_path / 'b.rec'}")
+    assert read_rec(tmp_path / "b.rec") == ITEMS[:2]
 
 
 def test_a_label_that_a_rec_file_cannot_hold(tmp_path):
@@ -269,6 +286,7 @@ def test_to_a_url(tmp_path):
         (["source={}", "target=a.rec", "size=10"], "size=10"),
         (["source={}", "target=a.rec", "quality=0"], "quality=0"),
         (["source={}", "target=a.rec", "keys=mine"], "keys=mine"),
+        (["source={}", "target=a.rec", "datum=mine"], "datum=mine"),
         (["source={}", "target=a.rec", "validation=1"], "validation=1"),
         (["source={}", "target=a.rec", "num_workers=-1"], "num_workers=-1"),
         (["source={}", "target=a.rec", "source_format=zip"], "source_format=zip"),
