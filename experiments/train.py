@@ -91,6 +91,13 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         )
     L.seed_everything(config.seed, verbose=False)
     data = build(config.noise, _partial_=True)(build(config.data))
+    found = (data.train.num_classes, len(data.train), len(data.heldout or ()))
+    of_first = processes.by_first(lambda: found)
+    if processes.any(of_first != found):
+        raise ValueError(
+            f"data: process {processes.rank} found {found[1]:,} training records of {found[0]:,} classes, the first "
+            f"{of_first[1]:,} of {of_first[0]:,}; all machines must see the same files, or have the same typefaces"
+        )
     started: list[L.Callback] = []
     if config.warm_start.checkpoint is not None and checkpoint is None:
         started = [warm := WarmStart(config.warm_start, folder)]

@@ -20,6 +20,7 @@ from data.noise import with_noise
 from data.records import ByClass, DataSet, RecordSet
 from data.split import hold_out
 from data.streams import BatchLoader, IdentityStream, InstanceStream
+from experiments.processes import Processes
 from experiments.train import train
 from tests.data.sets import SIDE, bomb, image, images, write_folder, write_lmdb, write_rec
 from tests.experiments.commands import config, summary
@@ -391,6 +392,12 @@ def test_training_without_held_out_classes(tmp_path):
     assert trained(words, tmp_path / "run") == 0
     found = summary(tmp_path / "run")
     assert found["num_classes"] == 20 and not any(name.startswith("val/") for name in found)
+
+
+def test_processes_that_find_different_sets_do_not_train(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Processes, "by_first", lambda self, work: (61, 180, 0))
+    with pytest.raises(ValueError, match=r"process 0 found 178 training records of 60 classes, the first 180 of 61"):
+        trained([*SHORT, "data=folder", f"data.source={folder}", "data.num_heldout=0"], tmp_path / "run")
 
 
 def test_class_names_are_in_the_checkpoint(folder, tmp_path, capsys):

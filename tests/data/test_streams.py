@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from data import streams
+from data.keyed import permute
 from data.sphere import sphere
 from data.streams import BatchLoader, IdentityStream, InOrder, InstanceStream
 
@@ -70,6 +72,15 @@ def test_resuming_with_another_batch_size():
 def test_impossible_batch_sizes_are_refused(batch_size):
     with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
         InstanceStream(DATA, batch_size)
+
+
+def test_an_order_made_block_by_block_is_the_whole_permutation(monkeypatch):
+    monkeypatch.setattr(streams, "BLOCK", 8)
+    streams._block.cache_clear()
+    whole = permute(np.arange(69), 69, 5, 2)
+    for start, stop in ((0, 5), (0, 69), (6, 10), (8, 16), (60, 69), (3, 40)):
+        assert np.array_equal(streams.shuffled(start, stop, 69, 5, 2), whole[start:stop])
+    streams._block.cache_clear()
 
 
 def test_heldout_comes_in_order_and_whole():
