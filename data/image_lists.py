@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .encoded import Bad, Found, UnreadableError, label_of, read_names, text
-from .lines import LineFile
+from .files import LineFile
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 BASE64_BEGINS = (b"/9j/", b"iVBORw0KGgo", b"Qk", b"UklGR", b"SUkqA", b"TU0AK")  # JPEG, PNG, BMP, WebP, TIFF

@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from .encoded import Bad, Found, UnreadableError, label_of, read_names, text
-from .lines import LineFile
+from .files import LineFile
 from .records import opened
 
 JPEG = b"\xff\xd8"

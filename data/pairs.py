@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoded import text
-from .lines import LineFile
+from .files import LineFile
 
 SAME = {b"1": True, b"0": False, b"True": True, b"False": False, b"true": True, b"false": False}
 

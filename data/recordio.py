@@ -11,7 +11,6 @@ keys 1 .. label - 1 are images; what follows tells about identities and is not r
 """
 
 import math
-import os
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoded import Bad, Found, UnreadableError, read_names
+from .files import ReadFile
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -49,18 +49,7 @@ class RecordFile:
     """
 
     def __init__(self, path: str):
-        self.path = path
-        self._file: int | None = None
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, str]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
-
-    def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            os.close(self._file)  # type: ignore[arg-type]
+        self.path, self.file = path, ReadFile(path)
 
     @property
     def index(self) -> Path:
@@ -88,7 +77,7 @@ class RecordFile:
     def scan(self) -> Iterator[Found | Bad]:
         if not Path(self.path).is_file():
             raise ValueError(f"{self.path}: there is no such file")
-        size = Path(self.path).stat().st_size
+        size = self.file.size()
         if size == 0:
             raise ValueError(f"{self.path}: the file is empty")
         for key, offset in self._images():
@@ -124,7 +113,7 @@ class RecordFile:
 
     def _hops(self) -> Iterator[tuple[int, int]]:
         """(number, offset) of each record, from one to the next, as far as they are whole."""
-        size, offset, number = Path(self.path).stat().st_size, 0, 0
+        size, offset, number = self.file.size(), 0, 0
         while offset < size:
             yield number, offset
             try:
@@ -174,9 +163,7 @@ class RecordFile:
                 return MAGIC_BYTES.join(parts), offset
 
     def _read(self, offset: int, length: int) -> bytes:
-        if self._file is None:
-            self._file = os.open(self.path, os.O_RDONLY)
-        return os.pread(self._file, length, offset) if offset < 2**62 else b""
+        return self.file.read(offset, length) if offset < 2**62 else b""
 
 
 def _class_id(label: float) -> int:

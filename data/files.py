@@ -1,0 +1,55 @@
+"""Files read at any place, and lines of large text files by the byte they begin at."""
+
+import os
+from collections.abc import Iterator
+
+FIRST = 2**9  # bytes read at first: most lines are shorter
+CHUNK = 2**22
+
+
+class ReadFile:
+    """Opened when first read, by each process for itself; pickled as its path."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._descriptor: int | None = None
+
+    def __reduce__(self) -> tuple[type["ReadFile"], tuple[str]]:
+        return type(self), (self.path,)
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
+
+    def size(self) -> int:
+        return os.stat(self.path).st_size  # noqa: PTH116
+
+    def read(self, place: int, length: int) -> bytes:
+        """Fewer bytes where the file ends before."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        return os.pread(self._descriptor, length, place)
+
+
+class LineFile(ReadFile):
+    """Its lines, without their ends."""
+
+    def line(self, place: int) -> bytes:
+        """Empty past the end of the file."""
+        length = FIRST
+        while True:
+            found = self.read(place, length)
+            line, end, _ = found.partition(b"\n")
+            if end or len(found) < length:
+                return line.removesuffix(b"\r")
+            length *= 8
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(place, line), of those that are not empty."""
+        place = 0
+        with open(self.path, "rb", buffering=CHUNK) as file:  # noqa: PTH123
+            for line in file:
+                stripped = line.rstrip(b"\r\n")
+                if stripped:
+                    yield place, stripped
+                place += len(line)
