@@ -26,7 +26,7 @@ from .lmdb_images import LmdbImages
 from .recordio import RecordFile
 from .records import ByClass, Indices
 
-VERSION = 1  # of the files of a catalog
+VERSION = 2  # of the files of a catalog
 CHUNK = 2**16  # images written together
 MERGE = 2**20  # labels merged together at least
 TOLD = 10  # of the unreadable images, in an error
@@ -76,7 +76,7 @@ class Catalog:
         by_class: the records of each class.
         num_classes: all have images.
         class_names: what the files call the classes; empty where that is the class id.
-        numbered: whether these names are the labels of the files.
+        numbered: whether these names, if there are any, are the labels of the files.
         bad: how many entries were left out because they could not be read.
     """
 
@@ -94,6 +94,8 @@ class Catalog:
             _mapped(folder / "order.bin", index_dtype(count), count),
             _mapped(folder / "starts.bin", np.int64, self.num_classes + 1),
         )
+        gaps = folder / "file_labels.bin"
+        self._file_labels = np.memmap(gaps, np.int64, "r").view(np.ndarray) if gaps.exists() else None
         self.class_names: Sequence[str] = Names(folder) if (folder / "names.txt").exists() else ()
         self._files = origin.open(folder)
 
@@ -124,9 +126,9 @@ class Catalog:
         return self._file(index).key(int(self._places[index]))
 
     def label(self, index: int) -> int:
-        """As its file has it; the class id where the classes have names, or are of several files."""
+        """As its file has it; the class id where each of several files has its own."""
         class_id = int(self.labels[index])
-        return int(self.class_names[class_id]) if self.numbered and len(self.class_names) else class_id
+        return class_id if self._file_labels is None else int(self._file_labels[class_id])
 
     def name(self, index: int) -> str:
         """The image, for an error: its file and its key."""
@@ -155,6 +157,11 @@ class Names(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        with (self.folder / "names.txt").open("rb") as file:
+            for line in file:
+                yield line[:-1].decode("utf-8", "surrogateescape")
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -293,6 +300,7 @@ def _check_keys(path: Path, file: Format) -> None:
 def number(folder: Path, parts: Sequence[Part], shared: bool) -> int:
     """Writes class ids, the records of each class, and the names of classes; the number of classes."""
     named = [part for part in parts if part.names is not None]
+    union = np.unique(np.concatenate([part.labels for part in parts]))
     if shared and named:
         if len(named) < len(parts):
             raise ValueError("shared=true: some of the sources have class names and some have none")
@@ -302,7 +310,6 @@ def number(folder: Path, parts: Sequence[Part], shared: bool) -> int:
         num_classes = len(known)
         names: Iterator[str] | None = iter(known)
     elif shared:
-        union = np.unique(np.concatenate([part.labels for part in parts]))
         ids = [np.searchsorted(union, part.labels) for part in parts]
         num_classes = len(union)
         names = map(str, union) if num_classes and union[-1] >= num_classes else None
@@ -312,6 +319,10 @@ def number(folder: Path, parts: Sequence[Part], shared: bool) -> int:
         num_classes = int(offsets[-1])
         plain = len(parts) == 1 and not named and (not num_classes or parts[0].labels[-1] < num_classes)
         names = None if plain else chain.from_iterable(_names(part, k, len(parts)) for k, part in enumerate(parts))
+    if len(parts) == 1 or (shared and not named):
+        of_files = parts[0].labels if len(parts) == 1 else union
+        if len(of_files) and of_files[-1] >= len(of_files):
+            of_files.tofile(folder / "file_labels.bin")
     if num_classes >= 2**31:
         raise ValueError(f"{num_classes:,} classes: at most {2**31 - 1:,} can be told apart")
     count = sum(part.count for part in parts)

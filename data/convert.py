@@ -6,21 +6,23 @@ never written to.
 """
 
 import difflib
+import hashlib
 import json
 import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
+from filelock import FileLock, Timeout
 from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
@@ -29,19 +31,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .cache import cache_folder
+from .cache import cache_folder, whole
 from .catalog import Catalog, Origin, catalog
 from .decode import Decoder, decodable, opened
 from .encoded import Bad, UnreadableError
-from .images import FORMATS
+from .images import FORMATS, absolute, several
 from .keyed import permute, uniforms
 from .lmdb_images import FIELDS
 from .records import forget_opened
-from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer, plain
+from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer
 
 CHUNK = 256  # images that a worker handles together
 FLUSH = 8  # chunks between two safe states
 SMALL = 5000  # images for which starting workers takes longer than the work
+QUALITY = 95  # of encode=jpeg
+VALIDATION = 0.1  # share of the images, of format=folder
 TOLD = 20  # of the unreadable images, on the screen
 CONF = Path(__file__).resolve().parent.parent / "conf" / "convert.yaml"
 
@@ -58,16 +62,16 @@ class Options:
     root: str | None
     shared: bool
     renumber: bool
-    keys: str
+    keys: str | None
     shuffle: bool
     seed: int
-    datum: str
+    datum: str | None
     encode: str | None
-    quality: int
+    quality: int | None
     size: int | None
     verify: bool
     on_corrupt: str
-    validation: float
+    validation: float | None
     num_workers: int | None
     cache_dir: str | None
 
@@ -94,7 +98,8 @@ class Reader:
 
     def one(self, index: int) -> Read:
         key = self.source.key(index)
-        label = int(self.source.labels[index]) if self.options.renumber else self.source.label(index)
+        by_file = self.source.numbered and not self.options.renumber
+        label = self.source.label(index) if by_file else int(self.source.labels[index])
         try:
             encoded = self.source.read(index)
             if self.options.encode is not None:
@@ -112,7 +117,7 @@ class Reader:
         width, height = opened(encoded).size if side is None else (side, side)
         pixels = np.empty((height, width, 3), np.uint8)
         Decoder(height, width, 3).into(pixels, encoded)
-        return simplejpeg.encode_jpeg(pixels, self.options.quality)
+        return simplejpeg.encode_jpeg(pixels, self.options.quality or QUALITY)
 
 
 @dataclass(frozen=True)
@@ -121,58 +126,56 @@ class Comparer:
 
     reader: Reader
     target: Catalog
-    of_target: NDArray[np.int64]  # the source's image of each of the target's
 
-    def chunk(self, indices: NDArray[np.int64]) -> list[str]:
-        """What is wrong with these images of the target."""
-        return [f"{self.target.key(int(i))}: {wrong}" for i in indices if (wrong := self._wrong(int(i))) is not None]
+    def chunk(self, pairs: NDArray[np.int64]) -> list[str]:
+        """What is wrong, of images given by their numbers in the target and in the source (n, 2)."""
+        return [f"{self.target.key(a)}: {wrong}" for a, b in pairs.tolist() if (wrong := self._wrong(a, b)) is not None]
 
-    def _wrong(self, index: int) -> str | None:
-        expected = self.reader.one(int(self.of_target[index]))
+    def _wrong(self, of_target: int, of_source: int) -> str | None:
+        expected = self.reader.one(of_source)
         try:
-            encoded = self.target.read(index)
+            encoded = self.target.read(of_target)
             if self.reader.options.verify:
                 decodable(encoded)
         except UnreadableError as error:
             return error.reason
         if encoded != expected.encoded:
             return "other bytes than its source has"
-        return None if self.target.label(index) == expected.label else "another label than its source has"
+        return None if self.target.label(of_target) == expected.label else "another label than its source has"
 
 
 T = TypeVar("T")
+Chunk = NDArray[np.int64]
 
 
-class Workers:
-    """Runs a function over chunks of indices, in order, a few chunks ahead; in this process if there are no workers."""
-
-    def __init__(self, count: int):
-        self.count = count
-        self.pool = ProcessPoolExecutor(count, get_context("spawn")) if count else None
-
-    def run(
-        self, function: Callable[[NDArray[np.int64]], T], chunks: Iterable[NDArray[np.int64]]
-    ) -> Iterator[tuple[NDArray[np.int64], T]]:
-        """(chunk, what the function makes of it)"""
-        if self.pool is None:
-            for chunk in chunks:
-                yield chunk, function(chunk)
-            return
-        waiting: deque[tuple[NDArray[np.int64], Future[T]]] = deque()
+def in_order(work: Callable[[Chunk], T], chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, T]]:
+    """(chunk, what the work makes of it), by so many processes, a few chunks ahead; in this one if there are none."""
+    if not workers:
         for chunk in chunks:
-            waiting.append((chunk, self.pool.submit(function, chunk)))
-            if len(waiting) > 2 * self.count:
-                first, future = waiting.popleft()
+            yield chunk, work(chunk)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_take, initargs=(work,)) as pool:
+        waiting: deque[tuple[Chunk, Future[T]]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append((chunk, pool.submit(_do, chunk)))
+                if len(waiting) > 2 * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
                 yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> "Workers":
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
+def _take(work: Callable[[Chunk], Any]) -> None:
+    """Of a worker: what it is there for, which is sent once."""
+    global WORK
+    WORK = work
+
+
+def _do(chunk: Chunk) -> Any:
+    return WORK(chunk)
 
 
 @dataclass
@@ -190,27 +193,23 @@ def convert(options: Options, screen: Console | None = None) -> Report:
     screen = screen or Console()  # a bar on a terminal only
     check(options)
     cache = cache_folder(options.cache_dir)
-    origin = Origin(
-        source_format(options),
-        tuple(str(Path(path).expanduser().resolve()) for path in several(options.source)),
-        tuple(several(options.labels)),
-        options.root,
-        options.shared,
-    )
-    source = catalog(origin, cache, "stop" if options.on_corrupt == "stop" else "skip")
-    count = options.num_workers
-    if count is None:
-        count = 0 if len(source) < SMALL else os.cpu_count() or 1
+    paths = tuple(map(absolute, several(options.source)))
+    labels = tuple(map(absolute, several(options.labels)))
+    origin = Origin(source_format(options), paths, labels, options.root and absolute(options.root), options.shared)
     bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
     try:
-        with Workers(count) as workers, bars as progress:
+        source = catalog(origin, cache, "stop" if options.on_corrupt == "stop" else "skip")
+        if options.num_workers is None:
+            options = replace(options, num_workers=0 if len(source) < SMALL else os.cpu_count() or 1)
+        with bars as progress:
             if options.on_corrupt == "list":
-                report = look(source, options, workers, progress)
+                report = look(source, options, progress)
             elif "://" in str(options.target):
-                report = upload(source, options, workers, progress, cache)
+                report = upload(source, options, progress, cache)
             else:
-                assert options.target is not None
-                report = write(source, options, Path(options.target).expanduser(), workers, progress)
+                report = write(source, options, Path(absolute(str(options.target))), progress)
+    except OSError as error:
+        raise ValueError(f"{error.filename or options.target}: {error.strerror or error}") from error
     finally:
         forget_opened()
     tell(report, options, screen)
@@ -223,28 +222,34 @@ def check(options: Options) -> None:
         raise ValueError("source=null: a path is needed, as in source=faces.rec target=faces.lmdb")
     if options.on_corrupt not in ("stop", "skip", "list"):
         raise ValueError(f"on_corrupt={options.on_corrupt}: must be stop, skip or list")
-    if options.on_corrupt != "list":
-        if options.target is None:
-            raise ValueError("target=null: a path is needed, as in source=faces.rec target=faces.lmdb")
-        target_format(options)
+    if options.on_corrupt != "list" and options.target is None:
+        raise ValueError("target=null: a path is needed, as in source=faces.rec target=faces.lmdb")
+    kind = None if options.on_corrupt == "list" else target_format(options)
+    for name, allowed, of in (
+        ("validation", kind == "folder", "format=folder"),
+        ("datum", kind == "lmdb", "an LMDB target"),
+        ("keys", kind in ("lmdb", "folder"), "a target of LMDB or folders"),
+        ("quality", options.encode is not None, "encode=jpeg"),
+        ("size", options.encode is not None, "encode=jpeg"),
+        ("labels", source_format(options) == "lmdb", "a source of LMDB"),
+        ("root", source_format(options) == "list", "a source that is a list"),
+    ):
+        if getattr(options, name) is not None and not allowed:
+            raise ValueError(f"{name}={getattr(options, name)}: is an option of {of} only")
     if options.encode not in (None, "jpeg"):
         raise ValueError(f"encode={options.encode}: must be jpeg, or null to keep the bytes")
-    if options.size is not None and (options.encode is None or options.size < 1):
-        raise ValueError(f"size={options.size}: at least 1, and only with encode=jpeg")
-    if not 1 <= options.quality <= 100:
+    if options.size is not None and options.size < 1:
+        raise ValueError(f"size={options.size}: must be at least 1")
+    if options.quality is not None and not 1 <= options.quality <= 100:
         raise ValueError(f"quality={options.quality}: must lie between 1 and 100")
-    if options.datum not in FIELDS:
+    if options.datum not in (None, *FIELDS):
         raise ValueError(f"datum={options.datum}: must be one of {', '.join(FIELDS)}")
-    if options.keys not in ("source", "number"):
+    if options.keys not in (None, "source", "number"):
         raise ValueError(f"keys={options.keys}: must be source or number")
-    if not 0 <= options.validation < 1:
+    if options.validation is not None and not 0 <= options.validation < 1:
         raise ValueError(f"validation={options.validation}: a share in [0, 1) is needed")
     if options.num_workers is not None and options.num_workers < 0:
         raise ValueError(f"num_workers={options.num_workers}: must not be negative")
-
-
-def several(given: Any) -> list[str]:
-    return [] if given is None else [str(given)] if isinstance(given, str | Path) else [str(each) for each in given]
 
 
 def source_format(options: Options) -> str:
@@ -272,11 +277,11 @@ def target_format(options: Options) -> str:
     return found
 
 
-def look(source: Catalog, options: Options, workers: Workers, progress: Progress) -> Report:
+def look(source: Catalog, options: Options, progress: Progress) -> Report:
     """Decodes everything and writes nothing."""
     report = Report(source.num_classes, 0, 0, list(source.unreadable()))
     task = progress.add_task("Looking", total=len(source))
-    for chunk, images in workers.run(Reader(source, options).chunk, chunks(len(source))):
+    for chunk, images in in_order(Reader(source, options).chunk, chunks(len(source)), options.num_workers or 0):
         for image in images:
             if image.reason is None:
                 report.images += 1
@@ -287,63 +292,118 @@ def look(source: Catalog, options: Options, workers: Workers, progress: Progress
     return report
 
 
-def upload(source: Catalog, options: Options, workers: Workers, progress: Progress, cache: Path) -> Report:
+def upload(source: Catalog, options: Options, progress: Progress, cache: Path) -> Report:
     """Writes to the cache folder, then to a URL. An upload that fails is begun again by the same command."""
     url = str(options.target).rstrip("/")
+    staging = cache / "uploads" / hashlib.sha256(json.dumps(identity(source, options)).encode()).hexdigest()[:16]
+    staged, kept = staging / "made" / Path(url).name, staging / "report.json"
     try:
         files, path = url_to_fs(url)
-        there = files.exists(path)
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError) as error:
         raise ValueError(f"target={url}: {error}") from error
-    if there:
-        raise ValueError(f"target={url}: there is something already; remove it or name another")
-    staged = cache / "uploads" / plain(url).replace("/", "_") / Path(url).name
-    staged.parent.mkdir(parents=True, exist_ok=True)
-    kept = staged.parent / "report.json"
-    if not kept.exists():
-        report = write(source, options, staged, workers, progress)
-        kept.write_text(json.dumps([report.classes, report.images, report.bytes, report.unreadable]))
+    try:
+        parent = path.rpartition("/")[0]
+        there = [each for each in (path, *_beside(path, target_format(options))) if files.exists(each)]
+        if there and not kept.exists():
+            raise ValueError(f"target={url}: there is {there[0]} already; remove it or name another")
+        if not kept.exists():
+            if staged.exists():
+                shutil.rmtree(staging)  # killed between its name and its report
+            report = write(source, options, staged, progress)
+            whole(kept, json.dumps([report.classes, report.images, report.bytes, report.unreadable]))
+        folder, below = (staged, path) if staged.is_dir() else (staged.parent, parent)
+        # Readers look for lists and indexes first: they come last.
+        paths = [each for each in folder.rglob("*") if each.is_file()]
+        paths.sort(key=lambda each: (-each.stat().st_size, str(each)))
+        task = progress.add_task("Uploading", total=sum(each.stat().st_size for each in paths))
+        for each in paths:
+            remote = f"{below}/{each.relative_to(folder).as_posix()}"
+            if each.name != "property" or not files.exists(remote):
+                files.makedirs(remote.rpartition("/")[0], exist_ok=True)
+                files.put_file(str(each), remote)
+            progress.advance(task, each.stat().st_size)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever its library has for no connection, no permission, no bucket
+        raise ValueError(f"target={url}: {error}; the same command goes on where it was") from error
     classes, images, size, unreadable = json.loads(kept.read_text())
-    folder = staged if staged.is_dir() else staged.parent
-    below = f"{path}/" if staged.is_dir() else f"{path.rpartition('/')[0]}/"
-    # Readers look for lists and indexes first: they come last.
-    paths = sorted(
-        (each for each in folder.rglob("*") if each.is_file() and each != kept),
-        key=lambda each: (-each.stat().st_size, str(each)),
-    )
-    task = progress.add_task("Uploading", total=sum(each.stat().st_size for each in paths))
-    for each in paths:
-        remote = below + each.relative_to(folder).as_posix()
-        files.makedirs(remote.rpartition("/")[0], exist_ok=True)
-        files.put_file(str(each), remote)
-        progress.advance(task, each.stat().st_size)
-    shutil.rmtree(staged.parent)
+    shutil.rmtree(staging)
     return Report(classes, images, size, [Bad(*each) for each in unreadable])
 
 
-def write(source: Catalog, options: Options, target: Path, workers: Workers, progress: Progress) -> Report:
+def write(source: Catalog, options: Options, target: Path, progress: Progress) -> Report:
     """Writes, compares, and gives the target its name."""
     kind = target_format(options)
-    for path in source.origin.paths:
-        if target.resolve() == Path(path) or Path(path) in target.resolve().parents:
+    for path in map(Path, source.origin.paths):
+        if target.resolve() == path.resolve() or path.resolve() in target.resolve().parents:
             raise ValueError(f"target={target}: lies in the source {path}, which is not written to")
-    if target.exists():
-        raise ValueError(f"target={target}: there is something already; remove it or name another")
     partial = target.with_name(target.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(partial / "lock", timeout=0):
+            report = _write(source, options, kind, target, partial, progress)
+            shutil.rmtree(partial)
+    except Timeout:
+        raise ValueError(f"target={target}: another conversion is writing there") from None
+    return report
+
+
+def _write(source: Catalog, options: Options, kind: str, target: Path, partial: Path, progress: Progress) -> Report:
     journal = Journal(partial, source, options)
-    made = partial / "made"
-    if not journal.state:
-        shutil.rmtree(made, ignore_errors=True)  # of one that was killed before it had written anything for good
-    report = Report(source.num_classes, journal.state.get("images", 0), journal.state.get("bytes", 0), [])
+    state, made = journal.state, partial / "made"
+    report = Report(source.num_classes, state.get("images", 0), state.get("bytes", 0), [])
+    if not state.get("compared"):
+        for there in (target, *map(Path, _beside(str(target), kind))):
+            if there.exists():
+                raise ValueError(f"target={target}: there is {there.name} already; remove it or name another")
+        if not state:
+            shutil.rmtree(made, ignore_errors=True)  # of one that was killed before it had written anything for good
+        _copy(source, options, kind, made, target, journal, report, progress)
+        compare(source, options, kind, made, target, progress)
+        journal.note({**journal.state, "compared": 1})
+    found = (partial / "bad.txt").read_text().splitlines()
+    report.unreadable = [*source.unreadable(), *(Bad(*json.loads(line)) for line in found)]
+    if kind != "rec":
+        made.rename(target)
+    else:
+        # One that is killed here goes on with what is left. The records come last: they make it complete.
+        for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".rec"):
+            if path.name != "property" or not target.with_name("property").exists():
+                path.rename(target.with_name(path.name))
+    return report
+
+
+def _beside(target: str, kind: str) -> list[str]:
+    """What else is written than the target itself, and must not be there."""
+    stem = target.removesuffix(".rec")
+    return [f"{stem}.idx", f"{stem}.classes.txt"] if kind == "rec" else []
+
+
+def _copy(
+    source: Catalog,
+    options: Options,
+    kind: str,
+    made: Path,
+    target: Path,
+    journal: "Journal",
+    report: Report,
+    progress: Progress,
+) -> None:
+    """Writes all images that are not there yet, into `made`."""
     with (
         closing(_writer(kind, made, target, source, options, journal.state)) as writer,
-        closing(Files(journal.state, written=partial / "written.bin", bad=partial / "bad.txt")) as notes,
+        closing(Files(journal.state, written=made.parent / "written.bin", bad=made.parent / "bad.txt")) as notes,
     ):
         position = journal.state.get("position", 0)
         task = progress.add_task(f"Writing {target.name}", total=len(source), completed=position)
         order = (_order(chunk, len(source), options) for chunk in chunks(len(source), position))
-        for number, (chunk, images) in enumerate(workers.run(Reader(source, options).chunk, order), 1):
+
+        def safe() -> None:
+            figures = {"position": position, "images": report.images, "bytes": report.bytes}
+            journal.note({**writer.flush(), **notes.flush(), **figures})
+
+        work = in_order(Reader(source, options).chunk, order, options.num_workers or 0)
+        for number, (chunk, images) in enumerate(work, 1):
             for image in images:
                 if image.reason is None:
                     key = f"{report.images:09d}" if options.keys == "number" else image.key
@@ -361,25 +421,14 @@ def write(source: Catalog, options: Options, target: Path, workers: Workers, pro
             position += len(chunk)
             progress.advance(task, len(chunk))
             if number % FLUSH == 0:
-                journal.note(writer, notes, position, report)
+                safe()
         if not report.images:
             raise ValueError(f"{', '.join(source.origin.paths)}: none of the images can be read")
-        journal.note(writer, notes, position, report)
-        writer.name(source.class_names if options.renumber or not source.numbered else ())
-    compare(source, options, kind, made, target, workers, progress)
-    found = (partial / "bad.txt").read_text().splitlines()
-    report.unreadable = [*source.unreadable(), *(Bad(*json.loads(line)) for line in found)]
-    if kind == "rec":
-        _finish_rec(made, target, source, report, options)
-    else:
-        made.rename(target)
-    shutil.rmtree(partial)
-    return report
+        safe()
+        writer.name(_names(source, options))
 
 
-def compare(
-    source: Catalog, options: Options, kind: str, made: Path, target: Path, workers: Workers, progress: Progress
-) -> None:
+def compare(source: Catalog, options: Options, kind: str, made: Path, target: Path, progress: Progress) -> None:
     """Reads everything back. Raises ValueError where it is not what was to be written."""
     written = np.fromfile(made.parent / "written.bin", "<u8").astype(np.int64)
     if kind == "folder":  # it has an order of its own; the lists have that of writing
@@ -387,52 +436,49 @@ def compare(
         lists = [(made / "train.txt", written[~of_validation]), (made / "val.txt", written[of_validation])]
         filled = [(path, indices) for path, indices in lists if len(indices)]
         written = np.concatenate([indices for _, indices in filled])
-        origin = Origin("list", tuple(str(path.resolve()) for path, _ in filled), shared=True)
+        origin = Origin("list", tuple(str(path) for path, _ in filled), shared=True)
     else:
-        path = made if kind == "lmdb" else made / f"{target.stem}.rec"
-        origin = Origin(kind, (str(path.resolve()),))
+        origin = Origin(kind, (str(made if kind == "lmdb" else made / f"{target.stem}.rec"),))
     again = catalog(origin, made.parent / "catalogs")
     if len(again) != len(written):
         raise ValueError(
             f"{made}: {len(again):,} images read back, {len(written):,} were written; remove it and try again"
         )
-    comparer = Comparer(Reader(source, options), again, written)
+    pairs = (np.stack([chunk, written[chunk]], axis=1) for chunk in chunks(len(written)))
     task = progress.add_task(f"Comparing {target.name}", total=len(written))
-    for chunk, wrong in workers.run(comparer.chunk, chunks(len(written))):
+    for chunk, wrong in in_order(Comparer(Reader(source, options), again).chunk, pairs, options.num_workers or 0):
         if wrong:
             raise ValueError(f"{made}: read back wrong: {wrong[0]}; remove it and try again")
         progress.advance(task, len(chunk))
+    if kind == "rec":
+        last = again.by_class.order[again.by_class.starts[np.array([again.num_classes - 1])]]  # labels are sorted
+        largest = again.label(int(last[0]))
+        width, height = opened(again.read(0)).size
+        (made / "property").write_text(f"{largest + 1},{height},{width}\n")
+
+
+def identity(source: Catalog, options: Options) -> dict[str, Any]:
+    """What tells one conversion from another."""
+    may_change = ("verify", "on_corrupt", "num_workers", "cache_dir")
+    of = {name: value for name, value in asdict(options).items() if name not in may_change}
+    return dict(json.loads(json.dumps({**of, "catalog": source.folder.name})))
 
 
 class Journal:
     """How far a conversion is, in its folder. Refuses to go on with that of another one."""
 
     def __init__(self, folder: Path, source: Catalog, options: Options):
-        self.path = folder / "journal.json"
+        self.path, self.of = folder / "journal.json", identity(source, options)
         self.state: State = {}
-        may_change = ("verify", "on_corrupt", "num_workers", "cache_dir")
-        of = {name: value for name, value in asdict(options).items() if name not in may_change}
-        self.of = json.loads(json.dumps({**of, "catalog": source.folder.name}))
         if self.path.exists():
             found = json.loads(self.path.read_text())
             if found["of"] != self.of:
                 raise ValueError(f"{folder}: holds another conversion, not finished; remove it, or finish that one")
             self.state = found["state"]
 
-    def note(self, writer: Writer, notes: Files, position: int, report: Report) -> None:
-        self.state = {
-            **writer.flush(),
-            **notes.flush(),
-            "position": position,
-            "images": report.images,
-            "bytes": report.bytes,
-        }
-        new = self.path.with_suffix(".new")
-        with new.open("w") as file:
-            json.dump({"of": self.of, "state": self.state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.path)
+    def note(self, state: State) -> None:
+        self.state = state
+        whole(self.path, json.dumps({"of": self.of, "state": state}))
 
 
 def chunks(count: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
@@ -446,30 +492,29 @@ def _order(positions: NDArray[np.int64], count: int, options: Options) -> NDArra
 
 
 def _in_validation(numbers: NDArray[np.int64], options: Options) -> NDArray[np.bool_]:
-    return uniforms("validation", options.seed, numbers) < options.validation
+    share = VALIDATION if options.validation is None else options.validation
+    return uniforms("validation", options.seed, numbers) < share
+
+
+def _names(source: Catalog, options: Options) -> Sequence[str]:
+    """Of the classes that are written; none where they go by the labels of the files."""
+    return source.class_names if options.renumber or not source.numbered else ()
 
 
 def _writer(kind: str, made: Path, target: Path, source: Catalog, options: Options, state: State) -> Writer:
     if kind == "lmdb":
-        return LmdbWriter(made, target.stem, state, options.datum)
+        return LmdbWriter(made, target.stem, state, options.datum or "ffc")
     if kind == "rec":
         return RecordWriter(made, target.stem, state)
-    names = source.class_names if options.renumber or not source.numbered else ()
     as_labels = source.numbered and len(source.class_names) and not options.renumber
     largest = int(source.class_names[-1]) if as_labels else source.num_classes - 1
-    digits = len(str(largest))
-    return FolderWriter(made, state, names, digits, lambda number: bool(_in_validation(np.array(number), options)))
-
-
-def _finish_rec(made: Path, target: Path, source: Catalog, report: Report, options: Options) -> None:
-    width, height = (options.size, options.size) if options.size else opened(_first_of(made, target)).size
-    target.with_name("property").write_text(f"{source.num_classes},{height},{width}\n")
-    for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".rec"):  # what makes it complete comes last
-        path.rename(target.parent / (path.name if path.suffix != ".rec" else target.name))
-
-
-def _first_of(made: Path, target: Path) -> bytes:
-    return catalog(Origin("rec", (str((made / f"{target.stem}.rec").resolve()),)), made.parent / "catalogs").read(0)
+    return FolderWriter(
+        made,
+        state,
+        _names(source, options),
+        len(str(largest)),
+        lambda number: bool(_in_validation(np.array(number), options)),
+    )
 
 
 def tell(report: Report, options: Options, screen: Console) -> None:
@@ -498,8 +543,14 @@ def parse(words: list[str]) -> Options:
             raise ValueError(
                 f"{word}: no option NAME=VALUE; {f'did you mean {close[0]}? ' if close else ''}--help lists them"
             )
+    given = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        # A path is taken as it stands; of what else there is, null, numbers and [lists].
+        plain = name in ("target", "root", "labels", "source") and not value.startswith("[") and value != "null"
+        given[name] = value if plain else OmegaConf.from_dotlist([word])[name]
     try:
-        options = OmegaConf.merge(OmegaConf.structured(Options), known, OmegaConf.from_dotlist(words))
+        options = OmegaConf.merge(OmegaConf.structured(Options), known, given)
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return OmegaConf.to_object(options)  # type: ignore[return-value]
@@ -518,6 +569,8 @@ def main() -> None:
         sys.exit("\nInterrupted; the same command goes on where it was.")
     sys.exit(1 if options.on_corrupt == "list" and report.unreadable else 0)
 
+
+WORK: Any = None
 
 if __name__ == "__main__":
     main()

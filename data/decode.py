@@ -5,6 +5,7 @@ images of another size go through Pillow.
 """
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -55,7 +56,7 @@ class Decoder:
         image = opened(encoded)
         try:
             image.draft(self.mode, (width, height))  # a large JPEG is decoded at a half, a quarter or an eighth
-            image = image.convert(self.mode)
+            image = _eight_bits(image).convert(self.mode)
             if image.size != (width, height):
                 if self.fit == "crop":
                     image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
@@ -67,7 +68,20 @@ class Decoder:
 
 
 # What Pillow's decoders are known to raise for damaged files.
-PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, MemoryError)
+PILLOW_ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, MemoryError, RuntimeError),
+    struct.error,
+)
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # of others, some start programs
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Of 16 bits the upper 8: Pillow would make white of them."""
+    if image.mode == "F":
+        raise UnreadableError("its pixels are real numbers without a known range")
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image
 
 
 def opened(encoded: bytes) -> Image.Image:
@@ -77,7 +91,7 @@ def opened(encoded: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, at sizes near its own limit
-            image = Image.open(io.BytesIO(encoded))
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError:
         raise UnreadableError(f"it has more than {MAX_PIXELS:,} pixels") from None
     except PILLOW_ERRORS:
@@ -93,5 +107,6 @@ def decodable(encoded: bytes) -> None:
     image = opened(encoded)
     try:
         image.load()
+        _eight_bits(image)
     except PILLOW_ERRORS as error:
         raise UnreadableError(f"it cannot be decoded ({error})") from None

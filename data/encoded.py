@@ -48,7 +48,7 @@ class Format(Protocol):
     path: str
 
     def files(self) -> Sequence[str]:
-        """What it is read from. Where one of them changes, it is scanned anew."""
+        """Where the size or time of one of these changes, it is scanned anew."""
         ...
 
     def scan(self) -> Iterator[Found | Bad]:
@@ -76,7 +76,7 @@ def read_names(path: Path) -> list[str] | None:
     """Class names, a line each; None where there is no such file."""
     if not path.exists():
         return None
-    return path.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
+    return path.read_text(encoding="utf-8-sig", errors="surrogateescape").removesuffix("\n").split("\n")
 
 
 def text(raw: bytes) -> str:

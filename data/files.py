@@ -1,5 +1,6 @@
 """Files read at any place, and lines of large text files by the byte they begin at."""
 
+import codecs
 import os
 from collections.abc import Iterator
 
@@ -49,7 +50,9 @@ class LineFile(ReadFile):
         place = 0
         with open(self.path, "rb", buffering=CHUNK) as file:  # noqa: PTH123
             for line in file:
-                stripped = line.rstrip(b"\r\n")
-                if stripped:
-                    yield place, stripped
+                begin = place
                 place += len(line)
+                if begin == 0 and line.startswith(codecs.BOM_UTF8):
+                    begin, line = len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
+                if stripped := line.rstrip(b"\r\n"):
+                    yield begin, stripped

@@ -217,23 +217,20 @@ def _by_characters(drawn: Pictures, heldout: float) -> tuple[RecordSet, RecordSe
 def _by_typefaces(
     drawn: Pictures, designs: Sequence[str], heldout: float, seed: int
 ) -> tuple[RecordSet, RecordSet, list[str]]:
-    """Whole designs are held out. What is left trains, where a character has two pictures; so it is judged on."""
+    """Whole designs are held out, until there is enough to judge on. A character counts on a side with two pictures."""
     labels, faces = np.asarray(drawn.labels), np.asarray(drawn.faces)
     kinds = sorted(set(designs))
     of_record = np.array([kinds.index(design) for design in designs])[faces]
-    shares = np.bincount(of_record, minlength=len(kinds)) / len(faces)
-    out: list[int] = []
+    aside = np.zeros(len(labels), dtype=bool)
     for kind in permute(np.arange(len(kinds)), len(kinds), seed):
-        if shares[out].sum() < heldout:
-            out.append(int(kind))
-    if len(out) == len(kinds):
-        raise ValueError(
-            f"data.split=typefaces: {len(kinds)} designs are too few to hold out heldout={heldout} of them"
-        )
-    aside = np.isin(of_record, out)
+        judged = aside & (np.bincount(labels[aside], minlength=len(drawn.names))[labels] >= 2)
+        if judged.sum() < heldout * len(labels):
+            aside |= of_record == kind
     train, names = _renumbered(drawn, labels, ~aside)
-    judged, _ = _renumbered(drawn, labels, aside)
-    return train, judged, names
+    if train.num_classes < 2:
+        raise ValueError(f"data.split=typefaces: {len(kinds)} designs are too few to hold out heldout={heldout}")
+    judged_on, _ = _renumbered(drawn, labels, aside)
+    return train, judged_on, names
 
 
 def _renumbered(drawn: Pictures, labels: NDArray[np.int64], chosen: NDArray[np.bool_]) -> tuple[RecordSet, list[str]]:

@@ -116,12 +116,15 @@ class ImageFolder(ImageList):
 
 
 def _images_below(folder: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for each in entries:
-            if each.is_dir():
-                yield from _images_below(each.path)
-            elif each.name.lower().endswith(ENDINGS):
-                yield each.path
+    try:
+        with os.scandir(folder) as entries:
+            for each in entries:
+                if each.is_dir():
+                    yield from _images_below(each.path)
+                elif each.name.lower().endswith(ENDINGS):
+                    yield each.path
+    except OSError as error:  # no permission, or links that go round in circles
+        raise ValueError(f"{text(os.fsencode(folder))}: cannot be listed ({error.strerror})") from None
 
 
 def looks_encoded(column: bytes) -> bool:

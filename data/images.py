@@ -1,5 +1,6 @@
 """`data=lmdb`, `rec`, `folder` and `list`: images of the user's own."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from .catalog import Catalog, Origin, catalog
 from .decode import FITS, MODES, Decoder
 from .encoded import UnreadableError
 from .records import Augmentation, DataSet, Indices, RecordSet
+from .sphere import whole
 from .split import hold_out
 
 FORMATS = {
@@ -32,7 +34,7 @@ def images(
     labels: str | Sequence[str] | None = None,
     root: str | None = None,
     shared: bool = False,
-    size: int | Sequence[int] = 112,
+    size: float | Sequence[float] = 112,
     channels: int = 3,
     fit: str = "crop",
     mean: float | Sequence[float] = 0.5,
@@ -61,17 +63,20 @@ def images(
     """
     if format not in FORMATS:
         raise ValueError(f"data.format={format}: must be one of {', '.join(FORMATS)}")
-    paths = tuple(str(Path(path).expanduser().resolve()) for path in _several(source))
+    paths = tuple(map(absolute, several(source)))
     if not paths:
         raise ValueError(f"data.source=null: the path of {FORMATS[format]} is needed")
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    if min(height, width) < 1:
-        raise ValueError(f"data.size={size}: must be at least 1")
+    sides = [size, size] if isinstance(size, int | float) else [] if isinstance(size, str) else list(size)
+    if len(sides) != 2 or any(side != int(side) or side < 1 for side in sides):
+        raise ValueError(f"data.size={size}: a whole number of pixels, at least 1, or [height, width] is needed")
+    height, width = map(int, sides)
     if channels not in MODES:
         raise ValueError(f"data.channels={channels}: must be 1 (grey) or 3 (RGB)")
     if fit not in FITS:
         raise ValueError(f"data.fit={fit}: must be one of {', '.join(FITS)}")
-    origin = Origin(format, paths, tuple(_several(labels)), root, shared)
+    if num_heldout is not None:
+        num_heldout = whole("data.num_heldout", num_heldout)
+    origin = Origin(format, paths, tuple(map(absolute, several(labels))), root and absolute(root), shared)
     files = catalog(origin, cache_folder(cache_dir))
     records = RecordSet(
         EncodedImages(files, Decoder(height, width, channels, fit)), files.labels, files.num_classes, files.by_class
@@ -87,8 +92,13 @@ def images(
     )
 
 
-def _several(given: str | Sequence[str] | None) -> list[str]:
+def several(given: str | Sequence[str] | None) -> list[str]:
     return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def absolute(path: str) -> str:
+    """Links stay: what lies beside a file is looked for beside the link."""
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100
 
 
 def _each(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:

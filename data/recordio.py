@@ -7,7 +7,8 @@ id, second id), `flag` further labels if that is not 0, and the encoded image. `
 for each record, in any order.
 
 InsightFace's files begin with a header record, key 0: no image, and two labels, of which the first tells that
-keys 1 .. label - 1 are images; what follows tells about identities and is not read.
+keys 1 .. label - 1 are images; what follows tells about identities and is not read. As float32 that label is exact up
+to 2^24 only: near a larger one, records without an image are taken for identities.
 """
 
 import math
@@ -29,6 +30,7 @@ HEAD = struct.Struct("<II")
 IMAGE = struct.Struct("<IfQQ")
 SHORT = struct.Struct("<IIIf")  # the beginnings of both
 LONGEST = 2**29 - 1
+SEARCHED = 2**20  # bytes looked through at a time
 EXACT = 2**24  # labels are float32: whole numbers up to here
 
 
@@ -80,55 +82,79 @@ class RecordFile:
         size = self.file.size()
         if size == 0:
             raise ValueError(f"{self.path}: the file is empty")
-        for key, offset in self._images():
+        for key, offset, perhaps in self._images():
             try:
                 yield Found(offset, self._label(offset, size))
             except UnreadableError as error:
-                yield Bad(str(key), str(error))
+                if not (perhaps and self._is_identity(offset)):
+                    yield Bad(str(key), str(error))
 
-    def _images(self) -> Iterator[tuple[int, int]]:
-        """(key, offset) of the images in file order: all records, or those that a header record tells.
+    def _images(self) -> Iterator[tuple[int, int, bool]]:
+        """(key, offset, whether it may be an identity) of the images in file order: all records, or those that a header
+        record tells.
 
         Keys are those of the index, or the numbers of the records where there is none.
         """
         if not self.index.exists():
-            last = self._header(0)
+            last, slack = self._header(0)
             for key, offset in self._hops():
-                if last is None or 1 <= key <= last:
-                    yield key, offset
+                if last is None or 1 <= key <= last + slack:
+                    yield key, offset, last is not None and slack > 0 and key >= last - slack
             return
         keys, offsets = read_index(self.index)
         zero = np.flatnonzero(keys == 0)
-        last = self._header(int(offsets[zero[0]])) if len(zero) else None
+        last, slack = self._header(int(offsets[zero[0]])) if len(zero) else (None, 0)
         if last is not None:
-            images = (keys >= 1) & (keys <= last)
+            images = (keys >= 1) & (keys <= last + slack)
             keys, offsets = keys[images], offsets[images]
-            if len(keys) < last:
+            if len(keys) < last - slack:
                 raise ValueError(
                     f"{self.path}: its header record tells of {last:,} images, {self.index.name} has {len(keys):,} of "
                     "them"
                 )
         for i in np.argsort(offsets, kind="stable"):
-            yield int(keys[i]), int(offsets[i])
+            yield int(keys[i]), int(offsets[i]), last is not None and slack > 0 and int(keys[i]) >= last - slack
 
     def _hops(self) -> Iterator[tuple[int, int]]:
-        """(number, offset) of each record, from one to the next, as far as they are whole."""
+        """(number, offset) of each record, from one to the next; past one that is damaged, to the next magic number."""
         size, offset, number = self.file.size(), 0, 0
         while offset < size:
             yield number, offset
             try:
                 offset = self._payload(offset)[1]
             except UnreadableError:
-                return  # told by who asked for it; where the next one begins, nobody knows
+                offset = self._next_magic(offset + 4, size)
             number += 1
 
-    def _header(self, offset: int) -> int | None:
-        """The last key of an image, if the record at `offset` is a header record."""
+    def _next_magic(self, offset: int, size: int) -> int:
+        """Where the next record may begin, at or after `offset`; the end of the file if none does."""
+        while offset < size:
+            words = np.frombuffer(self.file.read(offset, SEARCHED)[: (size - offset) // 4 * 4], "<u4")
+            for place in np.flatnonzero(words[:-1] == MAGIC):
+                if words[place + 1] >> 29 in (0, 1):
+                    return offset + 4 * int(place)
+            if len(words) * 4 < SEARCHED:
+                break
+            offset += SEARCHED - 4  # a magic number in the last word has its length in the next
+        return size
+
+    def _is_identity(self, offset: int) -> bool:
         try:
             image = unpack(self._payload(offset)[0])
         except UnreadableError:
-            return None  # found again by the scan
-        return int(image.labels[0]) - 1 if image.flag == 2 and not image.encoded and image.labels[0] >= 1 else None
+            return False
+        return image.flag == 2 and not image.encoded
+
+    def _header(self, offset: int) -> tuple[int | None, int]:
+        """The last key of an image, if the record at `offset` is a header record, and by how much it may be rounded."""
+        try:
+            image = unpack(self._payload(offset)[0])
+        except UnreadableError:
+            return None, 0  # found again by the scan
+        if image.flag != 2 or image.encoded or not 1 <= image.labels[0] < 2**53:
+            return None, 0
+        end = int(image.labels[0])
+        return end - 1, 0 if end <= EXACT else int(np.spacing(np.float32(end)))
 
     def _label(self, offset: int, size: int) -> int:
         """The first label of the image at `offset` in a file of so many bytes; most are told by its first bytes."""

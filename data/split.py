@@ -1,6 +1,6 @@
 """Open-set splits: some classes to train on, others to judge on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +186,11 @@ class RemainingNames(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def __iter__(self) -> Iterator[str]:
+        for begin in range(0, len(self), BLOCK):
+            classes = self.classes[np.arange(begin, min(begin + BLOCK, len(self)))].tolist()
+            yield from (self.names[each] for each in classes) if len(self.names) else map(str, classes)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

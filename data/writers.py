@@ -12,11 +12,13 @@ from typing import IO, Any, Protocol
 
 import lmdb
 
+from .image_lists import ENDINGS as READ
 from .lmdb_images import value_of
 from .recordio import EXACT, IMAGE, framed
 
 MAP_SIZE = 2**42  # address space, not memory or disk
 LONGEST_KEY = 511  # of LMDB
+LONGEST_NAME = 255  # of a file, in bytes
 ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"}
 
 State = dict[str, int]  # where a writer stands
@@ -46,6 +48,8 @@ class Files:
     def __init__(self, state: State, **paths: Path):
         self.files: dict[str, IO[bytes]] = {}
         for name, path in paths.items():
+            if (path.stat().st_size if path.exists() else 0) < state.get(name, 0):
+                raise ValueError(f"{path}: is shorter than it was; remove {path.parent} and convert again")
             file = path.open("ab")
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
@@ -140,21 +144,25 @@ class FolderWriter:
 
     def __init__(self, folder: Path, state: State, class_names: Sequence[str], digits: int, in_validation: Any):
         folder.mkdir(exist_ok=True)
-        if len({plain_name(name) for name in class_names}) < len(class_names):
-            raise ValueError("format=folder: names of two classes differ only in characters that a folder cannot have")
+        folders = {plain_name(name) for name in class_names}
+        if len(folders) < len(class_names) or folders & {"train.txt", "val.txt", "classes.txt"}:
+            raise ValueError("format=folder: some classes cannot have folders of their names; format=rec or lmdb")
         self.folder, self.class_names, self.digits = folder, class_names, digits
         self.in_validation = in_validation
+        self.resumed = bool(state)  # what was written after the state comes again
         self.lists = Files(state, train=folder / "train.txt", val=folder / "val.txt")
 
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
         name = self.class_names[label] if len(self.class_names) else f"{label:0{self.digits}}"
         below = plain_name(name)
         path = Path(below, plain_name(key.removeprefix(f"{name}/")))
-        if not path.suffix:
-            path = path.with_name(path.name + ENDINGS.get(encoded[:2], ".img"))
+        if not path.name.lower().endswith(READ):
+            path = path.with_name(path.name + ENDINGS.get(encoded[:2], ".jpg"))
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise ValueError(f"key {key!r} is too long for the name of a file; keys=number")
         (self.folder / below).mkdir(exist_ok=True)
         there = self.folder / path
-        if there.exists() and there.read_bytes() != encoded:
+        if there.exists() and not self.resumed:
             raise ValueError(f"key {key!r} is there twice in class {name!r}; keys=number")
         there.write_bytes(encoded)
         self.lists["val" if self.in_validation(number) else "train"].write(f"{path}\t{label}\n".encode())

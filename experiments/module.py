@@ -6,6 +6,7 @@ Optimization is manual because the head's rows are no parameters. Steps are coun
 
 import inspect
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -151,11 +152,15 @@ class HeadModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=self._random_states())
-        checkpoint["class_names"] = "\n".join(self.data.class_names).encode("utf-8", "surrogateescape")
+        checkpoint["class_names"] = self._class_names
         if self.loss_scale is not None:
             checkpoint.update(loss_scale=self.loss_scale.state_dict(), skipped_steps=self.skipped_steps)
         # Lightning's own count of batches would fight with the loader's over where to resume.
         del checkpoint["loops"]
+
+    @cached_property
+    def _class_names(self) -> bytes:
+        return "\n".join(self.data.class_names).encode("utf-8", "surrogateescape")
 
     def _random_states(self) -> tuple[Tensor, Tensor | None]:
         """Of the host and of the GPU, for what draws without a key, such as dropout."""

@@ -46,6 +46,13 @@ class Processes:
         """Whether the flag is set on any process; all must ask."""
         return bool(max_over_processes(torch.tensor(int(flag)), self.control))
 
+    def gather(self, found: T) -> list[T]:
+        """What each process has found, on all."""
+        everyone: list[T] = [found] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(everyone, found, group=self.control)
+        return everyone
+
     def by_first(self, work: Callable[[], T]) -> T:
         """What the first process finds or does, on all. Raises OSError on all where it fails."""
         outcome: list[Any] = [None, None]

@@ -91,13 +91,16 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         )
     L.seed_everything(config.seed, verbose=False)
     data = build(config.noise, _partial_=True)(build(config.data))
-    found = (data.train.num_classes, len(data.train), len(data.heldout or ()))
-    of_first = processes.by_first(lambda: found)
-    if processes.any(of_first != found):
-        raise ValueError(
-            f"data: process {processes.rank} found {found[1]:,} training records of {found[0]:,} classes, the first "
-            f"{of_first[1]:,} of {of_first[0]:,}; all machines must see the same files, or have the same typefaces"
-        )
+    found = processes.gather((data.train.num_classes, len(data.train), len(data.heldout or ())))
+    for rank, (classes, records, heldout) in enumerate(found):
+        if found[rank] != found[0]:
+            raise ValueError(
+                f"data: process {rank} finds {records:,} training records of {classes:,} classes and {heldout:,} held "
+                f"out, the first {found[0][1]:,} of {found[0][0]:,} and {found[0][2]:,}; all machines must see "
+                "the same files, or have the same typefaces"
+            )
+    if data.heldout is None and (config.checkpoint.best or "").startswith("val/"):
+        raise ValueError(f"checkpoint.best={config.checkpoint.best}: no classes are held out; data.num_heldout")
     started: list[L.Callback] = []
     if config.warm_start.checkpoint is not None and checkpoint is None:
         started = [warm := WarmStart(config.warm_start, folder)]

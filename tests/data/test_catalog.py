@@ -188,6 +188,59 @@ def test_damaged_records_are_named_and_can_be_left_out(content, message, tmp_pat
     assert len(left) == 1 and left.read(0) == image(0) and left.bad == 1
 
 
+def test_a_damaged_record_does_not_hide_what_follows(tmp_path):
+    """Without an index the next magic number is looked for."""
+    path = write_rec(tmp_path / "set.rec", ITEMS, index=False)
+    stored = bytearray(path.read_bytes())
+    second = stored.index(MAGIC, 4)
+    for place, bit in ((second, 255), (second + 5, 64)):  # the magic number; the length
+        damaged = bytearray(stored)
+        damaged[place] ^= bit
+        path.write_bytes(damaged)
+        assert content(opened(path, "rec", on_corrupt="skip")) == [ITEMS[0], *ITEMS[2:]]
+
+
+def test_a_header_that_float32_rounds(tmp_path, monkeypatch):
+    """Above 2^24 it may tell some more or fewer; here above 4."""
+    from data import recordio
+
+    monkeypatch.setattr(recordio, "EXACT", 4)
+    monkeypatch.setattr(recordio.np, "spacing", lambda number: 2)
+    for index in (True, False):
+        for off in (-2, 0, 2):
+            path = write_rec(tmp_path / f"{index}{off}.rec", ITEMS, header=True, index=index)
+            stored = bytearray(path.read_bytes())
+            stored[32:36] = struct.pack("<f", len(ITEMS) + 1 + off)
+            path.write_bytes(stored)
+            assert content(opened(path, "rec")) == ITEMS
+
+
+def test_links_to_files_keep_what_lies_beside_the_link(tmp_path):
+    from data.images import images as build
+
+    path = write_list(tmp_path / "set.txt", ITEMS)
+    (tmp_path / "blobs").mkdir()
+    path.rename(tmp_path / "blobs" / "x123")
+    path.symlink_to(tmp_path / "blobs" / "x123")
+    data = build(format="list", source=str(path), size=24, cache_dir=str(tmp_path / "cache"), num_heldout=0)
+    assert data.train.source.read(np.arange(9)).shape == (9, 24, 24, 3)
+
+
+def test_links_that_go_round_in_circles(tmp_path):
+    path = write_folder(tmp_path / "set", ITEMS)
+    (path / "class 000" / "again").symlink_to(path / "class 000")
+    with pytest.raises(ValueError, match=r"cannot be listed \(Too many levels"):
+        opened(path, "folder")
+
+
+def test_a_mark_of_utf8_at_the_beginning(tmp_path):
+    path = write_list(tmp_path / "set.txt", ITEMS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (tmp_path / "set.classes.txt").write_bytes(b"\xef\xbb\xbfa\nb\nc\nd\n")
+    found = opened(path, "list")
+    assert content(found) == ITEMS and list(found.class_names) == ["a", "b", "c", "d"]
+
+
 def test_an_index_that_points_elsewhere(tmp_path):
     path = write_rec(tmp_path / "set.rec", ITEMS)
     lines = path.with_suffix(".idx").read_text()

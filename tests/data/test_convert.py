@@ -10,6 +10,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
@@ -265,11 +266,124 @@ def test_to_a_url(tmp_path):
     assert report.images == 9
     fsspec.filesystem("memory").get("/bucket/sets", str(tmp_path / "back"), recursive=True)
     assert read_lmdb(tmp_path / "back" / "a.lmdb") == read_rec(tmp_path / "back" / "b.rec") == ITEMS
-    with pytest.raises(ValueError, match="there is something already"):
+    with pytest.raises(ValueError, match=r"there is /bucket/sets/a.lmdb already"):
         run(f"source={source}", "target=memory://bucket/sets/a.lmdb", f"cache_dir={tmp_path / 'cache'}")
     assert not list((tmp_path / "cache" / "uploads").iterdir())
     with pytest.raises(ValueError, match=r"target=nosuch://a.lmdb"):
         run(f"source={source}", "target=nosuch://a.lmdb")
+
+
+def test_an_upload_that_fails_is_begun_again_and_only_by_the_same_command(tmp_path, monkeypatch):
+    import fsspec
+
+    source = write_folder(tmp_path / "set", ITEMS)
+    words = [f"source={source}", "target=memory://again/a.lmdb", f"cache_dir={tmp_path / 'cache'}"]
+    files = type(fsspec.filesystem("memory"))
+    put, calls = files.put_file, itertools.count()
+
+    def failing(self, *arguments, **options):
+        if next(calls) == 1:
+            raise RuntimeError("no connection")
+        put(self, *arguments, **options)
+
+    monkeypatch.setattr(files, "put_file", failing)
+    with pytest.raises(ValueError, match=r"memory://again/a.lmdb: no connection; the same command goes on"):
+        run(*words)
+    with pytest.raises(ValueError, match=r"there is /again/a.lmdb already"):
+        run(*words, "encode=jpeg")
+    assert run(*words).images == 9
+    fsspec.filesystem("memory").get("/again", str(tmp_path / "back"), recursive=True)
+    assert sorted(read_lmdb(tmp_path / "back" / "a.lmdb")) == sorted(ITEMS)
+
+
+def test_what_lies_beside_the_target_stays(tmp_path):
+    source = write_list(tmp_path / "faces.txt", images([0, 2]))
+    names = tmp_path / "faces.classes.txt"
+    names.write_text("ann\nbob\ncid\n")
+    with pytest.raises(ValueError, match=r"faces.rec: there is faces.classes.txt already"):
+        run(f"source={source}", f"target={tmp_path / 'faces.rec'}")
+    (tmp_path / "property").write_text("93431,112,112\n")
+    run(f"source={source}", f"target={tmp_path / 'other.rec'}")
+    assert names.read_text() == "ann\nbob\ncid\n" and (tmp_path / "property").read_text() == "93431,112,112\n"
+    assert (tmp_path / "other.classes.txt").read_text() == "ann\ncid\n"
+
+
+@pytest.mark.parametrize("renamed", [1, 2])
+def test_one_that_is_killed_between_its_last_names_goes_on(renamed, tmp_path, monkeypatch):
+    source = write_rec(tmp_path / "set.rec", ITEMS)
+    words = [f"source={source}", f"target={tmp_path / 'out' / 'a.rec'}"]
+    rename = Path.rename
+
+    def killed(self, target):
+        if self.parent.name == "made" and len([*self.parent.iterdir()]) == 3 - renamed:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(*words)
+    monkeypatch.undo()
+    assert (tmp_path / "out" / "a.rec.partial").exists()
+    assert run(*words).images == 9 and read_rec(tmp_path / "out" / "a.rec") == ITEMS
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.idx", "a.rec", "property"]
+
+
+def test_a_file_half_written_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "FLUSH", 1)
+    source = write_rec(tmp_path / "set.rec", ITEMS)
+    words = [f"source={source}", f"target={tmp_path / 'out'}", "format=folder"]
+    write, calls = Path.write_bytes, itertools.count()
+
+    def killed(self, content):
+        if next(calls) == 5:
+            write(self, content[:10])
+            raise KeyboardInterrupt
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(*words)
+    monkeypatch.setattr(Path, "write_bytes", write)
+    run(*words)
+    assert folder_content(tmp_path / "out") == sorted(ITEMS)
+
+
+def test_two_at_once_are_refused(tmp_path):
+    source = write_rec(tmp_path / "set.rec", ITEMS)
+    (tmp_path / "a.rec.partial").mkdir()
+    with (
+        FileLock(tmp_path / "a.rec.partial" / "lock"),
+        pytest.raises(ValueError, match="another conversion"),
+    ):
+        run(f"source={source}", f"target={tmp_path / 'a.rec'}")
+
+
+def test_a_class_of_which_nothing_can_be_read(tmp_path):
+    source = write_folder(tmp_path / "set", [(0, image(0)), (1, b"broken"), (2, image(2))])
+    for target, format in (("a.lmdb", "lmdb"), ("a.rec", "rec"), ("a", "folder")):
+        report = run(f"source={source}", f"target={tmp_path / target}", f"format={format}", "on_corrupt=skip")
+        assert report.images == 2 and len(report.unreadable) == 1
+    assert read_rec(tmp_path / "a.rec") == [(0, image(0)), (2, image(2))]
+    assert (tmp_path / "property").read_text() == f"3,{SIDE},{SIDE}\n"
+
+
+def test_names_without_an_ending_get_one_that_is_read(tmp_path):
+    keys = [b"m.0107_f/0-FaceId-0", b"x.y"]
+    source = write_lmdb(tmp_path / "set.lmdb", [(0, image(0)), (1, image(1, kind="PNG"))], keys)
+    run(f"source={source}", f"target={tmp_path / 'out'}", "format=folder")
+    assert {path.name for path in (tmp_path / "out").rglob("*.*g")} == {"m.0107_f_0-FaceId-0.jpg", "x.y.png"}
+    assert len(catalog(Origin("folder", (str(tmp_path / "out"),)), tmp_path / "cache")) == 2
+    long = write_lmdb(tmp_path / "long.lmdb", [(0, image(0))], [b"k" * 300])
+    with pytest.raises(ValueError, match="too long for the name of a file"):
+        run(f"source={long}", f"target={tmp_path / 'longer'}", "format=folder")
+
+
+def test_paths_are_taken_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rec(tmp_path / "sp: 1.rec", ITEMS)
+    run("source=sp: 1.rec", "target=a: b.rec")
+    assert read_rec(tmp_path / "a: b.rec") == ITEMS
 
 
 @pytest.mark.parametrize(
@@ -280,14 +394,20 @@ def test_to_a_url(tmp_path):
         (["source={}"], "target=null"),
         (["source={}", "target=a.zip"], "target=a.zip, format=None: format must be lmdb, rec or folder"),
         (["source={}", "target={}"], "lies in the source"),
-        (["source={}", "target=tests", "format=folder"], "target=tests: there is something already"),
+        (["source={}", "target=tests", "format=folder"], "target=.*tests: there is tests already"),
         (["source={}", "target=a.rec", "on_corrupt=ask"], "on_corrupt=ask"),
         (["source={}", "target=a.rec", "encode=webp"], "encode=webp"),
         (["source={}", "target=a.rec", "size=10"], "size=10"),
-        (["source={}", "target=a.rec", "quality=0"], "quality=0"),
-        (["source={}", "target=a.rec", "keys=mine"], "keys=mine"),
-        (["source={}", "target=a.rec", "datum=mine"], "datum=mine"),
-        (["source={}", "target=a.rec", "validation=1"], "validation=1"),
+        (["source={}", "target=a.rec", "encode=jpeg", "quality=0"], "quality=0"),
+        (["source={}", "target=a.lmdb", "keys=mine"], "keys=mine"),
+        (["source={}", "target=a.lmdb", "datum=mine"], "datum=mine"),
+        (["source={}", "target=a.rec", "keys=number"], "keys=number: is an option of a target of LMDB or folders only"),
+        (["source={}", "target=a.rec", "datum=ffc"], "datum=ffc: is an option of an LMDB target only"),
+        (["source={}", "target=a.rec", "labels=x"], "labels=x: is an option of a source of LMDB only"),
+        (["source={}", "target=a.rec", "root=x"], "root=x: is an option of a source that is a list only"),
+        (["source={}", "target=a.rec", "quality=9"], "quality=9: is an option of encode=jpeg only"),
+        (["source={}", "target=README.md/a.rec"], "README.md/a.rec.partial: Not a directory"),
+        (["source={}", "target=a", "format=folder", "validation=1"], "validation=1"),
         (["source={}", "target=a.rec", "num_workers=-1"], "num_workers=-1"),
         (["source={}", "target=a.rec", "source_format=zip"], "source_format=zip"),
         (["source={}", "target=a.rec", "quality=high"], "quality|Integer"),

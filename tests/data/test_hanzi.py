@@ -90,6 +90,8 @@ def test_whole_designs_are_held_out(fonts):
     assert np.bincount(data.train.labels[:]).tolist() == [4] * data.train.num_classes  # two of three families
     assert np.bincount(data.heldout.labels[:]).min() >= 2
     assert data.train.num_classes >= COUNT - 1 <= data.heldout.num_classes
+    for seed in range(6):  # whichever comes first, there is enough to judge on
+        assert len(hanzi(split="typefaces", heldout=0.05, num_faces=4, seed=seed).heldout) > 0.05 * 900
     other = hanzi(split="typefaces", heldout=0.3, num_faces=4, seed=1)
     assert len(other.train) + len(other.heldout) == pytest.approx(len(data.train) + len(data.heldout), abs=10)
     with pytest.raises(ValueError, match=r"3 designs are too few"):

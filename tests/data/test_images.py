@@ -53,6 +53,17 @@ def test_jpeg_of_cmyk_and_progressive():
         assert np.abs(decoded(file.getvalue()).astype(int) - np.asarray(pixels)).mean() < 6
 
 
+def test_sixteen_bits_become_eight():
+    deep = np.linspace(0, 65535, SIDE * SIDE).astype(np.uint16).reshape(SIDE, SIDE)
+    for kind in ("PNG", "TIFF"):
+        file = io.BytesIO()
+        Image.fromarray(deep).save(file, kind)
+        assert np.array_equal(decoded(file.getvalue(), channels=1)[:, :, 0], deep >> 8)
+    Image.fromarray(deep.astype(np.float32)).save(file := io.BytesIO(), "TIFF")
+    with pytest.raises(UnreadableError, match="real numbers"):
+        decoded(file.getvalue())
+
+
 def test_other_sizes_are_cropped_or_stretched():
     wide = np.zeros((40, 80, 3), np.uint8)
     wide[:, 20:60] = 255  # the middle, which a crop keeps
@@ -201,6 +212,10 @@ def test_a_split_looks_at_blocks_of_classes(folder, monkeypatch):
         {"format": "zip"},
         {"source": None},
         {"size": 0},
+        {"size": 11.5},
+        {"size": "112x112"},
+        {"size": [1, 2, 3]},
+        {"num_heldout": 2.5},
         {"channels": 2},
         {"fit": "pad"},
         {"mean": [0.5, 0.5]},
@@ -390,13 +405,15 @@ def test_training_without_held_out_classes(tmp_path):
     source = write_rec(tmp_path / "set.rec", images([k // 3 for k in range(60)]), header=True)
     words = [*SHORT, "data=rec", f"data.source={source}", "data.num_heldout=0", "sample_rate=0.9"]
     assert trained(words, tmp_path / "run") == 0
+    with pytest.raises(ValueError, match=r"checkpoint.best=val/rank1: no classes are held out"):
+        trained([*words, "checkpoint.best=val/rank1"], tmp_path / "best")
     found = summary(tmp_path / "run")
     assert found["num_classes"] == 20 and not any(name.startswith("val/") for name in found)
 
 
 def test_processes_that_find_different_sets_do_not_train(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Processes, "by_first", lambda self, work: (61, 180, 0))
-    with pytest.raises(ValueError, match=r"process 0 found 178 training records of 60 classes, the first 180 of 61"):
+    monkeypatch.setattr(Processes, "gather", lambda self, found: [found, (61, 180, 0)])
+    with pytest.raises(ValueError, match=r"process 1 finds 180 training records of 61 classes and 0 held out"):
         trained([*SHORT, "data=folder", f"data.source={folder}", "data.num_heldout=0"], tmp_path / "run")
 
 
