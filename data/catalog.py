@@ -120,6 +120,8 @@ class Catalog:
                 yield self._files[file].read(place)
             except UnreadableError as error:
                 raise UnreadableError(error.reason, self.name(int(index))) from None
+            except OSError as error:
+                raise UnreadableError(error.strerror or str(error), self._files[file].path) from None
 
     def key(self, index: int) -> str:
         """What its file calls it."""
@@ -188,7 +190,10 @@ def catalog(origin: Origin, cache: Path, on_corrupt: str = "stop") -> Catalog:
         "origin": [origin.format, origin.paths, origin.labels, origin.root, origin.shared],
         "files": [_state(path) for file in files for path in file.files()],
     }
-    folder = cached(cache / "catalogs", of, _intact, partial(_write, origin=origin))
+    try:
+        folder = cached(cache / "catalogs", of, _intact, partial(_write, origin=origin))
+    except OSError as error:  # no permission, no room
+        raise ValueError(f"{error.filename or cache}: {error.strerror or error}") from error
     made = Catalog(folder, origin)
     if made.bad and on_corrupt == "stop":
         told = [f"{bad.key}: {bad.reason}" for bad, _ in zip(made.unreadable(), range(TOLD), strict=False)]

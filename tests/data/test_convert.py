@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
-from data import convert as module
+from data import conversion as module
 from data.catalog import Origin, catalog
 from data.convert import Report, convert, parse
 from data.writers import plain, plain_name

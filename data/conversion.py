@@ -1,0 +1,427 @@
+"""A conversion at work: images go from a catalog into a writer, are read back, and get their name.
+
+What is written lies in `TARGET.partial` meanwhile, with a journal of how far it is: one that was killed goes on.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import simplejpeg
+from filelock import FileLock, Timeout
+from fsspec.core import url_to_fs
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from .cache import whole
+from .catalog import Catalog, Origin, catalog
+from .decode import Decoder, decodable, opened
+from .encoded import Bad, UnreadableError
+from .keyed import permute, uniforms
+from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer
+
+CHUNK = 256  # images that a worker handles together
+FLUSH = 8  # chunks between two safe states
+QUALITY = 95  # of encode=jpeg
+VALIDATION = 0.1  # share of the images, of format=folder
+
+
+@dataclass
+class Options:
+    """Of the command; `conf/convert.yaml` tells what they are."""
+
+    source: Any
+    target: str | None
+    format: str | None
+    source_format: str | None
+    labels: Any
+    root: str | None
+    shared: bool
+    renumber: bool
+    keys: str | None
+    shuffle: bool
+    seed: int
+    datum: str | None
+    encode: str | None
+    quality: int | None
+    size: int | None
+    verify: bool
+    on_corrupt: str
+    validation: float | None
+    num_workers: int | None
+    cache_dir: str | None
+
+
+@dataclass
+class Report:
+    """What a conversion has done."""
+
+    classes: int
+    images: int
+    bytes: int
+    unreadable: list[Bad]
+
+
+def target_format(options: Options) -> str:
+    """As given, or as the target is called."""
+    found = options.format or {".lmdb": "lmdb", ".rec": "rec"}.get(Path(str(options.target)).suffix)
+    if found not in ("lmdb", "rec", "folder"):
+        raise ValueError(
+            f"target={options.target}, format={options.format}: format must be lmdb, rec or folder; a target that ends "
+            "in .lmdb or .rec needs none"
+        )
+    return found
+
+
+def look(source: Catalog, options: Options, progress: Progress) -> Report:
+    """Decodes everything and writes nothing."""
+    report = Report(source.num_classes, 0, 0, list(source.unreadable()))
+    task = progress.add_task("Looking", total=len(source))
+    for chunk, images in in_order(Reader(source, options).chunk, chunks(len(source)), options.num_workers or 0):
+        for image in images:
+            if image.reason is None:
+                report.images += 1
+                report.bytes += len(image.encoded)
+            else:
+                report.unreadable.append(Bad(image.key, image.reason))
+        progress.advance(task, len(chunk))
+    return report
+
+
+def upload(source: Catalog, options: Options, progress: Progress, cache: Path) -> Report:
+    """Writes to the cache folder, then to a URL. An upload that fails is begun again by the same command."""
+    url = str(options.target).rstrip("/")
+    staging = cache / "uploads" / hashlib.sha256(json.dumps(identity(source, options)).encode()).hexdigest()[:16]
+    staged, kept = staging / "made" / Path(url).name, staging / "report.json"
+    try:
+        files, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"target={url}: {error}") from error
+    try:
+        parent = path.rpartition("/")[0]
+        there = [each for each in (path, *_beside(path, target_format(options))) if files.exists(each)]
+        if there and not kept.exists():
+            raise ValueError(f"target={url}: there is {there[0]} already; remove it or name another")
+        if not kept.exists():
+            if staged.exists():
+                shutil.rmtree(staging)  # killed between its name and its report
+            report = write(source, options, staged, progress)
+            whole(kept, json.dumps([report.classes, report.images, report.bytes, report.unreadable]))
+        folder, below = (staged, path) if staged.is_dir() else (staged.parent, parent)
+        # Readers look for lists and indexes first: they come last.
+        paths = [each for each in folder.rglob("*") if each.is_file()]
+        paths.sort(key=lambda each: (-each.stat().st_size, str(each)))
+        task = progress.add_task("Uploading", total=sum(each.stat().st_size for each in paths))
+        for each in paths:
+            remote = f"{below}/{each.relative_to(folder).as_posix()}"
+            if each.name != "property" or not files.exists(remote):
+                files.makedirs(remote.rpartition("/")[0], exist_ok=True)
+                files.put_file(str(each), remote)
+            progress.advance(task, each.stat().st_size)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever its library has for no connection, no permission, no bucket
+        raise ValueError(f"target={url}: {error}; the same command goes on where it was") from error
+    classes, images, size, unreadable = json.loads(kept.read_text())
+    shutil.rmtree(staging)
+    return Report(classes, images, size, [Bad(*each) for each in unreadable])
+
+
+def write(source: Catalog, options: Options, target: Path, progress: Progress) -> Report:
+    """Writes, compares, and gives the target its name."""
+    kind = target_format(options)
+    for path in map(Path, source.origin.paths):
+        if target.resolve() == path.resolve() or path.resolve() in target.resolve().parents:
+            raise ValueError(f"target={target}: lies in the source {path}, which is not written to")
+    partial = target.with_name(target.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(partial / "lock", timeout=0):
+            report = _write(source, options, kind, target, partial, progress)
+            shutil.rmtree(partial)
+    except Timeout:
+        raise ValueError(f"target={target}: another conversion is writing there") from None
+    return report
+
+
+def _write(source: Catalog, options: Options, kind: str, target: Path, partial: Path, progress: Progress) -> Report:
+    journal = Journal(partial, source, options)
+    state, made = journal.state, partial / "made"
+    report = Report(source.num_classes, state.get("images", 0), state.get("bytes", 0), [])
+    if not state.get("compared"):
+        for there in (target, *map(Path, _beside(str(target), kind))):
+            if there.exists():
+                raise ValueError(f"target={target}: there is {there.name} already; remove it or name another")
+        if not state:
+            shutil.rmtree(made, ignore_errors=True)  # of one that was killed before it had written anything for good
+        _copy(source, options, kind, made, target, journal, report, progress)
+        compare(source, options, kind, made, target, progress)
+        journal.note({**journal.state, "compared": 1})
+    found = (partial / "bad.txt").read_text().splitlines()
+    report.unreadable = [*source.unreadable(), *(Bad(*json.loads(line)) for line in found)]
+    if kind != "rec":
+        made.rename(target)
+    else:
+        # One that is killed here goes on with what is left. The records come last: they make it complete.
+        for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".rec"):
+            if path.name != "property" or not target.with_name("property").exists():
+                path.rename(target.with_name(path.name))
+    return report
+
+
+def _beside(target: str, kind: str) -> list[str]:
+    """What else is written than the target itself, and must not be there."""
+    stem = target.removesuffix(".rec")
+    return [f"{stem}.idx", f"{stem}.classes.txt"] if kind == "rec" else []
+
+
+def _copy(
+    source: Catalog,
+    options: Options,
+    kind: str,
+    made: Path,
+    target: Path,
+    journal: "Journal",
+    report: Report,
+    progress: Progress,
+) -> None:
+    """Writes all images that are not there yet, into `made`."""
+    with (
+        closing(_writer(kind, made, target, source, options, journal.state)) as writer,
+        closing(Files(journal.state, written=made.parent / "written.bin", bad=made.parent / "bad.txt")) as notes,
+    ):
+        position = journal.state.get("position", 0)
+        task = progress.add_task(f"Writing {target.name}", total=len(source), completed=position)
+        order = (_order(chunk, len(source), options) for chunk in chunks(len(source), position))
+
+        def safe() -> None:
+            figures = {"position": position, "images": report.images, "bytes": report.bytes}
+            journal.note({**writer.flush(), **notes.flush(), **figures})
+
+        work = in_order(Reader(source, options).chunk, order, options.num_workers or 0)
+        for number, (chunk, images) in enumerate(work, 1):
+            for image in images:
+                if image.reason is None:
+                    key = f"{report.images:09d}" if options.keys == "number" else image.key
+                    writer.write(report.images, key, image.label, image.encoded)
+                    notes["written"].write(image.number.to_bytes(8, "little"))
+                    report.images += 1
+                    report.bytes += len(image.encoded)
+                elif options.on_corrupt == "stop":
+                    raise ValueError(
+                        f"{source.name(image.number)}: {image.reason}. on_corrupt=skip leaves such images out, "
+                        "on_corrupt=list lists them"
+                    )
+                else:
+                    notes["bad"].write(json.dumps([image.key, image.reason]).encode() + b"\n")
+            position += len(chunk)
+            progress.advance(task, len(chunk))
+            if number % FLUSH == 0:
+                safe()
+        if not report.images:
+            raise ValueError(f"{', '.join(source.origin.paths)}: none of the images can be read")
+        safe()
+        writer.name(_names(source, options))
+
+
+def compare(source: Catalog, options: Options, kind: str, made: Path, target: Path, progress: Progress) -> None:
+    """Reads everything back. Raises ValueError where it is not what was to be written."""
+    written: NDArray[np.int64] = np.memmap(made.parent / "written.bin", "<i8", "r").view(np.ndarray)
+    if kind == "folder":  # it has an order of its own; the lists have that of writing
+        of_validation = _in_validation(np.arange(len(written)), options)
+        lists = [(made / "train.txt", written[~of_validation]), (made / "val.txt", written[of_validation])]
+        filled = [(path, indices) for path, indices in lists if len(indices)]
+        written = np.concatenate([indices for _, indices in filled])
+        origin = Origin("list", tuple(str(path) for path, _ in filled), shared=True)
+    else:
+        origin = Origin(kind, (str(made if kind == "lmdb" else made / f"{target.stem}.rec"),))
+    again = catalog(origin, made.parent / "catalogs")
+    if len(again) != len(written):
+        raise ValueError(
+            f"{made}: {len(again):,} images read back, {len(written):,} were written; remove it and try again"
+        )
+    pairs = (np.stack([chunk, written[chunk]], axis=1) for chunk in chunks(len(written)))
+    task = progress.add_task(f"Comparing {target.name}", total=len(written))
+    for chunk, wrong in in_order(Comparer(Reader(source, options), again).chunk, pairs, options.num_workers or 0):
+        if wrong:
+            raise ValueError(f"{made}: read back wrong: {wrong[0]}; remove it and try again")
+        progress.advance(task, len(chunk))
+    if kind == "rec":
+        last = again.by_class.order[again.by_class.starts[np.array([again.num_classes - 1])]]  # labels are sorted
+        largest = again.label(int(last[0]))
+        width, height = opened(again.read(0)).size
+        (made / "property").write_text(f"{largest + 1},{height},{width}\n")
+
+
+def identity(source: Catalog, options: Options) -> dict[str, Any]:
+    """What tells one conversion from another."""
+    may_change = ("verify", "on_corrupt", "num_workers", "cache_dir")
+    of = {name: value for name, value in asdict(options).items() if name not in may_change}
+    return dict(json.loads(json.dumps({**of, "catalog": source.folder.name})))
+
+
+class Journal:
+    """How far a conversion is, in its folder. Refuses to go on with that of another one."""
+
+    def __init__(self, folder: Path, source: Catalog, options: Options):
+        self.path, self.of = folder / "journal.json", identity(source, options)
+        self.state: State = {}
+        if self.path.exists():
+            found = json.loads(self.path.read_text())
+            if found["of"] != self.of:
+                raise ValueError(f"{folder}: holds another conversion, not finished; remove it, or finish that one")
+            self.state = found["state"]
+
+    def note(self, state: State) -> None:
+        self.state = state
+        whole(self.path, json.dumps({"of": self.of, "state": state}))
+
+
+def chunks(count: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
+    for begin in range(start, count, CHUNK):
+        yield np.arange(begin, min(begin + CHUNK, count))
+
+
+def _order(positions: NDArray[np.int64], count: int, options: Options) -> NDArray[np.int64]:
+    """A shuffle of any number of images that takes no memory."""
+    return permute(positions, count, options.seed) if options.shuffle else positions
+
+
+def _in_validation(numbers: NDArray[np.int64], options: Options) -> NDArray[np.bool_]:
+    share = VALIDATION if options.validation is None else options.validation
+    return uniforms("validation", options.seed, numbers) < share
+
+
+def _names(source: Catalog, options: Options) -> Sequence[str]:
+    """Of the classes that are written; none where they go by the labels of the files."""
+    return source.class_names if options.renumber or not source.numbered else ()
+
+
+def _writer(kind: str, made: Path, target: Path, source: Catalog, options: Options, state: State) -> Writer:
+    if kind == "lmdb":
+        return LmdbWriter(made, target.stem, state, options.datum or "ffc")
+    if kind == "rec":
+        return RecordWriter(made, target.stem, state)
+    as_labels = source.numbered and len(source.class_names) and not options.renumber
+    largest = int(source.class_names[-1]) if as_labels else source.num_classes - 1
+    return FolderWriter(
+        made,
+        state,
+        _names(source, options),
+        len(str(largest)),
+        lambda number: bool(_in_validation(np.array(number), options)),
+    )
+
+
+class Read(NamedTuple):
+    """An image on its way: encoded, or why not."""
+
+    number: int  # in the source
+    key: str
+    label: int
+    encoded: bytes
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a worker does with images of the source."""
+
+    source: Catalog
+    options: Options
+
+    def chunk(self, indices: NDArray[np.int64]) -> list[Read]:
+        return [self.one(int(index)) for index in indices]
+
+    def one(self, index: int) -> Read:
+        key = self.source.key(index)
+        by_file = self.source.numbered and not self.options.renumber
+        label = self.source.label(index) if by_file else int(self.source.labels[index])
+        try:
+            encoded = self.source.read(index)
+            if self.options.encode is not None:
+                encoded = self._encoded(encoded)
+            elif self.options.verify or self.options.on_corrupt == "list":
+                decodable(encoded)
+            else:
+                opened(encoded)
+        except UnreadableError as error:
+            return Read(index, key, label, b"", error.reason)
+        return Read(index, key, label, encoded)
+
+    def _encoded(self, encoded: bytes) -> bytes:
+        side = self.options.size
+        width, height = opened(encoded).size if side is None else (side, side)
+        pixels = np.empty((height, width, 3), np.uint8)
+        Decoder(height, width, 3).into(pixels, encoded)
+        return simplejpeg.encode_jpeg(pixels, self.options.quality or QUALITY)
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """What a worker does with what was written: reads it back and holds it against the source."""
+
+    reader: Reader
+    target: Catalog
+
+    def chunk(self, pairs: NDArray[np.int64]) -> list[str]:
+        """What is wrong, of images given by their numbers in the target and in the source (n, 2)."""
+        return [f"{self.target.key(a)}: {wrong}" for a, b in pairs.tolist() if (wrong := self._wrong(a, b)) is not None]
+
+    def _wrong(self, of_target: int, of_source: int) -> str | None:
+        expected = self.reader.one(of_source)
+        try:
+            encoded = self.target.read(of_target)
+            if self.reader.options.verify:
+                decodable(encoded)
+        except UnreadableError as error:
+            return error.reason
+        if encoded != expected.encoded:
+            return "other bytes than its source has"
+        return None if self.target.label(of_target) == expected.label else "another label than its source has"
+
+
+T = TypeVar("T")
+Chunk = NDArray[np.int64]
+
+
+def in_order(work: Callable[[Chunk], T], chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, T]]:
+    """(chunk, what the work makes of it), by so many processes, a few chunks ahead; in this one if there are none."""
+    if not workers:
+        for chunk in chunks:
+            yield chunk, work(chunk)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_take, initargs=(work,)) as pool:
+        waiting: deque[tuple[Chunk, Future[T]]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append((chunk, pool.submit(_do, chunk)))
+                if len(waiting) > 2 * workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _take(work: Callable[[Chunk], Any]) -> None:
+    """Of a worker: what it is there for, which is sent once."""
+    global WORK
+    WORK = work
+
+
+def _do(chunk: Chunk) -> Any:
+    return WORK(chunk)
+
+
+WORK: Any = None
