@@ -24,7 +24,8 @@ from data.writers import LmdbWriter
 
 from .measure import Step, Subject, interleave, median_and_spread, ratio, resident
 
-SUBJECTS = ("decoder", "loader", "finished", "opencv", "pillow")
+DECODERS = ("decoder", "opencv decoder", "pillow decoder")
+SUBJECTS = (*DECODERS, "loader", "finished", "opencv", "pillow")
 
 
 def loader(
@@ -39,9 +40,9 @@ def loader(
 ) -> list[dict[str, Any]]:
     """A line for each way to get a batch on one core, then one for each number of worker processes.
 
-    `decoder` is the JPEG library alone, in a loop over images in memory: the floor. `loader` reads, decodes and puts
-    images together as a worker does, `finished` also turns them into augmented floats, as the training process does.
-    `opencv` and `pillow` do all that an image at a time, the first as FFC's loader does.
+    `decoder` is the JPEG library alone, in a loop over images in memory: the floor, beside others. `loader` reads,
+    decodes and puts images together as a worker does, `finished` also turns them into augmented floats, as the training
+    process does. `opencv` and `pillow` do all that an image at a time, the first as FFC's loader does.
 
     Args:
         source: an LMDB folder of JPEG images of one size; `count` pictures of `size` pixels are made unless given.
@@ -108,13 +109,14 @@ def _subject(name: str, source: str, size: int, batch: int, cache: str) -> Step:
     stream = _stream(source, size, batch, cache)
     numbers = iter(range(10**9))
     catalog = stream.data.train.source.catalog  # type: ignore[attr-defined]
-    if name == "decoder":
+    if name in DECODERS:
+        decode = {"decoder": simplejpeg.decode_jpeg, "opencv decoder": _by_opencv, "pillow decoder": _by_pillow}[name]
         encoded = [catalog.read(index) for index in range(min(len(catalog), 20 * batch))]
 
         def step() -> None:
             start = next(numbers) * batch
             for place in range(start, start + batch):
-                simplejpeg.decode_jpeg(encoded[place % len(encoded)])
+                decode(encoded[place % len(encoded)])
 
     elif name == "loader":
 
@@ -175,7 +177,7 @@ def _plain(stream: InstanceStream, source: str, decode: Callable[[bytes, bool], 
     return Plain(source, keys, catalog.labels.tolist(), decode)
 
 
-def _by_opencv(encoded: bytes, mirrored: bool) -> Any:
+def _by_opencv(encoded: bytes, mirrored: bool = False) -> Any:
     import cv2
 
     cv2.setNumThreads(1)
@@ -183,7 +185,7 @@ def _by_opencv(encoded: bytes, mirrored: bool) -> Any:
     return cv2.flip(picture, 1) if mirrored else picture
 
 
-def _by_pillow(encoded: bytes, mirrored: bool) -> Any:
+def _by_pillow(encoded: bytes, mirrored: bool = False) -> Any:
     picture = Image.open(io.BytesIO(encoded)).convert("RGB")
     return np.asarray(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture)
 

@@ -10,7 +10,7 @@ from experiments import benchmark
 from experiments.benches import head_step as bench
 from experiments.benches.catalog import catalog
 from experiments.benches.filter_below import filter_below
-from experiments.benches.loader import loader, make, with_workers
+from experiments.benches.loader import DECODERS, loader, make, with_workers
 from experiments.benches.measure import median_and_spread, ratio
 from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
 from experiments.benches.sampling import sampling
@@ -140,7 +140,7 @@ def test_loaders_and_catalogs(tmp_path, monkeypatch):
         monkeypatch.setitem(module.__globals__, "Subject", Inline)
     threads = torch.get_num_threads()
     lines = loader(None, 24, 32, 8, [], epochs=2, warmup=0, repeats=2)
-    assert [line["what"] for line in lines] == ["decoder", "loader", "finished", "opencv", "pillow"]
+    assert [line["what"] for line in lines] == [*DECODERS, "loader", "finished", "opencv", "pillow"]
     source = str(make(tmp_path / "set.lmdb", 24, 32))
     for plain in (False, True):
         lines.append(with_workers(plain, 1, 2, source=source, size=32, batch=8, cache=str(tmp_path / "cache")))
