@@ -29,7 +29,7 @@ from .records import ByClass, Indices
 VERSION = 2  # of the files of a catalog
 CHUNK = 2**16  # images written together
 MERGE = 2**20  # labels merged together at least
-TOLD = 10  # of the unreadable images, in an error
+TOLD = 3  # of the unreadable images, in an error
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,13 @@ def catalog(origin: Origin, cache: Path, on_corrupt: str = "stop") -> Catalog:
     made = Catalog(folder, origin)
     if made.bad and on_corrupt == "stop":
         told = [f"{bad.key}: {bad.reason}" for bad, _ in zip(made.unreadable(), range(TOLD), strict=False)]
-        more = f", and {made.bad - TOLD:,} more" if made.bad > TOLD else ""
+        more = f"; and {made.bad - TOLD:,} more" if made.bad > TOLD else ""
+        hint = "on_corrupt=skip of python -m data.convert makes a set without them"
+        if not len(made):
+            hint = f"is it of format={origin.format}?"
         raise ValueError(
             f"{', '.join(origin.paths)}: {made.bad:,} of {made.bad + len(made):,} entries cannot be read: "
-            f"{'; '.join(told)}{more}. python -m data.convert with on_corrupt=skip makes a set without them"
+            f"{'; '.join(told)}{more}; {hint}"
         )
     if not len(made):
         raise ValueError(f"{', '.join(origin.paths)}: there is no image in it")

@@ -384,6 +384,12 @@ def test_base64_that_is_none(tmp_path):
             found.read(index)
 
 
+def test_a_file_of_another_format(tmp_path):
+    path = write_rec(tmp_path / "set.rec", ITEMS)
+    with pytest.raises(ValueError, match=r"(\d+) of \1 entries cannot be read: line 1: .*; is it of format=list\?"):
+        opened(path, "list")
+
+
 def test_windows_line_ends_and_long_lines(tmp_path):
     path = tmp_path / "set.txt"
     large = image(0, side=200)
