@@ -262,7 +262,7 @@ def tell(screen: Console) -> None:
     screen.print(table)
     drawings = classes_of(faces, merge=True)
     counts = [_different(each) for each in drawings.values()]
-    table = Table(title="Classes, before blank and equal pictures are dropped", title_justify="left")
+    table = Table(title="Classes at most", title_justify="left")
     table.add_column("num_faces", justify="right")
     table.add_column("classes", justify="right")
     for cut in CUTS:
