@@ -6,11 +6,13 @@ What is written lies in `TARGET.partial` meanwhile, with a journal of how far it
 import hashlib
 import json
 import shutil
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -69,6 +71,7 @@ class Report:
     images: int
     bytes: int
     unreadable: list[Bad]
+    remarks: list[str] = field(default_factory=list)
 
 
 def target_format(options: Options) -> str:
@@ -79,6 +82,8 @@ def target_format(options: Options) -> str:
             f"target={options.target}, format={options.format}: format must be lmdb, rec or folder; a target that ends "
             "in .lmdb or .rec needs none"
         )
+    if found == "rec" and not str(options.target).endswith(".rec"):
+        raise ValueError(f"target={options.target}, format=rec: must end in .rec")
     return found
 
 
@@ -143,14 +148,27 @@ def write(source: Catalog, options: Options, target: Path, progress: Progress) -
         if target.resolve() == path.resolve() or path.resolve() in target.resolve().parents:
             raise ValueError(f"target={target}: lies in the source {path}, which is not written to")
     partial = target.with_name(target.name + ".partial")
+    if target.exists() and not (partial / "journal.json").exists():
+        shutil.rmtree(partial, ignore_errors=True)  # all that was left to do was to remove it
+        raise ValueError(f"target={target}: there is {target.name} already; remove it or name another")
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(partial / "lock", timeout=0):
             report = _write(source, options, kind, target, partial, progress)
-            shutil.rmtree(partial)
+            _remove(partial)
     except Timeout:
         raise ValueError(f"target={target}: another conversion is writing there") from None
     return report
+
+
+def _remove(partial: Path) -> None:
+    """The journal last: one that is killed here goes on with removing."""
+    for path in partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("journal.json", "lock"):
+            path.unlink()
+    shutil.rmtree(partial)
 
 
 def _write(source: Catalog, options: Options, kind: str, target: Path, partial: Path, progress: Progress) -> Report:
@@ -164,17 +182,24 @@ def _write(source: Catalog, options: Options, kind: str, target: Path, partial: 
         if not state:
             shutil.rmtree(made, ignore_errors=True)  # of one that was killed before it had written anything for good
         _copy(source, options, kind, made, target, journal, report, progress)
-        compare(source, options, kind, made, target, progress)
-        journal.note({**journal.state, "compared": 1})
-    found = (partial / "bad.txt").read_text().splitlines()
-    report.unreadable = [*source.unreadable(), *(Bad(*json.loads(line)) for line in found)]
-    if kind != "rec":
+        classes = compare(source, options, kind, made, target, progress)
+        journal.note({**journal.state, "compared": 1, "classes": classes})
+    report.classes = journal.state["classes"]
+    if (partial / "bad.txt").exists():
+        found = (partial / "bad.txt").read_text().splitlines()
+        report.unreadable = [*source.unreadable(), *(Bad(*json.loads(line)) for line in found)]
+    # One that is killed here goes on with what is left.
+    if not made.exists():
+        assert target.exists()
+    elif kind != "rec":
         made.rename(target)
     else:
-        # One that is killed here goes on with what is left. The records come last: they make it complete.
-        for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".rec"):
-            if path.name != "property" or not target.with_name("property").exists():
-                path.rename(target.with_name(path.name))
+        for path in sorted(made.iterdir(), key=lambda path: path.suffix == ".rec"):  # what makes it complete comes last
+            there = target.with_name(path.name)
+            if path.name == "property" and there.exists() and there.read_bytes() != path.read_bytes():
+                report.remarks.append(f"{there} is of another set, and stays: InsightFace wants a folder for each")
+            else:
+                path.rename(there)
     return report
 
 
@@ -233,8 +258,8 @@ def _copy(
         writer.name(_names(source, options))
 
 
-def compare(source: Catalog, options: Options, kind: str, made: Path, target: Path, progress: Progress) -> None:
-    """Reads everything back. Raises ValueError where it is not what was to be written."""
+def compare(source: Catalog, options: Options, kind: str, made: Path, target: Path, progress: Progress) -> int:
+    """Reads everything back; the number of classes. Raises ValueError where it is not what was to be written."""
     written: NDArray[np.int64] = np.memmap(made.parent / "written.bin", "<i8", "r").view(np.ndarray)
     if kind == "folder":  # it has an order of its own; the lists have that of writing
         of_validation = _in_validation(np.arange(len(written)), options)
@@ -260,6 +285,7 @@ def compare(source: Catalog, options: Options, kind: str, made: Path, target: Pa
         largest = again.label(int(last[0]))
         width, height = opened(again.read(0)).size
         (made / "property").write_text(f"{largest + 1},{height},{width}\n")
+    return again.num_classes
 
 
 def identity(source: Catalog, options: Options) -> dict[str, Any]:
@@ -363,7 +389,10 @@ class Reader:
         width, height = opened(encoded).size if side is None else (side, side)
         pixels = np.empty((height, width, 3), np.uint8)
         Decoder(height, width, 3).into(pixels, encoded)
-        return simplejpeg.encode_jpeg(pixels, self.options.quality or QUALITY)
+        try:
+            return bytes(simplejpeg.encode_jpeg(pixels, self.options.quality or QUALITY))
+        except ValueError as error:
+            raise UnreadableError(f"it cannot be encoded ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -410,6 +439,8 @@ def in_order(work: Callable[[Chunk], T], chunks: Iterable[Chunk], workers: int) 
                     yield first, future.result()
             for first, future in waiting:
                 yield first, future.result()
+        except BrokenProcessPool:
+            raise ValueError("a worker was killed, perhaps for want of memory; the same command goes on") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -418,6 +449,7 @@ def _take(work: Callable[[Chunk], Any]) -> None:
     """Of a worker: what it is there for, which is sent once."""
     global WORK
     WORK = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
 
 
 def _do(chunk: Chunk) -> Any:

@@ -10,12 +10,16 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lmdb
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from yaml import YAMLError
 
 from .cache import cache_folder
 from .catalog import Origin, catalog
@@ -51,6 +55,8 @@ def convert(options: Options, screen: Console | None = None) -> Report:
                 report = write(source, options, Path(absolute(str(options.target))), progress)
     except OSError as error:
         raise ValueError(f"{error.filename or options.target}: {error.strerror or error}") from error
+    except lmdb.Error as error:  # no room
+        raise ValueError(f"target={options.target}: {error}") from error
     finally:
         forget_opened()
     tell(report, options, screen)
@@ -59,7 +65,7 @@ def convert(options: Options, screen: Console | None = None) -> Report:
 
 def check(options: Options) -> None:
     """Raises ValueError for options that are wrong by themselves."""
-    if not several(options.source):
+    if not several(options.source) or "" in several(options.source):
         raise ValueError("source=null: a path is needed, as in source=faces.rec target=faces.lmdb")
     if options.on_corrupt not in ("stop", "skip", "list"):
         raise ValueError(f"on_corrupt={options.on_corrupt}: must be stop, skip or list")
@@ -75,7 +81,8 @@ def check(options: Options) -> None:
         ("labels", source_format(options) == "lmdb", "a source of LMDB"),
         ("root", source_format(options) == "list", "a source that is a list"),
     ):
-        if getattr(options, name) is not None and not allowed:
+        of_target = name in ("validation", "datum", "keys", "quality", "size")
+        if getattr(options, name) is not None and not allowed and not (kind is None and of_target):
             raise ValueError(f"{name}={getattr(options, name)}: is an option of {of} only")
     if options.encode not in (None, "jpeg"):
         raise ValueError(f"encode={options.encode}: must be jpeg, or null to keep the bytes")
@@ -99,7 +106,7 @@ def source_format(options: Options) -> str:
         if options.source_format not in FORMATS:
             raise ValueError(f"source_format={options.source_format}: must be one of {', '.join(FORMATS)}")
         return options.source_format
-    path = Path(several(options.source)[0]).expanduser()
+    path = Path(absolute(several(options.source)[0]))
     if not path.exists():
         raise ValueError(f"source={path}: there is no such file or folder")
     if path.is_dir():
@@ -108,7 +115,7 @@ def source_format(options: Options) -> str:
 
 
 def tell(report: Report, options: Options, screen: Console) -> None:
-    table = Table(title=f"{options.target or 'Looked at'}", title_justify="left", show_header=False)
+    table = Table(title=escape(options.target or "Looked at"), title_justify="left", show_header=False)
     for name, value in (
         ("classes", f"{report.classes:,}"),
         ("images", f"{report.images:,}"),
@@ -117,10 +124,13 @@ def tell(report: Report, options: Options, screen: Console) -> None:
     ):
         table.add_row(name, value)
     screen.print(table)
-    for bad in report.unreadable[:TOLD]:
-        screen.print(f"unreadable: {bad.key}: {bad.reason}", markup=False, highlight=False)
-    if len(report.unreadable) > TOLD:
-        screen.print(f"and {len(report.unreadable) - TOLD:,} more")
+    told = report.unreadable if options.on_corrupt == "list" else report.unreadable[:TOLD]
+    for bad in told:
+        screen.print(f"unreadable: {bad.key}: {bad.reason}", markup=False, highlight=False, soft_wrap=True)
+    if len(report.unreadable) > len(told):
+        screen.print(f"and {len(report.unreadable) - len(told):,} more; on_corrupt=list lists all")
+    for remark in report.remarks:
+        screen.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 def parse(words: list[str]) -> Options:
@@ -133,17 +143,22 @@ def parse(words: list[str]) -> Options:
             raise ValueError(
                 f"{word}: no option NAME=VALUE; {f'did you mean {close[0]}? ' if close else ''}--help lists them"
             )
-    given = {}
+    paths: dict[str, Any] = {}
+    others = []
     for word in words:
         name, _, value = word.partition("=")
         # A path is taken as it stands; of what else there is, null, numbers and [lists].
-        plain = name in ("target", "root", "labels", "source") and not value.startswith("[") and value != "null"
-        given[name] = value if plain else OmegaConf.from_dotlist([word])[name]
+        if name in ("target", "root", "labels", "source") and not value.startswith("[") and value != "null":
+            paths[name] = value
+        else:
+            others.append(word)
     try:
-        options = OmegaConf.merge(OmegaConf.structured(Options), known, given)
-    except OmegaConfBaseException as error:
-        raise ValueError(str(error).splitlines()[0]) from None
-    return OmegaConf.to_object(options)  # type: ignore[return-value]
+        config = OmegaConf.merge(OmegaConf.structured(Options), known, OmegaConf.from_dotlist(others))
+        options = OmegaConf.to_object(config)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    assert isinstance(options, Options)
+    return replace(options, **paths)
 
 
 def main() -> None:

@@ -45,14 +45,14 @@ class LineFile(ReadFile):
                 return line.removesuffix(b"\r")
             length *= 8
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """(place, line), of those that are not empty."""
+    def lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """(number from 1, place, line), of those that are not empty."""
         place = 0
         with open(self.path, "rb", buffering=CHUNK) as file:  # noqa: PTH123
-            for line in file:
+            for number, line in enumerate(file, 1):
                 begin = place
                 place += len(line)
                 if begin == 0 and line.startswith(codecs.BOM_UTF8):
                     begin, line = len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
                 if stripped := line.rstrip(b"\r\n"):
-                    yield begin, stripped
+                    yield number, begin, stripped

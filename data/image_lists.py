@@ -39,7 +39,7 @@ class ImageList:
     def scan(self) -> Iterator[Found | Bad]:
         if not Path(self.path).is_file():
             raise ValueError(f"{self.path}: there is no such list")
-        for number, (place, line) in enumerate(self.list.lines(), 1):
+        for number, place, line in self.list.lines():
             try:
                 yield Found(place, label_of(self._columns(line)[1]))
             except ValueError as error:
@@ -47,7 +47,7 @@ class ImageList:
 
     def key(self, place: int) -> str:
         image, _ = self._columns(self.list.line(place))
-        return f"the line at byte {place}" if looks_encoded(image) else text(image)
+        return f"byte-{place}" if looks_encoded(image) else text(image)
 
     def read(self, place: int) -> bytes:
         try:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -93,12 +92,12 @@ def images(
 
 
 def several(given: str | Sequence[str] | None) -> list[str]:
-    return [] if given is None else [given] if isinstance(given, str) else list(given)
+    return [] if given is None else [given] if isinstance(given, str) else [str(each) for each in given]
 
 
 def absolute(path: str) -> str:
     """Links stay: what lies beside a file is looked for beside the link."""
-    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 def _each(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:

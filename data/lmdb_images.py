@@ -73,7 +73,7 @@ class LmdbImages:
         if not Path(self.list.path).is_file():
             raise ValueError(f"{self.list.path}: there is no such key-label file")
         opened(self.path, self._inode)
-        for number, (place, line) in enumerate(self.list.lines(), 1):
+        for number, place, line in self.list.lines():
             key, _, label = line.rpartition(b" ")
             try:
                 if not key:

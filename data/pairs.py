@@ -45,7 +45,7 @@ def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such list of pairs")
     places, same = [], []
-    for number, (place, line) in enumerate(LineFile(str(path)).lines(), 1):
+    for number, place, line in LineFile(str(path)).lines():
         columns = line.split(b"\t")
         if len(columns) != 3 or columns[2].strip() not in SAME:
             raise ValueError(

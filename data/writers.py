@@ -21,6 +21,8 @@ LONGEST_KEY = 511  # of LMDB
 LONGEST_NAME = 255  # of a file, in bytes
 ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"}
 
+ENDINGS_ALIKE = {".jpeg": ".jpg", ".tiff": ".tif"}
+
 State = dict[str, int]  # where a writer stands
 
 
@@ -155,9 +157,12 @@ class FolderWriter:
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
         name = self.class_names[label] if len(self.class_names) else f"{label:0{self.digits}}"
         below = plain_name(name)
-        path = Path(below, plain_name(key.removeprefix(f"{name}/")))
-        if not path.name.lower().endswith(READ):
-            path = path.with_name(path.name + ENDINGS.get(encoded[:2], ".jpg"))
+        path = Path(below, plain_name(plain(key).removeprefix(f"{plain(name)}/")))
+        ending = ENDINGS.get(encoded[:2], ".jpg")
+        if path.suffix.lower() in READ and ENDINGS_ALIKE.get(path.suffix.lower(), path.suffix.lower()) != ending:
+            path = path.with_suffix(ending)  # encoded anew
+        elif path.suffix.lower() not in READ:
+            path = path.with_name(path.name + ending)
         if len(os.fsencode(path.name)) > LONGEST_NAME:
             raise ValueError(f"key {key!r} is too long for the name of a file; keys=number")
         (self.folder / below).mkdir(exist_ok=True)

@@ -3,8 +3,10 @@
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import lmdb
@@ -386,10 +388,88 @@ def test_paths_are_taken_as_they_stand(tmp_path, monkeypatch):
     assert read_rec(tmp_path / "a: b.rec") == ITEMS
 
 
+@pytest.mark.parametrize("format", ["lmdb", "rec"])
+def test_one_that_is_killed_at_any_rename_or_removal_goes_on(format, tmp_path, monkeypatch):
+    source = write_rec(tmp_path / "set.rec", ITEMS)
+    done = False
+    for number in range(100):
+        words = [f"source={source}", f"target={tmp_path / str(number) / f'out.{format}'}"]
+        calls = itertools.count()
+        with monkeypatch.context() as patch:
+            for owner, name in ((Path, "rename"), (Path, "unlink"), (os, "replace"), (os, "unlink"), (os, "rmdir")):
+                patch.setattr(owner, name, killed_at(number, calls, getattr(owner, name)))
+            try:
+                run(*words)
+                done = True
+            except KeyboardInterrupt:
+                pass
+        if done:
+            break
+        if not (tmp_path / str(number) / f"out.{format}.partial").exists():
+            continue  # all that was to do was done
+        try:
+            assert run(*words).images == 9
+        except ValueError as error:  # it was complete
+            assert f"there is out.{format} already" in str(error)
+        read = {"lmdb": read_lmdb, "rec": read_rec}[format]
+        assert read(tmp_path / str(number) / f"out.{format}") == ITEMS
+        assert not (tmp_path / str(number) / f"out.{format}.partial").exists()
+    assert done and number > 8
+
+
+def killed_at(number, calls, function):
+    def killed(*arguments, **options):
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return killed
+
+
+def test_only_names_of_rec_files(tmp_path):
+    source = write_rec(tmp_path / "faces.rec", ITEMS)
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"faces.new, format=rec: must end in .rec"):
+        run(f"source={source}", f"target={tmp_path / 'faces.new'}", "format=rec")
+    assert source.read_bytes() == before
+
+
+def test_a_worker_that_is_killed_and_images_that_cannot_be_encoded(tmp_path, monkeypatch):
+    wide = io.BytesIO()
+    Image.new("L", (70_000, 4)).save(wide, "PNG")
+    source = write_folder(tmp_path / "set", [(0, image(0)), (1, wide.getvalue())])
+    report = run(f"source={source}", f"target={tmp_path / 'a.rec'}", "encode=jpeg", "on_corrupt=skip")
+    assert report.images == 1 and "it cannot be encoded" in report.unreadable[0].reason
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
+    with pytest.raises(ValueError, match="a worker was killed, perhaps for want of memory; the same command goes on"):
+        run(f"source={source}", f"target={tmp_path / 'b.rec'}", "num_workers=1")
+
+
+class Broken:
+    def __init__(self, *arguments, **options):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def submit(self, *arguments):
+        raise BrokenProcessPool
+
+    def shutdown(self, **options):
+        pass
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "source=null"),
+        (["source="], "source=null"),
+        (["source=[a"], "expected|parsing"),
+        (["source=[1,2]", "target=a.rec"], "source=.*1: there is no such"),
+        (["source=~nobodyx/a", "target=a.rec"], "there is no such"),
         (["source=/nowhere", "target=a.lmdb"], "source=/nowhere: there is no such"),
         (["source={}"], "target=null"),
         (["source={}", "target=a.zip"], "target=a.zip, format=None: format must be lmdb, rec or folder"),
