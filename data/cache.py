@@ -16,16 +16,6 @@ def cache_folder(given: str | None = None) -> Path:
     return Path(given or os.environ.get("HEADCOUNT_CACHE") or Path.home() / ".cache" / "headcount").expanduser()
 
 
-def whole(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or as it was."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
 def cached(root: Path, of: dict[str, Any], intact: Callable[[Path], bool], write: Callable[[Path], None]) -> Path:
     """The folder under `root` that belongs to `of`, made or made anew if need be; one process at a time makes it.
 

@@ -132,6 +132,11 @@ class Catalog:
         class_id = int(self.labels[index])
         return class_id if self._file_labels is None else int(self._file_labels[class_id])
 
+    @property
+    def largest_label(self) -> int:
+        """Of those that `label` gives."""
+        return self.num_classes - 1 if self._file_labels is None else int(self._file_labels[-1])
+
     def name(self, index: int) -> str:
         """The image, for an error: its file and its key."""
         return f"{self._file(index).path}: {self.key(index)}"
@@ -256,9 +261,8 @@ def _write(folder: Path, origin: Origin) -> None:
                     labels = np.array([each.label for each in found], np.int64)
                     labels.tofile(raw)
                     new.append(np.unique(labels))
-                    if sum(map(len, new)) > max(
-                        len(part.labels), MERGE
-                    ):  # so that all merging takes as long as the last
+                    # So that all merging takes as long as the last.
+                    if sum(map(len, new)) > max(len(part.labels), MERGE):
                         part.labels, new = np.unique(np.concatenate([part.labels, *new])), []
                     if found and found[0].key is not None:
                         np.array([hash(each.key) for each in found], np.int64).tofile(keys)
@@ -308,7 +312,7 @@ def _check_keys(path: Path, file: Format) -> None:
 def number(folder: Path, parts: Sequence[Part], shared: bool) -> int:
     """Writes class ids, the records of each class, and the names of classes; the number of classes."""
     named = [part for part in parts if part.names is not None]
-    union = np.unique(np.concatenate([part.labels for part in parts]))
+    of_files = parts[0].labels if len(parts) == 1 else None  # labels of the classes, sorted, where they have some
     if shared and named:
         if len(named) < len(parts):
             raise ValueError("shared=true: some of the sources have class names and some have none")
@@ -318,19 +322,18 @@ def number(folder: Path, parts: Sequence[Part], shared: bool) -> int:
         num_classes = len(known)
         names: Iterator[str] | None = iter(known)
     elif shared:
-        ids = [np.searchsorted(union, part.labels) for part in parts]
-        num_classes = len(union)
-        names = map(str, union) if num_classes and union[-1] >= num_classes else None
+        of_files = np.unique(np.concatenate([part.labels for part in parts]))
+        ids = [np.searchsorted(of_files, part.labels) for part in parts]
+        num_classes = len(of_files)
+        names = map(str, of_files) if num_classes and of_files[-1] >= num_classes else None
     else:
         offsets = np.cumsum([0, *(len(part.labels) for part in parts)])
         ids = [np.arange(len(part.labels)) + offset for part, offset in zip(parts, offsets, strict=False)]
         num_classes = int(offsets[-1])
         plain = len(parts) == 1 and not named and (not num_classes or parts[0].labels[-1] < num_classes)
         names = None if plain else chain.from_iterable(_names(part, k, len(parts)) for k, part in enumerate(parts))
-    if len(parts) == 1 or (shared and not named):
-        of_files = parts[0].labels if len(parts) == 1 else union
-        if len(of_files) and of_files[-1] >= len(of_files):
-            of_files.tofile(folder / "file_labels.bin")
+    if of_files is not None and len(of_files) and of_files[-1] >= len(of_files):
+        of_files.tofile(folder / "file_labels.bin")
     if num_classes >= 2**31:
         raise ValueError(f"{num_classes:,} classes: at most {2**31 - 1:,} can be told apart")
     count = sum(part.count for part in parts)

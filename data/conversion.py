@@ -24,10 +24,10 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from .cache import whole
 from .catalog import Catalog, Origin, catalog
 from .decode import Decoder, decodable, opened
 from .encoded import Bad, UnreadableError
+from .files import write_whole
 from .keyed import permute, uniforms
 from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer
 
@@ -115,12 +115,12 @@ def upload(source: Catalog, options: Options, progress: Progress, cache: Path) -
         parent = path.rpartition("/")[0]
         there = [each for each in (path, *_beside(path, target_format(options))) if files.exists(each)]
         if there and not kept.exists():
-            raise ValueError(f"target={url}: there is {there[0]} already; remove it or name another")
+            raise taken(url, there[0])
         if not kept.exists():
             if staged.exists():
                 shutil.rmtree(staging)  # killed between its name and its report
             report = write(source, options, staged, progress)
-            whole(kept, json.dumps([report.classes, report.images, report.bytes, report.unreadable]))
+            write_whole(kept, json.dumps([report.classes, report.images, report.bytes, report.unreadable]))
         folder, below = (staged, path) if staged.is_dir() else (staged.parent, parent)
         # Readers look for lists and indexes first: they come last.
         paths = [each for each in folder.rglob("*") if each.is_file()]
@@ -150,7 +150,7 @@ def write(source: Catalog, options: Options, target: Path, progress: Progress) -
     partial = target.with_name(target.name + ".partial")
     if target.exists() and not (partial / "journal.json").exists():
         shutil.rmtree(partial, ignore_errors=True)  # all that was left to do was to remove it
-        raise ValueError(f"target={target}: there is {target.name} already; remove it or name another")
+        raise taken(target, target.name)
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(partial / "lock", timeout=0):
@@ -178,7 +178,7 @@ def _write(source: Catalog, options: Options, kind: str, target: Path, partial: 
     if not state.get("compared"):
         for there in (target, *map(Path, _beside(str(target), kind))):
             if there.exists():
-                raise ValueError(f"target={target}: there is {there.name} already; remove it or name another")
+                raise taken(target, there.name)
         if not state:
             shutil.rmtree(made, ignore_errors=True)  # of one that was killed before it had written anything for good
         _copy(source, options, kind, made, target, journal, report, progress)
@@ -201,6 +201,10 @@ def _write(source: Catalog, options: Options, kind: str, target: Path, partial: 
             else:
                 path.rename(there)
     return report
+
+
+def taken(target: str | Path, by: str) -> ValueError:
+    return ValueError(f"target={target}: there is {by} already; remove it or name another")
 
 
 def _beside(target: str, kind: str) -> list[str]:
@@ -281,10 +285,8 @@ def compare(source: Catalog, options: Options, kind: str, made: Path, target: Pa
             raise ValueError(f"{made}: read back wrong: {wrong[0]}; remove it and try again")
         progress.advance(task, len(chunk))
     if kind == "rec":
-        last = again.by_class.order[again.by_class.starts[np.array([again.num_classes - 1])]]  # labels are sorted
-        largest = again.label(int(last[0]))
         width, height = opened(again.read(0)).size
-        (made / "property").write_text(f"{largest + 1},{height},{width}\n")
+        (made / "property").write_text(f"{again.largest_label + 1},{height},{width}\n")
     return again.num_classes
 
 
@@ -309,7 +311,7 @@ class Journal:
 
     def note(self, state: State) -> None:
         self.state = state
-        whole(self.path, json.dumps({"of": self.of, "state": state}))
+        write_whole(self.path, json.dumps({"of": self.of, "state": state}))
 
 
 def chunks(count: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
@@ -327,9 +329,14 @@ def _in_validation(numbers: NDArray[np.int64], options: Options) -> NDArray[np.b
     return uniforms("validation", options.seed, numbers) < share
 
 
+def _by_file(source: Catalog, options: Options) -> bool:
+    """Whether the labels of the files are written, and not class ids."""
+    return source.numbered and not options.renumber
+
+
 def _names(source: Catalog, options: Options) -> Sequence[str]:
     """Of the classes that are written; none where they go by the labels of the files."""
-    return source.class_names if options.renumber or not source.numbered else ()
+    return () if _by_file(source, options) else source.class_names
 
 
 def _writer(kind: str, made: Path, target: Path, source: Catalog, options: Options, state: State) -> Writer:
@@ -337,8 +344,7 @@ def _writer(kind: str, made: Path, target: Path, source: Catalog, options: Optio
         return LmdbWriter(made, target.stem, state, options.datum or "ffc")
     if kind == "rec":
         return RecordWriter(made, target.stem, state)
-    as_labels = source.numbered and len(source.class_names) and not options.renumber
-    largest = int(source.class_names[-1]) if as_labels else source.num_classes - 1
+    largest = source.largest_label if _by_file(source, options) else source.num_classes - 1
     return FolderWriter(
         made,
         state,
@@ -369,20 +375,25 @@ class Reader:
         return [self.one(int(index)) for index in indices]
 
     def one(self, index: int) -> Read:
-        key = self.source.key(index)
-        by_file = self.source.numbered and not self.options.renumber
-        label = self.source.label(index) if by_file else int(self.source.labels[index])
+        key, label = self.source.key(index), self.label(index)
         try:
-            encoded = self.source.read(index)
-            if self.options.encode is not None:
-                encoded = self._encoded(encoded)
-            elif self.options.verify or self.options.on_corrupt == "list":
+            encoded = self.encoded(index)
+            if self.options.verify or self.options.on_corrupt == "list":
                 decodable(encoded)
             else:
                 opened(encoded)
         except UnreadableError as error:
             return Read(index, key, label, b"", error.reason)
         return Read(index, key, label, encoded)
+
+    def label(self, index: int) -> int:
+        """As it is written."""
+        return self.source.label(index) if _by_file(self.source, self.options) else int(self.source.labels[index])
+
+    def encoded(self, index: int) -> bytes:
+        """As it is written. Raises UnreadableError."""
+        encoded = self.source.read(index)
+        return encoded if self.options.encode is None else self._encoded(encoded)
 
     def _encoded(self, encoded: bytes) -> bytes:
         side = self.options.size
@@ -407,16 +418,16 @@ class Comparer:
         return [f"{self.target.key(a)}: {wrong}" for a, b in pairs.tolist() if (wrong := self._wrong(a, b)) is not None]
 
     def _wrong(self, of_target: int, of_source: int) -> str | None:
-        expected = self.reader.one(of_source)
         try:
-            encoded = self.target.read(of_target)
+            expected, encoded = self.reader.encoded(of_source), self.target.read(of_target)
             if self.reader.options.verify:
                 decodable(encoded)
         except UnreadableError as error:
             return error.reason
-        if encoded != expected.encoded:
+        if encoded != expected:
             return "other bytes than its source has"
-        return None if self.target.label(of_target) == expected.label else "another label than its source has"
+        same = self.target.label(of_target) == self.reader.label(of_source)
+        return None if same else "another label than its source has"
 
 
 T = TypeVar("T")

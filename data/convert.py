@@ -73,16 +73,15 @@ def check(options: Options) -> None:
         raise ValueError("target=null: a path is needed, as in source=faces.rec target=faces.lmdb")
     kind = None if options.on_corrupt == "list" else target_format(options)
     for name, allowed, of in (
-        ("validation", kind == "folder", "format=folder"),
-        ("datum", kind == "lmdb", "an LMDB target"),
-        ("keys", kind in ("lmdb", "folder"), "a target of LMDB or folders"),
-        ("quality", options.encode is not None, "encode=jpeg"),
-        ("size", options.encode is not None, "encode=jpeg"),
+        ("validation", kind in (None, "folder"), "format=folder"),
+        ("datum", kind in (None, "lmdb"), "an LMDB target"),
+        ("keys", kind in (None, "lmdb", "folder"), "a target of LMDB or folders"),
+        ("quality", kind is None or options.encode is not None, "encode=jpeg"),
+        ("size", kind is None or options.encode is not None, "encode=jpeg"),
         ("labels", source_format(options) == "lmdb", "a source of LMDB"),
         ("root", source_format(options) == "list", "a source that is a list"),
     ):
-        of_target = name in ("validation", "datum", "keys", "quality", "size")
-        if getattr(options, name) is not None and not allowed and not (kind is None and of_target):
+        if getattr(options, name) is not None and not allowed:
             raise ValueError(f"{name}={getattr(options, name)}: is an option of {of} only")
     if options.encode not in (None, "jpeg"):
         raise ValueError(f"encode={options.encode}: must be jpeg, or null to keep the bytes")

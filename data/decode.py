@@ -13,11 +13,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .encoded import UnreadableError
+from .encoded import JPEG, UnreadableError
 
 MODES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}  # channels -> names in the two libraries
 MAX_PIXELS = 64 * 2**20  # more are refused before they are decoded
-JPEG = b"\xff\xd8"
 FITS = ("crop", "stretch")
 
 

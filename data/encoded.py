@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+JPEG = b"\xff\xd8"  # the first bytes
+
 
 class UnreadableError(ValueError):
     """One image cannot be had; the others may be fine.

@@ -1,8 +1,13 @@
-"""Files read at any place, and lines of large text files by the byte they begin at."""
+"""Files read at any place, lines of large text files by the byte they begin at, and small files written whole.
+
+Imports no torch: the launcher writes too.
+"""
 
 import codecs
 import os
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 FIRST = 2**9  # bytes read at first: most lines are shorter
 CHUNK = 2**22
@@ -56,3 +61,13 @@ class LineFile(ReadFile):
                     begin, line = len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
                 if stripped := line.rstrip(b"\r\n"):
                     yield number, begin, stripped
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Puts a file in place of another, which stays until all of the new one is there."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several machines may write the same
+    with aside.open("w", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -84,9 +84,8 @@ def installed(characters: Iterable[str]) -> list[Face]:
     return sorted(faces)
 
 
-def different(faces: Sequence[Face], wanted: Iterable[int]) -> dict[int, list[int]]:
+def different(faces: Sequence[Face], wanted: frozenset[int]) -> dict[int, list[int]]:
     """Code point -> the faces, by number, that draw it each in a way of its own."""
-    wanted = frozenset(wanted)
     drawn: dict[int, dict[tuple[str, int, str], int]] = {}
     for number, face in enumerate(faces):
         for code_point, glyph in readable(face).items():

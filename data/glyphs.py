@@ -19,7 +19,7 @@ from .augment import RandomAffine, Unchanged
 from .cache import cache_folder
 from .keyed import permute
 from .pictures import Drawn, draw, pictures
-from .records import DataSet, RecordSet, normalize_pixels
+from .records import DataSet, normalize_pixels
 
 VERSION = 2  # of what is drawn and how it is stored
 SIDE = 32
@@ -63,20 +63,14 @@ def glyphs(
         "matplotlib": matplotlib.__version__,
     }
     drawn = pictures(cache_folder(cache_dir) / "glyphs", of, SIDE, lambda: in_order(render(characters, min_images)))
-    names, labels = drawn.names, drawn.labels
-
-    # Classes are stored in a shuffled order, so that a prefix of them is a random choice.
-    num_train = len(names) - max(2, round(heldout * len(names)))
-    boundary = int(np.searchsorted(labels, num_train))
+    train, judged, names = drawn.split(heldout)
     return DataSet(
-        train=RecordSet(drawn.images(0, boundary), labels[:boundary], num_train),
-        heldout=RecordSet(
-            drawn.images(boundary, len(labels)), np.asarray(labels[boundary:]) - num_train, len(names) - num_train
-        ),
+        train=train,
+        heldout=judged,
         shape=(1, SIDE, SIDE),
         prepare=normalize_pixels,
         augment=RandomAffine() if augment else Unchanged(),
-        class_names=names[:num_train],
+        class_names=names,
     )
 
 

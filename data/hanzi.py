@@ -47,6 +47,8 @@ BLOCKS = (  # CJK unified and compatibility ideographs
     (0x2F800, 0x2FA1F),
     (0x30000, 0x323AF),
 )
+WANTED = frozenset(code_point for first, last in BLOCKS for code_point in range(first, last + 1))
+FEWEST = 100  # classes worth the name
 CHUNK = 128  # classes that a process draws together
 CUTS = (2, 4, 6, 8, 10, 12)
 
@@ -114,21 +116,15 @@ def hanzi(
     if conflict not in ("merge", "keep"):
         raise ValueError(f"data.conflict={conflict}: must be merge or keep")
     faces = installed(PROBES)
-    drawings = classes_of(faces, merge=conflict == "merge")
-    if sum(_different(drawings[name]) >= num_faces for name in drawings) < 100:
-        raise ValueError(
-            f"data=hanzi: the {len(faces)} installed typefaces with Chinese characters draw fewer than 100 of them in "
-            f"num_faces={num_faces} ways; for the usual 30,000 classes: {INSTALL}"
-        )
     of = {
         "version": VERSION,
         "num_faces": num_faces,
         "conflict": conflict,
         "faces": [(face.path, face.index, Path(face.path).stat().st_mtime_ns) for face in faces],
     }
-    drawn = pictures(cache_folder(cache_dir) / "hanzi", of, size, partial(render, drawings, faces, num_faces, size))
+    drawn = pictures(cache_folder(cache_dir) / "hanzi", of, size, partial(render, faces, conflict, num_faces, size))
     if split == "characters":
-        train, judged, names = _by_characters(drawn, heldout)
+        train, judged, names = drawn.split(heldout)
     else:
         train, judged, names = _by_typefaces(drawn, [face.design for face in faces], heldout, seed)
     data = DataSet(
@@ -158,9 +154,8 @@ Drawings = dict[str, dict[str, list[int]]]  # class -> its characters -> the fac
 
 def classes_of(faces: Sequence[Face], merge: bool) -> Drawings:
     """What the faces could draw, by code point; blank and equal pictures are seen only when it is drawn."""
-    wanted = [code_point for first, last in BLOCKS for code_point in range(first, last + 1)]
     classes: Drawings = {}
-    for code_point, of_faces in sorted(different(faces, wanted).items()):
+    for code_point, of_faces in sorted(different(faces, WANTED).items()):
         character = chr(code_point)
         classes.setdefault(canonical(character) if merge else character, {})[character] = of_faces
     return classes
@@ -170,9 +165,15 @@ def _different(drawings: dict[str, list[int]]) -> int:
     return sum(map(len, drawings.values()))
 
 
-def render(drawings: Drawings, faces: Sequence[Face], num_faces: int, size: int) -> Iterator[Drawn]:
+def render(faces: Sequence[Face], conflict: str, num_faces: int, size: int) -> Iterator[Drawn]:
     """The classes with enough different pictures, in a shuffled order, drawn by a process for each core."""
+    drawings = classes_of(faces, merge=conflict == "merge")
     candidates = sorted(name for name in drawings if _different(drawings[name]) >= num_faces)
+    if len(candidates) < FEWEST:
+        raise ValueError(
+            f"data=hanzi: the {len(faces)} installed typefaces with Chinese characters draw fewer than {FEWEST} of "
+            f"them in num_faces={num_faces} ways; for the usual 30,000 classes: {INSTALL}"
+        )
     names = [candidates[i] for i in permute(np.arange(len(candidates)), len(candidates), 0)]
     chunks = [{name: drawings[name] for name in names[i : i + CHUNK]} for i in range(0, len(names), CHUNK)]
     with ProcessPoolExecutor(
@@ -200,19 +201,6 @@ def _draw_chunk(chunk: Drawings) -> list[Drawn]:
                     found.setdefault(picture.tobytes(), number)
         drawn.append(Drawn(name, list(found), list(found.values())))
     return drawn
-
-
-def _by_characters(drawn: Pictures, heldout: float) -> tuple[RecordSet, RecordSet, list[str]]:
-    """The last classes are held out; their order is random."""
-    names, labels = drawn.names, drawn.labels
-    num_train = len(names) - max(2, round(heldout * len(names)))
-    boundary = int(np.searchsorted(labels, num_train))
-    judged = np.asarray(labels[boundary:]) - num_train
-    return (
-        RecordSet(drawn.images(0, boundary), labels[:boundary], num_train),
-        RecordSet(drawn.images(boundary, len(labels)), judged, len(names) - num_train),
-        names[:num_train],
-    )
 
 
 def _by_typefaces(
@@ -249,9 +237,8 @@ def tell(screen: Console) -> None:
     table = Table(title="Typefaces with Chinese characters", title_justify="left")
     for column in ("family", "style", "design", "characters", "file"):
         table.add_column(column, justify="right" if column == "characters" else "left")
-    wanted = {code_point for first, last in BLOCKS for code_point in range(first, last + 1)}
     for face in faces:
-        table.add_row(face.family, face.style, face.design, f"{len(wanted & face.glyphs().keys()):,}", shown(face.path))
+        table.add_row(face.family, face.style, face.design, f"{len(WANTED & face.glyphs().keys()):,}", shown(face.path))
     screen.print(table)
     table = Table(title="Packages of Debian and Ubuntu", title_justify="left")
     for column in ("package", "MB", "characters", ""):

@@ -14,11 +14,10 @@ import lmdb
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from .encoded import Bad, Found, UnreadableError, label_of, read_names, text
+from .encoded import JPEG, Bad, Found, UnreadableError, label_of, read_names, text
 from .files import LineFile
 from .records import opened
 
-JPEG = b"\xff\xd8"
 FIELDS = {"ffc": 1, "caffe": 4}  # of the data
 
 

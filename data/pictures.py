@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
 from .cache import cached
-from .records import LmdbArrays, key_of
+from .records import LmdbArrays, RecordSet, key_of
 
 MAP_SIZE = 2**36  # address space, not memory or disk
 FILES = ("data.mdb", "labels.npy", "faces.npy")
@@ -43,6 +43,20 @@ class Pictures:
 
     def images(self, start: int, stop: int) -> LmdbArrays:
         return LmdbArrays(self.folder, start, stop, (1, self.side, self.side))
+
+    def split(self, heldout: float) -> tuple[RecordSet, RecordSet, list[str]]:
+        """Those to train on, the last share of the classes, and the names of the former. Classes must lie in a random
+        order."""
+        names, labels = self.names, self.labels
+        num_train = len(names) - max(2, round(heldout * len(names)))
+        boundary = int(np.searchsorted(labels, num_train))
+        return (
+            RecordSet(self.images(0, boundary), labels[:boundary], num_train),
+            RecordSet(
+                self.images(boundary, len(labels)), np.asarray(labels[boundary:]) - num_train, len(names) - num_train
+            ),
+            names[:num_train],
+        )
 
 
 def pictures(root: Path, of: dict[str, Any], side: int, drawn: Callable[[], Iterable[Drawn]]) -> Pictures:

@@ -42,6 +42,11 @@ class Image(NamedTuple):
     id: int
     encoded: bytes
 
+    @property
+    def of_insightface(self) -> bool:
+        """Whether it is no image but a header or an identity."""
+        return self.flag == 2 and not self.encoded
+
 
 class RecordFile:
     """Images of a .rec file. A place is the byte that a record begins at.
@@ -140,10 +145,9 @@ class RecordFile:
 
     def _is_identity(self, offset: int) -> bool:
         try:
-            image = unpack(self._payload(offset)[0])
+            return unpack(self._payload(offset)[0]).of_insightface
         except UnreadableError:
             return False
-        return image.flag == 2 and not image.encoded
 
     def _header(self, offset: int) -> tuple[int | None, int]:
         """The last key of an image, if the record at `offset` is a header record, and by how much it may be rounded."""
@@ -151,7 +155,7 @@ class RecordFile:
             image = unpack(self._payload(offset)[0])
         except UnreadableError:
             return None, 0  # found again by the scan
-        if image.flag != 2 or image.encoded or not 1 <= image.labels[0] < 2**53:
+        if not image.of_insightface or not 1 <= image.labels[0] < 2**53:
             return None, 0
         end = int(image.labels[0])
         return end - 1, 0 if end <= EXACT else int(np.spacing(np.float32(end)))

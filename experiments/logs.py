@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from .world import write_whole
+from data.files import write_whole
 
 COLUMNS = ("step", "time", "name", "value")
 

@@ -12,10 +12,11 @@ import lightning as L
 import torch
 from rich.table import Table
 
+from data.files import write_whole
+
 from .module import HeadModule
 from .processes import Processes
 from .tables import console, readable
-from .world import write_whole
 
 WARMUP_BATCHES = 5  # the first ones pay for allocation and set-up
 

@@ -17,8 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from data.files import write_whole
+
 from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
-from .world import number_of_processes, write_whole
+from .world import number_of_processes
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")

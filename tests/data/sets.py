@@ -138,3 +138,12 @@ def write_base64(path: Path, items: Sequence[tuple[int, bytes]], label_first: bo
     columns = [(str(label), base64.b64encode(encoded).decode()) for label, encoded in items]
     path.write_text("".join("\t".join(each if label_first else each[::-1]) + "\n" for each in columns))
     return path
+
+
+# format -> its writer, and what a set of it may be called
+FORMATS = {
+    "lmdb": (write_lmdb, "set.lmdb"),
+    "rec": (write_rec, "set.rec"),
+    "folder": (write_folder, "set"),
+    "list": (write_list, "set.txt"),
+}

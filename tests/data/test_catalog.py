@@ -13,6 +13,7 @@ from data.catalog import Catalog, Origin, catalog
 from data.encoded import UnreadableError
 from data.recordio import RecordFile
 from tests.data.sets import (
+    FORMATS,
     MAGIC,
     datum,
     image,
@@ -28,12 +29,6 @@ from tests.data.sets import (
 
 LABELS = [0, 0, 1, 2, 1, 2, 2, 0, 3]
 ITEMS = images(LABELS)
-FORMATS = {
-    "lmdb": (write_lmdb, "set.lmdb"),
-    "rec": (write_rec, "set.rec"),
-    "folder": (write_folder, "set"),
-    "list": (write_list, "set.txt"),
-}
 
 
 def opened(path: Path, format: str, **options: object) -> Catalog:

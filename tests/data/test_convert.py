@@ -172,7 +172,7 @@ def test_a_killed_conversion_goes_on_where_it_was(name, format, tmp_path, monkey
     source = write_rec(tmp_path / "set.rec", items)
     undisturbed = tmp_path / "undisturbed" / name
     run(f"source={source}", f"target={undisturbed}", f"format={format}", "shuffle=true")
-    one = module.Reader.one
+    encoded = module.Reader.encoded
     for number in range(0, 15, 3):
         calls = itertools.count()
         target = tmp_path / str(number) / name
@@ -180,17 +180,19 @@ def test_a_killed_conversion_goes_on_where_it_was(name, format, tmp_path, monkey
         def killed(self, index, calls=calls, number=number):
             if next(calls) == number:
                 raise KeyboardInterrupt
-            return one(self, index)
+            return encoded(self, index)
 
-        monkeypatch.setattr(module.Reader, "one", killed)
+        monkeypatch.setattr(module.Reader, "encoded", killed)
         with pytest.raises(KeyboardInterrupt):
             run(f"source={source}", f"target={target}", f"format={format}", "shuffle=true")
         assert not target.exists()
         seen: list[int] = []
-        monkeypatch.setattr(module.Reader, "one", lambda self, index, seen=seen: seen.append(index) or one(self, index))
+        monkeypatch.setattr(
+            module.Reader, "encoded", lambda self, index, seen=seen: seen.append(index) or encoded(self, index)
+        )
         run(f"source={source}", f"target={target}", f"format={format}", "shuffle=true", "num_workers=0")
         assert len(seen) == 2 * 15 - number // 4 * 4  # writing what was missing, comparing all
-        monkeypatch.setattr(module.Reader, "one", one)
+        monkeypatch.setattr(module.Reader, "encoded", encoded)
         read = {"lmdb": read_lmdb, "rec": read_rec, "folder": folder_content}[format]
         assert read(target) == read(undisturbed)
 

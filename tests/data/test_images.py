@@ -1,5 +1,6 @@
 """`data=lmdb`, `rec`, `folder`, `list`: decoding, open-set splits, augmentation, noise, and trainings on them."""
 
+import gc
 import io
 import os
 import pickle
@@ -246,6 +247,7 @@ def test_workers_hand_over_the_same_batches_and_memory_stays(folder):
     for number, batch in enumerate(BatchLoader({"instance": stream}, 6, 32, 2)):
         for got, own in zip(batch["instance"], stream.batch(number), strict=True):
             assert torch.equal(got, own)
+    gc.collect()  # of what tests before this one left open
     handles = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for _ in BatchLoader({"instance": stream}, 30, 32, 0):
         pass

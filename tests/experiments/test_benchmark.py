@@ -136,8 +136,7 @@ class Inline:
 
 
 def test_loaders_and_catalogs(tmp_path, monkeypatch):
-    for module in (loader, catalog):
-        monkeypatch.setitem(module.__globals__, "Subject", Inline)
+    monkeypatch.setitem(loader.__globals__, "Subject", Inline)
     threads = torch.get_num_threads()
     lines = loader(None, 24, 32, 8, [], epochs=2, warmup=0, repeats=2)
     assert [line["what"] for line in lines] == [*DECODERS, "loader", "finished", "opencv", "pillow"]
@@ -148,7 +147,7 @@ def test_loaders_and_catalogs(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
     folder = tmp_path / "many"
     folder.mkdir()
-    lines = catalog(3000, 50, [0, 5], 8, str(folder))
+    lines = catalog(1_000_000, 100_000, [0, 5], 8, str(folder))  # few would not show in the memory of a process
     assert [line["what"] for line in lines] == ["make", "open, 0 held out", "open, 5 held out"]
     assert all(line["took_seconds"] > 0 and line["peak_bytes"] > 0 for line in lines) and not list(folder.iterdir())
 

@@ -8,7 +8,7 @@ import torch
 from experiments.arguments import CONF
 from experiments.train import train
 from tests.data.fonts import installed_for_tests
-from tests.data.sets import SIDE, images, write_folder, write_list, write_lmdb, write_rec
+from tests.data.sets import FORMATS, SIDE, images
 from tests.experiments.commands import config, metrics, summary
 
 RECIPES = ("ffc_r50", "glint360k_r100_pfc01", "ms1mv3_r50", "webface42m_r100_pfc02")
@@ -17,14 +17,6 @@ CHOICES = sorted(
     for path in CONF.glob("*/*.yaml")
     if path.parent.name not in ("bench", "hydra") and path.stem not in RECIPES
 )
-
-
-OF_FILES = {
-    "folder": (write_folder, "set"),
-    "list": (write_list, "set.txt"),
-    "lmdb": (write_lmdb, "set.lmdb"),
-    "rec": (write_rec, "set.rec"),
-}
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
@@ -47,8 +39,8 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
     if choice == "data=hanzi":
         installed_for_tests(tmp_path / "fonts", monkeypatch)
         extra[choice] = ["sample_rate=0.5", "batch_size=8"]
-    if choice.removeprefix("data=") in OF_FILES or choice == "images=default":
-        write, name = OF_FILES.get(choice.removeprefix("data="), OF_FILES["folder"])
+    if choice.removeprefix("data=") in FORMATS or choice == "images=default":
+        write, name = FORMATS.get(choice.removeprefix("data="), FORMATS["folder"])
         source = write(tmp_path / name, images([number // 3 for number in range(120)]))
         extra[choice] = [
             f"data.source={source}",
