@@ -31,6 +31,7 @@ from .files import write_whole
 from .keyed import permute, uniforms
 from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer
 
+CONF = Path(__file__).resolve().parent.parent / "conf" / "convert.yaml"
 CHUNK = 256  # images that a worker handles together
 FLUSH = 8  # chunks between two safe states
 QUALITY = 95  # of encode=jpeg
@@ -65,7 +66,11 @@ class Options:
 
 @dataclass
 class Report:
-    """What a conversion has done."""
+    """What a conversion has done.
+
+    Args:
+        classes: of images; of a target of pairs, which has none, the pairs.
+    """
 
     classes: int
     images: int
@@ -76,14 +81,14 @@ class Report:
 
 def target_format(options: Options) -> str:
     """As given, or as the target is called."""
-    found = options.format or {".lmdb": "lmdb", ".rec": "rec"}.get(Path(str(options.target)).suffix)
-    if found not in ("lmdb", "rec", "folder"):
+    found = options.format or {".lmdb": "lmdb", ".rec": "rec", ".bin": "bin"}.get(Path(str(options.target)).suffix)
+    if found not in ("lmdb", "rec", "folder", "bin"):
         raise ValueError(
-            f"target={options.target}, format={options.format}: format must be lmdb, rec or folder; a target that ends "
-            "in .lmdb or .rec needs none"
+            f"target={options.target}, format={options.format}: format must be lmdb, rec, folder or bin; a target that "
+            "ends in .lmdb, .rec or .bin needs none"
         )
-    if found == "rec" and not str(options.target).endswith(".rec"):
-        raise ValueError(f"target={options.target}, format=rec: must end in .rec")
+    if found in ("rec", "bin") and not str(options.target).endswith(f".{found}"):
+        raise ValueError(f"target={options.target}, format={found}: must end in .{found}")
     return found
 
 
@@ -393,17 +398,21 @@ class Reader:
     def encoded(self, index: int) -> bytes:
         """As it is written. Raises UnreadableError."""
         encoded = self.source.read(index)
-        return encoded if self.options.encode is None else self._encoded(encoded)
+        return written(encoded, self.options)
 
-    def _encoded(self, encoded: bytes) -> bytes:
-        side = self.options.size
-        width, height = opened(encoded).size if side is None else (side, side)
-        pixels = np.empty((height, width, 3), np.uint8)
-        Decoder(height, width, 3).into(pixels, encoded)
-        try:
-            return bytes(simplejpeg.encode_jpeg(pixels, self.options.quality or QUALITY))
-        except ValueError as error:
-            raise UnreadableError(f"it cannot be encoded ({error})") from None
+
+def written(encoded: bytes, options: Options) -> bytes:
+    """An image as the options want it. Raises UnreadableError."""
+    if options.encode is None:
+        return encoded
+    side = options.size
+    width, height = opened(encoded).size if side is None else (side, side)
+    pixels = np.empty((height, width, 3), np.uint8)
+    Decoder(height, width, 3).into(pixels, encoded)
+    try:
+        return bytes(simplejpeg.encode_jpeg(pixels, options.quality or QUALITY))
+    except ValueError as error:
+        raise UnreadableError(f"it cannot be encoded ({error})") from None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python -m data.convert source=... target=...`: images of any format we read, as LMDB, .rec or a folder.
+"""`python -m data.convert source=... target=...`: images of any format we read, as LMDB, .rec or a folder; pairs as .bin.
 
 Images keep their bytes unless `encode=jpeg` asks for others. What is written is made in `TARGET.partial`, so that a
 conversion that was killed goes on where it was, is read back and compared, and gets its name at the end. The source is
@@ -23,12 +23,12 @@ from yaml import YAMLError
 
 from .cache import cache_folder
 from .catalog import Origin, catalog
-from .conversion import Options, Report, look, target_format, upload, write
-from .images import FORMATS, absolute, several
+from .conversion import CONF, Options, Report, look, target_format, upload, write
+from .images import FORMATS, absolute, format_of, several
 from .lmdb_images import FIELDS
+from .packing import check_packing, pack
 from .records import forget_opened
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "convert.yaml"
 SMALL = 5000  # images for which starting workers takes longer than the work
 TOLD = 20  # of the unreadable images, on the screen
 
@@ -37,6 +37,8 @@ def convert(options: Options, screen: Console | None = None) -> Report:
     """Converts; raises ValueError for options, sources and images that do not allow it."""
     screen = screen or Console()  # a bar on a terminal only
     check(options)
+    if options.on_corrupt != "list" and target_format(options) == "bin":
+        return packed(options, screen)
     cache = cache_folder(options.cache_dir)
     paths = tuple(map(absolute, several(options.source)))
     labels = tuple(map(absolute, several(options.labels)))
@@ -63,6 +65,17 @@ def convert(options: Options, screen: Console | None = None) -> Report:
     return report
 
 
+def packed(options: Options, screen: Console) -> Report:
+    """Of pairs instead of classes."""
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        try:
+            report = pack(options, progress)
+        except OSError as error:
+            raise ValueError(f"{error.filename or options.target}: {error.strerror or error}") from error
+    tell(report, options, screen, of="pairs")
+    return report
+
+
 def check(options: Options) -> None:
     """Raises ValueError for options that are wrong by themselves."""
     if not several(options.source) or "" in several(options.source):
@@ -72,6 +85,8 @@ def check(options: Options) -> None:
     if options.on_corrupt != "list" and options.target is None:
         raise ValueError("target=null: a path is needed, as in source=faces.rec target=faces.lmdb")
     kind = None if options.on_corrupt == "list" else target_format(options)
+    if kind == "bin":
+        check_packing(options)
     for name, allowed, of in (
         ("validation", kind in (None, "folder"), "format=folder"),
         ("datum", kind in (None, "lmdb"), "an LMDB target"),
@@ -79,7 +94,7 @@ def check(options: Options) -> None:
         ("quality", kind is None or options.encode is not None, "encode=jpeg"),
         ("size", kind is None or options.encode is not None, "encode=jpeg"),
         ("labels", source_format(options) == "lmdb", "a source of LMDB"),
-        ("root", source_format(options) == "list", "a source that is a list"),
+        ("root", kind == "bin" or source_format(options) == "list", "a source that is a list"),
     ):
         if getattr(options, name) is not None and not allowed:
             raise ValueError(f"{name}={getattr(options, name)}: is an option of {of} only")
@@ -105,18 +120,16 @@ def source_format(options: Options) -> str:
         if options.source_format not in FORMATS:
             raise ValueError(f"source_format={options.source_format}: must be one of {', '.join(FORMATS)}")
         return options.source_format
-    path = Path(absolute(several(options.source)[0]))
-    if not path.exists():
+    path = absolute(several(options.source)[0])
+    if not Path(path).exists():
         raise ValueError(f"source={path}: there is no such file or folder")
-    if path.is_dir():
-        return "lmdb" if (path / "data.mdb").exists() else "folder"
-    return "rec" if path.suffix == ".rec" else "list"
+    return format_of(path)
 
 
-def tell(report: Report, options: Options, screen: Console) -> None:
+def tell(report: Report, options: Options, screen: Console, of: str = "classes") -> None:
     table = Table(title=escape(options.target or "Looked at"), title_justify="left", show_header=False)
     for name, value in (
-        ("classes", f"{report.classes:,}"),
+        (of, f"{report.classes:,}"),
         ("images", f"{report.images:,}"),
         ("bytes", f"{report.bytes:,}"),
         ("unreadable", f"{len(report.unreadable):,}"),

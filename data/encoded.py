@@ -4,6 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 JPEG = b"\xff\xd8"  # the first bytes
 
 
@@ -39,6 +42,20 @@ class Bad(NamedTuple):
 
     key: str
     reason: str
+
+
+class Images(Protocol):
+    """Encoded images by number. Must survive pickling."""
+
+    def __len__(self) -> int: ...
+
+    def read_all(self, indices: NDArray[np.int64]) -> Iterator[bytes]:
+        """One after the other. Raises UnreadableError, naming the one it is at."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Of an image, for people."""
+        ...
 
 
 class Format(Protocol):

@@ -18,7 +18,7 @@ from rich.progress import track
 from .augment import RandomAffine, Unchanged
 from .cache import cache_folder
 from .keyed import permute
-from .pictures import Drawn, draw, pictures
+from .pictures import Drawn, draw, pictures, preprocessing
 from .records import DataSet, normalize_pixels
 
 VERSION = 2  # of what is drawn and how it is stored
@@ -69,6 +69,7 @@ def glyphs(
         heldout=judged,
         shape=(1, SIDE, SIDE),
         prepare=normalize_pixels,
+        preprocessing=preprocessing(SIDE),
         augment=RandomAffine() if augment else Unchanged(),
         class_names=names,
     )

@@ -32,7 +32,7 @@ from .fonts import Face, different, installed, shown
 from .grouping import group
 from .keyed import permute
 from .noise import with_noise
-from .pictures import Drawn, Pictures, draw, pictures
+from .pictures import Drawn, Pictures, draw, pictures, preprocessing
 from .records import DataSet, RecordSet, normalize_pixels
 from .split import Subset
 
@@ -132,6 +132,7 @@ def hanzi(
         heldout=judged,
         shape=(1, size, size),
         prepare=normalize_pixels,
+        preprocessing=preprocessing(size),
         augment=RandomAffine() if augment else Unchanged(),
         class_names=names,
     )

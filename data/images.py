@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch.utils.data import get_worker_info
 
 from .augment import Unchanged
 from .cache import cache_folder
-from .catalog import Catalog, Origin, catalog
+from .catalog import Origin, catalog
 from .decode import FITS, MODES, Decoder
-from .encoded import UnreadableError
+from .encoded import Images, UnreadableError
+from .preprocessing import Preprocessing
 from .records import Augmentation, DataSet, Indices, RecordSet
 from .sphere import whole
 from .split import hold_out
@@ -77,18 +79,27 @@ def images(
         num_heldout = whole("data.num_heldout", num_heldout)
     origin = Origin(format, paths, tuple(map(absolute, several(labels))), root and absolute(root), shared)
     files = catalog(origin, cache_folder(cache_dir))
-    records = RecordSet(
-        EncodedImages(files, Decoder(height, width, channels, fit)), files.labels, files.num_classes, files.by_class
+    preprocessing = Preprocessing(
+        height, width, channels, fit, _each("mean", mean, channels), _each("std", std, channels)
     )
+    records = RecordSet(EncodedImages(files, preprocessing.decoder), files.labels, files.num_classes, files.by_class)
     train, heldout, names = hold_out(records, files.class_names, num_heldout, seed)
     return DataSet(
         train=train,
         heldout=heldout,
         shape=(channels, height, width),
-        prepare=Normalize(_each("mean", mean, channels), _each("std", std, channels)),
+        prepare=preprocessing.normalize,
+        preprocessing=preprocessing,
         augment=augment or Unchanged(),
         class_names=names,
     )
+
+
+def format_of(path: str) -> str:
+    """Of a file or folder, by its looks."""
+    if Path(path).is_dir():
+        return "lmdb" if Path(path, "data.mdb").exists() else "folder"
+    return "rec" if path.endswith(".rec") else "list"
 
 
 def several(given: str | Sequence[str] | None) -> list[str]:
@@ -109,23 +120,23 @@ def _each(name: str, value: float | Sequence[float], channels: int) -> tuple[flo
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images of a catalog, decoded when read."""
+    """Encoded images, decoded when read."""
 
-    catalog: Catalog
+    encoded: Images
     decoder: Decoder
 
     def __len__(self) -> int:
-        return len(self.catalog)
+        return len(self.encoded)
 
     def read(self, indices: Indices) -> Tensor:
         """(n,) -> uint8 (n, H, W, C). Raises UnreadableError, naming the image."""
         pixels = _empty(len(indices), *self.decoder.shape)
         array = pixels.numpy()
-        for place, encoded in enumerate(self.catalog.read_all(np.asarray(indices))):
+        for place, encoded in enumerate(self.encoded.read_all(np.asarray(indices))):
             try:
                 self.decoder.into(array[place], encoded)
             except UnreadableError as error:
-                raise UnreadableError(error.reason, self.catalog.name(int(indices[place]))) from None
+                raise UnreadableError(error.reason, self.encoded.name(int(indices[place]))) from None
         return pixels
 
 
@@ -135,18 +146,3 @@ def _empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device="cpu")
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """uint8 (n, H, W, C) -> float32 (n, C, H, W): (pixel / 255 - mean) / std, a number for each channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        if len({*self.mean}) == len({*self.std}) == 1:
-            return pixels.sub_(255 * self.mean[0]).div_(255 * self.std[0])
-        mean, std = (pixels.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
-        return pixels.sub_(255 * mean).div_(255 * std)

@@ -1,59 +1,219 @@
-"""Lists of pairs: a line `first<TAB>second<TAB>same` for each, with 1 for two images of one class, 0 for others."""
+"""Verification sets: pairs of images, of one class or of two.
+
+Read from InsightFace's .bin, from LFW's pairs.txt and its folder, and from lists `first<TAB>second<TAB>same`.
+"""
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .encoded import text
+from .encoded import Images, UnreadableError, text
 from .files import LineFile
+from .image_lists import ENDINGS, read_file
+from .pickles import loads
+from .records import Indices
 
 SAME = {b"1": True, b"0": False, b"True": True, b"False": False, b"true": True, b"false": False}
+EXPECTED = "two paths and 1 or 0, or LFW's `name i j` or `name i name j`"
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of images. A place is the byte that a line begins at.
+    """Pairs of images; each image is there once.
 
     Args:
+        path: of the file that lists them.
+        images: encoded.
+        first, second: which images a pair is of, (n,).
         same: whether both are of one class, (n,).
-        places: (n,) uint64.
     """
 
     path: str
-    root: Path
-    places: NDArray[np.uint64]
+    images: Images
+    first: Indices
+    second: Indices
     same: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.same)
 
-    def paths(self, index: int) -> tuple[str, str]:
-        """Of both images."""
-        first, second, _ = LineFile(self.path).line(int(self.places[index])).split(b"\t")
-        return str(self.root / os.fsdecode(first)), str(self.root / os.fsdecode(second))
-
 
 def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:
-    """A list of pairs; its paths are relative to `root`, the list's folder unless given.
+    """Pairs of a file, in its order: a .bin by its ending, otherwise a list, of LFW's kind or of two paths each.
+
+    Args:
+        root: what paths are relative to; the list's folder unless given.
 
     Raises:
-        ValueError: no such file, no pair in it, or a line that is none; it names the line.
+        ValueError: no such file, no pair in it, a line that is none, a pickle that holds something else.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such list of pairs")
-    places, same = [], []
-    for number, place, line in LineFile(str(path)).lines():
-        columns = line.split(b"\t")
-        if len(columns) != 3 or columns[2].strip() not in SAME:
-            raise ValueError(
-                f"{path}, line {number}: two paths and 1 or 0 are needed, with tabs between them; it is {text(line)!r}"
-            )
-        places.append(place)
-        same.append(SAME[columns[2].strip()])
-    if not same:
+    pairs = _read_bin(Path(path)) if Path(path).suffix == ".bin" else _read_list(str(path), root)
+    if not len(pairs):
         raise ValueError(f"{path}: there is no pair in it")
-    root = Path(root) if root is not None else Path(path).parent
-    return Pairs(str(path), root, np.array(places, np.uint64), np.array(same))
+    return pairs
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Encoded images in files.
+
+    Args:
+        paths: some of LFW's, which have no ending.
+    """
+
+    paths: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read_all(self, indices: Indices) -> Iterator[bytes]:
+        for index in indices:
+            try:
+                yield self._read(self.paths[index])
+            except (OSError, ValueError) as error:  # ValueError: a null byte in its name
+                reason = error.strerror if isinstance(error, OSError) else None
+                raise UnreadableError(reason or str(error), self.name(int(index))) from None
+
+    def name(self, index: int) -> str:
+        return text(self.paths[index])
+
+    def _read(self, path: bytes) -> bytes:
+        if path.endswith(LFW):
+            for ending in ENDINGS:
+                with suppress(FileNotFoundError):
+                    return read_file(path.removesuffix(LFW) + ending.encode())
+        return read_file(path)
+
+
+LFW = b"*"  # stands for an ending
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """Encoded images in memory.
+
+    Args:
+        path: of the file they are from.
+        places: of each in there.
+    """
+
+    path: str
+    images: Sequence[bytes]
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read_all(self, indices: Indices) -> Iterator[bytes]:
+        return (self.images[index] for index in indices)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}: image {self.places[index]}"
+
+
+def _read_bin(path: Path) -> Pairs:
+    held = loads(path.read_bytes(), str(path))
+    if not (isinstance(held, tuple | list) and len(held) == 2):
+        raise ValueError(f"{path}: a list of images and a list of booleans are needed, it holds something else")
+    images, same = held
+    sizes = [len(each) for each in held if isinstance(each, list | np.ndarray)]
+    if len(sizes) != 2 or sizes[0] != 2 * sizes[1]:
+        raise ValueError(f"{path}: two images for each boolean are needed, there are {' and '.join(map(str, sizes))}")
+    if not all(isinstance(each, bool | int | np.bool_ | np.integer) and each in (0, 1) for each in same):
+        raise ValueError(f"{path}: whether pairs are of one class is told by something else than booleans")
+    encoded: dict[bytes, int] = {}
+    places: list[int] = []
+    where = []
+    for place, image in enumerate(images):
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 1:
+            image = image.tobytes()
+        if not isinstance(image, bytes | bytearray):
+            shape = f" {image.dtype} array {list(image.shape)}" if isinstance(image, np.ndarray) else ""
+            raise ValueError(f"{path}: image {place} is a {shape or type(image).__name__}, not an encoded image")
+        number = encoded.setdefault(bytes(image), len(encoded))
+        if number == len(places):
+            places.append(place)
+        where.append(number)
+    ends = np.array(where, np.int64).reshape(-1, 2)
+    return Pairs(str(path), ImageBytes(str(path), list(encoded), places), ends[:, 0], ends[:, 1], np.array(same, bool))
+
+
+def _read_list(path: str, root: str | Path | None) -> Pairs:
+    folder = os.fsencode(root if root is not None else Path(path).parent)
+    known: dict[bytes, int] = {}
+    ends: list[tuple[int, int]] = []
+    same: list[bool] = []
+    for number, _, line in LineFile(path).lines():
+        columns = line.split(b"\t") if b"\t" in line else line.split()
+        columns = [column.strip() for column in columns]
+        if not ends and all(column.isdigit() for column in columns) and len(columns) <= 2:
+            continue  # LFW's: how many folds, of how many pairs
+        try:
+            first, second, alike = _pair(columns)
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: {EXPECTED} are needed; it is {text(line)!r}") from None
+        paths = (os.path.join(folder, each) for each in (first, second))  # noqa: PTH118
+        a, b = (known.setdefault(each, len(known)) for each in paths)
+        ends.append((a, b))
+        same.append(alike)
+    both = np.array(ends, np.int64).reshape(-1, 2)
+    return Pairs(path, ImageFiles(list(known)), both[:, 0], both[:, 1], np.array(same, bool))
+
+
+def _pair(columns: list[bytes]) -> tuple[bytes, bytes, bool]:
+    """Two paths, and whether they are of one class. Raises ValueError."""
+    if len(columns) == 3 and columns[1].isdigit():
+        return _of_lfw(columns[0], columns[1]), _of_lfw(columns[0], columns[2]), True
+    if len(columns) == 4:
+        return _of_lfw(*columns[:2]), _of_lfw(*columns[2:]), False
+    first, second, same = columns
+    if same not in SAME or not first or not second:
+        raise ValueError
+    return first, second, SAME[same]
+
+
+def _of_lfw(name: bytes, number: bytes) -> bytes:
+    return b"%b/%b_%04d%b" % (name, name, int(number), LFW)
+
+
+def write_bin(pairs: Pairs, path: Path, shown: Callable[[Any], Any], changed: Callable[[bytes], bytes]) -> int:
+    """Writes InsightFace's .bin, as `pickle.dump((images, same), protocol=4)` would, an image at a time.
+
+    Args:
+        shown: goes through what it is given, and may show how far it is.
+        changed: what is written of an encoded image.
+
+    Returns:
+        bytes of the images.
+
+    Raises:
+        UnreadableError: it names the image.
+    """
+    size = 0
+    with path.open("wb") as file:
+        file.write(b"\x80\x04]")
+        for index in shown(np.stack([pairs.first, pairs.second], 1).ravel()):
+            encoded = _changed(pairs.images, int(index), changed)
+            file.write(b"B" + len(encoded).to_bytes(4, "little") + encoded + b"a")
+            size += len(encoded)
+        file.write(b"]" + b"".join(b"\x88a" if same else b"\x89a" for same in pairs.same) + b"\x86.")
+        file.flush()
+        os.fsync(file.fileno())
+    return size
+
+
+def _changed(images: Images, index: int, changed: Callable[[bytes], bytes]) -> bytes:
+    try:
+        return changed(next(iter(images.read_all(np.array([index])))))
+    except UnreadableError as error:
+        if str(error) == error.reason:
+            raise UnreadableError(error.reason, images.name(index)) from None
+        raise

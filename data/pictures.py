@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
 from .cache import cached
+from .preprocessing import Preprocessing
 from .records import LmdbArrays, RecordSet, key_of
 
 MAP_SIZE = 2**36  # address space, not memory or disk
@@ -68,6 +69,11 @@ def pictures(root: Path, of: dict[str, Any], side: int, drawn: Callable[[], Iter
     """
     of = {**of, "side": side, "freetype": features.version("freetype2")}
     return Pictures(cached(root, of, intact, partial(write, of=of, drawn=drawn)), side)
+
+
+def preprocessing(side: int) -> Preprocessing:
+    """Of pictures of others, as white on black as these."""
+    return Preprocessing(side, side, 1, "crop", (0.5,), (0.5,))
 
 
 def intact(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .keyed import U64
+from .preprocessing import Preprocessing
 
 Indices = NDArray[np.int64]
 
@@ -91,6 +92,7 @@ class DataSet:
         shape: of one example as the backbone gets it, (C, H, W) or (D,).
         prepare: stored examples (n, ...) -> floats (n, *shape), where training runs, on its device.
         augment: of prepared examples, there too.
+        preprocessing: how encoded images of other sources become the same; None where examples are no images.
         class_names: of the training classes; empty where they have none.
     """
 
@@ -100,6 +102,7 @@ class DataSet:
     prepare: Callable[[Tensor], Tensor]
     augment: Augmentation
     class_names: Sequence[str] = ()
+    preprocessing: Preprocessing | None = None
 
     def finish(self, examples: Tensor, draws: Tensor) -> Tensor:
         """Stored examples of a training batch -> what the backbone gets."""

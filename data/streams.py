@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .grouping import group
 from .keyed import hash64, permute, uniforms
-from .records import DataSet, Indices, RecordSet
+from .records import DataSet, Indices, Source
 
 Part = tuple[Tensor, Tensor, Tensor]  # examples as stored, labels, draws of their augmentation
 Batch = dict[str, Part]
@@ -181,23 +181,20 @@ class BatchLoader:
         self.handed_out = batches
 
 
-class InOrder(Dataset[tuple[Tensor, Tensor]]):
-    """Records in a given order, in blocks, as stored.
+class InOrder(Dataset[Tensor | ValueError]):
+    """Examples in a given order, in blocks, as stored."""
 
-    Args:
-        indices: which of them; all unless given.
-    """
-
-    def __init__(self, records: RecordSet, indices: Indices | None = None, block: int = 512):
-        self.records, self.block = records, block
-        self.indices = np.arange(len(records)) if indices is None else indices
+    def __init__(self, source: Source, indices: Indices, block: int):
+        self.source, self.indices, self.block = source, indices, block
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.block)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: int) -> Tensor | ValueError:
         indices = self.indices[number * self.block : (number + 1) * self.block]
         if not len(indices):
             raise IndexError(number)
-        labels = np.asarray(self.records.labels[indices], dtype=np.int64)
-        return self.records.source.read(indices), torch.from_numpy(labels)
+        try:
+            return self.source.read(indices)
+        except ValueError as error:
+            return error

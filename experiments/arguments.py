@@ -25,7 +25,7 @@ def check(arguments: list[str], primary: str = "config") -> None:
     chosen = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in groups and not o.is_delete()}
     for group, names in chosen.items():
         available = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        for name in names:
+        for name in (name for choice in names for name in choice.strip("[]").split(",") if name):
             if name not in (*available, "null", "None"):
                 raise ValueError(f"{group}={name}: {did_you_mean(name, available)}choose one of {', '.join(available)}")
     for combination in product(*chosen.values()):
@@ -63,7 +63,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
 def _values(override: Override) -> list[str]:
     if override.is_choice_sweep():
         return [str(value) for value in override.sweep_string_iterator()]
-    return [str(override.value())]
+    value = override.value()
+    return [f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)]
 
 
 def _has(config: DictConfig, key: str) -> bool:
@@ -75,8 +76,10 @@ def _has(config: DictConfig, key: str) -> bool:
 def _unknown(key: str, choices: str, config: DictConfig, primary: str) -> str:
     owners = []
     for path in sorted(CONF.glob("*/*.yaml")):
-        is_global = path.read_text().startswith("# @package _global_")
-        if path.parent.name != "experiment" and is_global and _has(OmegaConf.load(path), key):  # type: ignore[arg-type]
+        package = path.read_text().partition("\n")[0].removeprefix("# @package ")
+        within = key if package == "_global_" else key.removeprefix(f"{package}.")
+        is_there = package == "_global_" or within != key
+        if path.parent.name != "experiment" and is_there and _has(OmegaConf.load(path), within):  # type: ignore[arg-type]
             users = _users(path.parent.name)
             brought_in = set(users) & set(_defaults(choices, primary))
             owners += users if users and not brought_in else [f"{path.parent.name}={path.stem}"]
@@ -104,12 +107,13 @@ def _users(group: str) -> list[str]:
 
 
 def _defaults(choices: str, primary: str) -> list[str]:
-    """The choice of every group, as given or by default."""
+    """The choice of every group that has one, as given or by default."""
     chosen = dict(choice.split("=") for choice in choices.split())
     for default in OmegaConf.load(CONF / f"{primary}.yaml").defaults:
         if isinstance(default, DictConfig):
             for group, choice in default.items():
-                chosen.setdefault(str(group), str(choice))
+                if choice != []:
+                    chosen.setdefault(str(group), str(choice))
     return [f"{group}={choice}" for group, choice in chosen.items()]
 
 

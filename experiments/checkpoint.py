@@ -92,6 +92,9 @@ def read(path: str, rows: dict[str, Tensor], processes: Processes) -> tuple[Any,
 class Stored:
     """A checkpoint on disk, looked at before it is read.
 
+    Args:
+        option: that names it, for errors.
+
     Attributes:
         tensors: it holds, by name: shape, dtype, and who wrote what of them.
 
@@ -99,8 +102,8 @@ class Stored:
         ValueError: it is missing, damaged or no checkpoint.
     """
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, option: str = "resume"):
+        self.path, self.option = path, option
         folder, _, self.name = path.rstrip("/").rpartition("/")
         self.place = place(folder)
         try:
@@ -111,7 +114,7 @@ class Stored:
                 raise KeyError(SHARED)
         except Exception as error:
             raise ValueError(
-                f"resume={path}: not a readable checkpoint of this program ({error!r}){self._others()}"
+                f"{option}={path}: not a readable checkpoint of this program ({error!r}){self._others()}"
             ) from error
         self._check_files()
 
@@ -144,7 +147,7 @@ class Stored:
                 )
 
         try:
-            _persistently(attempt, f"resume={self.path}: could not be read", self.place)
+            _persistently(attempt, f"{self.option}={self.path}: could not be read", self.place)
         except CheckpointError as error:
             raise ValueError(f"{error}{self._others()}") from error
 
@@ -166,17 +169,17 @@ class Stored:
             if size < end:
                 found = "is missing" if size < 0 else f"has {size:,} bytes"
                 raise ValueError(
-                    f"resume={self.path}: damaged, its file {file} of {end:,} bytes {found}{self._others()}"
+                    f"{self.option}={self.path}: damaged, its file {file} of {end:,} bytes {found}{self._others()}"
                 )
 
     def _others(self) -> str:
         others = [name for name in self.place.complete() if name != self.name]
         if not others:
             return "; there is no other beside it"
-        return f"; remove it, and go on with resume={self.place}/{others[-1]}"
+        return f"; remove it, and go on with {self.option}={self.place}/{others[-1]}"
 
 
-def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None) -> str | None:
+def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, option: str = "resume") -> str | None:
     """The checkpoint that `resume=` names, as a path or URL: auto, a run's folder, a folder of checkpoints, or one."""
     if resume is None:
         return None
@@ -199,7 +202,7 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None) -> st
     for inside in (f"{resume}/checkpoints", resume):
         if newest := _newest(place(inside)):
             return newest
-    raise ValueError(f"resume={resume}: holds no checkpoint; give a run's folder or one of its checkpoints/step-*")
+    raise ValueError(f"{option}={resume}: holds no checkpoint; give a run's folder or one of its checkpoints/step-*")
 
 
 def home(run_folder: Path, checkpoint_dir: str | None) -> Place:

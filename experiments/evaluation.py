@@ -1,31 +1,36 @@
-"""Evaluation while training: of the held-out classes, as `val/...`, and of training records against all class centers,
-as `train/exact_loss` and `train/top1`."""
+"""Evaluation while training: of the held-out classes, as `val/...`, by protocols, as `val/SET/...`, and of training records
+against all class centers, as `train/exact_loss` and `train/top1`."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from data.keyed import permute
-from data.records import Indices, RecordSet
-from data.streams import InOrder
+from data.records import RecordSet
 from heads import CenterHead
-from heads.collectives import default_group, gather_rows, gather_sizes, sum_over_processes
+from heads.collectives import default_group, sum_over_processes
 
+from .model import BLOCK, Model
 from .module import HeadModule
 from .openset import open_set
+from .protocols import Judge, told
 from .recorder import Recorder
 
 
 class Evaluation(L.Callback):
-    """Every `interval` steps and at the end of the training; training records at the end only. Where no classes are
-    held out, there is nothing to judge on but those."""
+    """Every `interval` steps and at the end of the training; training records at the end only.
 
-    def __init__(self, config: DictConfig, recorder: Recorder):
+    Args:
+        judges: protocols besides the held-out classes.
+    """
+
+    def __init__(self, config: DictConfig, recorder: Recorder, judges: Sequence[Judge] = ()):
         if config.interval is not None and config.interval < 1:
             raise ValueError(f"evaluate.interval={config.interval}: must be at least 1; null evaluates at the end only")
         if not 0 < config.far < 1:
@@ -34,6 +39,7 @@ class Evaluation(L.Callback):
             raise ValueError(f"evaluate.train_records={config.train_records}: must be at least 1; null for none")
         self.interval, self.far, self.recorder = config.interval, config.far, recorder
         self.train_records = config.train_records
+        self.judges = judges
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
@@ -52,31 +58,36 @@ class Evaluation(L.Callback):
         if (due and module.step) or module.step == module.num_steps:
             with self.recorder.paused():
                 module.share_buffers()
-                metrics = {}
+                model, metrics = model_in(trainer, module), {}
                 if module.data.heldout is not None:
-                    metrics = evaluate(trainer, module, module.data.heldout, self.far)
+                    metrics = evaluate(model, module.data.heldout, self.far)
                     metrics = {f"val/{name}": value for name, value in metrics.items()}
+                for judge in self.judges:
+                    for result in judge(model):
+                        metrics |= {f"val/{result.name}/{name}": value for name, value in told(result).items()}
                 if self.train_records is not None and module.step == module.num_steps:
-                    metrics |= against_all_centers(trainer, module, self.train_records)
+                    head = cast(CenterHead, module.head)
+                    metrics |= against_all_centers(
+                        model, head, module.data.train, self.train_records, module.config.seed
+                    )
                 self.recorder.record(trainer, metrics, module.step)
 
 
-@torch.no_grad()
-def evaluate(trainer: L.Trainer, module: HeadModule, heldout: RecordSet, far: float) -> dict[str, float]:
+def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:
     """Metrics of the held-out classes, embedded in eval mode at the precision of the training; on the first process."""
-    embeddings, labels = embed(trainer, module, heldout, own_part(np.arange(len(heldout)), module))
-    group = default_group()
-    sizes = gather_sizes(len(embeddings), embeddings.device, group)
-    embeddings, labels = (gather_rows(part, sizes, group).cpu() for part in (embeddings, labels))
-    return open_set(embeddings, labels, far) if module.processes.first else {}
+    embeddings = model.embed_all(heldout.source, model.data().prepare, "held-out classes", unit=False)
+    labels = torch.from_numpy(np.asarray(heldout.labels[np.arange(len(heldout))], dtype=np.int64))
+    return open_set(embeddings, labels, far) if model.processes.first else {}
 
 
 @torch.no_grad()
-def against_all_centers(trainer: L.Trainer, module: HeadModule, count: int) -> dict[str, float]:
+def against_all_centers(model: Model, head: CenterHead, records: RecordSet, count: int, seed: int) -> dict[str, float]:
     """The exact loss and the share of right answers of training records drawn at random, not augmented."""
-    head, records = module.head, module.data.train
-    chosen = permute(np.arange(min(count, len(records))), len(records), module.config.seed)
-    embeddings, labels = embed(trainer, module, records, own_part(chosen, module))
+    chosen = permute(np.arange(min(count, len(records))), len(records), seed)
+    part = np.array_split(chosen, model.processes.world_size)[model.processes.rank]
+    embeddings = model.embed(records.source, model.data().prepare, part)
+    embeddings = embeddings if len(part) else embeddings.new_empty(0, head.embedding_size)
+    labels = torch.from_numpy(np.asarray(records.labels[part], dtype=np.int64)).to(embeddings.device)
     head.eval()
     try:
         loss = head(embeddings, labels)
@@ -87,22 +98,36 @@ def against_all_centers(trainer: L.Trainer, module: HeadModule, count: int) -> d
     return {"train/exact_loss": float(loss), "train/top1": float(right) / len(chosen)}
 
 
-def own_part(indices: Indices, module: HeadModule) -> Indices:
-    """What of it this process takes, where all share the work."""
-    return np.array_split(indices, module.processes.world_size)[module.processes.rank]
+@dataclass(frozen=True)
+class LiveCenters:
+    """Of a head that trains: each process's shard."""
+
+    head: CenterHead
+    class_names: Sequence[str]
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.centers.shard.num_classes
+
+    @property
+    def normalize(self) -> bool:
+        return self.head.margin.normalize
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        shard = self.head.centers.shard
+        for start in range(0, shard.size, BLOCK):
+            yield shard.start + start, self.head.centers.read(slice(start, min(start + BLOCK, shard.size)))
 
 
-@torch.no_grad()
-def embed(trainer: L.Trainer, module: HeadModule, records: RecordSet, indices: Indices) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, D) and labels (n,) of these records, in order, in eval mode at the precision of the training."""
-    loader = DataLoader(InOrder(records, indices), batch_size=None, generator=torch.Generator())
-    embeddings, labels = [torch.empty(0, module.config.embedding_size)], [torch.empty(0, dtype=torch.int64)]
-    module.backbone.eval()
-    try:
-        with trainer.precision_plugin.forward_context():
-            for images, of_images in loader:
-                embeddings.append(module.backbone(module.data.prepare(images.to(module.device))).float())
-                labels.append(of_images)
-    finally:
-        module.backbone.train()
-    return torch.cat([each.to(module.device) for each in embeddings]), torch.cat(labels).to(module.device)
+def model_in(trainer: L.Trainer, module: HeadModule) -> Model:
+    """What trains, as it is judged: at the precision of the training."""
+    head = module.head
+    return Model(
+        module.backbone,
+        module.processes,
+        trainer.precision_plugin.forward_context,
+        module.data.preprocessing,
+        lambda: module.data,
+        LiveCenters(head, module.data.class_names) if isinstance(head, CenterHead) else None,
+        module.config.num_workers,
+    )

@@ -1,4 +1,4 @@
-"""Starts the processes of a run that has several: `python -m experiments.launch RUN_FOLDER`, on each machine.
+"""Starts the processes of a run that has several: `python -m experiments.launch RUN_FOLDER [PROGRAM]`, on each machine.
 
 It is torchrun's launcher, called as a library, so that a wrong option gets one sentence and exit statuses stay what
 they are. When one process dies the others are stopped.
@@ -20,7 +20,7 @@ from .world import end_with_parent
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 
 
-def launch(config: DictConfig, folder: Path) -> int:
+def launch(config: DictConfig, folder: Path, program: str = "train") -> int:
     """The exit status: 0, or that of the process that failed first, or 128 and the signal that ended the run."""
     options = config.trainer
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
@@ -35,15 +35,13 @@ def launch(config: DictConfig, folder: Path) -> int:
         max_restarts=0,
     )
     try:
-        elastic_launch(settings, sys.executable)("-m", "experiments.train", str(folder))
+        elastic_launch(settings, sys.executable)("-m", f"experiments.{program}", str(folder))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            print(
-                f"error: process {rank} was ended by signal {-failure.exitcode}, and the others were stopped; "
-                f"resume={folder} goes on from the newest checkpoint",
-                file=sys.stderr,
-            )
+            hint = f"; resume={folder} goes on from the newest checkpoint" if program == "train" else ""
+            message = f"error: process {rank} was ended by signal {-failure.exitcode}, and the others were stopped"
+            print(message + hint, file=sys.stderr)
             return 128 - failure.exitcode
         return int(failure.exitcode)
     except SignalException as signal:
@@ -72,7 +70,7 @@ def main() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     folder = Path(sys.argv[1])
     try:
-        sys.exit(launch(OmegaConf.load(folder / "config.yaml"), folder))  # type: ignore[arg-type]
+        sys.exit(launch(OmegaConf.load(folder / "config.yaml"), folder, *sys.argv[2:]))  # type: ignore[arg-type]
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -6,13 +6,14 @@ Optimization is manual because the head's rows are no parameters. Steps are coun
 
 import inspect
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from data.records import DataSet
@@ -153,6 +154,7 @@ class HeadModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=self._random_states())
         checkpoint["class_names"] = self._class_names
+        checkpoint["model"] = self._about
         if self.loss_scale is not None:
             checkpoint.update(loss_scale=self.loss_scale.state_dict(), skipped_steps=self.skipped_steps)
         # Lightning's own count of batches would fight with the loader's over where to resume.
@@ -161,6 +163,16 @@ class HeadModule(L.LightningModule):
     @cached_property
     def _class_names(self) -> bytes:
         return "\n".join(self.data.class_names).encode("utf-8", "surrogateescape")
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        """What it takes to use the model without its data."""
+        preprocessing = self.data.preprocessing
+        return {
+            "config": OmegaConf.to_yaml(self.config, resolve=True),
+            "shape": list(self.data.shape),
+            "preprocessing": asdict(preprocessing) if preprocessing else None,
+        }
 
     def _random_states(self) -> tuple[Tensor, Tensor | None]:
         """Of the host and of the GPU, for what draws without a key, such as dropout."""

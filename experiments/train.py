@@ -28,6 +28,7 @@ from .module import HeadModule
 from .precision import plugin_for
 from .processes import Processes, joined
 from .progress import ProgressBar
+from .protocols import judges_of
 from .recorder import Recorder, print_summary
 from .saving import Saving
 from .storage import step_of
@@ -103,7 +104,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         raise ValueError(f"checkpoint.best={config.checkpoint.best}: no classes are held out; data.num_heldout")
     started: list[L.Callback] = []
     if config.warm_start.checkpoint is not None and checkpoint is None:
-        started = [warm := WarmStart(config.warm_start, folder)]
+        started = [warm := WarmStart(config.warm_start)]
         module = HeadModule(config, data, processes, warm.load_backbone)
     else:
         module = HeadModule(config, data, processes)
@@ -115,7 +116,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         recorder,
         *started,
         interrupt,
-        Evaluation(config.evaluate, recorder),
+        Evaluation(config.evaluate, recorder, judges_of(config)),
         Saving(config.checkpoint, checkpoints, recorder),
     ]
     loggers: list[Logger] = []

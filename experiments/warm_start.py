@@ -6,6 +6,7 @@ centers that each of its processes wrote.
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +25,10 @@ from heads.centers import INIT_STD, ClassCenters
 from heads.collectives import sum_over_processes
 from heads.sharding import Shard
 
-from .checkpoint import SHARED, Stored, find, unpacked
-from .evaluation import embed
+from .evaluation import model_in
 from .module import HeadModule
 from .tables import console
+from .trained import Trained
 
 BLOCK = 2**16  # classes or records at a time
 BACKBONES = ("model.pt", "backbone.pth")
@@ -40,7 +41,10 @@ class Source(Protocol):
     num_classes: int  # 0 where it kept no class centers
     class_names: Sequence[str]  # empty where they have none
 
-    def backbone(self) -> dict[str, Tensor]: ...
+    @property
+    def backbone_state(self) -> dict[str, Tensor]:
+        """Weights by name."""
+        ...
 
     def rows(self) -> Iterator[tuple[int, Tensor]]:
         """First class and rows (k, width) of each block, in order."""
@@ -50,19 +54,19 @@ class Source(Protocol):
 class WarmStart(L.Callback):
     """Puts `warm_start.checkpoint` into a module that has not trained yet."""
 
-    def __init__(self, config: DictConfig, run_folder: Path):
+    def __init__(self, config: DictConfig):
         for name, choices in (("classes", ("name", "id")), ("rows", ("mean", "random"))):
             if config[name] not in choices:
                 raise ValueError(f"warm_start.{name}={config[name]!r}: must be {' or '.join(choices)}")
         if config.images < 1:
             raise ValueError(f"warm_start.images={config.images}: must be at least 1")
         self.config = config
-        self.source = opened(config.checkpoint, run_folder)
+        self.source = opened(config.checkpoint)
 
     def load_backbone(self, backbone: nn.Module) -> None:
         """Before the head sees it: one that copies the backbone copies what it learned."""
         try:
-            backbone.load_state_dict(self.source.backbone())
+            backbone.load_state_dict(self.source.backbone_state)
         except RuntimeError as error:
             raise ValueError(
                 f"warm_start.checkpoint={self.config.checkpoint}: its backbone is another than backbone=: {error}"
@@ -136,10 +140,12 @@ class WarmStart(L.Callback):
         counts = torch.zeros(len(own), device=centers.like.device)
         blocks = [chosen[a : a + BLOCK] for a in range(0, len(chosen), BLOCK)]
         shown = track(blocks, "Embedding images of new classes", console=console(), disable=not module.processes.first)
+        model, records = model_in(trainer, module), module.data.train
         for block in shown:
-            embeddings, labels = embed(trainer, module, module.data.train, block)
-            places = torch.from_numpy(np.searchsorted(own, labels.cpu().numpy() - shard.start)).to(sums.device)
-            sums.index_add_(0, places, normalize(embeddings.float()).to(sums.device))
+            embeddings = model.embed(records.source, module.data.prepare, block)
+            classes = np.asarray(records.labels[block], dtype=np.int64) - shard.start
+            places = torch.from_numpy(np.searchsorted(own, classes)).to(sums.device)
+            sums.index_add_(0, places, normalize(embeddings).to(sums.device))
             counts.index_add_(0, places, torch.ones(len(places), device=sums.device))
         seen = counts > 0
         rows = torch.zeros(int(seen.sum()), centers.width, device=sums.device)
@@ -169,7 +175,7 @@ def first_images(records: RecordSet, wanted: NDArray[np.bool_], shard: Shard, li
     return np.concatenate(found)
 
 
-def opened(path: str, run_folder: Path) -> Source:
+def opened(path: str) -> Source:
     folder = Path(path)
     if folder.is_file():
         return Arcface(folder, [])
@@ -188,36 +194,7 @@ def opened(path: str, run_folder: Path) -> Source:
             if not backbones:
                 raise ValueError(f"warm_start.checkpoint={path}: holds no {' or '.join(BACKBONES)}")
             return Arcface(backbones[0], [ranks[rank] for rank in range(len(ranks))])
-    try:
-        found = find(path, run_folder, None)
-    except ValueError as error:
-        raise ValueError(f"{error}".replace("resume=", "warm_start.checkpoint=", 1)) from error
-    assert found is not None
-    return Own(found)
-
-
-class Own:
-    """A checkpoint of this program."""
-
-    ROWS = "head.centers.rows"
-
-    def __init__(self, path: str):
-        self.stored = Stored(path)
-        tensors = self.stored.blank(SHARED)
-        self.stored.load(tensors)
-        shared: dict[str, Any] = unpacked(tensors, SHARED)
-        self.weights = shared["state_dict"]
-        names: str = shared["class_names"].decode("utf-8", "surrogateescape")
-        self.class_names: Sequence[str] = names.split("\n") if names else ()
-        self.num_classes = self.stored.tensors[self.ROWS].size[0] if self.ROWS in self.stored.tensors else 0
-
-    def backbone(self) -> dict[str, Tensor]:
-        prefix = "backbone."
-        return {name.removeprefix(prefix): each for name, each in self.weights.items() if name.startswith(prefix)}
-
-    def rows(self) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, self.num_classes, BLOCK):
-            yield start, self.stored.stretch(self.ROWS, start, min(start + BLOCK, self.num_classes))
+    return Trained(path, "warm_start.checkpoint")
 
 
 class Arcface:
@@ -230,7 +207,8 @@ class Arcface:
         self.backbone_file, self.shards = backbone, shards
         self.num_classes = sum(len(self._shard(path)) for path in shards)
 
-    def backbone(self) -> dict[str, Tensor]:
+    @cached_property
+    def backbone_state(self) -> dict[str, Tensor]:
         state = self._loaded(self.backbone_file)
         weights: dict[str, Tensor] = state.get("state_dict_backbone", state)
         return {name.removeprefix("module."): each for name, each in weights.items()}

@@ -137,7 +137,7 @@ def test_a_batch_is_what_pillow_and_a_formula_make(folder):
     data = build(**options(folder, num_heldout=0, mean=[0.4, 0.5, 0.6], std=[0.1, 0.2, 0.3]))
     stream = InstanceStream(data, 8, seed=3)
     examples, labels, draws = stream.batch(0)
-    catalog = data.train.source.catalog
+    catalog = data.train.source.encoded
     assert examples.dtype == torch.uint8 and draws.shape == (8, 0)
     for example, label in zip(data.finish(examples, draws), labels, strict=True):
         (found,) = [

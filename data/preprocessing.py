@@ -1,0 +1,57 @@
+"""How encoded images become what a backbone gets. It goes with a model wherever that goes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .decode import Decoder
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """uint8 (n, H, W, C) -> float32 (n, C, H, W): (pixel / 255 - mean) / std, a number for each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        if len({*self.mean}) == len({*self.std}) == 1:
+            return pixels.sub_(255 * self.mean[0]).div_(255 * self.std[0])
+        mean, std = (pixels.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        return pixels.sub_(255 * mean).div_(255 * std)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """
+    Args:
+        height, width: in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        fit: how images of another size are brought to this one: "crop" or "stretch".
+        mean, std: of pixels from 0 to 1, a number for each channel.
+    """
+
+    height: int
+    width: int
+    channels: int
+    fit: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Preprocessing":
+        """From what `dataclasses.asdict` made of one."""
+        return cls(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])})
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        return Decoder(self.height, self.width, self.channels, self.fit)
+
+    @cached_property
+    def normalize(self) -> Normalize:
+        return Normalize(self.mean, self.std)

@@ -1,0 +1,149 @@
+"""A model as it is judged and used: a backbone in eval mode, how images become its input, and its class centers.
+
+All processes of a run share the work: each embeds a part of the images, each of them once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+
+from data.encoded import Images
+from data.images import EncodedImages
+from data.preprocessing import Preprocessing
+from data.records import DataSet, Indices, Source
+from data.streams import InOrder
+from heads.collectives import default_group, gather_rows, gather_sizes
+
+from .processes import Processes
+from .tables import console
+
+# Images embedded together, and items of a gallery: a part of the whole whose bounds do not depend on how many processes
+# share it, so that all compute the same bits.
+BLOCK = 4096
+Prepare = Callable[[Tensor], Tensor]
+T = TypeVar("T")
+
+
+class Centers(Protocol):
+    """The class centers of a model."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def normalize(self) -> bool:
+        """Whether embeddings and centers are brought to unit length; otherwise the last column is a bias."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Empty where they have none."""
+        ...
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """First class and rows (k, width) in float32 of this process's share; of all processes, each class once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """
+    Args:
+        backbone: in eval mode while it is used, and left as it was.
+        processes: that share the work; all of them call.
+        precision: a context to compute in.
+        preprocessing: of images; None where the backbone takes vectors.
+        data: builds the data set that it was trained on.
+        centers: None for a head that keeps none.
+        num_workers: processes that read and decode.
+        batch_size: of the backbone.
+    """
+
+    backbone: nn.Module
+    processes: Processes
+    precision: Callable[[], AbstractContextManager[object]]
+    preprocessing: Preprocessing | None
+    data: Callable[[], DataSet]
+    centers: Centers | None = None
+    num_workers: int = 0
+    batch_size: int = 512
+
+    def view(self, images: Images) -> tuple[Source, Prepare]:
+        """Encoded images as this model takes them. Raises ValueError where it takes none."""
+        if self.preprocessing is None:
+            raise ValueError(
+                "there is no model that takes images: it was trained on vectors, or checkpoint= is missing"
+            )
+        return EncodedImages(images, self.preprocessing.decoder), self.preprocessing.normalize
+
+    @torch.no_grad()
+    def embed(
+        self, source: Source, prepare: Prepare, indices: Indices, *, mirrored: bool = False, shown: str | None = None
+    ) -> Tensor:
+        """Embeddings (n, D) in float32 of these examples, by this process alone, in their order.
+
+        Args:
+            mirrored: add those of the mirrored images.
+            shown: what a progress bar calls the work.
+        """
+        loader = DataLoader(
+            InOrder(source, indices, self.batch_size),
+            batch_size=None,
+            generator=torch.Generator(),
+            num_workers=self.num_workers if len(indices) > self.batch_size else 0,
+        )
+        # Where the backbone is on a GPU, so is what comes out of it.
+        embeddings = []
+        training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with self.precision():
+                for examples in loader if shown is None else self.shown(loader, f"Embedding {shown}"):
+                    if isinstance(examples, ValueError):
+                        raise examples
+                    inputs = prepare(examples.to(self.processes.device))
+                    found = self.backbone(inputs).float()
+                    if mirrored:
+                        found = found + self.backbone(inputs.flip(-1)).float()
+                    embeddings.append(found)
+        finally:
+            self.backbone.train(training)
+        return torch.cat(embeddings) if embeddings else torch.empty(0, 0, device=self.processes.device)
+
+    def embed_all(
+        self, source: Source, prepare: Prepare, shown: str, *, mirrored: bool = False, unit: bool = True
+    ) -> Tensor:
+        """Embeddings (n, D) of all examples, of unit length unless told otherwise, on the host, on every process; each
+        embeds a part.
+
+        Raises:
+            ValueError: NaN or Inf, or an image that cannot be read.
+        """
+        part = np.array_split(np.arange(len(source)), self.processes.world_size)[self.processes.rank]
+        return self.gathered(lambda: self.embed(source, prepare, part, mirrored=mirrored, shown=shown), shown, unit)
+
+    def gathered(self, own: Callable[[], Tensor], what: str, unit: bool = True) -> Tensor:
+        """The rows (n, D) of all processes, on the host of each."""
+        found = self.checked(own(), what)
+        width = max(self.processes.gather(found.shape[1]))
+        found = found if len(found) else found.new_empty(0, width)
+        group = default_group()
+        rows = gather_rows(found, gather_sizes(len(found), found.device, group), group).cpu()
+        return normalize(rows) if unit else rows
+
+    def checked(self, embeddings: Tensor, what: str) -> Tensor:
+        if not torch.isfinite(embeddings).all():
+            raise ValueError(f"{what}: embeddings hold NaN or Inf")
+        return embeddings
+
+    def shown(self, work: Any, what: str) -> Iterable[Any]:
+        """With a progress bar, of the first process, on a terminal."""
+        return track(work, what, len(work), console=console(), transient=True, disable=not self.processes.first)

@@ -1,0 +1,101 @@
+"""Pictures of what protocols find, made where there is no screen."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from .protocols import Result
+from .protocols.rates import Rates
+
+DET_TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5)
+POINTS = 2000  # of a curve
+
+
+def plot(result: Result, path: Path) -> bool:
+    """Draws what there is to draw of it: rates as ROC, DET and histogram of scores; ranks as CMC. Whether there was."""
+    if not result.curves:
+        return False
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    of_pairs = "rates" in result.curves
+    figure, panels = plt.subplots(1, 3 if of_pairs else 1, figsize=(14, 4.3) if of_pairs else (6, 4.3), squeeze=False)
+    figure.set_layout_engine("constrained")
+    figure.suptitle(f"{result.name}: {', '.join(f'{value:,} {name}' for name, value in result.counts.items())}")
+    if of_pairs:
+        _roc(panels[0, 0], result)
+        _det(panels[0, 1], result.curves["rates"], result.counts)
+        _histogram(panels[0, 2], result.curves["scores"], result.curves["same"])
+    else:
+        _cmc(panels[0, 0], result)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return True
+
+
+def thinned(rates: Rates) -> NDArray[np.int64]:
+    """Cuts that a curve needs to look like all of them, on linear and logarithmic axes."""
+    count = len(rates.far)
+    if count <= POINTS:
+        return np.arange(count)
+    positive = rates.far[rates.far > 0]
+    at = np.concatenate([np.geomspace(positive.min(), 1, POINTS // 2), np.linspace(0, 1, POINTS // 4)])
+    cuts = np.searchsorted(rates.far, at, side="right") - 1
+    rising = np.searchsorted(rates.tar, np.linspace(0, 1, POINTS // 4)).clip(max=count - 1)
+    return np.unique(np.concatenate([cuts, rising, [0, count - 1]]))
+
+
+def _roc(panel: Any, result: Result) -> None:
+    rates: Rates = result.curves["rates"]
+    cuts = thinned(rates)
+    lowest = rates.far[rates.far > 0].min()
+    panel.step(np.maximum(rates.far[cuts], lowest), rates.tar[cuts], where="post")
+    for name, (low, high) in result.intervals.items():
+        if name.startswith("tar_at_far_") and float(name.removeprefix("tar_at_far_")) >= lowest:
+            far = float(name.removeprefix("tar_at_far_"))
+            panel.vlines(far, low, high, color="C0", alpha=0.4, linewidth=4)
+    panel.set(xscale="log", xlim=(lowest, 1), ylim=(0, 1.01), title=f"ROC, AUC {rates.auc:.4f}")
+    panel.set(xlabel="false accept rate", ylabel="true accept rate")
+    panel.grid(alpha=0.3)
+
+
+def _det(panel: Any, rates: Rates, counts: Any) -> None:
+    from statistics import NormalDist
+
+    probit = np.vectorize(NormalDist().inv_cdf)
+    cuts = thinned(rates)
+    far, frr = rates.far[cuts], 1 - rates.tar[cuts]
+    inside = (far > 0) & (far < 1) & (frr > 0) & (frr < 1)
+    if inside.any():
+        panel.plot(probit(far[inside]), probit(frr[inside]))
+        panel.plot(probit(rates.eer), probit(rates.eer), "o", color="C0") if 0 < rates.eer < 1 else None
+        lowest = min(far[inside].min(), frr[inside].min())
+        ticks = [tick for tick in DET_TICKS if tick >= lowest / 10] or [0.5]
+        panel.set_xticks(probit(ticks), [f"{tick:g}" for tick in ticks])
+        panel.set_yticks(probit(ticks), [f"{tick:g}" for tick in ticks])
+        limits = probit([max(lowest / 2, 1e-9), 0.6])
+        panel.set(xlim=limits, ylim=limits)
+    else:
+        panel.text(0.5, 0.5, "no error at any threshold", ha="center", transform=panel.transAxes)
+        panel.set(xticks=[], yticks=[])
+    panel.set(xlabel="false accept rate", ylabel="false reject rate", title=f"DET, EER {rates.eer:.4f}")
+    panel.grid(alpha=0.3)
+
+
+def _histogram(panel: Any, scores: NDArray[np.float64], same: NDArray[np.bool_]) -> None:
+    edges = np.linspace(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1, 81)
+    for chosen, label in ((same, "one class"), (~same, "two classes")):
+        panel.hist(scores[chosen], edges, weights=np.full(chosen.sum(), 1 / chosen.sum()), alpha=0.6, label=label)
+    panel.set(xlabel="score", ylabel="share of the pairs", title="Scores")
+    panel.legend()
+    panel.grid(alpha=0.3)
+
+
+def _cmc(panel: Any, result: Result) -> None:
+    ranks, share = result.curves["cmc"]
+    panel.plot(ranks, share, marker="." if len(ranks) < 30 else None)
+    panel.set(xscale="log", xlabel="rank", ylabel="share found", ylim=(min(0.9, share[0] - 0.05), 1.005), title="CMC")
+    panel.grid(alpha=0.3, which="both")

@@ -1,0 +1,111 @@
+"""`protocol=closed_set`: which of the classes that it was trained on? Images against all class centers, which pass in
+blocks: what classification, of products or characters say, asks."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data.keyed import permute
+
+from ..model import Centers, Model
+from . import Result, bootstrap
+from .identification import Ranks
+from .items import Items, items, own
+from .search import Known, Wanted, strangers_above
+
+
+class ClosedSet:
+    """
+    Args:
+        source: images by class; training records of the model's own data unless given.
+        format, root: as `data.format` and `data.root`; found by looking unless given.
+        classes: "name" takes the class of the model that is called as the source calls it, "id" class i for class i.
+        records: how many images, drawn at random; None for all.
+        ranks: top-k for these k.
+        mirrored: whether embeddings are those of image and mirrored image, added.
+        resamples: of the bootstrap, by class.
+    """
+
+    def __init__(
+        self,
+        source: str | None = None,
+        format: str | None = None,
+        root: str | None = None,
+        classes: str = "name",
+        records: int | None = 10_000,
+        ranks: Sequence[int] = (1, 5),
+        mirrored: bool = False,
+        resamples: int = 1000,
+    ):
+        option = "protocol.closed_set"
+        if classes not in ("name", "id"):
+            raise ValueError(f"{option}.classes={classes}: must be name or id")
+        if records is not None and records < 1:
+            raise ValueError(f"{option}.records={records}: must be at least 1; null for all")
+        if not len(ranks) or min(ranks) < 1:
+            raise ValueError(f"{option}.ranks={list(ranks)}: whole numbers, at least 1, are needed")
+        self.source = source and items(source, format, root=root, mirrored=mirrored, option=f"{option}.source")
+        self.classes, self.records, self.ranks, self.mirrored = classes, records, tuple(map(int, ranks)), mirrored
+        self.resamples = bootstrap.check(resamples, f"{option}.resamples")
+
+    def __call__(self, model: Model) -> list[Result]:
+        centers = model.centers
+        if centers is None:
+            raise ValueError("protocol=closed_set: the head of this model keeps no class centers")
+        if isinstance(self.source, Items):
+            found, label_N = self.source, self._labels(self.source, centers)
+        else:
+            found = own(model.data().train, "training records", self.mirrored)
+            assert found.classes is not None
+            label_N = found.classes
+        if self.records is not None and self.records < len(found):
+            chosen = permute(np.arange(self.records), len(found), 0)
+            found, label_N = found.only(chosen), label_N[chosen]
+        probes_ND = found.everywhere(model, "images", unit=centers.normalize).to(model.processes.device)
+        if not centers.normalize:
+            probes_ND = torch.cat([probes_ND, probes_ND.new_ones(len(probes_ND), 1)], 1)  # for the bias
+
+        def blocks(wanted: Wanted | None) -> Iterable[tuple[int, Tensor]]:
+            for start, rows in centers.blocks():
+                if wanted is None or wanted.within(start, start + len(rows)):
+                    yield start, normalize(rows) if centers.normalize else rows
+
+        number_N = torch.arange(len(found))
+        known = Known(number_N, torch.from_numpy(label_N), torch.ones(len(found), dtype=torch.bool))
+        _, above_N = strangers_above(probes_ND, known, blocks)
+        if not model.processes.first:
+            return []
+        judged = Ranks(known, above_N.cpu(), label_N, "best")
+
+        def metrics(weights: np.ndarray | None = None) -> dict[str, float]:
+            told = judged.metrics(self.ranks, weights)
+            return {f"top{k}": told[f"rank{k}"] for k in self.ranks}
+
+        intervals = bootstrap.intervals(metrics, [judged.num_classes], self.resamples)
+        counts = {"images": len(found), "classes": centers.num_classes}
+        return [Result("closed_set", metrics(), intervals, counts, {"cmc": judged.cmc(centers.num_classes)})]
+
+    def _labels(self, source: Items, centers: Centers) -> np.ndarray:
+        """The model's class of each image."""
+        option = "protocol.closed_set"
+        if source.classes is None:
+            raise ValueError(f"{option}.source={source.name}: has no classes")
+        if self.classes == "id":
+            if len(source.names) > centers.num_classes:
+                raise ValueError(
+                    f"{option}.classes=id: {source.name} has {len(source.names):,} classes, the model "
+                    f"{centers.num_classes:,}"
+                )
+            return source.classes
+        there = centers.class_names or [str(number) for number in range(centers.num_classes)]
+        known = {name: number for number, name in enumerate(there)}
+        unknown = [name for name in source.names if name not in known]
+        if unknown:
+            raise ValueError(
+                f"{option}.classes=name: {len(unknown):,} of {len(source.names):,} classes of {source.name} are none of "
+                f"the model's, {unknown[0]!r} for one"
+            )
+        return np.array([known[name] for name in source.names], np.int64)[source.classes]

@@ -1,0 +1,157 @@
+"""`protocol=identification`: whose image is it? Each probe is looked for in a gallery, with strangers beside, exactly.
+
+With a distractor set this is MegaFace's protocol (Kemelmacher-Shlizerman et al. 2016); with one set only, in which each
+image is looked for among all others, retrieval as on Stanford Online Products.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..model import Model
+from . import Result, bootstrap
+from .items import Items, items, own
+from .search import Known, strangers_above
+
+CMC_POINTS = 200
+
+
+class Identification:
+    """
+    Args:
+        gallery: images by class, or a .npy of features; the model's own held-out classes unless given.
+        probes: likewise; each item of the gallery is looked for among the others unless given.
+        distractors: likewise, without classes: strangers to all probes. Goes by in blocks, and takes no memory.
+        format, root: of images, as `data.format` and `data.root`; found by looking unless given.
+        mates: of a probe with several items of its class in the gallery: "best", the first one found counts; "each",
+            each is looked for while the others are away, as in MegaFace.
+        ranks: at which the share of right answers is told.
+        mirrored: whether embeddings are those of image and mirrored image, added.
+        resamples: of the bootstrap, by class of the probes.
+    """
+
+    def __init__(
+        self,
+        gallery: str | None = None,
+        probes: str | None = None,
+        distractors: str | None = None,
+        format: str | None = None,
+        root: str | None = None,
+        mates: str = "best",
+        ranks: Sequence[int] = (1, 5, 10),
+        mirrored: bool = False,
+        resamples: int = 1000,
+    ):
+        if mates not in ("best", "each"):
+            raise ValueError(f"protocol.identification.mates={mates}: must be best or each")
+        if not len(ranks) or min(ranks) < 1:
+            raise ValueError(f"protocol.identification.ranks={list(ranks)}: whole numbers, at least 1, are needed")
+        if probes is not None and gallery is None:
+            raise ValueError("protocol.identification.gallery=null: probes need one to be looked for in")
+
+        def opened(name: str, path: str | None) -> Items | None:
+            option = f"protocol.identification.{name}"
+            return path and items(path, format, root=root, mirrored=mirrored, option=option)  # type: ignore[return-value]
+
+        self.gallery, self.probes = opened("gallery", gallery), opened("probes", probes)
+        self.distractors = opened("distractors", distractors)
+        self.mates, self.ranks, self.mirrored = mates, tuple(map(int, ranks)), mirrored
+        self.resamples = bootstrap.check(resamples, "protocol.identification.resamples")
+
+    def __call__(self, model: Model) -> list[Result]:
+        gallery = self.gallery
+        if gallery is None:
+            heldout = model.data().heldout
+            if heldout is None:
+                raise ValueError(
+                    "protocol.identification.gallery=null: the model's data holds no classes out; name one"
+                )
+            gallery = own(heldout, "held-out classes", self.mirrored)
+        probes = self.probes or gallery
+        known_names: dict[str, int] = {}
+        gallery_G = gallery.numbered(known_names, "protocol.identification.gallery")
+        probe_P = probes.numbered(known_names, "protocol.identification.probes")
+        known = pairs(probe_P, gallery_G, alone=self.probes is None)
+        if not known.counts_M.any():
+            raise ValueError("identification: no probe is of a class of the gallery; there is nothing to be found")
+        num_strangers = len(gallery) + len(self.distractors or ()) - torch.bincount(known.probe_M)
+        if not (num_strangers > 0).any():
+            raise ValueError("identification: the gallery holds nothing but each probe's own class; name distractors")
+
+        probes_PD = probes.everywhere(model, "probes").to(model.processes.device)
+        others = [self.distractors.blocks(model, "Distractors", keep=False)] if self.distractors else []
+        _, above_M = strangers_above(probes_PD, known, gallery.blocks(model, "Gallery", keep=True), others)
+        if not model.processes.first:
+            return []
+        judged = Ranks(known, above_M.cpu(), probe_P, self.mates)
+        counts = {
+            "probes": len(probes),
+            "with a mate": len(known.probe_M[known.counts_M].unique()),
+            "gallery": len(gallery),
+            "distractors": len(self.distractors or ()),
+        }
+        intervals = bootstrap.intervals(
+            lambda weights: judged.metrics(self.ranks, weights), [judged.num_classes], self.resamples
+        )
+        curve = judged.cmc(len(gallery) + len(self.distractors or ()))
+        return [Result("identification", judged.metrics(self.ranks), intervals, counts, {"cmc": curve})]
+
+
+def pairs(probe_P: NDArray[np.int64], gallery_G: NDArray[np.int64], alone: bool) -> Known:
+    """Each probe with the items of its class.
+
+    Args:
+        alone: probes and gallery are the same items, and none is looked for with itself.
+    """
+    order = np.argsort(gallery_G, kind="stable")
+    starts = np.searchsorted(gallery_G[order], probe_P, side="left")
+    counts = np.searchsorted(gallery_G[order], probe_P, side="right") - starts
+    probe_M = np.repeat(np.arange(len(probe_P)), counts)
+    within = np.arange(len(probe_M)) - np.repeat(np.cumsum(counts) - counts, counts)
+    item_M = order[np.repeat(starts, counts) + within]
+    counts_M = probe_M != item_M if alone else np.ones(len(probe_M), bool)
+    return Known(*(torch.from_numpy(np.ascontiguousarray(each)) for each in (probe_M, item_M, counts_M)))
+
+
+class Ranks:
+    """The rank of each probe's mate, as if strangers of the same score came first.
+
+    Args:
+        above_M: of the known pairs that count, how many strangers come before the mate.
+        class_P: of the probes.
+        mates: "best" or "each".
+    """
+
+    def __init__(self, known: Known, above_M: torch.Tensor, class_P: NDArray[np.int64], mates: str):
+        probe_M, above = known.probe_M[known.counts_M].numpy(), above_M[known.counts_M].numpy()
+        order = np.lexsort((above, probe_M))
+        probe_M, above = probe_M[order], above[order]
+        probes, firsts, counts = np.unique(probe_M, return_index=True, return_counts=True)
+        place_M = 1 + np.arange(len(probe_M)) - np.repeat(firsts, counts)  # among the mates of its probe
+        if mates == "best":
+            self.ranks = 1 + above[firsts]
+            precision = place_M / (place_M + above)
+            self.average_precision: NDArray[np.float64] | None = np.add.reduceat(precision, firsts) / counts
+            self.classes = class_P[probes]
+        else:
+            self.ranks, self.average_precision, self.classes = 1 + above, None, class_P[probe_M]
+        _, self.unit = np.unique(self.classes, return_inverse=True)
+        self.num_classes = int(self.unit.max()) + 1
+
+    def metrics(self, ranks: Sequence[int], weights: NDArray[np.float64] | None = None) -> Mapping[str, float]:
+        """
+        Args:
+            weights: of the classes of the probes.
+        """
+        w = np.ones(len(self.ranks)) if weights is None else weights[self.unit]
+        found = {f"rank{k}": float(w @ (self.ranks <= k) / w.sum()) for k in ranks}
+        if self.average_precision is not None:
+            found["map"] = float(w @ self.average_precision / w.sum())
+        return found
+
+    def cmc(self, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Ranks, and the share that is found up to each: the cumulative match characteristic."""
+        points = np.unique(np.geomspace(1, max(size, 2), CMC_POINTS).astype(np.int64))
+        return points, np.searchsorted(np.sort(self.ranks), points, side="right") / len(self.ranks)

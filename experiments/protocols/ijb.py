@@ -1,0 +1,306 @@
+"""`protocol=ijb`: templates, which are several images and video frames of one person (Maze et al. 2018: IJB-C).
+
+1:1 verification of pairs of templates, and 1:N search in galleries in which some of the persons are not enrolled.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data.images import absolute, several
+from data.pairs import ImageFiles
+
+from ..model import Model
+from . import Result, bootstrap, checked_rates, rate
+from .items import Items, features
+from .rates import Ranking, check
+
+Ids = NDArray[np.int64]
+
+
+class Ijb:
+    """
+    Args:
+        templates: file of lines `image template medium`.
+        pairs: file of lines `template template same`, for 1:1.
+        galleries: files of lines `template,subject,...` under a header, each searched by itself, for 1:N.
+        probes: such a file; those whose subject is not in a gallery are strangers to it.
+        images: folder of the images, if there are no features.
+        features: .npy with a row for each line of `templates`.
+        scores: file whose lines end in a weight of each image.
+        mirrored: with images: whether embeddings are those of image and mirrored image, added.
+        far: false accept rates of 1:1, at which the true accept rate is told.
+        fpir: false positive identification rates of 1:N: shares of the strangers' searches that find somebody.
+        ranks: at which the share of right answers to searches of enrolled persons is told.
+        resamples: of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        templates: str | None,
+        pairs: str | None = None,
+        galleries: str | Sequence[str] | None = None,
+        probes: str | None = None,
+        images: str | None = None,
+        features: str | None = None,
+        scores: str | None = None,
+        mirrored: bool = True,
+        far: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+        fpir: Sequence[float] = (1e-2, 1e-1),
+        ranks: Sequence[int] = (1, 5, 10),
+        resamples: int = 200,
+    ):
+        option = "protocol.ijb"
+        if templates is None:
+            raise ValueError(f"{option}.templates=null: the path of a file `image template medium` is needed")
+        if pairs is None and not several(galleries):
+            raise ValueError(f"{option}.pairs=null, {option}.galleries=null: one of them is needed")
+        if bool(several(galleries)) != (probes is not None):
+            raise ValueError(f"{option}.galleries={galleries}, {option}.probes={probes}: 1:N needs both")
+        if (images is None) == (features is None):
+            raise ValueError(f"{option}.images={images}, {option}.features={features}: one of them is needed")
+        self.far = checked_rates(f"{option}.far", far)
+        self.fpir = checked_rates(f"{option}.fpir", fpir)
+        self.ranks, self.resamples = tuple(map(int, ranks)), bootstrap.check(resamples, f"{option}.resamples")
+        names, self.template_n, self.medium_n = read_templates(absolute(templates))
+        self.known = np.unique(self.template_n)
+        self.weights = read_weights(absolute(scores), len(names)) if scores else None
+        self.items = _features(absolute(features), len(names)) if features else _images(names, str(images), mirrored)
+        self.pairs = self._pairs(absolute(pairs)) if pairs else None
+        self.galleries = {Path(path).stem: self._subjects(absolute(path)) for path in several(galleries)}
+        self.probes = self._subjects(absolute(probes)) if probes else None
+        for name, (_, subjects) in self.galleries.items():
+            if len(np.unique(subjects)) < len(subjects):
+                raise ValueError(f"{option}.galleries: {name} has two templates of one subject; one each is needed")
+
+    def __call__(self, model: Model) -> list[Result]:
+        embeddings = self.items.everywhere(model, "images of templates", unit=False)
+        if not model.processes.first:
+            return []
+        if self.weights is not None:
+            embeddings = embeddings * self.weights[:, None]
+        templates_TD = pooled(embeddings, self.template_n, self.medium_n)
+        results = []
+        if self.pairs is not None:
+            first, second, same = self.pairs
+            results.append(self.verify("ijb_1_1", cosines(templates_TD, first, second), same, first, second))
+        if self.probes is not None:
+            results.append(self.search(templates_TD))
+        return results
+
+    def verify(
+        self, name: str, scores: NDArray[np.float64], same: NDArray[np.bool_], first: Ids, second: Ids
+    ) -> Result:
+        """1:1, of pairs of templates (n,). The bootstrap draws templates."""
+        check(scores, same, name)
+        ranking = Ranking(scores, same)
+        rates = ranking.plain
+        counts = {"templates": len(self.known), "pairs": len(same), "of one subject": int(same.sum())}
+
+        def metrics(weights: NDArray[np.float64]) -> Mapping[str, float]:
+            found = ranking.rates(weights[first] * weights[second])
+            if np.isnan(found.tar[-1]) or np.isnan(found.far[-1]):
+                return {f"tar_at_far_{rate(each)}": np.nan for each in self.far}
+            return {f"tar_at_far_{rate(each)}": found.tar_at(each) for each in self.far}
+
+        told = {**metrics(np.ones(len(self.known))), "eer": rates.eer, "auc": rates.auc}
+        intervals = bootstrap.intervals(metrics, [len(self.known)], self.resamples)
+        return Result(name, told, intervals, counts, {"rates": rates, "scores": scores, "same": same})
+
+    def search(self, templates_TD: Tensor) -> Result:
+        """1:N, the mean over the galleries. The bootstrap draws probes: of the enrolled, and of the strangers."""
+        assert self.probes is not None
+        searches = []
+        for name, (template_G, subject_G) in self.galleries.items():
+            template_P, subject_P = self.probes
+            enrolled = np.isin(subject_P, subject_G)
+            if enrolled.all() or not enrolled.any():
+                kind = "no subject of the probes" if not enrolled.any() else "every subject of the probes"
+                raise ValueError(f"protocol.ijb: {name} holds {kind}; open-set search needs enrolled and strangers")
+            searches.append(Search(templates_TD, template_G, subject_G, template_P[enrolled], subject_P[enrolled],
+                                   template_P[~enrolled]))  # fmt: skip
+
+        strata = [size for each in searches for size in (len(each.rank), len(each.stranger))]
+        bounds = np.cumsum([0, *strata])
+
+        def metrics(weights: NDArray[np.float64]) -> Mapping[str, float]:
+            parts = [weights[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            found = [
+                each.metrics(self.fpir, self.ranks, parts[2 * k], parts[2 * k + 1]) for k, each in enumerate(searches)
+            ]
+            return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+
+        intervals = bootstrap.intervals(metrics, strata, self.resamples)
+        counts = {
+            "galleries": len(searches),
+            "enrolled": sum(len(each.rank) for each in searches),
+            "strangers": sum(len(each.stranger) for each in searches),
+        }
+        ranks = np.sort(np.concatenate([each.rank for each in searches]))
+        points = np.arange(1, 101)
+        cmc = points, np.searchsorted(ranks, points, side="right") / len(ranks)
+        return Result("ijb_1_n", metrics(np.ones(bounds[-1])), intervals, counts, {"cmc": cmc})
+
+    def _pairs(self, path: str) -> tuple[Ids, Ids, NDArray[np.bool_]]:
+        first, second, same = _columns(path, 3, "template template same")
+        if not np.isin(same, (0, 1)).all():
+            raise ValueError(f"{path}: the third column must be 1 or 0, for one subject or two")
+        return self._places(first, path), self._places(second, path), same == 1
+
+    def _subjects(self, path: str) -> tuple[Ids, Ids]:
+        template, subject = _columns(path, 2, "TEMPLATE_ID,SUBJECT_ID,...", header=True)
+        return self._places(template, path), subject
+
+    def _places(self, templates: Ids, path: str) -> Ids:
+        """Of templates among those there are."""
+        places = np.searchsorted(self.known, templates).clip(max=len(self.known) - 1)
+        missing = templates[self.known[places] != templates]
+        if len(missing):
+            raise ValueError(f"{path}: template {missing[0]} has no image in protocol.ijb.templates")
+        return places
+
+
+class Search:
+    """Probes in one gallery, of unit templates.
+
+    Attributes:
+        rank: of each enrolled probe's template, as if others of the same score came first.
+        score: of that template.
+        stranger: the highest score of each stranger.
+    """
+
+    def __init__(
+        self, templates_TD: Tensor, template_G: Ids, subject_G: Ids, enrolled_P: Ids, subject_P: Ids, stranger_S: Ids
+    ):
+        gallery = templates_TD[torch.from_numpy(template_G)]
+        order = np.argsort(subject_G)
+        mate = torch.from_numpy(order[np.searchsorted(subject_G[order], subject_P)])
+        rank, score = [], []
+        for start in range(0, len(enrolled_P), PROBES):
+            here = slice(start, start + PROBES)
+            scores = templates_TD[torch.from_numpy(enrolled_P[here])] @ gallery.T
+            own = scores.gather(1, mate[here, None])
+            rank.append((scores >= own).sum(1))  # itself among them
+            score.append(own[:, 0])
+        self.rank, self.score = torch.cat(rank).numpy(), torch.cat(score).numpy()
+        self.stranger = np.concatenate([
+            (templates_TD[torch.from_numpy(stranger_S[start : start + PROBES])] @ gallery.T).amax(1).numpy()
+            for start in range(0, len(stranger_S), PROBES)
+        ])  # fmt: skip
+
+    def metrics(
+        self,
+        fpir: Sequence[float],
+        ranks: Sequence[int],
+        of_enrolled: NDArray[np.float64],
+        of_strangers: NDArray[np.float64],
+    ) -> dict[str, float]:
+        """The share of enrolled probes that are found, first and with a score at which at most that share of the
+        strangers finds somebody."""
+        order = np.argsort(-self.stranger, kind="stable")
+        falling, share = self.stranger[order], np.cumsum(of_strangers[order]) / of_strangers.sum()
+        told = {}
+        for each in fpir:
+            refused = falling[share > each]
+            # Above the first stranger who would be one too many.
+            accepted = self.score > refused[0]
+            told[f"tpir_at_fpir_{rate(each)}"] = float(of_enrolled @ (accepted & (self.rank == 1)) / of_enrolled.sum())
+        for k in ranks:
+            told[f"rank{k}"] = float(of_enrolled @ (self.rank <= k) / of_enrolled.sum())
+        return told
+
+
+PROBES = 1024
+PAIRS = 2**16
+
+
+def pooled(embeddings: Tensor, template_n: Ids, medium_n: Ids) -> Tensor:
+    """Unit templates (T, D), by their numbers: the sum over media of the mean over a medium's images."""
+    templates, place_n = np.unique(template_n, return_inverse=True)
+    media, medium_of_n, counts = np.unique(
+        np.stack([place_n, medium_n]), axis=1, return_inverse=True, return_counts=True
+    )
+    means = embeddings.new_zeros(media.shape[1], embeddings.shape[1], dtype=torch.float64)
+    means.index_add_(0, torch.from_numpy(medium_of_n.ravel()), embeddings.double())
+    means /= torch.from_numpy(counts)[:, None]
+    sums = means.new_zeros(len(templates), embeddings.shape[1])
+    sums.index_add_(0, torch.from_numpy(media[0].astype(np.int64)), means)
+    return normalize(sums)
+
+
+def cosines(templates_TD: Tensor, first: Ids, second: Ids) -> NDArray[np.float64]:
+    """Of pairs (n,), a stretch at a time."""
+    found = []
+    for start in range(0, len(first), PAIRS):
+        a, b = (torch.from_numpy(each[start : start + PAIRS]) for each in (first, second))
+        found.append((templates_TD[a] * templates_TD[b]).sum(1).numpy())
+    return np.concatenate(found)
+
+
+def read_templates(path: str) -> tuple[list[bytes], Ids, Ids]:
+    """Names, templates and media, a line each."""
+    names, numbers = [], []
+    for number, line in enumerate(_lines(path), 1):
+        name, *rest = line.rsplit(maxsplit=2)
+        if len(rest) != 2 or not all(each.lstrip(b"-").isdigit() for each in rest):
+            raise ValueError(f"{path}, line {number}: `image template medium` is needed, it is {line!r}")
+        names.append(name)
+        numbers.append((int(rest[0]), int(rest[1])))
+    if not names:
+        raise ValueError(f"{path}: there is no image in it")
+    both = np.array(numbers, np.int64)
+    return names, both[:, 0], both[:, 1]
+
+
+def read_weights(path: str, count: int) -> Tensor:
+    """The last column of each line."""
+    try:
+        weights = [float(line.split()[-1]) for line in _lines(path)]
+    except ValueError as error:
+        raise ValueError(f"{path}: a line does not end in a number ({error})") from None
+    if len(weights) != count or not np.isfinite(weights).all():
+        raise ValueError(f"{path}: a number for each of {count:,} images is needed, there are {len(weights):,}")
+    return torch.tensor(weights)
+
+
+def _lines(path: str) -> list[bytes]:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file")
+    return [line.strip() for line in Path(path).read_bytes().split(b"\n") if line.strip()]
+
+
+def _columns(path: str, count: int, expected: str, header: bool = False) -> list[Ids]:
+    """The first columns, of whole numbers."""
+    rows = [line.replace(b",", b" ").split()[:count] for line in _lines(path)[header:]]
+    try:
+        columns = np.array(rows, np.int64).reshape(-1, count)
+    except ValueError:
+        raise ValueError(f"{path}: lines `{expected}` of whole numbers are needed") from None
+    if not len(columns):
+        raise ValueError(f"{path}: there is no line in it")
+    return list(columns.T)
+
+
+def _features(path: str, count: int) -> Items:
+    found = features(path, "protocol.ijb.features")
+    if len(found) != count:
+        raise ValueError(f"protocol.ijb.features={path}: has {len(found):,} rows for {count:,} images")
+    return found
+
+
+def _images(names: Sequence[bytes], folder: str, mirrored: bool) -> Items:
+    root = os.fsencode(absolute(folder))
+    files = ImageFiles([os.path.join(root, name) for name in names])  # noqa: PTH118
+    return Items(
+        folder,
+        len(names),
+        None,
+        (),
+        lambda model, at, what: model.embed(*model.view(files), at, mirrored=mirrored, shown=what),
+    )

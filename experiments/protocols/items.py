@@ -1,0 +1,151 @@
+"""What is compared: images with their classes, or features that are there already."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data.cache import cache_folder
+from data.catalog import Origin, catalog
+from data.images import absolute, format_of
+from data.records import Indices, RecordSet
+
+from ..model import BLOCK, Model
+from .search import Blocks, Wanted
+
+Rows = Callable[[Model, Indices, str | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Items:
+    """
+    Args:
+        name: for people.
+        size: how many.
+        classes: what the class of each is called, as numbers of `names`; None where nobody says.
+        names: of the classes.
+        rows: embeddings (n, D) of some, of any length, on the device; a progress bar calls the work as the last
+            argument says.
+    """
+
+    name: str
+    size: int
+    classes: NDArray[np.int64] | None
+    names: Sequence[str]
+    rows: Rows
+
+    def __len__(self) -> int:
+        return self.size
+
+    def numbered(self, known: dict[str, int], option: str) -> NDArray[np.int64]:
+        """Classes (n,) by the number that their name has, or gets, in `known`."""
+        if self.classes is None:
+            raise ValueError(f"{option}={self.name}: has no classes; {KEYS_OF} beside it must tell them")
+        return np.array([known.setdefault(name, len(known)) for name in self.names], np.int64)[self.classes]
+
+    def only(self, chosen: Indices) -> "Items":
+        """Some of them, in this order."""
+        classes = None if self.classes is None else self.classes[chosen]
+        rows = self.rows
+        return Items(self.name, len(chosen), classes, self.names, lambda model, at, what: rows(model, chosen[at], what))
+
+    def everywhere(self, model: Model, what: str, *, unit: bool = True) -> Tensor:
+        """Embeddings of all, of unit length unless told otherwise, on every process; each embeds a part."""
+        indices = np.array_split(np.arange(self.size), model.processes.world_size)[model.processes.rank]
+        return model.gathered(lambda: self.rows(model, indices, what), what, unit)
+
+    def blocks(self, model: Model, what: str, *, keep: bool) -> Blocks:
+        """Unit embeddings in blocks, each of one process.
+
+        Args:
+            keep: in memory; otherwise they are made anew whenever they are gone through.
+        """
+        kept: dict[int, Tensor] = {}
+        rank, world_size = model.processes.rank, model.processes.world_size
+        numbers = range(rank, -(-self.size // BLOCK), world_size)
+
+        def block(number: int) -> Tensor:
+            indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, self.size))
+            rows = model.checked(self.rows(model, indices, None), what)
+            return normalize(rows)
+
+        def blocks(wanted: Wanted | None) -> Iterable[tuple[int, Tensor]]:
+            chosen = [n for n in numbers if wanted is None or wanted.within(n * BLOCK, (n + 1) * BLOCK)]
+            for number in model.shown(chosen, what):
+                rows = kept.get(number)
+                if rows is None:
+                    rows = block(number)
+                    if keep:
+                        kept[number] = rows
+                yield number * BLOCK, rows
+
+        return blocks
+
+
+KEYS_OF = "a .txt of the same name, with a line `key<TAB>class` for each row,"
+
+
+def items(
+    path: str, format: str | None = None, *, root: str | None = None, mirrored: bool = False, option: str = "source"
+) -> Items:
+    """Of a file or folder: a .npy of features, or images in any of our formats.
+
+    Args:
+        format: of the images; found by looking unless given.
+        root: of a list: what its paths are relative to.
+        mirrored: add the embeddings of the mirrored images.
+        option: that names the path, for errors.
+    """
+    path = absolute(path)
+    if not Path(path).exists():
+        raise ValueError(f"{option}={path}: there is no such file or folder")
+    if path.endswith(".npy"):
+        return features(path, option)
+    origin = Origin(format or format_of(path), (path,), (), root and absolute(root))
+    images = catalog(origin, cache_folder())
+    names = images.class_names if len(images.class_names) else [str(number) for number in range(images.num_classes)]
+
+    def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
+        return model.embed(*model.view(images), indices, mirrored=mirrored, shown=shown)
+
+    return Items(path, len(images), np.asarray(images.labels, np.int64), names, rows)
+
+
+def features(path: str, option: str = "features") -> Items:
+    """Of `experiments.embed`, or anybody's: (n, D) numbers in a .npy, memory-mapped, and their classes in a .txt."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option}={path}: cannot be read ({error})") from None
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise ValueError(f"{option}={path}: real numbers (n, D) are needed, it holds {array.dtype} {list(array.shape)}")
+    classes, names = None, np.empty(0, str)
+    keys = Path(path).with_suffix(".txt")
+    if keys.exists():
+        told = [line.rpartition("\t") for line in keys.read_text("utf-8", "surrogateescape").split("\n")[:-1]]
+        if len(told) != len(array):
+            raise ValueError(f"{keys}: has {len(told):,} lines for the {len(array):,} rows of {path}")
+        if all(tab for _, tab, _ in told):
+            names, classes = np.unique([name for _, _, name in told], return_inverse=True)
+
+    def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
+        contiguous = len(indices) and indices[-1] - indices[0] + 1 == len(indices)
+        chosen = array[indices[0] : indices[-1] + 1] if contiguous else array[indices]
+        return torch.from_numpy(np.array(chosen, np.float32)).to(model.processes.device)
+
+    return Items(path, len(array), classes, [str(name) for name in names], rows)
+
+
+def own(records: RecordSet, name: str, mirrored: bool = False) -> Items:
+    """Of the data that a model was trained on."""
+    labels = np.asarray(records.labels[np.arange(len(records))], np.int64)
+
+    def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
+        return model.embed(records.source, model.data().prepare, indices, mirrored=mirrored, shown=shown)
+
+    return Items(name, len(records), labels, [str(number) for number in range(records.num_classes)], rows)

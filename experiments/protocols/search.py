@@ -1,0 +1,150 @@
+"""Exact search of a gallery in blocks: how many items score at least as high as each probe's mates.
+
+Counts are what ranks, and with them all of identification, are made of. Nothing of size probes x gallery has to exist,
+and sums over blocks and processes are exact integers. A block's bounds do not depend on how many processes share the
+gallery, so neither do scores.
+
+Legend: P probes, D embedding, M known pairs of a probe and an item, B items of a block.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heads.collectives import default_group, max_over_processes, sum_over_processes
+
+PROBES = 1024  # of a product
+# Blocks (first item, rows (B, D)) of this process's share of a gallery; of all processes each item comes once. `only`
+# names the blocks that are wanted, if not all.
+Blocks = Callable[["Wanted | None"], Iterable[tuple[int, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Items that some probe knows, (M,) sorted."""
+
+    items_M: Tensor
+
+    def within(self, start: int, stop: int) -> bool:
+        """Whether one of them lies there."""
+        first, last = torch.searchsorted(self.items_M, torch.tensor([start, stop])).tolist()
+        return last > first
+
+
+@dataclass(frozen=True)
+class Known:
+    """Pairs of a probe and an item of the gallery that are no strangers to each other.
+
+    Args:
+        probe_M, item_M: which.
+        counts_M: whether the item is a mate that is looked for; one that is not is left out, such as the probe itself.
+    """
+
+    probe_M: Tensor
+    item_M: Tensor
+    counts_M: Tensor
+
+    def __len__(self) -> int:
+        return len(self.probe_M)
+
+
+def strangers_above(
+    probes_PD: Tensor, known: Known, gallery: Blocks, others: Iterable[Blocks] = ()
+) -> tuple[Tensor, Tensor]:
+    """All processes call, with the same probes and known pairs.
+
+    Args:
+        probes_PD: of unit length, if scores are to be cosines.
+        others: more galleries, of strangers only. Each is gone through once.
+
+    Returns:
+        scores_M: of the known pairs.
+        above_M: of each pair that counts, how many strangers score as high or higher: of equal scores the stranger
+            comes first. Both on the device of the probes, and the same on all processes.
+    """
+    group, device = default_group(), probes_PD.device
+    # Sorted by probe, and by item: blocks of a probe's pairs, and of an item's, are stretches.
+    by_item = torch.argsort(known.item_M, stable=True)
+    wanted = Wanted(known.item_M[by_item])
+    scores_M = torch.full((len(known),), -torch.inf, device=device)
+    for start, rows_BD in gallery(wanted):
+        first, last = torch.searchsorted(wanted.items_M, torch.tensor([start, start + len(rows_BD)])).tolist()
+        here = by_item[first:last]
+        for begin, scores_PB in _products(probes_PD, rows_BD, known.probe_M[here]):
+            chosen = here[(known.probe_M[here] >= begin) & (known.probe_M[here] < begin + len(scores_PB))]
+            places = (known.probe_M[chosen] - begin).to(device), (known.item_M[chosen] - start).to(device)
+            scores_M[chosen.to(device)] = scores_PB[places]
+    scores_M = max_over_processes(scores_M, group)
+
+    counting = torch.nonzero(known.counts_M)[:, 0]
+    thresholds = _Thresholds(known.probe_M[counting].to(device), scores_M[counting.to(device)], len(probes_PD))
+    for blocks in (gallery, *others):
+        for _, rows_BD in blocks(None):
+            for begin, scores_PB in _products(probes_PD, rows_BD):
+                thresholds.count(begin, scores_PB)
+    everyone_M = torch.zeros(len(known), dtype=torch.int64, device=device)
+    everyone_M[counting.to(device)] = sum_over_processes(thresholds.at_least(), group)
+
+    # Of those above, the known ones are no strangers.
+    acquainted = _Thresholds(known.probe_M[counting].to(device), scores_M[counting.to(device)], len(probes_PD))
+    acquainted.add(known.probe_M.to(device), scores_M)
+    everyone_M[counting.to(device)] -= acquainted.at_least()
+    return scores_M, everyone_M
+
+
+def _products(probes_PD: Tensor, rows_BD: Tensor, only: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """First probe and scores (p, B) of each block of probes; of those only that one of `only` is in."""
+    if rows_BD.shape[1] != probes_PD.shape[1]:
+        raise ValueError(
+            f"the gallery's features are of {rows_BD.shape[1]} numbers, the probes' of {probes_PD.shape[1]}"
+        )
+    wanted = set((only // PROBES).unique().tolist()) if only is not None else None
+    room = probes_PD.new_empty(min(PROBES, len(probes_PD)), len(rows_BD))
+    for begin in range(0, len(probes_PD), PROBES):
+        if wanted is None or begin // PROBES in wanted:
+            block_PD = probes_PD[begin : begin + PROBES]
+            yield begin, torch.mm(block_PD, rows_BD.T, out=room[: len(block_PD)])
+
+
+class _Thresholds:
+    """Of some thresholds of each probe, how many scores reach them."""
+
+    def __init__(self, probe_T: Tensor, threshold_T: Tensor, num_probes: int):
+        self.order_T = torch.argsort(_keys(probe_T, threshold_T), stable=True)
+        self.probe_T = probe_T[self.order_T]
+        self.keys_T = _keys(self.probe_T, threshold_T[self.order_T])
+        # How many scores lie between a threshold and the next of its probe.
+        self.between_T = torch.zeros(len(probe_T) + 1, dtype=torch.int64, device=probe_T.device)
+        self.lowest_P = torch.full((num_probes,), torch.inf, device=probe_T.device)
+        self.lowest_P.scatter_reduce_(0, probe_T, threshold_T, "amin")
+
+    def count(self, begin: int, scores_PB: Tensor) -> None:
+        """Scores of the probes from `begin` on. Few reach the lowest threshold, and only those are sorted in."""
+        reach = scores_PB >= self.lowest_P[begin : begin + len(scores_PB), None]
+        probe, item = torch.nonzero(reach, as_tuple=True)
+        self.add(probe + begin, scores_PB[probe, item])
+
+    def add(self, probe: Tensor, scores: Tensor) -> None:
+        if len(self.keys_T):
+            reach = scores >= self.lowest_P[probe]
+            places = torch.searchsorted(self.keys_T, _keys(probe[reach], scores[reach]), right=True)
+            self.between_T += torch.bincount(places, minlength=len(self.between_T))
+
+    def at_least(self) -> Tensor:
+        """(T,), in the order they were given."""
+        # A score that reaches none of its probe's thresholds was never counted, so all that lies behind a threshold
+        # and before the probe's end reaches it.
+        behind = self.between_T.flip(0).cumsum(0).flip(0)
+        ends = torch.searchsorted(self.probe_T, self.probe_T, right=True)
+        counts = torch.empty(len(self.keys_T), dtype=torch.int64, device=behind.device)
+        behind = torch.cat([behind, behind.new_zeros(1)])
+        counts[self.order_T] = behind[1:-1] - behind[ends + 1]
+        return counts
+
+
+def _keys(probe: Tensor, score: Tensor) -> Tensor:
+    """int64 numbers that are ordered by probe and then by score, exactly."""
+    bits = (score.float() + 0.0).view(torch.int32).long()  # + 0.0: minus zero is zero
+    return (probe.long() << 32) + torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)

@@ -1,0 +1,131 @@
+"""A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoint`'s."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from data.preprocessing import Preprocessing
+
+from .build import build
+from .checkpoint import SHARED, Stored, find, unpacked
+from .model import BLOCK, Centers, Model
+from .module import build_backbone
+from .precision import plugin_for
+from .processes import Processes
+
+READ = 16 * BLOCK  # rows read together
+
+
+class Trained:
+    """
+    Args:
+        path: of a run's folder, or one of its checkpoints, or a URL.
+        option: that names it, for errors.
+
+    Attributes:
+        config: of the training, resolved.
+        preprocessing: of images; None where it trained on vectors.
+        shape: of an example.
+        num_classes: 0 where it kept no class centers.
+        class_names: empty where they have none.
+        backbone_state: weights by name.
+
+    Raises:
+        ValueError: no readable checkpoint of this program.
+    """
+
+    ROWS = "head.centers.rows"
+
+    def __init__(self, path: str, option: str = "checkpoint"):
+        if path == "auto" or (found := find(path, Path(), None, option)) is None:
+            raise ValueError(f"{option}={path}: the folder of a run, or one of its checkpoints, is needed")
+        self.path = found
+        self.stored = Stored(self.path, option)
+        tensors = self.stored.blank(SHARED)
+        self.stored.load(tensors)
+        shared: dict[str, Any] = unpacked(tensors, SHARED)
+        names: str = shared["class_names"].decode("utf-8", "surrogateescape")
+        self.class_names: Sequence[str] = names.split("\n") if names else ()
+        self.num_classes = self.stored.tensors[self.ROWS].size[0] if self.ROWS in self.stored.tensors else 0
+        weights = shared["state_dict"].items()
+        self.backbone_state = {name.removeprefix("backbone."): w for name, w in weights if name.startswith("backbone.")}
+        if "model" not in shared:
+            raise ValueError(f"{option}={path}: was written before checkpoints told of their data; train it again")
+        about = shared["model"]
+        self.config: DictConfig = OmegaConf.create(about["config"])  # type: ignore[assignment]
+        self.shape: tuple[int, ...] = tuple(about["shape"])
+        told = about["preprocessing"]
+        self.preprocessing = Preprocessing.of(told) if told else None
+
+    def backbone(self) -> nn.Module:
+        """Built and filled, in eval mode."""
+        backbone = build_backbone(self.config, self.shape)
+        backbone.load_state_dict(self.backbone_state)
+        return backbone.eval()
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """First class and rows (k, width), in order."""
+        stop = self.num_classes if stop is None else stop
+        for first in range(start, stop, READ):
+            yield first, self.stored.stretch(self.ROWS, first, min(first + READ, stop))
+
+    @property
+    def normalize(self) -> bool:
+        """Whether embeddings and rows are brought to unit length; otherwise the rows' last column is a bias."""
+        return bool(build(self.config.margin).normalize)
+
+
+class StoredCenters:
+    """Of a checkpoint, read a few at a time."""
+
+    def __init__(self, trained: Trained, processes: Processes):
+        self.trained, self.processes = trained, processes
+        self.num_classes, self.class_names = trained.num_classes, trained.class_names
+        self.normalize = trained.normalize
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        rank, world_size = self.processes.rank, self.processes.world_size
+        for number in range(rank, -(-self.num_classes // READ), world_size):
+            start = number * READ
+            for first, rows in self.trained.rows(start, min(start + READ, self.num_classes)):
+                for at in range(0, len(rows), BLOCK):
+                    yield first + at, rows[at : at + BLOCK].float().to(self.processes.device)
+
+
+def model_of(trained: Trained, processes: Processes, precision: str, num_workers: int, batch_size: int) -> Model:
+    """To be judged or used, on the device of this process."""
+    centers: Centers | None = StoredCenters(trained, processes) if trained.num_classes else None
+    plugin = plugin_for(precision, processes.device)
+    data = trained.config.data
+
+    def context() -> AbstractContextManager[object]:
+        return plugin.forward_context()
+
+    return Model(
+        trained.backbone().to(processes.device),
+        processes,
+        context,
+        trained.preprocessing,
+        partial(build, data),
+        centers,
+        num_workers,
+        batch_size,
+    )
+
+
+def describe(trained: Trained) -> str:
+    """In a line."""
+    backbone = trained.config.backbone._target_.rpartition(".")[2]
+    of = f", {trained.num_classes:,} class centers" if trained.num_classes else ""
+    return f"{backbone} with embeddings of {trained.config.embedding_size}{of}: {trained.path}"
+
+
+def on_cpu() -> Processes:
+    """This process alone, without a GPU."""
+    return Processes(0, 1, torch.device("cpu"))
