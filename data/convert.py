@@ -1,4 +1,4 @@
-"""`python -m data.convert source=... target=...`: images of any format we read, as LMDB, .rec or a folder; pairs as .bin.
+"""`python -m data.convert source=... target=...`: images of any format, as LMDB, .rec or a folder; pairs as .bin.
 
 Images keep their bytes unless `encode=jpeg` asks for others. What is written is made in `TARGET.partial`, so that a
 conversion that was killed goes on where it was, is read back and compared, and gets its name at the end. The source is

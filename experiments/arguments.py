@@ -21,7 +21,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 def check(arguments: list[str], primary: str = "config") -> None:
     """Raises ValueError for a group choice or an option that the composed config does not have."""
     overrides = OverridesParser.create().parse_overrides([word for word in arguments if "=" in word])
-    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - _options(primary)
     chosen = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in groups and not o.is_delete()}
     for group, names in chosen.items():
         available = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
@@ -104,6 +104,14 @@ def _users(group: str) -> list[str]:
         if any(isinstance(default, DictConfig) and f"/{group}" in default for default in defaults):
             users += _users(path.parent.name) or [f"{path.parent.name}={path.stem}"]
     return users
+
+
+def _options(primary: str) -> set[str]:
+    """Keys of the primary config that are options, though groups of others may be called the same."""
+    node = OmegaConf.load(CONF / f"{primary}.yaml")
+    assert isinstance(node, DictConfig)
+    defaults = {str(group) for each in node.defaults if isinstance(each, DictConfig) for group in each}
+    return {str(key) for key in node} - defaults
 
 
 def _defaults(choices: str, primary: str) -> list[str]:

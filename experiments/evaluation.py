@@ -1,5 +1,5 @@
-"""Evaluation while training: of the held-out classes, as `val/...`, by protocols, as `val/SET/...`, and of training records
-against all class centers, as `train/exact_loss` and `train/top1`."""
+"""Evaluation while training: of the held-out classes, as `val/...`, by protocols, as `val/SET/...`, and of training
+records against all class centers, as `train/exact_loss` and `train/top1`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -124,6 +124,7 @@ def model_in(trainer: L.Trainer, module: HeadModule) -> Model:
     head = module.head
     return Model(
         module.backbone,
+        module.config.embedding_size,
         module.processes,
         trainer.precision_plugin.forward_context,
         module.data.preprocessing,

@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
@@ -23,7 +22,7 @@ from data.streams import InOrder
 from heads.collectives import default_group, gather_rows, gather_sizes
 
 from .processes import Processes
-from .tables import console
+from .tables import shown
 
 # Images embedded together, and items of a gallery: a part of the whole whose bounds do not depend on how many processes
 # share it, so that all compute the same bits.
@@ -65,9 +64,11 @@ class Model:
         centers: None for a head that keeps none.
         num_workers: processes that read and decode.
         batch_size: of the backbone.
+        name: of the checkpoint it is from.
     """
 
     backbone: nn.Module
+    embedding_size: int
     processes: Processes
     precision: Callable[[], AbstractContextManager[object]]
     preprocessing: Preprocessing | None
@@ -75,6 +76,7 @@ class Model:
     centers: Centers | None = None
     num_workers: int = 0
     batch_size: int = 512
+    name: str = ""
 
     def view(self, images: Images) -> tuple[Source, Prepare]:
         """Encoded images as this model takes them. Raises ValueError where it takes none."""
@@ -146,4 +148,4 @@ class Model:
 
     def shown(self, work: Any, what: str) -> Iterable[Any]:
         """With a progress bar, of the first process, on a terminal."""
-        return track(work, what, len(work), console=console(), transient=True, disable=not self.processes.first)
+        return shown(work, what, len(work), self.processes.first)

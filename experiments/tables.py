@@ -1,11 +1,14 @@
-"""Tables in the terminal that fit it, and figures as people read them."""
+"""What the terminal shows: tables that fit it, figures as people read them, and bars of long work."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
+
+T = TypeVar("T")
 
 
 def console() -> Console:
@@ -14,6 +17,12 @@ def console() -> Console:
     if not result.is_terminal:
         result.width = 1000
     return result
+
+
+def shown(work: Iterable[T], what: str, total: int, on: bool = True) -> Iterable[T]:
+    """With a progress bar, on a terminal."""
+    screen = console()
+    return track(work, what, total, console=screen, transient=True, disable=not (on and screen.is_terminal))
 
 
 def packed(

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -63,6 +62,11 @@ class Trained:
         told = about["preprocessing"]
         self.preprocessing = Preprocessing.of(told) if told else None
 
+    def __str__(self) -> str:
+        backbone = self.config.backbone._target_.rpartition(".")[2]
+        of = f", {self.num_classes:,} class centers" if self.num_classes else ""
+        return f"{backbone} with embeddings of {self.config.embedding_size}{of}: {self.path}"
+
     def backbone(self) -> nn.Module:
         """Built and filled, in eval mode."""
         backbone = build_backbone(self.config, self.shape)
@@ -109,6 +113,7 @@ def model_of(trained: Trained, processes: Processes, precision: str, num_workers
 
     return Model(
         trained.backbone().to(processes.device),
+        trained.config.embedding_size,
         processes,
         context,
         trained.preprocessing,
@@ -116,16 +121,5 @@ def model_of(trained: Trained, processes: Processes, precision: str, num_workers
         centers,
         num_workers,
         batch_size,
+        trained.path,
     )
-
-
-def describe(trained: Trained) -> str:
-    """In a line."""
-    backbone = trained.config.backbone._target_.rpartition(".")[2]
-    of = f", {trained.num_classes:,} class centers" if trained.num_classes else ""
-    return f"{backbone} with embeddings of {trained.config.embedding_size}{of}: {trained.path}"
-
-
-def on_cpu() -> Processes:
-    """This process alone, without a GPU."""
-    return Processes(0, 1, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Protocols: how the field judges embeddings. One a file, chosen by config, in `experiments.evaluate` and while training.
+"""Protocols: how the field judges embeddings. One a file, chosen by config, after training or while it runs.
 
 A protocol is built with its options, when what it reads from files is checked, and then called with a model, by all
 processes together, as often as wanted. It embeds each image once, on one of the processes.

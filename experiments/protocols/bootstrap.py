@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
-from ..tables import console
+from ..tables import shown
 
 LEVEL = 0.95
 
@@ -36,8 +35,7 @@ def intervals(
     """
     if not resamples:
         return {}
-    shown = track(draws(strata, resamples, seed), "Bootstrap", resamples, transient=True, console=console())
-    found = [metrics(weights) for weights in shown]
+    found = [metrics(weights) for weights in shown(draws(strata, resamples, seed), "Bootstrap", resamples)]
     sides = (50 - 50 * LEVEL, 50 + 50 * LEVEL)
     result = {}
     for name in found[0]:

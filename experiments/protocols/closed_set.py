@@ -54,7 +54,9 @@ class ClosedSet:
     def __call__(self, model: Model) -> list[Result]:
         centers = model.centers
         if centers is None:
-            raise ValueError("protocol=closed_set: the head of this model keeps no class centers")
+            raise ValueError(
+                "protocol=closed_set: there are no class centers, this head keeps none or checkpoint= is missing"
+            )
         if isinstance(self.source, Items):
             found, label_N = self.source, self._labels(self.source, centers)
         else:
@@ -105,7 +107,7 @@ class ClosedSet:
         unknown = [name for name in source.names if name not in known]
         if unknown:
             raise ValueError(
-                f"{option}.classes=name: {len(unknown):,} of {len(source.names):,} classes of {source.name} are none of "
-                f"the model's, {unknown[0]!r} for one"
+                f"{option}.classes=name: {len(unknown):,} of {len(source.names):,} classes of {source.name} are none "
+                f"of the model's, {unknown[0]!r} for one"
             )
         return np.array([known[name] for name in source.names], np.int64)[source.classes]

@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ class Ijb:
         bounds = np.cumsum([0, *strata])
 
         def metrics(weights: NDArray[np.float64]) -> Mapping[str, float]:
-            parts = [weights[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            parts = [weights[a:b] for a, b in pairwise(bounds)]
             found = [
                 each.metrics(self.fpir, self.ranks, parts[2 * k], parts[2 * k + 1]) for k, each in enumerate(searches)
             ]

@@ -1,0 +1,115 @@
+"""`python -m experiments.embed checkpoint=RUN source=IMAGES target=FILE.npy`: embeddings of images, as an array.
+
+Row i of FILE.npy, (n, D), is of the image that line i of FILE.txt names: `key<TAB>class`. Both are made in
+`FILE.npy.partial`; the same command goes on with one that was stopped, with any number of processes.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+from torch.nn.functional import normalize
+
+from data.cache import cache_folder
+from data.catalog import Catalog, Origin, catalog
+from data.files import write_whole
+from data.images import absolute, format_of
+from data.writers import plain
+
+from .processes import joined
+from .tables import console
+from .using import command, model, needed
+
+BLOCK = 1024  # images between two safe states
+DTYPES = ("float32", "float16")
+ABOUT = "about.json"  # of the partial folder: what is made in it
+
+
+def embed(config: DictConfig, folder: Path) -> None:
+    """Writes both files. Raises ValueError for options and images that do not allow it."""
+    needed(config, "checkpoint", "source", "target")
+    path, target = absolute(config.source), Path(absolute(config.target))
+    keys, partial = target.with_suffix(".txt"), target.with_name(f"{target.name}.partial")
+    if target.suffix != ".npy":
+        raise ValueError(f"target={target}: must end in .npy")
+    if config.dtype not in DTYPES:
+        raise ValueError(f"dtype={config.dtype}: must be one of {', '.join(DTYPES)}")
+    if not Path(path).exists():
+        raise ValueError(f"source={path}: there is no such file or folder")
+    for there in (target, keys):
+        if there.exists():
+            raise ValueError(f"target={target}: there is {there.name} already; remove it or name another")
+    labels = (absolute(config.labels),) if config.labels else ()
+    origin = Origin(config.format or format_of(path), (path,), labels, config.root and absolute(config.root))
+    source = catalog(origin, cache_folder())
+    with joined(config) as processes:
+        embedder = model(config, processes)
+        shape = (len(source), embedder.embedding_size)
+        # What goes on must be of the same images and model.
+        options = [config.mirrored, config.unit, config.dtype, config.trainer.precision]
+        about = json.dumps([str(source.folder), shape, embedder.name, *options])
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        if not processes.by_first(lambda: _acquired(lock)):
+            raise ValueError(f"target={target}: another command is writing there")
+        try:
+            if (partial / ABOUT).exists() and (partial / ABOUT).read_text() != about:
+                raise ValueError(f"target={target}: {partial.name} is of other images, options or another checkpoint")
+            processes.by_first(lambda: _begin(partial, about, shape, config.dtype))
+            rows = np.load(partial / "rows.npy", mmap_mode="r+")
+            done = np.load(partial / "done.npy", mmap_mode="r+")
+            own = range(processes.rank, len(done), processes.world_size)
+            images, prepare = embedder.view(source)
+            for number in embedder.shown([each for each in own if not done[each]], "Embedding"):
+                indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(source)))
+                found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
+                found = embedder.checked(found, str(path))
+                rows[indices] = (normalize(found) if config.unit else found).cpu().numpy()
+                rows.flush()  # type: ignore[attr-defined]
+                done[number] = True
+                done.flush()  # type: ignore[attr-defined]
+            processes.any(False)  # all are done
+            processes.by_first(lambda: _finish(partial, source, target, keys))
+        finally:
+            lock.release()
+        if processes.first:
+            told = f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {keys.name}: key and class of each"
+            console().print(told, soft_wrap=True, highlight=False)
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def _begin(partial: Path, about: str, shape: tuple[int, int], dtype: str) -> None:
+    """Room for all, unless it is there. `about` comes last."""
+    if not (partial / ABOUT).exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        np.lib.format.open_memmap(partial / "rows.npy", "w+", dtype, shape)
+        np.save(partial / "done.npy", np.zeros(-(-shape[0] // BLOCK), bool))
+        write_whole(partial / ABOUT, about)
+
+
+def _finish(partial: Path, source: Catalog, target: Path, keys: Path) -> None:
+    """The array gets its name last."""
+    names = source.class_names if len(source.class_names) else [str(number) for number in range(source.num_classes)]
+    with (partial / "keys.txt").open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for index, label in enumerate(source.labels):
+            file.write(f"{plain(source.key(index))}\t{plain(names[label])}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial / "keys.txt", keys)
+    os.replace(partial / "rows.npy", target)
+    shutil.rmtree(partial)
+
+
+if __name__ == "__main__":
+    command("embed", embed)

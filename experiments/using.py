@@ -1,0 +1,89 @@
+"""What commands that use a trained model have in common: how they start, in one process or several, and the model."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from data.files import write_whole
+from data.records import DataSet
+
+from . import INTERRUPTED, arguments
+from .model import Model
+from .processes import Processes
+from .run import start
+from .trained import Trained, model_of
+from .world import end_with_parent, number_of_processes
+
+
+def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str | None = None) -> None:
+    """Runs `python -m experiments.NAME`, of which this is all: options are checked, errors are one sentence.
+
+    Args:
+        work: gets the config and the folder for what is left behind. In each of several processes, where the config
+            asks for them.
+        config_name: of the primary config; the command's name unless given.
+    """
+    warnings.filterwarnings(
+        "ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning
+    )  # Lightning
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        if "RANK" in os.environ:  # one of several, started by experiments.launch
+            end_with_parent()
+            work(OmegaConf.load(Path(sys.argv[1], "config.yaml")), Path(sys.argv[1]))  # type: ignore[arg-type]
+            return
+
+        def job(config: DictConfig) -> None:
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            OmegaConf.resolve(config)
+            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+            try:
+                if number_of_processes(config) == 1:
+                    work(config, folder)
+                elif status := start([sys.executable, "-m", "experiments.launch", str(folder), name], dict(os.environ)):
+                    sys.exit(status)
+            except ValueError as error:
+                sys.exit(f"error: {error}")
+
+        arguments.check_or_exit(config_name or name)
+        # The path is relative to where Hydra thinks it was called from: absolute, it is not.
+        hydra.main(config_path=str(arguments.CONF), config_name=config_name or name, version_base="1.3")(job)()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def model(config: DictConfig, processes: Processes) -> Model:
+    """Of `checkpoint=`, and tells what it is; without one, a model that embeds nothing, for what needs none."""
+    if config.batch_size < 1 or config.num_workers < 0:
+        raise ValueError(
+            f"batch_size={config.batch_size}, num_workers={config.num_workers}: at least 1 and at least 0 are needed"
+        )
+    if config.checkpoint is None:
+        return Model(torch.nn.Identity(), 0, processes, nullcontext, None, _no_data)
+    trained = Trained(config.checkpoint)
+    if processes.first:
+        print(trained, flush=True)
+    return model_of(trained, processes, config.trainer.precision, config.num_workers, config.batch_size)
+
+
+def needed(config: DictConfig, *names: str) -> None:
+    """Raises ValueError for an option that has no default and is not given."""
+    for name in names:
+        if config[name] is None:
+            raise ValueError(f"{name}=null: is needed")
+
+
+def _no_data() -> DataSet:
+    raise ValueError("checkpoint=null: without a model all that is compared must be given, as features")
