@@ -133,6 +133,11 @@ class Catalog:
         return class_id if self._file_labels is None else int(self._file_labels[class_id])
 
     @property
+    def names(self) -> Sequence[str]:
+        """Of all classes: the class id where the files have no name."""
+        return self.class_names if len(self.class_names) else [str(number) for number in range(self.num_classes)]
+
+    @property
     def largest_label(self) -> int:
         """Of those that `label` gives."""
         return self.num_classes - 1 if self._file_labels is None else int(self._file_labels[-1])

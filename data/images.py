@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from .augment import Unchanged
 from .cache import cache_folder
-from .catalog import Origin, catalog
+from .catalog import Catalog, Origin, catalog
 from .decode import FITS, MODES, Decoder
 from .encoded import Images, UnreadableError
 from .preprocessing import Preprocessing
@@ -93,6 +93,30 @@ def images(
         augment=augment or Unchanged(),
         class_names=names,
     )
+
+
+def images_at(
+    path: str,
+    format: str | None = None,
+    *,
+    root: str | None = None,
+    labels: str | None = None,
+    option: str = "source",
+) -> Catalog:
+    """The images of a file or folder.
+
+    Args:
+        format: one of FORMATS; found by looking unless given.
+        root, labels: as of `images`.
+        option: that names the path, for errors.
+    """
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format={format}: must be one of {', '.join(FORMATS)}")
+    path = absolute(path)
+    if not Path(path).exists():
+        raise ValueError(f"{option}={path}: there is no such file or folder")
+    origin = Origin(format or format_of(path), (path,), (absolute(labels),) if labels else (), root and absolute(root))
+    return catalog(origin, cache_folder())
 
 
 def format_of(path: str) -> str:

@@ -14,10 +14,9 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from torch.nn.functional import normalize
 
-from data.cache import cache_folder
-from data.catalog import Catalog, Origin, catalog
+from data.catalog import Catalog
 from data.files import write_whole
-from data.images import absolute, format_of
+from data.images import absolute, images_at
 from data.writers import plain
 
 from .processes import joined
@@ -38,14 +37,10 @@ def embed(config: DictConfig, folder: Path) -> None:
         raise ValueError(f"target={target}: must end in .npy")
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype={config.dtype}: must be one of {', '.join(DTYPES)}")
-    if not Path(path).exists():
-        raise ValueError(f"source={path}: there is no such file or folder")
     for there in (target, keys):
         if there.exists():
             raise ValueError(f"target={target}: there is {there.name} already; remove it or name another")
-    labels = (absolute(config.labels),) if config.labels else ()
-    origin = Origin(config.format or format_of(path), (path,), labels, config.root and absolute(config.root))
-    source = catalog(origin, cache_folder())
+    source = images_at(path, config.format, root=config.root, labels=config.labels)
     with joined(config) as processes:
         embedder = model(config, processes)
         shape = (len(source), embedder.embedding_size)
@@ -100,7 +95,7 @@ def _begin(partial: Path, about: str, shape: tuple[int, int], dtype: str) -> Non
 
 def _finish(partial: Path, source: Catalog, target: Path, keys: Path) -> None:
     """The array gets its name last."""
-    names = source.class_names if len(source.class_names) else [str(number) for number in range(source.num_classes)]
+    names = source.names
     with (partial / "keys.txt").open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for index, label in enumerate(source.labels):
             file.write(f"{plain(source.key(index))}\t{plain(names[label])}\n")

@@ -66,15 +66,20 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
 
 def model(config: DictConfig, processes: Processes) -> Model:
     """Of `checkpoint=`, and tells what it is; without one, a model that embeds nothing, for what needs none."""
-    if config.batch_size < 1 or config.num_workers < 0:
-        raise ValueError(
-            f"batch_size={config.batch_size}, num_workers={config.num_workers}: at least 1 and at least 0 are needed"
-        )
     if config.checkpoint is None:
         return Model(torch.nn.Identity(), 0, processes, nullcontext, None, _no_data)
     trained = Trained(config.checkpoint)
     if processes.first:
         print(trained, flush=True)
+    return model_of_config(config, trained, processes)
+
+
+def model_of_config(config: DictConfig, trained: Trained, processes: Processes) -> Model:
+    """As the config wants it to be run."""
+    if config.batch_size < 1 or config.num_workers < 0:
+        raise ValueError(
+            f"batch_size={config.batch_size}, num_workers={config.num_workers}: at least 1 and at least 0 are needed"
+        )
     return model_of(trained, processes, config.trainer.precision, config.num_workers, config.batch_size)
 
 

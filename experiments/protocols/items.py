@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.cache import cache_folder
-from data.catalog import Origin, catalog
-from data.images import absolute, format_of
+from data.images import absolute, images_at
 from data.records import Indices, RecordSet
 
 from ..model import BLOCK, Model
@@ -102,18 +100,14 @@ def items(
         option: that names the path, for errors.
     """
     path = absolute(path)
-    if not Path(path).exists():
-        raise ValueError(f"{option}={path}: there is no such file or folder")
     if path.endswith(".npy"):
         return features(path, option)
-    origin = Origin(format or format_of(path), (path,), (), root and absolute(root))
-    images = catalog(origin, cache_folder())
-    names = images.class_names if len(images.class_names) else [str(number) for number in range(images.num_classes)]
+    images = images_at(path, format, root=root, option=option)
 
     def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
         return model.embed(*model.view(images), indices, mirrored=mirrored, shown=shown)
 
-    return Items(path, len(images), np.asarray(images.labels, np.int64), names, rows)
+    return Items(path, len(images), np.asarray(images.labels, np.int64), images.names, rows)
 
 
 def features(path: str, option: str = "features") -> Items:
