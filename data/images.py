@@ -13,9 +13,9 @@ from torch.utils.data import get_worker_info
 from .augment import Unchanged
 from .cache import cache_folder
 from .catalog import Catalog, Origin, catalog
-from .decode import FITS, MODES, Decoder
+from .decode import Decoder
 from .encoded import Images, UnreadableError
-from .preprocessing import Preprocessing
+from .preprocessing import preprocessing_of
 from .records import Augmentation, DataSet, Indices, RecordSet
 from .sphere import whole
 from .split import hold_out
@@ -67,27 +67,17 @@ def images(
     paths = tuple(map(absolute, several(source)))
     if not paths:
         raise ValueError(f"data.source=null: the path of {FORMATS[format]} is needed")
-    sides = [size, size] if isinstance(size, int | float) else [] if isinstance(size, str) else list(size)
-    if len(sides) != 2 or any(side != int(side) or side < 1 for side in sides):
-        raise ValueError(f"data.size={size}: a whole number of pixels, at least 1, or [height, width] is needed")
-    height, width = map(int, sides)
-    if channels not in MODES:
-        raise ValueError(f"data.channels={channels}: must be 1 (grey) or 3 (RGB)")
-    if fit not in FITS:
-        raise ValueError(f"data.fit={fit}: must be one of {', '.join(FITS)}")
+    preprocessing = preprocessing_of(size, channels, fit, mean, std, option="data.")
     if num_heldout is not None:
         num_heldout = whole("data.num_heldout", num_heldout)
     origin = Origin(format, paths, tuple(map(absolute, several(labels))), root and absolute(root), shared)
     files = catalog(origin, cache_folder(cache_dir))
-    preprocessing = Preprocessing(
-        height, width, channels, fit, _each("mean", mean, channels), _each("std", std, channels)
-    )
     records = RecordSet(EncodedImages(files, preprocessing.decoder), files.labels, files.num_classes, files.by_class)
     train, heldout, names = hold_out(records, files.class_names, num_heldout, seed)
     return DataSet(
         train=train,
         heldout=heldout,
-        shape=(channels, height, width),
+        shape=preprocessing.shape,
         prepare=preprocessing.normalize,
         preprocessing=preprocessing,
         augment=augment or Unchanged(),
@@ -133,13 +123,6 @@ def several(given: str | Sequence[str] | None) -> list[str]:
 def absolute(path: str) -> str:
     """Links stay: what lies beside a file is looked for beside the link."""
     return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
-
-
-def _each(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
-    values = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
-    if len(values) != channels or (name == "std" and min(values) <= 0):
-        raise ValueError(f"data.{name}={value}: one number, or one for each of {channels} channels, is needed")
-    return values
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def loads(raw: bytes, name: str) -> Any:
         _inspect(raw)
         return _plain(_Reader(raw).load(), {})
     except _RefusedError as error:
-        raise ValueError(f"{name}: refused, {error}; only lists of images and booleans are read") from None
+        raise ValueError(
+            f"{name}: refused, {error}; only numbers, text, bytes, and arrays and lists of them are read"
+        ) from None
     # What a damaged pickle is known to raise.
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"{name}: no pickle, or a damaged one ({error})") from None
@@ -82,6 +84,8 @@ def _answer(module: str, name: str) -> Any:
         return _function(_latin1)
     if module in ("builtins", "__builtin__") and name in ("bytes", "bytearray"):
         return _function(_bytes)
+    if module in ("builtins", "__builtin__") and name == "tuple":
+        return _function(_tuple)
     if (module, name) == ("collections", "OrderedDict"):
         return _function(_dict)
     raise _RefusedError(f"it names {module}.{name}")
@@ -117,6 +121,12 @@ def _bytes(value: Any = b"", encoding: Any = "latin1") -> bytes:
     if not isinstance(value, bytes | bytearray | list):
         raise _RefusedError("it makes bytes of something else")
     return bytes(value)
+
+
+def _tuple(items: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(items, tuple | list):
+        raise _RefusedError("it makes a tuple of something else")
+    return tuple(items)
 
 
 def _dict(*items: Any) -> OrderedDict[Any, Any]:

@@ -1,6 +1,6 @@
 """How encoded images become what a backbone gets. It goes with a model wherever that goes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decode import Decoder
+from .decode import FITS, MODES, Decoder
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Preprocessing:
         """From what `dataclasses.asdict` made of one."""
         return cls(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])})
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of what a backbone gets."""
+        return self.channels, self.height, self.width
+
     @cached_property
     def decoder(self) -> Decoder:
         return Decoder(self.height, self.width, self.channels, self.fit)
@@ -55,3 +60,35 @@ class Preprocessing:
     @cached_property
     def normalize(self) -> Normalize:
         return Normalize(self.mean, self.std)
+
+
+def preprocessing_of(
+    size: float | Sequence[float],
+    channels: int,
+    fit: str,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    option: str = "",
+) -> Preprocessing:
+    """From options, as users give them.
+
+    Args:
+        size: side in pixels, or [height, width].
+        mean, std: one number, or one a channel.
+        option: what their names begin with, for errors.
+    """
+    sides = [size, size] if isinstance(size, int | float) else [] if isinstance(size, str) else list(size)
+    if len(sides) != 2 or any(side != int(side) or side < 1 for side in sides):
+        raise ValueError(f"{option}size={size}: a whole number of pixels, at least 1, or [height, width] is needed")
+    if channels not in MODES:
+        raise ValueError(f"{option}channels={channels}: must be 1 (grey) or 3 (RGB)")
+    if fit not in FITS:
+        raise ValueError(f"{option}fit={fit}: must be one of {', '.join(FITS)}")
+    numbers = []
+    for name, value in (("mean", mean), ("std", std)):
+        values = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
+        if len(values) != channels or (name == "std" and min(values) <= 0):
+            raise ValueError(f"{option}{name}={value}: one number, or one for each of {channels} channels, is needed")
+        numbers.append(values)
+    height, width = map(int, sides)
+    return Preprocessing(height, width, channels, fit, *numbers)

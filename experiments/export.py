@@ -85,7 +85,8 @@ def export(config: DictConfig, folder: Path) -> None:
     if config.format == "safetensors":
         write_centers(trained, target)
         return
-    exported = Exported(trained.backbone(), rows_of(trained) if config.scores else None, trained.normalize).eval()
+    rows = rows_of(trained) if config.scores else None
+    exported = Exported(trained.backbone(), rows, unit=rows is not None and trained.normalize).eval()
     aside = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
         run = WRITERS[config.format](exported, trained.shape, metadata(trained, config.scores), aside)

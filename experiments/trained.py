@@ -1,6 +1,6 @@
 """A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoint`'s."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from data.preprocessing import Preprocessing
+from data.records import DataSet
 
 from .build import build
 from .checkpoint import SHARED, Stored, find, unpacked
@@ -81,7 +82,8 @@ class Trained:
 
     @property
     def normalize(self) -> bool:
-        """Whether embeddings and rows are brought to unit length; otherwise the rows' last column is a bias."""
+        """Whether embeddings and rows are brought to unit length; otherwise the rows' last column is a bias. Of a head
+        with class centers only."""
         return bool(build(self.config.margin).normalize)
 
 
@@ -102,11 +104,18 @@ class StoredCenters:
                     yield first + at, rows[at : at + BLOCK].float().to(self.processes.device)
 
 
+def _no_data() -> DataSet:
+    raise ValueError("this checkpoint was imported, and has no data of its own")
+
+
 def model_of(trained: Trained, processes: Processes, precision: str, num_workers: int, batch_size: int) -> Model:
     """To be judged or used, on the device of this process."""
     centers: Centers | None = StoredCenters(trained, processes) if trained.num_classes else None
     plugin = plugin_for(precision, processes.device)
-    data = trained.config.data
+    if trained.config.data is None:
+        data: Callable[[], DataSet] = _no_data
+    else:
+        data = partial(build, trained.config.data)
 
     def context() -> AbstractContextManager[object]:
         return plugin.forward_context()
@@ -117,7 +126,7 @@ def model_of(trained: Trained, processes: Processes, precision: str, num_workers
         processes,
         context,
         trained.preprocessing,
-        partial(build, data),
+        data,
         centers,
         num_workers,
         batch_size,

@@ -48,7 +48,7 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
             OmegaConf.resolve(config)
             write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
             try:
-                if number_of_processes(config) == 1:
+                if "trainer" not in config or number_of_processes(config) == 1:
                     work(config, folder)
                 elif status := start([sys.executable, "-m", "experiments.launch", str(folder), name], dict(os.environ)):
                     sys.exit(status)
