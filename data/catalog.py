@@ -88,7 +88,7 @@ class Catalog:
         self.numbered: bool = about["numbered"]
         self._ends = np.array(about["ends"])  # of the images of each file
         count = int(self._ends[-1])
-        self.labels = _mapped(folder / "labels.bin", np.int32, count)
+        self.labels: NDArray[Any] = _mapped(folder / "labels.bin", np.int32, count)
         self._places = _mapped(folder / "places.bin", np.uint64, count)
         self.by_class = ByClass(
             _mapped(folder / "order.bin", index_dtype(count), count),
@@ -136,6 +136,11 @@ class Catalog:
     def names(self) -> Sequence[str]:
         """Of all classes: the class id where the files have no name."""
         return self.class_names if len(self.class_names) else [str(number) for number in range(self.num_classes)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of other files, or files that have changed, it is another."""
+        return self.folder.name
 
     @property
     def largest_label(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,29 @@ class Images(Protocol):
 
     def name(self, index: int) -> str:
         """Of an image, for people."""
+        ...
+
+
+class Labelled(Images, Protocol):
+    """Images of known classes."""
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """Class ids (n,)."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the classes."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of other images it is another."""
+        ...
+
+    def key(self, index: int) -> str:
+        """What its file calls an image."""
         ...
 
 

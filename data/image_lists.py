@@ -107,7 +107,7 @@ class ImageFolder(ImageList):
         labels = {name: label for label, name in enumerate(self.class_names())}
         with open(self.list.path, "wb") as listing:  # noqa: PTH123
             for folder in self._class_folders():
-                for path in sorted(_images_below(folder.path)):
+                for path in sorted(images_below(folder.path)):
                     relative = os.fsencode(os.path.relpath(path, self.path))
                     if b"\n" in relative or b"\r" in relative:
                         raise ValueError(f"{text(relative)!r}: a file's name must not hold a line break")
@@ -115,12 +115,12 @@ class ImageFolder(ImageList):
                     listing.write(b"%b\t%d\n" % (relative, labels[folder.name]))
 
 
-def _images_below(folder: str) -> Iterator[str]:
+def images_below(folder: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
             for each in entries:
                 if each.is_dir():
-                    yield from _images_below(each.path)
+                    yield from images_below(each.path)
                 elif each.name.lower().endswith(ENDINGS):
                     yield each.path
     except OSError as error:  # no permission, or links that go round in circles

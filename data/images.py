@@ -12,9 +12,10 @@ from torch.utils.data import get_worker_info
 
 from .augment import Unchanged
 from .cache import cache_folder
-from .catalog import Catalog, Origin, catalog
+from .catalog import Origin, catalog
 from .decode import Decoder
-from .encoded import Images, UnreadableError
+from .encoded import Images, Labelled, UnreadableError
+from .loose import Photos
 from .preprocessing import preprocessing_of
 from .records import Augmentation, DataSet, Indices, RecordSet
 from .sphere import whole
@@ -92,8 +93,8 @@ def images_at(
     root: str | None = None,
     labels: str | None = None,
     option: str = "source",
-) -> Catalog:
-    """The images of a file or folder.
+) -> Labelled:
+    """The images of a file or folder. Those of a folder without folders in it are of one class.
 
     Args:
         format: one of FORMATS; found by looking unless given.
@@ -105,6 +106,8 @@ def images_at(
     path = absolute(path)
     if not Path(path).exists():
         raise ValueError(f"{option}={path}: there is no such file or folder")
+    if format is None and format_of(path) == "folder" and all(each.is_file() for each in Path(path).iterdir()):
+        return Photos(path)
     origin = Origin(format or format_of(path), (path,), (absolute(labels),) if labels else (), root and absolute(root))
     return catalog(origin, cache_folder())
 

@@ -5,7 +5,6 @@ Read from InsightFace's .bin, from LFW's pairs.txt and its folder, and from list
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from .encoded import Images, UnreadableError, text
 from .files import LineFile
-from .image_lists import ENDINGS, read_file
+from .loose import ANY, ImageFiles
 from .pickles import loads
 from .records import Indices
 
@@ -59,41 +58,6 @@ def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:
     if not len(pairs):
         raise ValueError(f"{path}: there is no pair in it")
     return pairs
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Encoded images in files.
-
-    Args:
-        paths: some of LFW's, which have no ending.
-    """
-
-    paths: Sequence[bytes]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read_all(self, indices: Indices) -> Iterator[bytes]:
-        for index in indices:
-            try:
-                yield self._read(self.paths[index])
-            except (OSError, ValueError) as error:  # ValueError: a null byte in its name
-                reason = error.strerror if isinstance(error, OSError) else None
-                raise UnreadableError(reason or str(error), self.name(int(index))) from None
-
-    def name(self, index: int) -> str:
-        return text(self.paths[index])
-
-    def _read(self, path: bytes) -> bytes:
-        if path.endswith(LFW):
-            for ending in ENDINGS:
-                with suppress(FileNotFoundError):
-                    return read_file(path.removesuffix(LFW) + ending.encode())
-        return read_file(path)
-
-
-LFW = b"*"  # stands for an ending
 
 
 @dataclass(frozen=True)
@@ -181,7 +145,7 @@ def _pair(columns: list[bytes]) -> tuple[bytes, bytes, bool]:
 
 
 def _of_lfw(name: bytes, number: bytes) -> bytes:
-    return b"%b/%b_%04d%b" % (name, name, int(number), LFW)
+    return b"%b/%b_%04d%b" % (name, name, int(number), ANY)
 
 
 def write_bin(pairs: Pairs, path: Path, shown: Callable[[Any], Any], changed: Callable[[bytes], bytes]) -> int:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from torch.nn.functional import normalize
 
-from data.catalog import Catalog
+from data.encoded import Labelled
 from data.files import write_whole
 from data.images import absolute, images_at
 from data.writers import plain
@@ -46,7 +46,7 @@ def embed(config: DictConfig, folder: Path) -> None:
         shape = (len(source), embedder.embedding_size)
         # What goes on must be of the same images and model.
         options = [config.mirrored, config.unit, config.dtype, config.trainer.precision]
-        about = json.dumps([str(source.folder), shape, embedder.name, *options])
+        about = json.dumps([source.fingerprint, shape, embedder.name, *options])
         lock = FileLock(target.with_name(f".{target.name}.lock"))
         if not processes.by_first(lambda: _acquired(lock)):
             raise ValueError(f"target={target}: another command is writing there")
@@ -93,7 +93,7 @@ def _begin(partial: Path, about: str, shape: tuple[int, int], dtype: str) -> Non
         write_whole(partial / ABOUT, about)
 
 
-def _finish(partial: Path, source: Catalog, target: Path, keys: Path) -> None:
+def _finish(partial: Path, source: Labelled, target: Path, keys: Path) -> None:
     """The array gets its name last."""
     names = source.names
     with (partial / "keys.txt").open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:

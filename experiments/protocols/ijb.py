@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data.images import absolute, several
-from data.pairs import ImageFiles
+from data.loose import ImageFiles
 
 from ..model import Model
 from . import Result, bootstrap, checked_rates, rate

@@ -1,0 +1,152 @@
+"""`python -m experiments.cluster checkpoint=RUN source=PHOTOS`: the images of a folder by identity, to be looked at.
+
+Leaves groups.tsv and a contact sheet with a group a row. With `query=IMAGE` it searches instead: results.tsv, and the
+images that are most like that one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from data.decode import opened
+from data.encoded import Labelled
+from data.files import write_whole
+from data.images import absolute, images_at
+from data.loose import ImageFiles
+from data.writers import plain
+
+from .processes import joined
+from .tables import console
+from .using import command, model, needed
+
+METHODS = ("hdbscan", "average")
+THUMBNAIL, MARGIN, CAPTION = 96, 4, 150  # pixels
+MOST = 30_000  # images whose similarities to each other fit into memory
+
+
+def cluster(config: DictConfig, folder: Path) -> None:
+    """Raises ValueError for options and images that do not allow it."""
+    needed(config, "checkpoint", "source")
+    if config.method not in METHODS:
+        raise ValueError(f"method={config.method}: must be one of {', '.join(METHODS)}")
+    if not -1 <= config.similarity <= 1:
+        raise ValueError(f"similarity={config.similarity}: a cosine from -1 to 1 is needed")
+    for name, least in (("min_size", 2), ("rows", 1), ("columns", 1), ("results", 1)):
+        if config[name] < least:
+            raise ValueError(f"{name}={config[name]}: must be at least {least}")
+    source = images_at(config.source, config.format, root=config.root)
+    if config.query is None and len(source) > MOST:
+        raise ValueError(f"source={config.source}: of {len(source):,} images; up to {MOST:,} can be grouped")
+    with joined(config) as processes:
+        embedder = model(config, processes)
+        found = embedder.embed_all(*embedder.view(source), "images", mirrored=config.mirrored).numpy()
+        if config.query is not None:
+            query = ImageFiles([absolute(config.query).encode()])
+            wanted = embedder.embed_all(*embedder.view(query), "query", mirrored=config.mirrored).numpy()[0]
+        if not processes.first:
+            return
+        if config.query is not None:
+            search(source, found @ wanted, query, config, folder)
+        else:
+            tell(source, grouped(found, config), config, folder)
+
+
+def grouped(embeddings: NDArray[np.float32], config: DictConfig) -> NDArray[np.int64]:
+    """The group of each image (n,), by falling size from 0; -1 for none.
+
+    `hdbscan` (Campello et al. 2013) finds groups of any density by itself. `average` joins groups as long as the mean
+    similarity between them is at least `similarity`.
+    """
+    try:
+        from sklearn.cluster import HDBSCAN, AgglomerativeClustering
+    except ImportError:
+        raise ValueError(f"method={config.method}: needs scikit-learn; pip install -e '.[cluster]'") from None
+    if len(embeddings) < config.min_size:
+        return np.full(len(embeddings), -1)
+    if config.method == "hdbscan":
+        found = HDBSCAN(min_cluster_size=config.min_size, n_jobs=-1, copy=True).fit_predict(embeddings)
+    else:
+        distance = 1 - config.similarity
+        method = AgglomerativeClustering(None, metric="cosine", linkage="average", distance_threshold=distance)
+        found = method.fit_predict(embeddings)
+    names, sizes = np.unique(found[found >= 0], return_counts=True)
+    names = names[np.argsort(-sizes, kind="stable")][: int((sizes >= config.min_size).sum())]
+    number = {name: place for place, name in enumerate(names.tolist())}
+    return np.array([number.get(name, -1) for name in found.tolist()], np.int64)
+
+
+def tell(source: Labelled, groups: NDArray[np.int64], config: DictConfig, folder: Path) -> None:
+    """groups.tsv, contact_sheet.png, and a table on the screen."""
+    lines = [f"{plain(source.key(index))}\t{group}\n" for index, group in enumerate(groups.tolist())]
+    write_whole(folder / "groups.tsv", "".join(lines))
+    count = int(groups.max()) + 1
+    table = Table(show_header=False)
+    table.add_row("images", f"{len(source):,}")
+    table.add_row("groups", f"{count:,}")
+    table.add_row("in no group", f"{int((groups < 0).sum()):,}")
+    if len(source.names) > 1:
+        from sklearn.metrics import homogeneity_completeness_v_measure
+
+        # Who is in no group is a group alone.
+        alone = np.where(groups < 0, -1 - np.arange(len(groups)), groups)
+        pure, whole, both = homogeneity_completeness_v_measure(source.labels, alone)
+        table.add_row("groups of one class (homogeneity)", f"{pure:.3f}")
+        table.add_row("classes in one group (completeness)", f"{whole:.3f}")
+        table.add_row("V-measure", f"{both:.3f}")
+    console().print(table)
+    rows = []
+    for group in range(min(count, config.rows)):
+        members = np.flatnonzero(groups == group)
+        rows.append((f"{group}: {len(members):,} images", members[: config.columns]))
+    if (groups < 0).any() and len(rows) < config.rows:
+        members = np.flatnonzero(groups < 0)
+        rows.append((f"none: {len(members):,} images", members[: config.columns]))
+    sheet(source, rows, config.columns).save(folder / "contact_sheet.png")
+    console().print(f"In {folder}: groups.tsv, contact_sheet.png", soft_wrap=True)
+
+
+def search(source: Labelled, scores: NDArray[np.float32], query: ImageFiles, config: DictConfig, folder: Path) -> None:
+    """results.tsv and contact_sheet.png, the most similar first."""
+    best = np.argsort(-scores, kind="stable")[: config.results]
+    lines = [f"{plain(source.key(index))}\t{scores[index]:.4f}\n" for index in best.tolist()]
+    write_whole(folder / "results.tsv", "".join(lines))
+    rows = [
+        (f"{scores[best[start]]:.3f} and below", best[start : start + config.columns])
+        for start in range(0, len(best), config.columns)
+    ]
+    whole = sheet(source, rows, config.columns)
+    asked = sheet(query, [("query", np.array([0]))], config.columns)
+    both = Image.new("RGB", (whole.width, whole.height + asked.height), "white")
+    both.paste(asked, (0, 0))
+    both.paste(whole, (0, asked.height))
+    both.save(folder / "contact_sheet.png")
+    console().print(f"In {folder}: results.tsv, contact_sheet.png", soft_wrap=True)
+
+
+def sheet(source: Labelled | ImageFiles, rows: Sequence[tuple[str, NDArray[np.int64]]], columns: int) -> Image.Image:
+    """Rows of images with a caption before each."""
+    step = THUMBNAIL + MARGIN
+    height = max(1, len(rows)) * step + MARGIN
+    picture = Image.new("RGB", (CAPTION + columns * step + MARGIN, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    for number, (caption, members) in enumerate(rows):
+        top = MARGIN + number * step
+        draw.text((MARGIN, top + THUMBNAIL // 2 - 8), caption, fill="black", font=font)
+        for column, encoded in enumerate(source.read_all(members)):
+            image = opened(encoded).convert("RGB")
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            if max(image.size) < THUMBNAIL:
+                scale = THUMBNAIL // max(image.size)
+                image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+            left = CAPTION + column * step
+            picture.paste(image, (left + (THUMBNAIL - image.width) // 2, top + (THUMBNAIL - image.height) // 2))
+    return picture
+
+
+if __name__ == "__main__":
+    command("cluster", cluster)
