@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
-from torch.nn.functional import normalize
 
 from data.encoded import Labelled
 from data.files import write_whole
 from data.images import absolute, images_at
 from data.writers import plain
 
+from .model import finite, unit
 from .processes import joined
 from .tables import console
 from .using import command, model, needed
@@ -61,8 +61,8 @@ def embed(config: DictConfig, folder: Path) -> None:
             for number in embedder.shown([each for each in own if not done[each]], "Embedding"):
                 indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(source)))
                 found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
-                found = embedder.checked(found, str(path))
-                rows[indices] = (normalize(found) if config.unit else found).cpu().numpy()
+                found = unit(found, path) if config.unit else finite(found, found.norm(dim=1), path)
+                rows[indices] = found.cpu().numpy()
                 rows.flush()  # type: ignore[attr-defined]
                 done[number] = True
                 done.flush()  # type: ignore[attr-defined]

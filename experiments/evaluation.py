@@ -75,7 +75,7 @@ class Evaluation(L.Callback):
 
 def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:
     """Metrics of the held-out classes, embedded in eval mode at the precision of the training; on the first process."""
-    embeddings = model.embed_all(heldout.source, model.data().prepare, "held-out classes", unit=False)
+    embeddings = model.embed_all(heldout.source, model.data().prepare, "held-out classes", unit_length=False)
     labels = torch.from_numpy(np.asarray(heldout.labels[np.arange(len(heldout))], dtype=np.int64))
     return open_set(embeddings, labels, far) if model.processes.first else {}
 

@@ -6,12 +6,12 @@ All processes of a run share the work: each embeds a part of the images, each of
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
 from data.encoded import Images
@@ -121,7 +121,7 @@ class Model:
         return torch.cat(embeddings) if embeddings else torch.empty(0, 0, device=self.processes.device)
 
     def embed_all(
-        self, source: Source, prepare: Prepare, shown: str, *, mirrored: bool = False, unit: bool = True
+        self, source: Source, prepare: Prepare, shown: str, *, mirrored: bool = False, unit_length: bool = True
     ) -> Tensor:
         """Embeddings (n, D) of all examples, of unit length unless told otherwise, on the host, on every process; each
         embeds a part.
@@ -130,22 +130,31 @@ class Model:
             ValueError: NaN or Inf, or an image that cannot be read.
         """
         part = np.array_split(np.arange(len(source)), self.processes.world_size)[self.processes.rank]
-        return self.gathered(lambda: self.embed(source, prepare, part, mirrored=mirrored, shown=shown), shown, unit)
+        return self.gathered(
+            lambda: self.embed(source, prepare, part, mirrored=mirrored, shown=shown), shown, unit_length
+        )
 
-    def gathered(self, own: Callable[[], Tensor], what: str, unit: bool = True) -> Tensor:
+    def gathered(self, own: Callable[[], Tensor], what: str, unit_length: bool = True) -> Tensor:
         """The rows (n, D) of all processes, on the host of each."""
-        found = self.checked(own(), what)
+        found = own()
         width = max(self.processes.gather(found.shape[1]))
         found = found if len(found) else found.new_empty(0, width)
         group = default_group()
         rows = gather_rows(found, gather_sizes(len(found), found.device, group), group).cpu()
-        return normalize(rows) if unit else rows
-
-    def checked(self, embeddings: Tensor, what: str) -> Tensor:
-        if not torch.isfinite(embeddings).all():
-            raise ValueError(f"{what}: embeddings hold NaN or Inf")
-        return embeddings
+        return unit(rows, what) if unit_length else finite(rows, rows.norm(dim=1), what)
 
     def shown(self, work: Any, what: str) -> Iterable[Any]:
         """With a progress bar, of the first process, on a terminal."""
         return shown(work, what, len(work), self.processes.first)
+
+
+def unit(embeddings: Tensor, what: str) -> Tensor:
+    """Brought to unit length, in place; zeros stay zeros. Raises ValueError for NaN or Inf."""
+    norms = embeddings.norm(dim=1, keepdim=True)
+    return finite(embeddings, norms, what).div_(norms.clamp_min_(torch.finfo(norms.dtype).tiny))
+
+
+def finite(embeddings: Tensor, norms: Tensor, what: str) -> Tensor:
+    if not torch.isfinite(norms).all():
+        raise ValueError(f"{what}: embeddings hold NaN or Inf")
+    return embeddings

@@ -1,42 +1,106 @@
-"""`bench=search`: the exact nearest classes of a batch, against the matrix product alone."""
+"""`bench=search`: probes looked for among distractors in files, by the protocol, against the matrix products alone."""
 
+import tempfile
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
-from itertools import product
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from heads import FullFC
-
-from .head_step import products
-from .measure import median_and_spread, ratio, timed
+from ..model import BLOCK, Model
+from ..processes import Processes
+from ..protocols.identification import Identification
+from .measure import PeakOwn, Step, Subject, interleave, median_and_spread, ratio, timed
 
 
 def search(
-    num_classes: list[int], embedding_size: list[int], batch: int, k: int, warmup: int, repeats: int
+    num_probes: int,
+    num_mates: list[int],
+    num_distractors: float,
+    embedding_size: int,
+    warmup: int,
+    repeats: int,
+    folder: str | None,
 ) -> list[dict[str, Any]]:
-    """A line for each size; `over_floor` is the time over that of the product."""
+    """A line for each number of mates. `own_bytes` is the most memory beside the gallery, which is a mapped file."""
     lines = []
-    for C, D in product(map(int, num_classes), embedding_size):
-        head, embeddings = FullFC(C, D), torch.randn(batch, D)
-        floor = products(C, batch, D, 1, "cpu")
-        ours, alone = [], []
-        for repeat in range(warmup + repeats):
-            found = timed(partial(head.topk, embeddings, k))[0]
-            product_alone = timed(floor)[0]
-            if repeat >= warmup:
-                ours.append(found)
-                alone.append(product_alone)
-        milliseconds, spread = median_and_spread(ours)
-        lines.append(
-            {
-                "num_classes": C,
-                "embedding_size": D,
-                "batch": batch,
-                "k": k,
-                "step_ms": milliseconds,
-                "spread_ms": spread,
-                "over_floor": ratio(ours, alone),
+    with tempfile.TemporaryDirectory(dir=folder) as path:
+        make(Path(path), "distractors", int(num_distractors), embedding_size, seed=2)
+        for mates in num_mates:
+            pair(Path(path), num_probes, mates, embedding_size)
+            options = {"folder": path, "num_probes": num_probes, "size": embedding_size}
+            subjects = {
+                "protocol": Subject(_protocol, **options),
+                "products": Subject(_products, count=int(num_distractors), **options),
             }
-        )
+            interleave(subjects, warmup, repeats)
+            ours, floor = (subjects[name].parts["ms"] for name in ("protocol", "products"))
+            own = max(subjects["protocol"].parts["own"])
+            for each in subjects.values():
+                each.close()
+            lines.append(
+                {
+                    "probes": num_probes,
+                    "mates": mates,
+                    "distractors": int(num_distractors),
+                    "embedding_size": embedding_size,
+                    "search_ms": median_and_spread(ours)[0],
+                    "products_ms": median_and_spread(floor)[0],
+                    "over_floor": ratio(ours, floor),
+                    "own_bytes": own,
+                }
+            )
     return lines
+
+
+def make(folder: Path, name: str, count: int, size: int, seed: int) -> None:
+    """Features in random directions."""
+    rows = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (count, size))
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        rows[start:stop] = torch.randn(stop - start, size, generator=generator).numpy()
+
+
+def pair(folder: Path, num_probes: int, num_mates: int, size: int) -> None:
+    """Probes, and a gallery with mates of each at a cosine of about 0.5."""
+    make(folder, "probes", num_probes, size, seed=0)
+    probes = np.load(folder / "probes.npy")
+    noise = np.random.default_rng(1).normal(size=(num_probes * num_mates, size)).astype(np.float32)
+    np.save(folder / "gallery.npy", np.repeat(probes, num_mates, 0) + 3**0.5 * noise)
+    for name, each in (("probes", 1), ("gallery", num_mates)):
+        lines = [f"{number}\t{number // each}\n" for number in range(num_probes * each)]
+        (folder / f"{name}.txt").write_text("".join(lines))
+
+
+def _protocol(folder: str, num_probes: int, size: int) -> Step:
+    gallery, probes, distractors = (f"{folder}/{name}.npy" for name in ("gallery", "probes", "distractors"))
+    judge = Identification(gallery, probes, distractors, resamples=0)
+    model = Model(torch.nn.Identity(), size, Processes(0, 1, torch.device("cpu")), nullcontext, None, _no_data)
+
+    def step() -> Mapping[str, float]:
+        with PeakOwn() as memory:
+            before = memory.peak
+            milliseconds, _ = timed(partial(judge, model))
+        return {"ms": milliseconds, "own": memory.peak - before}
+
+    return step
+
+
+def _no_data() -> Any:
+    raise AssertionError
+
+
+def _products(folder: str, num_probes: int, size: int, count: int) -> Step:
+    """As many products of the same sizes, of one block, which stays in the caches."""
+    probes, block = torch.randn(num_probes, size), torch.randn(min(BLOCK, count), size)
+    room = torch.empty(num_probes, len(block))
+
+    def products() -> None:
+        for _ in range(-(-count // len(block))):
+            torch.mm(probes, block.T, out=room)
+
+    return lambda: {"ms": timed(products)[0]}

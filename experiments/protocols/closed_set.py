@@ -66,7 +66,7 @@ class ClosedSet:
         if self.records is not None and self.records < len(found):
             chosen = permute(np.arange(self.records), len(found), 0)
             found, label_N = found.only(chosen), label_N[chosen]
-        probes_ND = found.everywhere(model, "images", unit=centers.normalize).to(model.processes.device)
+        probes_ND = found.everywhere(model, "images", unit_length=centers.normalize).to(model.processes.device)
         if not centers.normalize:
             probes_ND = torch.cat([probes_ND, probes_ND.new_ones(len(probes_ND), 1)], 1)  # for the bias
 

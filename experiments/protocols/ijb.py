@@ -81,7 +81,7 @@ class Ijb:
                 raise ValueError(f"{option}.galleries: {name} has two templates of one subject; one each is needed")
 
     def __call__(self, model: Model) -> list[Result]:
-        embeddings = self.items.everywhere(model, "images of templates", unit=False)
+        embeddings = self.items.everywhere(model, "images of templates", unit_length=False)
         if not model.processes.first:
             return []
         if self.weights is not None:

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from data.images import absolute, images_at
 from data.records import Indices, RecordSet
 
-from ..model import BLOCK, Model
+from ..model import BLOCK, Model, unit
 from .search import Blocks, Wanted
 
 Rows = Callable[[Model, Indices, str | None], Tensor]
@@ -52,10 +51,10 @@ class Items:
         rows = self.rows
         return Items(self.name, len(chosen), classes, self.names, lambda model, at, what: rows(model, chosen[at], what))
 
-    def everywhere(self, model: Model, what: str, *, unit: bool = True) -> Tensor:
+    def everywhere(self, model: Model, what: str, *, unit_length: bool = True) -> Tensor:
         """Embeddings of all, of unit length unless told otherwise, on every process; each embeds a part."""
         indices = np.array_split(np.arange(self.size), model.processes.world_size)[model.processes.rank]
-        return model.gathered(lambda: self.rows(model, indices, what), what, unit)
+        return model.gathered(lambda: self.rows(model, indices, what), what, unit_length)
 
     def blocks(self, model: Model, what: str, *, keep: bool) -> Blocks:
         """Unit embeddings in blocks, each of one process.
@@ -69,8 +68,7 @@ class Items:
 
         def block(number: int) -> Tensor:
             indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, self.size))
-            rows = model.checked(self.rows(model, indices, None), what)
-            return normalize(rows)
+            return unit(self.rows(model, indices, None), what)
 
         def blocks(wanted: Wanted | None) -> Iterable[tuple[int, Tensor]]:
             chosen = [n for n in numbers if wanted is None or wanted.within(n * BLOCK, (n + 1) * BLOCK)]

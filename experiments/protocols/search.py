@@ -122,9 +122,14 @@ class _Thresholds:
 
     def count(self, begin: int, scores_PB: Tensor) -> None:
         """Scores of the probes from `begin` on. Few reach the lowest threshold, and only those are sorted in."""
-        reach = scores_PB >= self.lowest_P[begin : begin + len(scores_PB), None]
-        probe, item = torch.nonzero(reach, as_tuple=True)
-        self.add(probe + begin, scores_PB[probe, item])
+        lowest_P = self.lowest_P[begin : begin + len(scores_PB)]
+        some = torch.nonzero(scores_PB.amax(1) >= lowest_P)[:, 0]
+        if len(some) <= len(scores_PB) // 2:  # or copying them would take longer than it saves
+            scores_PB, lowest_P = scores_PB[some], lowest_P[some]
+        else:
+            some = torch.arange(len(scores_PB), device=some.device)
+        probe, item = torch.nonzero(scores_PB >= lowest_P[:, None], as_tuple=True)
+        self.add(some[probe] + begin, scores_PB[probe, item])
 
     def add(self, probe: Tensor, scores: Tensor) -> None:
         if len(self.keys_T):

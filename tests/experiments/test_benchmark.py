@@ -14,9 +14,9 @@ from experiments.benches.loader import DECODERS, loader, make, with_workers
 from experiments.benches.measure import median_and_spread, ratio
 from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
 from experiments.benches.sampling import sampling
-from experiments.benches.search import search
 from experiments.benches.selection import selection
 from experiments.benches.stall import stall
+from experiments.benches.topk import topk
 from heads import CosFace, FullFC, PartialFC
 from heads.pool import ClassPool
 from tests.experiments.commands import call
@@ -96,7 +96,7 @@ def test_baselines_do_the_same_step(name, rate, monkeypatch):
 def test_the_other_benches_give_figures():
     for lines in (
         sampling([500], [0.1, 0.5], batch=4, warmup=1, repeats=2),
-        search([300], [8], batch=4, k=3, warmup=1, repeats=2),
+        topk([300], [8], batch=4, k=3, warmup=1, repeats=2),
     ):
         assert all(line["step_ms"] > 0 for line in lines)
     assert PartialFC(500, 1).stats()["memory_bytes"] == 2000
