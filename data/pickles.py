@@ -9,7 +9,7 @@ import io
 import pickle
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,13 +51,29 @@ class _RefusedError(Exception):
 
 def _inspect(raw: bytes) -> None:
     """Raises for instructions that no list of images needs. A memo's number is room that is reserved."""
-    for operation, argument, _ in pickletools.genops(raw):
-        if operation.name in REFUSED:
-            raise _RefusedError(f"it has the instruction {operation.name}")
-        if operation.name == "GLOBAL":
+    for operation, argument in _operations(raw):
+        if operation in REFUSED:
+            raise _RefusedError(f"it has the instruction {operation}")
+        if operation == "GLOBAL":
             _answer(*str(argument).split(" ", 1))
-        if "PUT" in operation.name and int(argument or 0) > len(raw):
+        if "PUT" in operation and argument > len(raw):
             raise _RefusedError(f"it asks for room for {argument:,} objects")
+
+
+def _operations(raw: bytes) -> Iterator[tuple[str, Any]]:
+    """Names of the instructions, and their arguments. `pickletools.genops` cannot read Python 2's text of bytes."""
+    stream = io.BytesIO(raw)
+    while True:
+        code = stream.read(1)
+        found = pickletools.code2op.get(code.decode("latin1"))
+        if found is None:
+            raise pickle.UnpicklingError("it ends early" if not code else f"{code!r} at byte {stream.tell() - 1}")
+        if found.name == "STRING":
+            yield found.name, stream.readline()
+        else:
+            yield found.name, found.arg.reader(stream) if found.arg is not None else None
+        if found.name == "STOP":
+            return
 
 
 class _Reader(pickle.Unpickler):

@@ -61,7 +61,7 @@ def embed(config: DictConfig, folder: Path) -> None:
             for number in embedder.shown([each for each in own if not done[each]], "Embedding"):
                 indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(source)))
                 found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
-                found = unit(found, path) if config.unit else finite(found, found.norm(dim=1), path)
+                found = unit(found, path) if config.unit else finite(found, path)
                 rows[indices] = found.cpu().numpy()
                 rows.flush()  # type: ignore[attr-defined]
                 done[number] = True

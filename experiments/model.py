@@ -6,7 +6,6 @@ All processes of a run share the work: each embeds a part of the images, each of
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -141,7 +140,7 @@ class Model:
         found = found if len(found) else found.new_empty(0, width)
         group = default_group()
         rows = gather_rows(found, gather_sizes(len(found), found.device, group), group).cpu()
-        return unit(rows, what) if unit_length else finite(rows, rows.norm(dim=1), what)
+        return unit(rows, what) if unit_length else finite(rows, what)
 
     def shown(self, work: Any, what: str) -> Iterable[Any]:
         """With a progress bar, of the first process, on a terminal."""
@@ -151,10 +150,13 @@ class Model:
 def unit(embeddings: Tensor, what: str) -> Tensor:
     """Brought to unit length, in place; zeros stay zeros. Raises ValueError for NaN or Inf."""
     norms = embeddings.norm(dim=1, keepdim=True)
-    return finite(embeddings, norms, what).div_(norms.clamp_min_(torch.finfo(norms.dtype).tiny))
+    if not torch.isfinite(norms).all():  # or the squares are more than float32 holds
+        finite(embeddings, what).div_(embeddings.abs().amax(1, keepdim=True).clamp_min_(1))
+        norms = embeddings.norm(dim=1, keepdim=True)
+    return embeddings.div_(norms.clamp_min_(torch.finfo(norms.dtype).tiny))
 
 
-def finite(embeddings: Tensor, norms: Tensor, what: str) -> Tensor:
-    if not torch.isfinite(norms).all():
+def finite(embeddings: Tensor, what: str) -> Tensor:
+    if not torch.isfinite(embeddings).all():
         raise ValueError(f"{what}: embeddings hold NaN or Inf")
     return embeddings

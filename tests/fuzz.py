@@ -6,6 +6,7 @@ Each attempt runs in a process of its own, so that one that ends its process is 
 
 import argparse
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -45,7 +46,7 @@ INTERESTING = (
     b"-",
     b"\xff\xd8",
 )
-FORMATS = ("rec", "header", "no index", "lmdb list", "lmdb", "list", "base64", "folder", "pairs")
+FORMATS = ("rec", "header", "no index", "lmdb list", "lmdb", "list", "base64", "folder", "pairs", "bin")
 
 
 def make(kind: str, folder: Path) -> tuple[str, Path, list[Path]]:
@@ -60,6 +61,13 @@ def make(kind: str, folder: Path) -> tuple[str, Path, list[Path]]:
     if kind == "folder":
         path = write_folder(folder / "set", items)
         return "folder", path, sorted(path.rglob("*.jpg"))
+    if kind == "bin":
+        path = folder / "pairs.bin"
+        encoded = [
+            encoded if number % 2 else np.frombuffer(encoded, np.uint8) for number, (_, encoded) in enumerate(items)
+        ]
+        path.write_bytes(pickle.dumps((encoded[:4], [True, False]), 2))
+        return "pairs", path, [path]
     if kind == "pairs":
         path = folder / "pairs.txt"
         path.write_text("a.jpg\tb.jpg\t1\nc.jpg\td.jpg\t0\n")
@@ -104,7 +112,7 @@ def attempt(seed: int, kind: str, folder: Path) -> str:
     try:
         if format == "pairs":
             pairs = read_pairs(path)
-            return f"{len([pairs.paths(index) for index in range(len(pairs))])} pairs"
+            return f"{len([pairs.images.name(index) for index in pairs.first])} pairs"
         found = catalog(Origin(format, (str(path),)), folder / "cache", "skip")
     except ValueError as error:
         assert "\n" not in str(error).rstrip(), f"not one sentence: {error}"

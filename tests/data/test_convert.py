@@ -474,7 +474,7 @@ class Broken:
         (["source=~nobodyx/a", "target=a.rec"], "there is no such"),
         (["source=/nowhere", "target=a.lmdb"], "source=/nowhere: there is no such"),
         (["source={}"], "target=null"),
-        (["source={}", "target=a.zip"], "target=a.zip, format=None: format must be lmdb, rec or folder"),
+        (["source={}", "target=a.zip"], "target=a.zip, format=None: format must be lmdb, rec, folder or bin"),
         (["source={}", "target={}"], "lies in the source"),
         (["source={}", "target=tests", "format=folder"], "target=.*tests: there is tests already"),
         (["source={}", "target=a.rec", "on_corrupt=ask"], "on_corrupt=ask"),

@@ -10,12 +10,13 @@ from experiments.train import train
 from tests.data.fonts import installed_for_tests
 from tests.data.sets import FORMATS, SIDE, images
 from tests.experiments.commands import config, metrics, summary
+from tests.experiments.protocols.files import written_for
 
 RECIPES = ("ffc_r50", "glint360k_r100_pfc01", "ms1mv3_r50", "webface42m_r100_pfc02")
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("bench", "hydra") and path.stem not in RECIPES
+    if path.parent.name not in ("bench", "hydra", "using") and path.stem not in RECIPES
 )
 
 
@@ -50,6 +51,8 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
             "sample_rate=0.5",
         ]
         extra["images=default"] = ["data=folder", *extra[choice]]
+    if choice in ("protocol=lfw", "protocol=ijb"):
+        extra[choice] = written_for(choice.removeprefix("protocol="), tmp_path)
     overrides = [choice, *extra.get(choice, [])]
     found = run(tmp_path, *overrides)
     assert found["status"] == "finished" and found["steps"] == 2 and found["train/loss"] > 0
