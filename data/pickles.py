@@ -20,6 +20,8 @@ BUFFERS = ("numpy.core.numeric", "numpy._core.numeric")
 # Instructions that call what extensions or other programs have registered, or build classes.
 REFUSED = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "NEXT_BUFFER"}
 
+OPERATIONS = {each.code: each for each in pickletools.opcodes}
+
 
 def loads(raw: bytes, name: str) -> Any:
     """What a pickle holds: lists, tuples, dicts, numbers, booleans, text, byte strings and numpy arrays of numbers.
@@ -65,7 +67,7 @@ def _operations(raw: bytes) -> Iterator[tuple[str, Any]]:
     stream = io.BytesIO(raw)
     while True:
         code = stream.read(1)
-        found = pickletools.code2op.get(code.decode("latin1"))
+        found = OPERATIONS.get(code.decode("latin1"))
         if found is None:
             raise pickle.UnpicklingError("it ends early" if not code else f"{code!r} at byte {stream.tell() - 1}")
         if found.name == "STRING":

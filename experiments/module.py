@@ -4,7 +4,6 @@ Optimization is manual because the head's rows are no parameters. Steps are coun
 `global_step` belongs to one call of `fit`, this count to the whole training.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -21,6 +20,7 @@ from data.streams import STREAMS, Batch, BatchLoader
 from heads import Head
 from heads.collectives import default_group, max_over_processes
 
+from .backbone import build_backbone
 from .build import build
 from .precision import LossScale
 from .processes import Processes
@@ -194,31 +194,6 @@ class HeadModule(L.LightningModule):
         if self.loss_scale is not None and "loss_scale" in checkpoint:
             self.loss_scale.load_state_dict(checkpoint["loss_scale"])
             self.skipped_steps = checkpoint["skipped_steps"]
-
-
-def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
-    """The configured backbone, checked to give embeddings of the configured size for this data.
-
-    `input_shape` and `embedding_size` are passed to whatever takes them: a backbone of the user's may not.
-    """
-    if config.embedding_size < 1:
-        raise ValueError(f"embedding_size={config.embedding_size}: must be at least 1")
-    make = build(config.backbone, _partial_=True)
-    given = {"input_shape": shape, "embedding_size": config.embedding_size}
-    accepted = inspect.signature(make).parameters
-    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in accepted.values())
-    backbone: nn.Module = make(**{name: value for name, value in given.items() if name in accepted or takes_any})
-    training = backbone.training
-    with torch.no_grad():
-        embeddings = backbone.eval()(torch.zeros(2, *shape))
-    backbone.train(training)
-    if not isinstance(embeddings, Tensor) or embeddings.shape != (2, config.embedding_size):
-        got = list(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
-        raise ValueError(
-            f"backbone={config.backbone._target_}: gives {got} for a batch of 2, not embeddings of "
-            f"[2, embedding_size={config.embedding_size}]"
-        )
-    return backbone
 
 
 def number_of_steps(config: DictConfig, batches_per_epoch: int) -> int:

@@ -7,14 +7,12 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
+from .backbone import check_precision
 from .processes import Processes
-
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def plugin_for(precision: str, device: torch.device) -> Precision:
-    if precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
+    check_precision(precision)
     if precision == "32-true":
         return Precision()
     plugin = MixedPrecision(precision, device.type)  # type: ignore[arg-type]

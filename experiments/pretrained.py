@@ -22,7 +22,7 @@ from data.pickles import loads
 from data.preprocessing import preprocessing_of
 
 from . import checkpoint
-from .module import build_backbone
+from .backbone import build_backbone
 from .processes import Processes
 from .storage import Folder
 from .tables import console

@@ -1,7 +1,6 @@
 """A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoint`'s."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 from data.preprocessing import Preprocessing
 from data.records import DataSet
 
+from .backbone import autocast, build_backbone, check_precision
 from .build import build
 from .checkpoint import SHARED, Stored, find, unpacked
 from .model import BLOCK, Centers, Model
-from .module import build_backbone
-from .precision import plugin_for
 from .processes import Processes
 
 READ = 16 * BLOCK  # rows read together
@@ -111,20 +109,17 @@ def _no_data() -> DataSet:
 def model_of(trained: Trained, processes: Processes, precision: str, num_workers: int, batch_size: int) -> Model:
     """To be judged or used, on the device of this process."""
     centers: Centers | None = StoredCenters(trained, processes) if trained.num_classes else None
-    plugin = plugin_for(precision, processes.device)
+    check_precision(precision)
     if trained.config.data is None:
         data: Callable[[], DataSet] = _no_data
     else:
         data = partial(build, trained.config.data)
 
-    def context() -> AbstractContextManager[object]:
-        return plugin.forward_context()
-
     return Model(
         trained.backbone().to(processes.device),
         trained.config.embedding_size,
         processes,
-        context,
+        partial(autocast, precision, processes.device),
         trained.preprocessing,
         data,
         centers,

@@ -1,9 +1,7 @@
 """What commands that use a trained model have in common: how they start, in one process or several, and the model."""
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,10 +31,6 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
             asks for them.
         config_name: of the primary config; the command's name unless given.
     """
-    warnings.filterwarnings(
-        "ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning
-    )  # Lightning
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         if "RANK" in os.environ:  # one of several, started by experiments.launch
             end_with_parent()

@@ -133,6 +133,6 @@ def test_a_bin_that_cannot_be_made(words, message, lfw):
     words = [f"source={lfw / 'pairs.txt'}", f"target={lfw / 'lfw.bin'}", *(word.format(lfw) for word in words)]
     with pytest.raises(ValueError, match=message):
         convert(parse(words))
-    with pytest.raises(ValueError, match="one list of pairs makes one .bin"):
+    with pytest.raises(ValueError, match=r"one list of pairs makes one \.bin"):
         convert(parse(["source=[a,b]", f"target={lfw / 'new.bin'}"]))
     assert (lfw / "lfw.bin").read_bytes() == b"there" and not list(lfw.glob("*new*")) and not list(lfw.glob(".*"))

@@ -22,10 +22,10 @@ ENVIRONMENT = {"PYTHONWARNINGS": "error::UserWarning,error::RuntimeWarning", "CO
 SMOKE = ("experiment=smoke", "data.heldout=0.05")
 
 
-def config(*overrides: str) -> DictConfig:
+def config(*overrides: object, name: str = "config") -> DictConfig:
     """The config that these words give, for use in this process."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
+        return compose(name, list(map(str, overrides)))
 
 
 def command(*words: object) -> list[str]:

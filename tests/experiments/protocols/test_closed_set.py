@@ -1,0 +1,84 @@
+"""Images against class centers, by cosine or with a bias, on one and several processes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from data.loose import ImageFiles
+from experiments.model import Model
+from experiments.protocols.closed_set import ClosedSet
+from tests.data.sets import images, write_folder
+from tests.experiments.protocols.models import of_pixels
+from tests.workers import rank_and_world
+
+
+@dataclass
+class Held:
+    """Centers in blocks of three, dealt to the processes."""
+
+    rows: torch.Tensor
+    normalize: bool
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.rows)
+
+    def blocks(self):
+        rank, world_size = rank_and_world()
+        for start in range(3 * rank, len(self.rows), 3 * world_size):
+            yield start, self.rows[start : start + 3]
+
+
+def centers(unit: bool) -> Held:
+    generator = torch.Generator().manual_seed(1)
+    names = tuple(f"class {number:03d}" for number in range(10))
+    return Held(torch.randn(10, 18 + (not unit), generator=generator), unit, names)
+
+
+def found_of(folder, unit) -> list:
+    protocol = ClosedSet(str(folder), ranks=[1, 2, 5], resamples=20)
+    return [(each.metrics, each.intervals) for each in protocol(of_pixels(centers=centers(unit)))]
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_top_k(unit, workers, tmp_path):
+    labels = [number % 6 for number in range(30)]
+    write_folder(tmp_path / "set", images(labels))
+    ((metrics, intervals),) = one = found_of(tmp_path / "set", unit)
+    model: Model = of_pixels()
+    held = sorted((tmp_path / "set").rglob("*.jpg"))
+    source, prepare = model.view(ImageFiles([str(path).encode() for path in held]))
+    x, rows = model.embed(source, prepare, np.arange(30)), centers(unit).rows
+    scores = normalize(x) @ normalize(rows).T if unit else x @ rows[:, :-1].T + rows[:, -1]
+    truth = torch.tensor([int(path.parent.name[6:]) for path in held])
+    for k in (1, 2, 5):
+        expected = (scores.topk(k).indices == truth[:, None]).any(1).double().mean()
+        assert metrics[f"top{k}"] == pytest.approx(float(expected))
+        assert intervals[f"top{k}"][0] <= metrics[f"top{k}"] <= intervals[f"top{k}"][1]
+    for world_size in (2, 3):
+        first, *others = workers(world_size).run(found_of, tmp_path / "set", unit)
+        assert first == one and others == [[]] * (world_size - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"classes": "number"}, "classes=number"),
+        ({"records": 0}, "records=0"),
+        ({"ranks": []}, r"ranks=\[\]"),
+        ({}, "1 of 2 classes of .* are none of the model's, 'class 099' for one"),
+    ],
+)
+def test_what_does_not_fit(options, words, tmp_path):
+    write_folder(tmp_path / "set", images([0, 99]))
+    with pytest.raises(ValueError, match=words):
+        ClosedSet(str(tmp_path / "set"), **options)(of_pixels(centers=centers(True)))
+
+
+def test_a_model_without_centers(tmp_path):
+    with pytest.raises(ValueError, match="there are no class centers"):
+        ClosedSet()(of_pixels())

@@ -1,0 +1,199 @@
+"""Ranks, and what is made of them, against slow and obvious ones, on one and several processes."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from experiments import model
+from experiments.protocols import items, search
+from experiments.protocols.identification import Identification, Ranks, pairs
+from experiments.protocols.search import Known, strangers_above
+from tests.data.sets import image, images, write_folder
+from tests.experiments.protocols.models import of_nothing, of_pixels
+
+
+def in_blocks(rows, size):
+    def blocks(wanted):
+        for start in range(0, len(rows), size):
+            if wanted is None or wanted.within(start, start + size):
+                yield start, rows[start : start + size]
+
+    return blocks
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_strangers_are_counted(seed, monkeypatch):
+    """Whole numbers, so that scores are exact and many are equal; -0.0 among them."""
+    monkeypatch.setattr(search, "PROBES", 7)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 25, (4,), generator=generator).tolist()
+    probes, gallery, others = (
+        torch.randint(-2, 3, (size, sizes[3]), generator=generator).float() for size in sizes[:3]
+    )
+    count = int(torch.randint(1, len(probes) * len(gallery) + 1, (1,), generator=generator))
+    chosen = torch.randperm(len(probes) * len(gallery), generator=generator)[:count]
+    known = Known(chosen // len(gallery), chosen % len(gallery), torch.rand(count, generator=generator) < 0.7)
+    scores, above = strangers_above(probes, known, in_blocks(gallery, 5), [in_blocks(others, 4)])
+    everyone = probes @ torch.cat([gallery, others]).T
+    stranger = torch.ones_like(everyone, dtype=torch.bool)
+    stranger[known.probe_M, known.item_M] = False
+    for pair, (probe, item) in enumerate(zip(known.probe_M, known.item_M, strict=True)):
+        assert scores[pair] == everyone[probe, item]
+        if known.counts_M[pair]:
+            assert above[pair] == ((everyone[probe] >= everyone[probe, item]) & stranger[probe]).sum()
+
+
+def test_scores_of_any_sign_and_size_are_ordered():
+    values = torch.tensor([-torch.inf, -3e38, -1.0, -1e-30, -1e-45, -0.0, 0.0, 1e-45, 1e-30, 1.0, 3e38, torch.inf])
+    keys = search._keys(torch.zeros(12, dtype=torch.int64), values)
+    assert torch.equal(keys.sort().values, keys) and len(keys.unique()) == 11 and keys[5] == keys[6]
+    assert search._keys(torch.tensor([1]), values[:1]) > keys[-1]
+
+
+def slow(scores_PN, probe_classes, item_classes, alone, mates):
+    """Ranks and average precisions, a probe after the other."""
+    ranks, precisions = [], []
+    for p, scores in enumerate(scores_PN.tolist()):
+        others = [(s, c == probe_classes[p]) for j, (s, c) in enumerate(zip(scores, item_classes, strict=True))
+                  if not (alone and j == p)]  # fmt: skip
+        wanted = sorted((s for s, mate in others if mate), reverse=True)
+        if not wanted:
+            continue
+        before = [sum(s >= each and not mate for s, mate in others) for each in wanted]
+        if mates == "each":
+            ranks += [1 + each for each in before]
+        else:
+            ranks.append(1 + before[0])
+            precisions.append(np.mean([(k + 1) / (k + 1 + each) for k, each in enumerate(before)]))
+    return ranks, precisions
+
+
+@pytest.mark.parametrize("mates", ["best", "each"])
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ranks_and_precision(seed, alone, mates):
+    generator = torch.Generator().manual_seed(seed)
+    gallery, others = (torch.randint(-2, 3, (n, 4), generator=generator).float() for n in (40, 30))
+    gallery_classes = torch.randint(12, (40,), generator=generator).numpy()
+    probes = gallery if alone else torch.randint(-2, 3, (25, 4), generator=generator).float()
+    probe_classes = gallery_classes if alone else torch.randint(15, (25,), generator=generator).numpy()
+    known = pairs(probe_classes, gallery_classes, alone)
+    _, above = strangers_above(probes, known, in_blocks(gallery, 7), [in_blocks(others, 7)])
+    scores = probes @ torch.cat([gallery, others]).T
+    strangers = [-1] * len(others)
+    expected, precisions = slow(scores, probe_classes, [*gallery_classes, *strangers], alone, mates)
+    judged = Ranks(known, above, probe_classes, mates)
+    assert sorted(judged.ranks.tolist()) == sorted(expected)
+    found = judged.metrics((1, 5))
+    assert found["rank1"] == pytest.approx(np.mean(np.array(expected) <= 1))
+    assert found["rank5"] == pytest.approx(np.mean(np.array(expected) <= 5))
+    if mates == "best":
+        assert found["map"] == pytest.approx(np.mean(precisions))
+    points, share = judged.cmc(70)
+    assert share.tolist() == [pytest.approx(np.mean(np.array(expected) <= k)) for k in points]
+    # Of classes that are drawn twice, or not at all.
+    weights = torch.randint(3, (judged.num_classes,), generator=generator).double().numpy()
+    repeated = np.repeat(judged.ranks, weights[judged.unit].astype(int))
+    assert judged.metrics((5,), weights)["rank5"] == pytest.approx(np.mean(repeated <= 5))
+
+
+@pytest.fixture
+def features(tmp_path):
+    """gallery.npy, probes.npy and strangers.npy, with classes of the first two."""
+    generator = np.random.default_rng(0)
+    directions = generator.normal(size=(30, 8))
+    for name, count in (("gallery", 50), ("probes", 37), ("strangers", 90)):
+        labels = generator.integers(0, 30, count)
+        rows = generator.normal(size=(count, 8)) + (1.5 * directions[labels] if name != "strangers" else 0)
+        np.save(tmp_path / f"{name}.npy", rows.astype(np.float32))
+        if name != "strangers":
+            lines = [f"image {number}\tperson {label}\n" for number, label in enumerate(labels)]
+            (tmp_path / f"{name}.txt").write_text("".join(lines))
+    return tmp_path
+
+
+def found_of_features(folder, mates, block=16):
+    items.BLOCK = block
+    try:
+        paths = {name: str(folder / f"{name}.npy") for name in ("gallery", "probes")}
+        protocol = Identification(**paths, distractors=str(folder / "strangers.npy"), mates=mates, resamples=20)
+        return [(each.metrics, each.intervals, each.counts) for each in protocol(of_nothing())]
+    finally:
+        items.BLOCK = model.BLOCK
+
+
+@pytest.mark.parametrize("mates", ["best", "each"])
+def test_features_on_any_number_of_processes(mates, features, workers):
+    ((metrics, intervals, counts),) = one = found_of_features(features, mates)
+    unit = {name: normalize(torch.from_numpy(np.load(features / f"{name}.npy")))
+            for name in ("gallery", "probes", "strangers")}  # fmt: skip
+    classes = {name: [line.split("\t")[1] for line in (features / f"{name}.txt").read_text().splitlines()]
+               for name in ("gallery", "probes")}  # fmt: skip
+    scores = unit["probes"] @ torch.cat([unit["gallery"], unit["strangers"]]).T
+    ranks, precisions = slow(scores, classes["probes"], classes["gallery"] + [None] * 90, False, mates)
+    assert metrics["rank1"] == pytest.approx(np.mean(np.array(ranks) <= 1))
+    assert mates == "each" or metrics["map"] == pytest.approx(np.mean(precisions))
+    assert intervals["rank1"][0] <= metrics["rank1"] <= intervals["rank1"][1]
+    assert (counts["probes"], counts["gallery"], counts["distractors"]) == (37, 50, 90)
+    for world_size in (2, 3):
+        first, *others = workers(world_size).run(found_of_features, features, mates)
+        assert first == one and others == [[]] * (world_size - 1)
+
+
+def found_of_images(folder):
+    items.BLOCK = 4
+    try:
+        return [each.metrics for each in Identification(str(folder), resamples=0)(of_pixels())]
+    finally:
+        items.BLOCK = model.BLOCK
+
+
+def test_images_among_all_others(tmp_path, workers):
+    """Of each class two equal pictures, which find each other; of one class two that do not."""
+    held = images([0, 0, 1, 1, 2, 2, 3, 3])
+    held = [(label, image(label if number < 6 else 50 + number)) for number, (label, _) in enumerate(held)]
+    write_folder(tmp_path / "set", held)
+    (one,) = found_of_images(tmp_path / "set")
+    assert one["rank1"] >= 0.75 and one["rank10"] == 1
+    for world_size in (2, 3):
+        assert workers(world_size).run(found_of_images, tmp_path / "set")[0] == [one]
+
+
+def test_equal_embeddings_find_nothing(tmp_path):
+    """A stranger of the same score comes first: a network that has collapsed is no good one."""
+    np.save(tmp_path / "all.npy", np.ones((6, 4), np.float32))
+    (tmp_path / "all.txt").write_text("".join(f"{n}\t{n // 2}\n" for n in range(6)))
+    (found,) = Identification(str(tmp_path / "all.npy"), ranks=(1, 5), resamples=0)(of_nothing())
+    assert found.metrics == {"rank1": 0, "rank5": 1, "map": pytest.approx(1 / 5)}
+
+
+def write(folder, name, rows, classes=None):
+    np.save(folder / f"{name}.npy", rows)
+    if classes is not None:
+        (folder / f"{name}.txt").write_text("".join(f"x\t{each}\n" for each in classes))
+    return str(folder / f"{name}.npy")
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "options", "words"),
+    [
+        (np.ones((4, 2)), "aaaa", {}, "nothing but each probe's own class"),
+        (np.ones((4, 2)), "abcd", {}, "no probe is of a class of the gallery"),
+        (np.full((4, 2), np.nan), "aabb", {}, "embeddings hold NaN or Inf"),
+        (np.ones((4, 2)), None, {}, "has no classes"),
+        (np.ones((4, 2)), "aab", {}, "has 3 lines for the 4 rows"),
+        (np.ones((4, 2), int), "aabb", {}, r"real numbers \(n, D\) are needed"),
+        (np.ones((4, 2)), "aabb", {"mates": "all"}, "mates=all"),
+        (np.ones((4, 2)), "aabb", {"ranks": [0]}, r"ranks=\[0\]"),
+        (np.ones((4, 2)), "aabb", {"distractors": "wide"}, "features are of 3 numbers, the probes' of 2"),
+        (np.ones((4, 2)), "aabb", {"distractors": "/nowhere"}, "distractors=/nowhere: there is no such"),
+        (np.ones((4, 2)), "aabb", {"gallery": None, "probes": "wide"}, "probes need one to be looked for in"),
+    ],
+)
+def test_what_is_no_protocol_is_an_error(rows, classes, options, words, tmp_path):
+    wide = write(tmp_path, "wide", np.ones((3, 3)))
+    options = {name: wide if value == "wide" else value for name, value in options.items()}
+    options = {"gallery": write(tmp_path, "set", rows, classes), **options}
+    with pytest.raises(ValueError, match=words):
+        Identification(**options, resamples=0)(of_nothing())

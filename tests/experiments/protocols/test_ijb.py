@@ -1,0 +1,109 @@
+"""Templates against a slow and obvious way, and the usual files."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.protocols.ijb import Ijb, pooled
+from tests.experiments.protocols.files import IMAGES, written_for
+from tests.experiments.protocols.models import of_nothing, of_pixels
+
+
+def options_in(words) -> dict:
+    options = dict(word.removeprefix("protocol.ijb.").split("=") for word in words)
+    options["galleries"] = options["galleries"].strip("[]").split(",")
+    return {**options, "resamples": int(options["resamples"])}
+
+
+def slow_templates(features, weights):
+    """Template -> its direction, of the files of `written_for`."""
+    found = {}
+    for template in range(12):
+        media = {}
+        for n in (template, template + 12):
+            media.setdefault(n if n % 2 else n % 12, []).append(features[n] * weights[n])
+        total = sum(np.mean(each, axis=0) for each in media.values())
+        found[template] = total / np.linalg.norm(total)
+    return found
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_features_against_the_slow_way(weighted, tmp_path):
+    options = options_in(written_for("ijb", tmp_path))
+    features = np.random.default_rng(0).normal(size=(IMAGES, 6)).astype(np.float32)
+    features += 1.2 * np.random.default_rng(1).normal(size=(4, 6))[np.arange(IMAGES) % 12 % 4].astype(np.float32)
+    np.save(tmp_path / "features.npy", features)
+    weights = np.array([float(f"0.9{n}") for n in range(IMAGES)]) if weighted else np.ones(IMAGES)
+    options |= {"images": None, "features": str(tmp_path / "features.npy"), "fpir": [0.3, 0.6]}
+    if not weighted:
+        options["scores"] = None
+    one, many = Ijb(**options, far=[1e-6, 0.1, 0.5])(of_nothing())
+
+    template = slow_templates(features.astype(np.float64), weights)
+    scores = [(float(template[a] @ template[b]), a % 4 == b % 4) for a in range(12) for b in range(a)]
+    assert one.counts == {"templates": 12, "pairs": 66, "of one subject": 12}
+    genuine, impostor = (np.array([s for s, same in scores if same is wanted]) for wanted in (True, False))
+    for far, name in ((1e-6, "1e-6"), (0.1, "1e-1"), (0.5, "5e-1")):
+        tar = max(np.mean(genuine >= t) for t in [np.inf, *genuine, *impostor] if np.mean(impostor >= t) <= far)
+        assert one.metrics[f"tar_at_far_{name}"] == pytest.approx(tar), far
+
+    expected = {name: [] for name in ("rank1", "0.3", "0.6")}
+    for gallery in ((0, 1), (2, 3)):
+        enrolled = [p for p in range(4, 12) if p % 4 in gallery]
+        best = [max(template[p] @ template[g] for g in gallery) for p in range(4, 12) if p % 4 not in gallery]
+        right = [(template[p] @ template[p % 4], max(template[p] @ template[g] for g in gallery)) for p in enrolled]
+        expected["rank1"].append(np.mean([own == top for own, top in right]))
+        for fpir in (0.3, 0.6):
+            allowed = sorted(best, reverse=True)[int(fpir * len(best))]  # the first stranger who may not be found
+            expected[str(fpir)].append(np.mean([own == top and own > allowed for own, top in right]))
+    assert many.metrics["rank1"] == pytest.approx(np.mean(expected["rank1"]))
+    assert many.metrics["tpir_at_fpir_3e-1"] == pytest.approx(np.mean(expected["0.3"]))
+    assert many.metrics["tpir_at_fpir_6e-1"] == pytest.approx(np.mean(expected["0.6"]))
+    assert set(many.intervals) == set(many.metrics) and "tar_at_far_1e-6" in one.intervals
+
+
+def test_a_medium_counts_once():
+    """Two frames of one film are as much as one picture."""
+    rows = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0], [5.0, 5.0]])
+    found = pooled(rows, np.array([7, 7, 7, 9]), np.array([1, 1, 2, 1]))
+    assert torch.allclose(found, torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5)
+
+
+def found_of_images(words):
+    return [(each.name, each.metrics, each.intervals) for each in Ijb(**options_in(words))(of_pixels())]
+
+
+def test_images_on_any_number_of_processes(workers, tmp_path):
+    words = written_for("ijb", tmp_path)
+    one = found_of_images(words)
+    assert [name for name, *_ in one] == ["ijb_1_1", "ijb_1_n"]
+    for world_size in (2, 3):
+        first, *others = workers(world_size).run(found_of_images, words)
+        assert first == one and others == [[]] * (world_size - 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "content", "words"),
+    [
+        ({"templates": None}, None, "", "protocol.ijb.templates=null"),
+        ({"pairs": None, "galleries": None, "probes": None}, None, "", "one of them is needed"),
+        ({"probes": None}, None, "", "1:N needs both"),
+        ({"features": "x.npy"}, None, "", "one of them is needed"),
+        ({}, "tid_mid.txt", "a.jpg 1\n", "line 1: `image template medium`"),
+        ({}, "pair_label.txt", "100 101 2\n", "third column must be 1 or 0"),
+        ({}, "pair_label.txt", "100 999 1\n", "template 999 has no image"),
+        ({}, "pair_label.txt", "100 101 1\n", "all are of one class"),
+        ({}, "pair_label.txt", "100 101 0\n", "none is of one class"),
+        ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,0\n104,0\n", "two templates of one subject"),
+        ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,9\n", "holds no subject of the probes"),
+        ({}, "probes.csv", "TEMPLATE_ID,SUBJECT_ID\n104,0\n105,1\n", "holds every subject of the probes"),
+        ({}, "scores.txt", "a 1\n", "a number for each of 24 images"),
+        ({}, "scores.txt", "a b\n", "does not end in a number"),
+    ],
+)
+def test_what_is_no_protocol_is_an_error(change, file, content, words, tmp_path):
+    options = options_in(written_for("ijb", tmp_path))
+    if file:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=words):
+        Ijb(**{**options, **change})(of_pixels())

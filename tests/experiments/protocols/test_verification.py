@@ -1,0 +1,184 @@
+"""Pairs: every figure against a slow and obvious one, also with ties, and what is no protocol."""
+
+import numpy as np
+import pytest
+
+from experiments.protocols import rate
+from experiments.protocols.rates import Ranking, check
+from experiments.protocols.verification import Folds, Verification, fold_of
+from tests.experiments.protocols.files import written_for
+from tests.experiments.protocols.models import of_pixels
+
+
+def drawn(seed: int, count: int = 103, ties: bool = False, shift: float = 1.0):
+    generator = np.random.default_rng(seed)
+    same = generator.random(count) < 0.5
+    scores = generator.normal(size=count) + shift * same
+    return np.round(scores) if ties else scores, same
+
+
+CASES = [(0, False), (1, False), (2, True), (3, True)]
+
+
+@pytest.mark.parametrize(("seed", "ties"), CASES)
+def test_rates(seed, ties):
+    scores, same = drawn(seed, ties=ties)
+    thresholds = [np.inf, *sorted(set(scores), reverse=True)]
+    tar = np.array([np.mean(scores[same] >= t) for t in thresholds])
+    far = np.array([np.mean(scores[~same] >= t) for t in thresholds])
+    found = Ranking(scores, same).plain
+    assert np.array_equal(found.thresholds, thresholds)
+    assert np.allclose(found.tar, tar, atol=1e-15) and np.allclose(found.far, far, atol=1e-15)
+    for limit in (1e-6, 1 / 50, 0.1, 0.5, 0.999):
+        assert found.tar_at(limit) == max(t for t, f in zip(found.tar, found.far, strict=True) if f <= limit)
+    wins = [float(a > b) + 0.5 * float(a == b) for a in scores[same] for b in scores[~same]]
+    assert found.auc == pytest.approx(np.mean(wins), abs=1e-12)
+    errors = [(abs(f - (1 - t)), (f + 1 - t) / 2) for t, f in zip(tar, far, strict=True)]
+    assert found.eer in [pytest.approx(mean) for gap, mean in errors if gap <= min(errors)[0] + 1e-12]
+
+
+def slow_folds(scores, same, folds, far):
+    """Accuracy of each fold, and the validation rate of all together."""
+    accuracies, accepted, genuine = [], 0, 0
+    for fold in range(folds.max() + 1):
+        train, test = folds != fold, folds == fold
+        thresholds = [np.inf, *sorted(set(scores[train]), reverse=True)]
+        right = [np.sum((scores[train] >= t) == same[train]) for t in thresholds]
+        best = thresholds[right.index(max(right))]
+        accuracies.append(np.mean((scores[test] >= best) == same[test]))
+        fine = [t for t in [np.inf, *sorted(set(scores), reverse=True)] if np.mean(scores[train & ~same] >= t) <= far]
+        accepted += np.sum(scores[test & same] >= fine[-1])
+        genuine += np.sum(test & same)
+    return accuracies, accepted / genuine
+
+
+@pytest.mark.parametrize(("seed", "ties"), CASES)
+@pytest.mark.parametrize("far", [1e-3, 0.1])
+def test_folds(seed, ties, far):
+    scores, same = drawn(seed, ties=ties)
+    folds = fold_of(len(scores), 10)
+    accuracies, validation = slow_folds(scores, same, folds, far)
+    judged = Folds(scores, same, folds)
+    assert judged.accuracies().tolist() == pytest.approx(accuracies, abs=1e-15)
+    assert judged.validation([far]) == {f"val_at_far_{rate(far)}": pytest.approx(validation, abs=1e-15)}
+    # A weight of two is as good as being there twice.
+    twice = np.random.default_rng(seed).integers(1, 3, len(scores))
+    repeated = [np.repeat(each, twice) for each in (scores, same, folds)]
+    accuracies, validation = slow_folds(*repeated, far)
+    assert judged.accuracies(twice.astype(float)).tolist() == pytest.approx(accuracies, abs=1e-15)
+    assert judged.validation([far], twice.astype(float)).popitem()[1] == pytest.approx(validation, abs=1e-15)
+
+
+def test_folds_are_contiguous_and_as_those_of_sklearn():
+    from sklearn.model_selection import KFold
+
+    for count in (10, 103, 6000):
+        expected = np.empty(count, int)
+        for fold, (_, test) in enumerate(KFold(10).split(np.zeros(count))):
+            expected[test] = fold
+        assert np.array_equal(fold_of(count, 10), expected)
+
+
+def judge(scores, same, **options):
+    judged = object.__new__(Verification)  # without files
+    judged.__dict__.update({"folds": 10, "step": None, "far": (1e-3,), "resamples": 0, **options})
+    return judged.judge("set", np.asarray(scores, float), np.asarray(same))
+
+
+def test_thresholds_of_a_grid_are_those_of_insightface():
+    """Its accuracy, as coded there: squared distances below 0, 0.01, ... 3.99."""
+    scores, same = drawn(5, 400, shift=0.3)
+    scores = np.tanh(scores)
+    distances = 2 - 2 * scores
+    accuracies = []
+    for fold in range(10):
+        train, test = fold_of(400, 10) != fold, fold_of(400, 10) == fold
+        grid = np.arange(0, 4, 0.01)
+        best = grid[np.argmax([np.mean((distances[train] < t) == same[train]) for t in grid])]
+        accuracies.append(np.mean((distances[test] < best) == same[test]))
+    found = judge(scores, same, step=0.01).metrics
+    assert found["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-15)
+    assert found["accuracy_se"] == pytest.approx(np.std(accuracies, ddof=1) / 10**0.5)
+
+
+def test_perfect_and_useless_scores():
+    same = np.arange(40) % 2 == 0
+    perfect = judge(same * 1.0, same).metrics
+    assert (perfect["accuracy"], perfect["val_at_far_1e-3"], perfect["auc"], perfect["eer"]) == (1, 1, 1, 0)
+    useless = judge(np.zeros(40), same).metrics
+    assert (useless["accuracy"], useless["val_at_far_1e-3"], useless["auc"]) == (0.5, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "same", "words"),
+    [
+        (np.ones(20), np.ones(20, bool), "all are of one class"),
+        (np.ones(20), np.zeros(20, bool), "none is of one class"),
+        ([np.nan] * 2 + [0.5] * 18, np.arange(20) < 9, "2 of 20 scores are NaN"),
+        (np.ones(9), np.arange(9) < 4, "9 pairs cannot be parted into 10 folds"),
+    ],
+)
+def test_what_is_no_protocol_is_an_error(scores, same, words):
+    with pytest.raises(ValueError, match=words):
+        judge(scores, same)
+
+
+def test_scores_and_answers_must_be_as_many():
+    with pytest.raises(ValueError, match=r"\[3\] scores and \[4\] answers"):
+        check(np.ones(3), np.ones(4, bool))
+
+
+def test_intervals_hold_what_repetitions_give():
+    """The accuracy of new draws of the same pairs lies in most of the intervals."""
+    scores, same = drawn(0, 20_000)
+    truth = judge(scores, same).metrics
+    hits = 0
+    for part in range(20):
+        chosen = slice(1000 * part, 1000 * (part + 1))
+        low, high = judge(scores[chosen], same[chosen], resamples=100).intervals["auc"]
+        hits += low <= truth["auc"] <= high
+    assert hits >= 16
+    assert judge(scores[:99], same[:99]).intervals == {}
+
+
+def found_in_a_process(folder, words):
+    options = dict(word.removeprefix("protocol.lfw.").split("=") for word in words)
+    protocol = Verification(options["source"], folds=3, resamples=20)
+    results = protocol(of_pixels())
+    return [(each.name, each.metrics, each.intervals, each.counts) for each in results]
+
+
+def test_images_on_any_number_of_processes(workers, tmp_path):
+    words = written_for("lfw", tmp_path)
+    one = found_in_a_process(tmp_path, words)
+    assert one[0][0] == "pairs" and one[0][1]["auc"] == 1  # the same image twice, and others
+    assert one[0][3] == {"pairs": 24, "of one class": 12}
+    for world_size in (2, 3):
+        first, *others = workers(world_size).run(found_in_a_process, tmp_path, words)
+        assert first == one and others == [[]] * (world_size - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"source": None}, "protocol.lfw.source=null"),
+        ({"folds": 1}, "protocol.lfw.folds=1"),
+        ({"far": [0.0]}, r"protocol.lfw.far=\[0.0\]"),
+        ({"resamples": -1}, "protocol.lfw.resamples=-1"),
+        ({"threshold_step": 5}, "protocol.lfw.threshold_step=5"),
+        ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "two lists are called pairs"),
+    ],
+)
+def test_wrong_options(options, words, tmp_path):
+    written_for("lfw", tmp_path)
+    source = options.pop("source", str(tmp_path / "pairs.txt"))
+    source = [each.format(tmp_path) for each in source] if isinstance(source, list) else source
+    with pytest.raises(ValueError, match=words):
+        Verification(source, **options)
+
+
+def test_images_that_cannot_be_had(tmp_path):
+    written_for("lfw", tmp_path)
+    (tmp_path / "3.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"3\.jpg: it is no image"):
+        Verification(str(tmp_path / "pairs.txt"), folds=3)(of_pixels())
