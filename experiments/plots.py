@@ -58,7 +58,8 @@ def _roc(panel: Any, result: Result) -> None:
         if name.startswith("tar_at_far_") and float(name.removeprefix("tar_at_far_")) >= lowest:
             far = float(name.removeprefix("tar_at_far_"))
             panel.vlines(far, low, high, color="C0", alpha=0.4, linewidth=4)
-    panel.set(xscale="log", xlim=(lowest, 1), ylim=(0, 1.01), title=f"ROC, AUC {rates.auc:.4f}")
+    bottom = max(0.0, float(rates.tar[rates.far <= lowest].max()) - 0.05)
+    panel.set(xscale="log", xlim=(lowest, 1), ylim=(bottom, 1 + 0.02 * (1 - bottom)), title=f"ROC, AUC {rates.auc:.4f}")
     panel.set(xlabel="false accept rate", ylabel="true accept rate")
     panel.grid(alpha=0.3)
 

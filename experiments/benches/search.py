@@ -21,16 +21,21 @@ def search(
     num_mates: list[int],
     num_distractors: float,
     embedding_size: int,
+    similarity: float,
     warmup: int,
     repeats: int,
     folder: str | None,
 ) -> list[dict[str, Any]]:
-    """A line for each number of mates. `own_bytes` is the most memory beside the gallery, which is a mapped file."""
+    """A line for each number of mates. `own_bytes` is the most memory beside the gallery, which is a mapped file.
+
+    Args:
+        similarity: mean cosine of a probe and its mates.
+    """
     lines = []
     with tempfile.TemporaryDirectory(dir=folder) as path:
         make(Path(path), "distractors", int(num_distractors), embedding_size, seed=2)
         for mates in num_mates:
-            pair(Path(path), num_probes, mates, embedding_size)
+            pair(Path(path), num_probes, mates, embedding_size, similarity)
             options = {"folder": path, "num_probes": num_probes, "size": embedding_size}
             subjects = {
                 "protocol": Subject(_protocol, **options),
@@ -65,12 +70,13 @@ def make(folder: Path, name: str, count: int, size: int, seed: int) -> None:
         rows[start:stop] = torch.randn(stop - start, size, generator=generator).numpy()
 
 
-def pair(folder: Path, num_probes: int, num_mates: int, size: int) -> None:
-    """Probes, and a gallery with mates of each at a cosine of about 0.5."""
+def pair(folder: Path, num_probes: int, num_mates: int, size: int, similarity: float) -> None:
+    """Probes, and a gallery with mates of each."""
     make(folder, "probes", num_probes, size, seed=0)
     probes = np.load(folder / "probes.npy")
     noise = np.random.default_rng(1).normal(size=(num_probes * num_mates, size)).astype(np.float32)
-    np.save(folder / "gallery.npy", np.repeat(probes, num_mates, 0) + 3**0.5 * noise)
+    mates = similarity * np.repeat(probes, num_mates, 0) + (1 - similarity**2) ** 0.5 * noise
+    np.save(folder / "gallery.npy", mates.astype(np.float32))
     for name, each in (("probes", 1), ("gallery", num_mates)):
         lines = [f"{number}\t{number // each}\n" for number in range(num_probes * each)]
         (folder / f"{name}.txt").write_text("".join(lines))

@@ -27,8 +27,8 @@ class Verification:
         folds: in file order.
         mirrored: whether embeddings are those of image and mirrored image, added.
         far: false accept rates at which the validation rate is told.
-        threshold_step: search thresholds on squared distances 0, step, 2 step, ... instead of all; InsightFace's is
-            0.01.
+        threshold_step: of the accuracy, search thresholds on squared distances 0, step, 2 step, ... instead of all;
+            InsightFace's is 0.01.
         resamples: of the bootstrap.
     """
 
@@ -70,12 +70,13 @@ class Verification:
     def judge(self, name: str, scores: Scores, same: Same) -> Result:
         """Of cosines (n,)."""
         check(scores, same, name)
+        folds = fold_of(len(scores), self.folds, name)
+        judged = on_grid = Folds(scores, same, folds)
         if self.step is not None:
             # The number of thresholds that a pair's squared distance does not lie below.
-            scores = -np.searchsorted(np.arange(0, 4, self.step), 2 - 2 * scores, side="right").astype(np.float64)
-        folds = fold_of(len(scores), self.folds, name)
-        judged = Folds(scores, same, folds)
-        accuracies = judged.accuracies()
+            places = np.searchsorted(np.arange(0, 4, self.step), 2 - 2 * scores, side="right")
+            on_grid = Folds(-places.astype(np.float64), same, folds)
+        accuracies = on_grid.accuracies()
         metrics = {
             "accuracy": float(accuracies.mean()),
             "accuracy_se": float(accuracies.std(ddof=1) / self.folds**0.5),
@@ -92,7 +93,7 @@ class Verification:
         def resampled(drawn: Weights) -> Mapping[str, float]:
             weights[order] = drawn
             rates = judged.ranking.rates(weights)
-            accuracy = float(judged.accuracies(weights).mean())
+            accuracy = float(on_grid.accuracies(weights).mean())
             return {"accuracy": accuracy, **judged.validation(self.far, weights), "eer": rates.eer, "auc": rates.auc}
 
         intervals = bootstrap.intervals(resampled, np.bincount(strata_of).tolist(), self.resamples)
