@@ -100,8 +100,11 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
                 f"out, the first {found[0][1]:,} of {found[0][0]:,} and {found[0][2]:,}; all machines must see "
                 "the same files, or have the same typefaces"
             )
-    if data.heldout is None and (config.checkpoint.best or "").startswith("val/"):
-        raise ValueError(f"checkpoint.best={config.checkpoint.best}: no classes are held out; data.num_heldout")
+    if data.heldout is None and not config.protocol and (config.checkpoint.best or "").startswith("val/"):
+        raise ValueError(
+            f"checkpoint.best={config.checkpoint.best}: no classes are held out and no protocol is chosen; "
+            "data.num_heldout, or protocol=lfw"
+        )
     started: list[L.Callback] = []
     if config.warm_start.checkpoint is not None and checkpoint is None:
         started = [warm := WarmStart(config.warm_start)]

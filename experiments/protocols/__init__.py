@@ -59,7 +59,7 @@ def told(result: Result) -> dict[str, float]:
 
 def judges_of(config: DictConfig) -> list[Judge]:
     """What `protocol=` asks for, with its files looked at."""
-    return [build(node) for node in config.protocol.values()]
+    return [build(node) for node in (config.get("protocol") or {}).values()]
 
 
 def rate(value: float) -> str:

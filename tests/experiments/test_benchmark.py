@@ -14,6 +14,7 @@ from experiments.benches.loader import DECODERS, loader, make, with_workers
 from experiments.benches.measure import median_and_spread, ratio
 from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
 from experiments.benches.sampling import sampling
+from experiments.benches.search import search
 from experiments.benches.selection import selection
 from experiments.benches.stall import stall
 from experiments.benches.topk import topk
@@ -120,6 +121,13 @@ def test_unknown_names_are_refused():
         bench.head_step(["pcf"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["sgd"])
     with pytest.raises(ValueError, match=r"bench.optimizer=\['adam'\]"):
         bench.head_step(["pfc"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["adam"])
+
+
+def test_search_finds_mates_among_strangers(monkeypatch, tmp_path):
+    monkeypatch.setitem(search.__globals__, "Subject", Inline)
+    lines = search(5, [1, 3], 200, 16, similarity=0.9, warmup=1, repeats=2, folder=str(tmp_path))
+    assert [line["mates"] for line in lines] == [1, 3] and all(line["over_floor"] > 0 for line in lines)
+    assert not list(tmp_path.iterdir())
 
 
 class Inline:

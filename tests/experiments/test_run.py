@@ -278,11 +278,29 @@ def test_wrong_options_get_a_sentence(overrides, words, tmp_path):
         (["head=forest", "index=ivf", "num_trees=9"], "num_trees: no option of index=ivf; it belongs to index=annoy"),
         (["head=forest", "index=hnsw"], "index=hnsw: choose one of annoy, exact, ivf"),
         (["store=tape"], "store=tape: choose one of device, disk, host"),
+        (
+            ["protocol=[lfw,ijc]"],
+            "protocol=ijc: did you mean 'ijb'? choose one of closed_set, identification, ijb, lfw",
+        ),
+        (
+            ["protocol=ijb", "protocol.lfw.folds=5"],
+            "protocol.lfw.folds: no option of protocol=ijb; it belongs to protocol=lfw",
+        ),
+        (["protocol.lfw.folds=5"], "protocol.lfw.folds: no option of this config; it belongs to protocol=lfw"),
+        (
+            ["protocol=lfw", "protocol.lfw.fold=5"],
+            "protocol.lfw.fold: no such option; did you mean 'protocol.lfw.folds'?",
+        ),
     ],
 )
 def test_options_of_nothing_here_are_told_where_they_belong(overrides, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         arguments.check(overrides)
+
+
+def test_protocols_are_chosen_together():
+    arguments.check(["protocol=[lfw,ijb]", "protocol.ijb.pairs=x", "protocol.lfw.folds=5"])
+    arguments.check(["protocol=[lfw,ijb]", "protocol.ijb.pairs=x", "checkpoint=run"], "evaluation")
 
 
 @pytest.mark.parametrize(
