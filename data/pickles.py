@@ -18,7 +18,8 @@ KINDS = "biuf"  # of numpy's dtypes: no objects, no text, no structures
 NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 BUFFERS = ("numpy.core.numeric", "numpy._core.numeric")
 # Instructions that call what extensions or other programs have registered, or build classes.
-REFUSED = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "NEXT_BUFFER"}
+REFUSED = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
+REFUSED |= {"NEXT_BUFFER", "READONLY_BUFFER"}  # of buffers outside of the pickle
 
 OPERATIONS = {each.code: each for each in pickletools.opcodes}
 
@@ -78,7 +79,9 @@ def _operations(raw: bytes) -> Iterator[tuple[str, Any]]:
             return
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):
+    """The one in Python: the one in C corrupts memory on some damaged pickles."""
+
     def __init__(self, raw: bytes):
         super().__init__(io.BytesIO(raw), encoding="bytes")
 
@@ -180,7 +183,7 @@ class _Array:
 def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray | str) or order not in ("C", "F"):
         raise _RefusedError("it holds an array of something else than numbers")
-    raw = raw.encode("latin1") if isinstance(raw, str) else raw
+    raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
     array = np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 

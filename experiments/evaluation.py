@@ -21,6 +21,7 @@ from .module import HeadModule
 from .openset import open_set
 from .protocols import Judge, told
 from .recorder import Recorder
+from .tables import bars_hidden
 
 
 class Evaluation(L.Callback):
@@ -56,7 +57,7 @@ class Evaluation(L.Callback):
         assert isinstance(module, HeadModule)
         due = self.interval and module.step % self.interval == 0 and module.between_steps
         if (due and module.step) or module.step == module.num_steps:
-            with self.recorder.paused():
+            with self.recorder.paused(), bars_hidden():
                 module.share_buffers()
                 model, metrics = model_in(trainer, module), {}
                 if module.data.heldout is not None:

@@ -1,6 +1,8 @@
 """What the terminal shows: tables that fit it, figures as people read them, and bars of long work."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -22,7 +24,21 @@ def console() -> Console:
 def shown(work: Iterable[T], what: str, total: int, on: bool = True) -> Iterable[T]:
     """With a progress bar, on a terminal."""
     screen = console()
-    return track(work, what, total, console=screen, transient=True, disable=not (on and screen.is_terminal))
+    on = on and screen.is_terminal and not _HIDDEN.get()
+    return track(work, what, total, console=screen, transient=True, disable=not on)
+
+
+@contextmanager
+def bars_hidden() -> Iterator[None]:
+    """Where another bar is on the screen already."""
+    token = _HIDDEN.set(True)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
+
+
+_HIDDEN = ContextVar("hidden", default=False)
 
 
 def packed(
