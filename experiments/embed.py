@@ -18,7 +18,7 @@ from data.files import write_whole
 from data.images import absolute, images_at
 from data.writers import plain
 
-from .model import finite, unit
+from .model import Model, finite, unit
 from .processes import joined
 from .tables import console
 from .using import command, model, needed
@@ -46,26 +46,15 @@ def embed(config: DictConfig, folder: Path) -> None:
         shape = (len(source), embedder.embedding_size)
         # What goes on must be of the same images and model.
         options = [config.mirrored, config.unit, config.dtype, config.trainer.precision]
+        lock = FileLock(partial / "lock")
         about = json.dumps([source.fingerprint, shape, embedder.name, *options])
-        lock = FileLock(target.with_name(f".{target.name}.lock"))
-        if not processes.by_first(lambda: _acquired(lock)):
+        if not processes.by_first(lambda: _locked(lock, partial)):
             raise ValueError(f"target={target}: another command is writing there")
         try:
             if (partial / ABOUT).exists() and (partial / ABOUT).read_text() != about:
                 raise ValueError(f"target={target}: {partial.name} is of other images, options or another checkpoint")
             processes.by_first(lambda: _begin(partial, about, shape, config.dtype))
-            rows = np.load(partial / "rows.npy", mmap_mode="r+")
-            done = np.load(partial / "done.npy", mmap_mode="r+")
-            own = range(processes.rank, len(done), processes.world_size)
-            images, prepare = embedder.view(source)
-            for number in embedder.shown([each for each in own if not done[each]], "Embedding"):
-                indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(source)))
-                found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
-                found = unit(found, path) if config.unit else finite(found, path)
-                rows[indices] = found.cpu().numpy()
-                rows.flush()  # type: ignore[attr-defined]
-                done[number] = True
-                done.flush()  # type: ignore[attr-defined]
+            _fill(partial, source, embedder, config)
             processes.any(False)  # all are done
             processes.by_first(lambda: _finish(partial, source, target, keys))
         finally:
@@ -75,7 +64,8 @@ def embed(config: DictConfig, folder: Path) -> None:
             console().print(told, soft_wrap=True, highlight=False)
 
 
-def _acquired(lock: FileLock) -> bool:
+def _locked(lock: FileLock, partial: Path) -> bool:
+    partial.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -86,11 +76,31 @@ def _acquired(lock: FileLock) -> bool:
 def _begin(partial: Path, about: str, shape: tuple[int, int], dtype: str) -> None:
     """Room for all, unless it is there. `about` comes last."""
     if not (partial / ABOUT).exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         np.lib.format.open_memmap(partial / "rows.npy", "w+", dtype, shape)
-        np.save(partial / "done.npy", np.zeros(-(-shape[0] // BLOCK), bool))
+        (partial / "done").write_bytes(bytes(-(-shape[0] // BLOCK)))
         write_whole(partial / ABOUT, about)
+
+
+def _fill(partial: Path, source: Labelled, embedder: Model, config: DictConfig) -> None:
+    """This process's blocks, as far as they are not done. Written to files, not to mapped memory: a full disk is told
+    of, and does not end the process."""
+    offset = np.load(partial / "rows.npy", mmap_mode="r").offset
+    images, prepare = embedder.view(source)
+    processes, done = embedder.processes, (partial / "done").read_bytes()
+    own = [number for number in range(processes.rank, len(done), processes.world_size) if not done[number]]
+    with (partial / "rows.npy").open("r+b") as rows, (partial / "done").open("r+b") as marks:
+        for number in embedder.shown(own, "Embedding"):
+            indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(source)))
+            found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
+            found = unit(found, config.source) if config.unit else finite(found, config.source)
+            block = found.cpu().numpy().astype(config.dtype)
+            rows.seek(offset + block[:1].nbytes * number * BLOCK)
+            rows.write(block.tobytes())
+            rows.flush()
+            os.fsync(rows.fileno())
+            marks.seek(number)
+            marks.write(b"\1")
+            marks.flush()
 
 
 def _finish(partial: Path, source: Labelled, target: Path, keys: Path) -> None:

@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +31,40 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
             asks for them.
         config_name: of the primary config; the command's name unless given.
     """
-    try:
-        if "RANK" in os.environ:  # one of several, started by experiments.launch
-            end_with_parent()
+    if "RANK" in os.environ:  # one of several, started by experiments.launch
+        end_with_parent()
+        with errors_told(name):
             work(OmegaConf.load(Path(sys.argv[1], "config.yaml")), Path(sys.argv[1]))  # type: ignore[arg-type]
-            return
+        return
 
-        def job(config: DictConfig) -> None:
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            OmegaConf.resolve(config)
+    def job(config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        OmegaConf.resolve(config)
+        with errors_told(name):
             write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
-            try:
-                if "trainer" not in config or number_of_processes(config) == 1:
-                    work(config, folder)
-                elif status := start([sys.executable, "-m", "experiments.launch", str(folder), name], dict(os.environ)):
-                    sys.exit(status)
-            except ValueError as error:
-                sys.exit(f"error: {error}")
+            if "trainer" not in config or number_of_processes(config) == 1:
+                work(config, folder)
+            elif status := start([sys.executable, "-m", "experiments.launch", str(folder), name], dict(os.environ)):
+                sys.exit(status)
 
-        arguments.check_or_exit(config_name or name)
-        # The path is relative to where Hydra thinks it was called from: absolute, it is not.
-        hydra.main(config_path=str(arguments.CONF), config_name=config_name or name, version_base="1.3")(job)()
+    arguments.check_or_exit(config_name or name)
+    # An absolute path: Hydra takes others as relative to this file.
+    hydra.main(config_path=str(arguments.CONF), config_name=config_name or name, version_base="1.3")(job)()
+
+
+@contextmanager
+def errors_told(name: str) -> Iterator[None]:
+    """Ends this process with a sentence for what a user can mend."""
+    try:
+        yield
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
         sys.exit(f"error: {error}")
+    except OSError as error:  # no permission, no room
+        sys.exit(f"error: {error.filename or name}: {error.strerror or error}")
 
 
 def model(config: DictConfig, processes: Processes) -> Model:
