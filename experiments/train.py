@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-import wandb
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -156,7 +155,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         summary = recorder.write_summary(module, status) if processes.first else {}
         if wandb_run is not None:
             wandb_run.experiment.summary.update(summary)
-            wandb.finish(exit_code=0 if status == "finished" else 1)
+            wandb_run.experiment.finish(exit_code=0 if status == "finished" else 1)
     if processes.first:
         print_summary(summary, folder)
     return interrupt.status if status == "interrupted" else 0

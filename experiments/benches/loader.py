@@ -108,7 +108,7 @@ def _subject(name: str, source: str, size: int, batch: int, cache: str) -> Step:
     torch.set_num_threads(1)
     stream = _stream(source, size, batch, cache)
     numbers = iter(range(10**9))
-    catalog = stream.data.train.source.catalog  # type: ignore[attr-defined]
+    catalog = stream.data.train.source.encoded  # type: ignore[attr-defined]
     if name in DECODERS:
         decode = {"decoder": simplejpeg.decode_jpeg, "opencv decoder": _by_opencv, "pillow decoder": _by_pillow}[name]
         encoded = [catalog.read(index) for index in range(min(len(catalog), 20 * batch))]
@@ -172,7 +172,7 @@ class Plain(Dataset[tuple[Tensor, int]]):
 
 
 def _plain(stream: InstanceStream, source: str, decode: Callable[[bytes, bool], Any]) -> Plain:
-    catalog = stream.data.train.source.catalog  # type: ignore[attr-defined]
+    catalog = stream.data.train.source.encoded  # type: ignore[attr-defined]
     keys = [catalog.key(index).encode() for index in range(len(catalog))]
     return Plain(source, keys, catalog.labels.tolist(), decode)
 
