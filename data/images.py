@@ -15,7 +15,7 @@ from .cache import cache_folder
 from .catalog import Origin, catalog
 from .decode import Decoder
 from .encoded import Images, Labelled, UnreadableError
-from .loose import Photos
+from .loose import Photos, has_folders, has_loose
 from .preprocessing import preprocessing_of
 from .records import Augmentation, DataSet, Indices, RecordSet
 from .sphere import whole
@@ -93,6 +93,7 @@ def images_at(
     root: str | None = None,
     labels: str | None = None,
     option: str = "source",
+    mixed: bool = False,
 ) -> Labelled:
     """The images of a file or folder. Those of a folder without folders in it are of one class.
 
@@ -100,15 +101,24 @@ def images_at(
         format: one of FORMATS; found by looking unless given.
         root, labels: as of `images`.
         option: that names the path, for errors.
+        mixed: take all images of a folder that holds some beside its folders, as of one class.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"format={format}: must be one of {', '.join(FORMATS)}")
     path = absolute(path)
     if not Path(path).exists():
         raise ValueError(f"{option}={path}: there is no such file or folder")
-    if format is None and format_of(path) == "folder" and all(each.is_file() for each in Path(path).iterdir()):
+    kind = format or format_of(path)
+    for name, given, of in (("root", root, "list"), ("labels", labels, "lmdb")):
+        if given is not None and kind != of:
+            raise ValueError(f"{name}={given}: is of format={of}, and {path} is of format={kind}")
+    if kind == "folder" and format is None and has_loose(path):
+        if not mixed and has_folders(path):
+            raise ValueError(
+                f"{option}={path}: has images both in it and in folders; format=folder takes those in folders only"
+            )
         return Photos(path)
-    origin = Origin(format or format_of(path), (path,), (absolute(labels),) if labels else (), root and absolute(root))
+    origin = Origin(kind, (path,), (absolute(labels),) if labels else (), root and absolute(root))
     return catalog(origin, cache_folder())
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +46,26 @@ def _read(path: bytes) -> bytes:
     return read_file(path)
 
 
+def has_loose(folder: str) -> bool:
+    """Whether there are images in it, not in folders."""
+    with os.scandir(folder) as entries:
+        return any(each.name.lower().endswith(ENDINGS) and not each.is_dir() for each in entries)
+
+
+def has_folders(folder: str) -> bool:
+    """Hidden ones, of thumbnails say, do not count."""
+    with os.scandir(folder) as entries:
+        return any(each.is_dir() and not each.name.startswith(".") for each in entries)
+
+
 class Photos:
-    """All images below a folder, which tells nothing of classes: they count as one."""
+    """All images below a folder, which tells nothing of classes: they count as one. Hidden folders are left out."""
 
     def __init__(self, folder: str):
-        self.folder, self.files = folder, ImageFiles([os.fsencode(path) for path in sorted(images_below(folder))])
+        found = (os.path.relpath(path, folder) for path in images_below(folder))
+        shown = sorted(path for path in found if not any(part.startswith(".") for part in Path(path).parts[:-1]))
+        self.folder = folder
+        self.files = ImageFiles([os.path.join(os.fsencode(folder), os.fsencode(path)) for path in shown])  # noqa: PTH118
         if not len(self.files):
             raise ValueError(f"{folder}: there is no image in it")
         self.labels: NDArray[np.int64] = np.zeros(len(self.files), np.int64)

@@ -35,6 +35,8 @@ def check_packing(options: Options) -> None:
             raise ValueError(f"{each.name}={getattr(options, each.name)}: is no option of format=bin")
     if len(several(options.source)) != 1:
         raise ValueError(f"source={options.source}: one list of pairs makes one .bin")
+    if options.root is not None and str(options.source).endswith(".bin"):
+        raise ValueError(f"root={options.root}: is of lists of pairs; a .bin holds its images")
     if "://" in str(options.target):
         raise ValueError(f"target={options.target}: a .bin is written to a path")
 

@@ -88,7 +88,7 @@ def _read_bin(path: Path) -> Pairs:
     if not (isinstance(held, tuple | list) and len(held) == 2):
         raise ValueError(f"{path}: a list of images and a list of booleans are needed, it holds something else")
     images, same = held
-    sizes = [len(each) for each in held if isinstance(each, list | np.ndarray)]
+    sizes = [len(each) for each in held if isinstance(each, list) or (isinstance(each, np.ndarray) and each.ndim == 1)]
     if len(sizes) != 2 or sizes[0] != 2 * sizes[1]:
         raise ValueError(f"{path}: two images for each boolean are needed, there are {' and '.join(map(str, sizes))}")
     if not all(isinstance(each, bool | int | np.bool_ | np.integer) and each in (0, 1) for each in same):

@@ -8,20 +8,21 @@ itself never sees what is not checked.
 import io
 import pickle
 import pickletools
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 KINDS = "biuf"  # of numpy's dtypes: no objects, no text, no structures
 NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 BUFFERS = ("numpy.core.numeric", "numpy._core.numeric")
+BUILTINS = ("builtins", "__builtin__")
 # Instructions that call what extensions or other programs have registered, or build classes.
 REFUSED = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
 REFUSED |= {"NEXT_BUFFER", "READONLY_BUFFER"}  # of buffers outside of the pickle
-
+REFUSED |= {"EMPTY_SET", "ADDITEMS", "FROZENSET"}
 OPERATIONS = {each.code: each for each in pickletools.opcodes}
+SPARE = 2**20  # bytes that stand-ins may make besides four times those of the pickle
 
 
 def loads(raw: bytes, name: str) -> Any:
@@ -44,7 +45,7 @@ def loads(raw: bytes, name: str) -> Any:
     # What a damaged pickle is known to raise.
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"{name}: no pickle, or a damaged one ({error})") from None
-    except (OverflowError, MemoryError, RecursionError, UnicodeError) as error:
+    except (OverflowError, MemoryError, RecursionError, UnicodeError, AssertionError) as error:
         raise ValueError(f"{name}: no pickle, or a damaged one ({type(error).__name__})") from None
 
 
@@ -54,11 +55,12 @@ class _RefusedError(Exception):
 
 def _inspect(raw: bytes) -> None:
     """Raises for instructions that no list of images needs. A memo's number is room that is reserved."""
+    names = _StandIns(0)
     for operation, argument in _operations(raw):
         if operation in REFUSED:
             raise _RefusedError(f"it has the instruction {operation}")
         if operation == "GLOBAL":
-            _answer(*str(argument).split(" ", 1))
+            names.answer(*str(argument).split(" ", 1))
         if "PUT" in operation and argument > len(raw):
             raise _RefusedError(f"it asks for room for {argument:,} objects")
 
@@ -84,32 +86,105 @@ class _Reader(pickle._Unpickler):
 
     def __init__(self, raw: bytes):
         super().__init__(io.BytesIO(raw), encoding="bytes")
+        self.find_class = _StandIns(4 * len(raw) + SPARE).answer  # type: ignore[method-assign]
 
-    def find_class(self, module: str, name: str) -> Any:
-        return _answer(module, name)
+    def _set_items(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        _fill(self.stack[-1], items[0::2], items[1::2])  # type: ignore[attr-defined]
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        _fill(self.stack[-1], [key], [value])  # type: ignore[attr-defined]
+
+    def _dict(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self.append(_fill({}, items[0::2], items[1::2]))  # type: ignore[attr-defined]
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        pickle.SETITEMS[0]: _set_items,
+        pickle.SETITEM[0]: _set_item,
+        pickle.DICT[0]: _dict,
+    }
 
 
-def _answer(module: str, name: str) -> Any:
-    """A stand-in for a global; a new one each time, so that no pickle changes what another gets."""
-    if module in NUMPY and name == "_reconstruct":
-        return _function(lambda *_: _Array())
-    if module in NUMPY and name == "scalar":
-        return _function(_scalar)
-    if module in BUFFERS and name == "_frombuffer":
-        return _function(_from_buffer)
-    if (module, name) == ("numpy", "ndarray"):
-        return _Name()
-    if (module, name) == ("numpy", "dtype"):
-        return _function(_Dtype)
-    if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes at protocol 2
-        return _function(_latin1)
-    if module in ("builtins", "__builtin__") and name in ("bytes", "bytearray"):
-        return _function(_bytes)
-    if module in ("builtins", "__builtin__") and name == "tuple":
-        return _function(_tuple)
-    if (module, name) == ("collections", "OrderedDict"):
-        return _function(_dict)
-    raise _RefusedError(f"it names {module}.{name}")
+def _fill(target: Any, keys: Any, values: Any) -> Any:
+    """Keys are plain: to hash what is nested deeply would end the process."""
+    if not isinstance(target, dict) or not all(isinstance(key, str | bytes | int) for key in keys):
+        raise _RefusedError("it holds a dict with other keys than text and numbers")
+    target.update(zip(keys, values, strict=True))
+    return target
+
+
+class _StandIns:
+    """What names in a pickle stand for; made anew for each, so that none changes what another gets.
+
+    Args:
+        budget: bytes that they may make, so that no small pickle fills the memory.
+    """
+
+    def __init__(self, budget: int):
+        self.budget = budget
+
+    def answer(self, module: str, name: str) -> Any:
+        """Raises for a name that no list of images needs."""
+        if module in NUMPY and name == "_reconstruct":
+            return _function(lambda *_: _Array(self))
+        if module in NUMPY and name == "scalar":
+            return _function(lambda dtype, raw: _Array(self, self.array(raw, dtype, (), "C")[()]))
+        if module in BUFFERS and name == "_frombuffer":
+            return _function(lambda *arguments: _Array(self, self.array(*arguments)))
+        if (module, name) == ("numpy", "ndarray"):
+            return _Name()
+        if (module, name) == ("numpy", "dtype"):
+            return _function(_Dtype)
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes at protocol 2
+            return _function(self.latin1)
+        if module in BUILTINS and name in ("bytes", "bytearray"):
+            return _function(self.bytes)
+        if module in BUILTINS and name == "tuple":
+            return _function(self.tuple)
+        if (module, name) == ("collections", "OrderedDict"):
+            return _function(self.dict)
+        raise _RefusedError(f"it names {module}.{name}")
+
+    def spend(self, size: int) -> None:
+        self.budget -= size
+        if self.budget < 0:
+            raise _RefusedError("it becomes many times as large as it is")
+
+    def latin1(self, text: Any, encoding: Any = "latin1") -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", b"latin1", "latin-1", b"latin-1"):
+            raise _RefusedError("it encodes something in another way than bytes are written")
+        self.spend(len(text))
+        return text.encode("latin1")
+
+    def bytes(self, value: Any = b"", encoding: Any = "latin1") -> Any:
+        if isinstance(value, str):
+            return self.latin1(value, encoding)
+        if not isinstance(value, bytes | bytearray | list):
+            raise _RefusedError("it makes bytes of something else")
+        self.spend(len(value))
+        return bytes(value)
+
+    def tuple(self, items: Any = ()) -> Any:
+        if not isinstance(items, tuple | list):
+            raise _RefusedError("it makes a tuple of something else")
+        self.spend(8 * len(items))
+        return tuple(items)
+
+    def dict(self, items: Any = ()) -> Any:
+        pairs = [*items.items()] if isinstance(items, dict) else [*items]
+        self.spend(32 * len(pairs))
+        return _fill({}, [key for key, _ in pairs], [value for _, value in pairs])
+
+    def array(self, raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
+        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray | str) or order not in ("C", "F"):
+            raise _RefusedError("it holds an array of something else than numbers")
+        self.spend(2 * len(raw))
+        raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
+        array = np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 class _Name:
@@ -130,30 +205,6 @@ def _function(call: Callable[..., Any]) -> Any:
     return Function()
 
 
-def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
-        raise _RefusedError("it encodes something in another way than bytes are written")
-    return text.encode("latin1")
-
-
-def _bytes(value: Any = b"", encoding: Any = "latin1") -> bytes:
-    if isinstance(value, str):
-        return _latin1(value, encoding if encoding != b"latin-1" and encoding != "latin-1" else "latin1")
-    if not isinstance(value, bytes | bytearray | list):
-        raise _RefusedError("it makes bytes of something else")
-    return bytes(value)
-
-
-def _tuple(items: Any = ()) -> tuple[Any, ...]:
-    if not isinstance(items, tuple | list):
-        raise _RefusedError("it makes a tuple of something else")
-    return tuple(items)
-
-
-def _dict(*items: Any) -> OrderedDict[Any, Any]:
-    return OrderedDict(*items)
-
-
 class _Dtype:
     """As numpy writes it: a kind and a size, and then the order of bytes as a state."""
 
@@ -171,33 +222,14 @@ class _Dtype:
 
 
 class _Array:
-    """As numpy writes it: nothing, and then all as a state."""
+    """As numpy writes it: nothing, and then all as a state; or all at once."""
 
-    array: Any = None
+    def __init__(self, made_by: _StandIns, array: Any = None):
+        self.made_by, self.array = made_by, array
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
-        self.array = _array(raw, dtype, shape, "F" if fortran else "C")
-
-
-def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
-    if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray | str) or order not in ("C", "F"):
-        raise _RefusedError("it holds an array of something else than numbers")
-    raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
-    array = np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    made = _Array()
-    made.array = _array(raw, dtype, shape, order)
-    return made
-
-
-def _scalar(dtype: Any, raw: Any) -> Any:
-    made = _Array()
-    made.array = _array(raw, dtype, (), "C")[()]
-    return made
+        self.array = self.made_by.array(raw, dtype, shape, "F" if fortran else "C")
 
 
 def _plain(value: Any, seen: dict[int, Any]) -> Any:
@@ -214,7 +246,8 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
             value[key] = _plain(each, seen)
         return value
     if isinstance(value, tuple):
-        return tuple(_plain(each, seen) for each in value)
+        seen[id(value)] = made = tuple([_plain(each, seen) for each in value])
+        return made
     if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
         return value
     raise _RefusedError(f"it holds an object of {type(value).__name__}")

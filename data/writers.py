@@ -187,6 +187,11 @@ def plain(key: str) -> str:
     return re.sub(r"[\s\x00-\x1f\x7f\ud800-\udfff]", _percent, key)
 
 
+def one_line(text: str) -> str:
+    """Without tabs and line breaks, which become %XX: a column of a list."""
+    return re.sub(r"[\t\r\n]", _percent, text)
+
+
 def plain_name(name: str) -> str:
     """A name of a file: no folders in it, and none that leads elsewhere."""
     return plain(name).strip("/").replace("/", "_").lstrip(".") or "_"

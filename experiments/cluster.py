@@ -21,11 +21,14 @@ from data.loose import ImageFiles
 from data.writers import plain
 
 from .processes import joined
+from .protocols.options import whole
 from .tables import console
 from .using import command, model, needed
 
 METHODS = ("hdbscan", "average")
 THUMBNAIL, MARGIN, CAPTION = 96, 4, 150  # pixels
+SIMILARITY = 0.4  # of method=average
+SHOWN = 500  # groups, or images of one, on a sheet
 MOST = 30_000  # images whose similarities to each other fit into memory
 
 
@@ -34,12 +37,17 @@ def cluster(config: DictConfig, folder: Path) -> None:
     needed(config, "checkpoint", "source")
     if config.method not in METHODS:
         raise ValueError(f"method={config.method}: must be one of {', '.join(METHODS)}")
-    if not -1 <= config.similarity <= 1:
-        raise ValueError(f"similarity={config.similarity}: a cosine from -1 to 1 is needed")
+    if config.similarity is not None:
+        if config.method != "average":
+            raise ValueError(f"similarity={config.similarity}: is an option of method=average")
+        if not isinstance(config.similarity, int | float) or not -1 <= config.similarity <= 1:
+            raise ValueError(f"similarity={config.similarity}: a cosine from -1 to 1 is needed")
     for name, least in (("min_size", 2), ("rows", 1), ("columns", 1), ("results", 1)):
-        if config[name] < least:
-            raise ValueError(f"{name}={config[name]}: must be at least {least}")
-    source = images_at(config.source, config.format, root=config.root)
+        whole(name, config[name], least)
+    for name in ("rows", "columns", "results"):
+        if config[name] > SHOWN:
+            raise ValueError(f"{name}={config[name]}: a contact sheet takes {SHOWN} at most")
+    source = images_at(config.source, config.format, root=config.root, mixed=True)
     if config.query is None and len(source) > MOST:
         raise ValueError(f"source={config.source}: of {len(source):,} images; up to {MOST:,} can be grouped")
     with joined(config) as processes:
@@ -71,7 +79,7 @@ def grouped(embeddings: NDArray[np.float32], config: DictConfig) -> NDArray[np.i
     if config.method == "hdbscan":
         found = HDBSCAN(min_cluster_size=config.min_size, n_jobs=-1, copy=True).fit_predict(embeddings)
     else:
-        distance = 1 - config.similarity
+        distance = 1 - (SIMILARITY if config.similarity is None else config.similarity)
         method = AgglomerativeClustering(None, metric="cosine", linkage="average", distance_threshold=distance)
         found = method.fit_predict(embeddings)
     names, sizes = np.unique(found[found >= 0], return_counts=True)

@@ -7,18 +7,21 @@ Row i of FILE.npy, (n, D), is of the image that line i of FILE.txt names: `key<T
 import json
 import os
 import shutil
+from functools import partial as partial_of
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from data.encoded import Labelled
 from data.files import write_whole
 from data.images import absolute, images_at
-from data.writers import plain
+from data.records import Source
+from data.writers import one_line
 
-from .model import Model, finite, unit
+from .model import Model, Prepare, finite, unit
 from .processes import joined
 from .tables import console
 from .using import command, model, needed
@@ -37,31 +40,37 @@ def embed(config: DictConfig, folder: Path) -> None:
         raise ValueError(f"target={target}: must end in .npy")
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype={config.dtype}: must be one of {', '.join(DTYPES)}")
-    for there in (target, keys):
-        if there.exists():
-            raise ValueError(f"target={target}: there is {there.name} already; remove it or name another")
     source = images_at(path, config.format, root=config.root, labels=config.labels)
     with joined(config) as processes:
         embedder = model(config, processes)
+        images, prepare = embedder.view(source)
         shape = (len(source), embedder.embedding_size)
         # What goes on must be of the same images and model.
         options = [config.mirrored, config.unit, config.dtype, config.trainer.precision]
-        lock = FileLock(partial / "lock")
         about = json.dumps([source.fingerprint, shape, embedder.name, *options])
+        if not (partial / ABOUT).exists():
+            for there in (target, keys):
+                if there.exists():
+                    raise ValueError(f"target={target}: there is {there.name} already; remove it or name another")
+        elif (partial / ABOUT).read_text() != about:
+            raise ValueError(
+                f"target={target}: {partial.name} is of other images, options or another checkpoint; remove it"
+            )
+        lock = FileLock(partial / "lock")
         if not processes.by_first(lambda: _locked(lock, partial)):
             raise ValueError(f"target={target}: another command is writing there")
         try:
-            if (partial / ABOUT).exists() and (partial / ABOUT).read_text() != about:
-                raise ValueError(f"target={target}: {partial.name} is of other images, options or another checkpoint")
-            processes.by_first(lambda: _begin(partial, about, shape, config.dtype))
-            _fill(partial, source, embedder, config)
+            processes.by_first(lambda: _begin(partial, about, target, shape, config.dtype))
+            if (partial / "rows.npy").exists():
+                fill = partial_of(_fill, partial, len(source), images, prepare, embedder, config)
+                embedder.together(fill)
             processes.any(False)  # all are done
             processes.by_first(lambda: _finish(partial, source, target, keys))
         finally:
             lock.release()
         if processes.first:
             told = f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {keys.name}: key and class of each"
-            console().print(told, soft_wrap=True, highlight=False)
+            console().print(told, soft_wrap=True, highlight=False, markup=False)
 
 
 def _locked(lock: FileLock, partial: Path) -> bool:
@@ -73,27 +82,30 @@ def _locked(lock: FileLock, partial: Path) -> bool:
     return True
 
 
-def _begin(partial: Path, about: str, shape: tuple[int, int], dtype: str) -> None:
+def _begin(partial: Path, about: str, target: Path, shape: tuple[int, int], dtype: str) -> None:
     """Room for all, unless it is there. `about` comes last."""
     if not (partial / ABOUT).exists():
         np.lib.format.open_memmap(partial / "rows.npy", "w+", dtype, shape)
         (partial / "done").write_bytes(bytes(-(-shape[0] // BLOCK)))
         write_whole(partial / ABOUT, about)
+    elif not (partial / "rows.npy").exists() and not target.exists():  # finished once, and removed since
+        (partial / ABOUT).unlink()
+        _begin(partial, about, target, shape, dtype)
 
 
-def _fill(partial: Path, source: Labelled, embedder: Model, config: DictConfig) -> None:
+def _fill(partial: Path, count: int, images: Source, prepare: Prepare, embedder: Model, config: DictConfig) -> None:
     """This process's blocks, as far as they are not done. Written to files, not to mapped memory: a full disk is told
     of, and does not end the process."""
     offset = np.load(partial / "rows.npy", mmap_mode="r").offset
-    images, prepare = embedder.view(source)
     processes, done = embedder.processes, (partial / "done").read_bytes()
     own = [number for number in range(processes.rank, len(done), processes.world_size) if not done[number]]
     with (partial / "rows.npy").open("r+b") as rows, (partial / "done").open("r+b") as marks:
         for number in embedder.shown(own, "Embedding"):
-            indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, len(source)))
+            indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, count))
             found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
-            found = unit(found, config.source) if config.unit else finite(found, config.source)
-            block = found.cpu().numpy().astype(config.dtype)
+            found = unit(found, config.source) if config.unit else found
+            found = finite(found.to(getattr(torch, config.dtype)), config.source)  # float16 holds up to 65,504
+            block = found.cpu().numpy()
             rows.seek(offset + block[:1].nbytes * number * BLOCK)
             rows.write(block.tobytes())
             rows.flush()
@@ -104,15 +116,17 @@ def _fill(partial: Path, source: Labelled, embedder: Model, config: DictConfig) 
 
 
 def _finish(partial: Path, source: Labelled, target: Path, keys: Path) -> None:
-    """The array gets its name last."""
-    names = source.names
-    with (partial / "keys.txt").open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        for index, label in enumerate(source.labels):
-            file.write(f"{plain(source.key(index))}\t{plain(names[label])}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial / "keys.txt", keys)
-    os.replace(partial / "rows.npy", target)
+    """The array gets its name last. One that is killed here goes on here."""
+    if (partial / "rows.npy").exists():
+        names = source.names
+        with (partial / "keys.txt").open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            for index, label in enumerate(source.labels):
+                file.write(f"{one_line(source.key(index))}\t{one_line(names[label])}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial / "keys.txt", keys)
+        os.replace(partial / "rows.npy", target)
+    (partial / ABOUT).unlink()
     shutil.rmtree(partial)
 
 

@@ -61,11 +61,13 @@ def leave(results: list[Result], checkpoint: str | None, folder: Path) -> None:
                 "curves": curves,
             }
         )
-        screen.print(f"\n{result.name}: {', '.join(f'{value:,} {name}' for name, value in result.counts.items())}")
+        counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
+        screen.print(f"\n{result.name}: {counts}", markup=False)
         screen.print(table(result))
         plot(result, folder / f"{result.name}.png")
     write_whole(folder / "evaluation.json", json.dumps({"checkpoint": checkpoint, "results": told}, indent=2) + "\n")
-    screen.print(f"In {folder}: evaluation.json, {', '.join(f'{each.name}.png' for each in results)}", soft_wrap=True)
+    pictures = ", ".join(f"{each.name}.png" for each in results)
+    screen.print(f"In {folder}: evaluation.json, {pictures}", soft_wrap=True, markup=False)
 
 
 def table(result: Result) -> Table:

@@ -45,6 +45,8 @@ class Evaluation(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         head = module.head
+        for judge in self.judges:
+            judge.check(model_in(trainer, module))
         if self.train_records is not None and not isinstance(head, CenterHead):
             raise ValueError(
                 f"evaluate.train_records={self.train_records}: {type(head).__name__} keeps no class centers to hold "
@@ -66,6 +68,8 @@ class Evaluation(L.Callback):
                 for judge in self.judges:
                     for result in judge(model):
                         metrics |= {f"val/{result.name}/{name}": value for name, value in told(result).items()}
+                if self.judges:
+                    module.processes.any(False)  # on the host: where there are GPUs, waiting has a limit there
                 if self.train_records is not None and module.step == module.num_steps:
                     head = cast(CenterHead, module.head)
                     metrics |= against_all_centers(

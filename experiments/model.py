@@ -95,6 +95,8 @@ class Model:
             mirrored: add those of the mirrored images.
             shown: what a progress bar calls the work.
         """
+        if mirrored and self.preprocessing is None:
+            raise ValueError("mirrored=true: there is no model that takes images")
         loader = DataLoader(
             InOrder(source, indices, self.batch_size),
             batch_size=None,
@@ -135,12 +137,24 @@ class Model:
 
     def gathered(self, own: Callable[[], Tensor], what: str, unit_length: bool = True) -> Tensor:
         """The rows (n, D) of all processes, on the host of each."""
-        found = own()
+        found = self.together(own)
         width = max(self.processes.gather(found.shape[1]))
         found = found if len(found) else found.new_empty(0, width)
         group = default_group()
         rows = gather_rows(found, gather_sizes(len(found), found.device, group), group).cpu()
         return unit(rows, what) if unit_length else finite(rows, what)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Raises on all processes what it raises on one, so that none waits for the others."""
+        failure: ValueError | None = None
+        try:
+            found = work()
+        except ValueError as error:
+            failure = error
+        for each in self.processes.gather(failure and str(failure)):
+            if each:
+                raise ValueError(each) from failure
+        return found
 
     def shown(self, work: Any, what: str) -> Iterable[Any]:
         """With a progress bar, of the first process, on a terminal."""
@@ -158,5 +172,5 @@ def unit(embeddings: Tensor, what: str) -> Tensor:
 
 def finite(embeddings: Tensor, what: str) -> Tensor:
     if not torch.isfinite(embeddings).all():
-        raise ValueError(f"{what}: embeddings hold NaN or Inf")
+        raise ValueError(f"{what}: hold NaN or Inf")
     return embeddings

@@ -25,7 +25,8 @@ def plot(result: Result, path: Path) -> bool:
     figure, panels = plt.subplots(1, 3 if of_pairs else 1, figsize=(14, 4.3) if of_pairs else (6, 4.3), squeeze=False)
     figure.set_layout_engine("constrained")
     counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items() if value)
-    figure.suptitle(f"{result.name}: {counts}" if of_pairs else f"{result.name}\n{counts}", fontsize="medium")
+    name = result.name.replace("$", r"\$")  # or it would be a formula
+    figure.suptitle(f"{name}: {counts}" if of_pairs else f"{name}\n{counts}", fontsize="medium")
     if of_pairs:
         _roc(panels[0, 0], result)
         _det(panels[0, 1], result.curves["rates"], result.counts)

@@ -73,12 +73,16 @@ def pretrained(config: DictConfig, folder: Path) -> None:
 def read(path: Path) -> dict[str, Tensor]:
     """Tensors by the names that they have here. Raises ValueError, also for a pickle that holds something else."""
     if path.is_dir():
-        found = [loads(file.read_bytes(), str(file)) for file in sorted(path.glob("*.pdparam"))]
-        return named(dict(found), of_paddle=True)
+        files = sorted(path.glob("*.pdparam"))
+        found = [loads(file.read_bytes(), str(file)) for file in files]
+        for file, each in zip(files, found, strict=True):
+            if not (isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str)):
+                raise ValueError(f"{file}: holds no name and array")
+        return named(dict(found), path, of_paddle=True)
     if not path.is_file():
         raise ValueError(f"weights={path}: there is no such file or folder")
     if path.suffix == ".pdparams":
-        return named(loads(path.read_bytes(), str(path)), of_paddle=True)
+        return named(loads(path.read_bytes(), str(path)), path, of_paddle=True)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -92,19 +96,19 @@ def read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"weights={path}: cannot be read ({error})") from None
     for key in ("state_dict_backbone", "state_dict"):
         held = held.get(key, held) if isinstance(held, dict) else held
-    if not isinstance(held, dict):
-        raise ValueError(f"weights={path}: holds no weights by name")
-    return named(held, of_paddle=False)
+    return named(held, path, of_paddle=False)
 
 
-def named(held: Mapping[str, Any], of_paddle: bool) -> dict[str, Tensor]:
+def named(held: Any, path: Path, of_paddle: bool) -> dict[str, Tensor]:
     """
     Args:
         of_paddle: linear layers are (in, out) there.
     """
+    if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
+        raise ValueError(f"weights={path}: holds no weights by name")
     found = {}
     for name, value in held.items():
-        if isinstance(value, tuple):  # paddle's, of a name of its own and the array
+        if isinstance(value, tuple) and value:  # paddle's, of a name of its own and the array
             value = value[-1]
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value.copy())

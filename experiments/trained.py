@@ -1,7 +1,7 @@
 """A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoint`'s."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +106,16 @@ def _no_data() -> DataSet:
     raise ValueError("this checkpoint was imported, and has no data of its own")
 
 
-def model_of(trained: Trained, processes: Processes, precision: str, num_workers: int, batch_size: int) -> Model:
+def model_of(
+    trained: Trained, processes: Processes, precision: str, num_workers: int = 0, batch_size: int = 512
+) -> Model:
     """To be judged or used, on the device of this process."""
     centers: Centers | None = StoredCenters(trained, processes) if trained.num_classes else None
     check_precision(precision)
     if trained.config.data is None:
         data: Callable[[], DataSet] = _no_data
     else:
-        data = partial(build, trained.config.data)
+        data = cache(partial(build, trained.config.data))
 
     return Model(
         trained.backbone().to(processes.device),

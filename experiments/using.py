@@ -18,6 +18,7 @@ from data.records import DataSet
 from . import INTERRUPTED, arguments
 from .model import Model
 from .processes import Processes
+from .protocols.options import whole
 from .run import start
 from .trained import Trained, model_of
 from .world import end_with_parent, number_of_processes
@@ -79,11 +80,8 @@ def model(config: DictConfig, processes: Processes) -> Model:
 
 def model_of_config(config: DictConfig, trained: Trained, processes: Processes) -> Model:
     """As the config wants it to be run."""
-    if config.batch_size < 1 or config.num_workers < 0:
-        raise ValueError(
-            f"batch_size={config.batch_size}, num_workers={config.num_workers}: at least 1 and at least 0 are needed"
-        )
-    return model_of(trained, processes, config.trainer.precision, config.num_workers, config.batch_size)
+    batch_size, num_workers = whole("batch_size", config.batch_size, 1), whole("num_workers", config.num_workers, 0)
+    return model_of(trained, processes, config.trainer.precision, num_workers, batch_size)
 
 
 def needed(config: DictConfig, *names: str) -> None:

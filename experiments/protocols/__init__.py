@@ -38,12 +38,12 @@ class Result:
 class Judge(Protocol):
     """A protocol with its options."""
 
-    def __call__(self, model: Model) -> Sequence[Result]:
-        """On the first process; nothing on the others.
+    def check(self, model: Model) -> None:
+        """Before a training: raises ValueError where it cannot judge such a model."""
+        ...
 
-        Raises:
-            ValueError: on all processes.
-        """
+    def __call__(self, model: Model) -> Sequence[Result]:
+        """What it finds, on the first process; nothing on the others."""
         ...
 
 
@@ -65,14 +65,6 @@ def judges_of(config: DictConfig) -> list[Judge]:
 def rate(value: float) -> str:
     """As part of a metric's name: 0.001 -> 1e-3."""
     return np.format_float_scientific(value, trim="-", exp_digits=1)
-
-
-def checked_rates(option: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Raises ValueError unless all lie in (0, 1)."""
-    rates = tuple(map(float, [values] if isinstance(values, int | float) else values))
-    if not all(0 < each < 1 for each in rates):
-        raise ValueError(f"{option}={list(rates)}: rates in (0, 1) are needed")
-    return rates
 
 
 Scores = NDArray[np.float64]

@@ -45,9 +45,3 @@ def intervals(
             low, high = np.percentile(values, sides)
             result[name] = (float(low), float(high))
     return result
-
-
-def check(resamples: int, option: str) -> int:
-    if resamples < 0:
-        raise ValueError(f"{option}={resamples}: must not be negative; 0 for no intervals")
-    return int(resamples)

@@ -5,15 +5,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from data.keyed import permute
+from data.writers import one_line
 
-from ..model import Centers, Model
+from ..model import Centers, Model, finite
 from . import Result, bootstrap
 from .identification import Ranks
 from .items import Items, items, own
+from .options import ranks_of, whole
 from .search import Known, Wanted, strangers_above
 
 
@@ -43,26 +46,20 @@ class ClosedSet:
         option = "protocol.closed_set"
         if classes not in ("name", "id"):
             raise ValueError(f"{option}.classes={classes}: must be name or id")
-        if records is not None and records < 1:
-            raise ValueError(f"{option}.records={records}: must be at least 1; null for all")
-        if not len(ranks) or min(ranks) < 1:
-            raise ValueError(f"{option}.ranks={list(ranks)}: whole numbers, at least 1, are needed")
+        for name, given in (("format", format), ("root", root)):
+            if given is not None and source is None:
+                raise ValueError(f"{option}.{name}={given}: is of a source, and there is none")
+        self.records = None if records is None else whole(f"{option}.records", records, 1)
+        self.ranks = ranks_of(f"{option}.ranks", ranks)
         self.source = source and items(source, format, root=root, mirrored=mirrored, option=f"{option}.source")
-        self.classes, self.records, self.ranks, self.mirrored = classes, records, tuple(map(int, ranks)), mirrored
-        self.resamples = bootstrap.check(resamples, f"{option}.resamples")
+        self.classes, self.mirrored = classes, mirrored
+        self.resamples = whole(f"{option}.resamples", resamples, 0)
+
+    def check(self, model: Model) -> None:
+        self._wanted(model)
 
     def __call__(self, model: Model) -> list[Result]:
-        centers = model.centers
-        if centers is None:
-            raise ValueError(
-                "protocol=closed_set: there are no class centers, this head keeps none or checkpoint= is missing"
-            )
-        if isinstance(self.source, Items):
-            found, label_N = self.source, self._labels(self.source, centers)
-        else:
-            found = own(model.data().train, "training records", self.mirrored)
-            assert found.classes is not None
-            label_N = found.classes
+        centers, found, label_N = self._wanted(model)
         if self.records is not None and self.records < len(found):
             chosen = permute(np.arange(self.records), len(found), 0)
             found, label_N = found.only(chosen), label_N[chosen]
@@ -73,6 +70,7 @@ class ClosedSet:
         def blocks(wanted: Wanted | None) -> Iterable[tuple[int, Tensor]]:
             for start, rows in centers.blocks():
                 if wanted is None or wanted.within(start, start + len(rows)):
+                    rows = finite(rows, "class centers")
                     yield start, normalize(rows) if centers.normalize else rows
 
         number_N = torch.arange(len(found))
@@ -90,19 +88,38 @@ class ClosedSet:
         counts = {"images": len(found), "classes": centers.num_classes}
         return [Result("closed_set", metrics(), intervals, counts, {"cmc": judged.cmc(centers.num_classes)})]
 
-    def _labels(self, source: Items, centers: Centers) -> np.ndarray:
+    def _wanted(self, model: Model) -> tuple[Centers, Items, NDArray[np.int64]]:
+        """What is judged, and the class of each image."""
+        if model.centers is None:
+            raise ValueError(
+                "protocol=closed_set: there are no class centers, this head keeps none or checkpoint= is missing"
+            )
+        if isinstance(self.source, Items):
+            return model.centers, self.source, self._labels(self.source, model.centers)
+        found = own(model, model.data().train, "training records", self.mirrored)
+        assert found.classes is not None
+        return model.centers, found, found.classes
+
+    def _labels(self, source: Items, centers: Centers) -> NDArray[np.int64]:
         """The model's class of each image."""
         option = "protocol.closed_set"
         if source.classes is None:
             raise ValueError(f"{option}.source={source.name}: has no classes")
         if self.classes == "id":
-            if len(source.names) > centers.num_classes:
+            ids = np.arange(len(source.names))
+            if source.are_features:
+                if not all(name.isdigit() and len(name) < 19 for name in source.names):
+                    raise ValueError(f"{option}.classes=id: classes of {source.name} are no numbers; classes=name")
+                ids = np.array([int(name) for name in source.names], np.int64)
+            if ids.max() >= centers.num_classes:
                 raise ValueError(
-                    f"{option}.classes=id: {source.name} has {len(source.names):,} classes, the model "
-                    f"{centers.num_classes:,}"
+                    f"{option}.classes=id: {source.name} has a class {ids.max():,}, the model has "
+                    f"{centers.num_classes:,} classes"
                 )
-            return source.classes
-        there = centers.class_names or [str(number) for number in range(centers.num_classes)]
+            return ids[source.classes]
+        there = [one_line(name) for name in centers.class_names] or [
+            str(number) for number in range(centers.num_classes)
+        ]
         known = {name: number for number, name in enumerate(there)}
         unknown = [name for name in source.names if name not in known]
         if unknown:

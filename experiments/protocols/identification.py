@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from ..model import Model
 from . import Result, bootstrap
 from .items import Items, items, own
+from .options import ranks_of, whole
 from .search import Known, strangers_above
 
 CMC_POINTS = 200
+MOST = 2 * 10**7  # pairs of a probe and a mate: 3.4 GB
 
 
 class Identification:
@@ -46,21 +48,31 @@ class Identification:
     ):
         if mates not in ("best", "each"):
             raise ValueError(f"protocol.identification.mates={mates}: must be best or each")
-        if not len(ranks) or min(ranks) < 1:
-            raise ValueError(f"protocol.identification.ranks={list(ranks)}: whole numbers, at least 1, are needed")
         if probes is not None and gallery is None:
             raise ValueError("protocol.identification.gallery=null: probes need one to be looked for in")
 
+        given = [path for path in (gallery, probes, distractors) if path is not None]
+        of_images = [path for path in given if not path.endswith(".npy")]
+        for option, value in (("format", format), ("root", root), ("mirrored", mirrored or None)):
+            if value is not None and ((given and not of_images) or (not given and option != "mirrored")):
+                raise ValueError(f"protocol.identification.{option}={value}: is of images, and none are named")
+
         def opened(name: str, path: str | None) -> Items | None:
             option = f"protocol.identification.{name}"
-            return path and items(path, format, root=root, mirrored=mirrored, option=option)  # type: ignore[return-value]
+            if path is None or path in of_images:
+                return path and items(path, format, root=root, mirrored=mirrored, option=option)  # type: ignore[return-value]
+            return items(path, option=option)
 
         self.gallery, self.probes = opened("gallery", gallery), opened("probes", probes)
         self.distractors = opened("distractors", distractors)
-        self.mates, self.ranks, self.mirrored = mates, tuple(map(int, ranks)), mirrored
-        self.resamples = bootstrap.check(resamples, "protocol.identification.resamples")
+        self.mates, self.ranks, self.mirrored = mates, ranks_of("protocol.identification.ranks", ranks), mirrored
+        self.resamples = whole("protocol.identification.resamples", resamples, 0)
 
-    def __call__(self, model: Model) -> list[Result]:
+    def check(self, model: Model) -> None:
+        self._wanted(model)
+
+    def _wanted(self, model: Model) -> tuple[Items, Items, NDArray[np.int64], Known]:
+        """Gallery, probes, the classes of these, and who knows whom."""
         gallery = self.gallery
         if gallery is None:
             heldout = model.data().heldout
@@ -68,7 +80,7 @@ class Identification:
                 raise ValueError(
                     "protocol.identification.gallery=null: the model's data holds no classes out; name one"
                 )
-            gallery = own(heldout, "held-out classes", self.mirrored)
+            gallery = own(model, heldout, "held-out classes", self.mirrored)
         probes = self.probes or gallery
         known_names: dict[str, int] = {}
         gallery_G = gallery.numbered(known_names, "protocol.identification.gallery")
@@ -79,7 +91,10 @@ class Identification:
         num_strangers = len(gallery) + len(self.distractors or ()) - torch.bincount(known.probe_M)
         if not (num_strangers > 0).any():
             raise ValueError("identification: the gallery holds nothing but each probe's own class; name distractors")
+        return gallery, probes, probe_P, known
 
+    def __call__(self, model: Model) -> list[Result]:
+        gallery, probes, probe_P, known = self._wanted(model)
         probes_PD = probes.everywhere(model, "probes").to(model.processes.device)
         others = [self.distractors.blocks(model, "Distractors", keep=False)] if self.distractors else []
         _, above_M = strangers_above(probes_PD, known, gallery.blocks(model, "Gallery", keep=True), others)
@@ -108,6 +123,11 @@ def pairs(probe_P: NDArray[np.int64], gallery_G: NDArray[np.int64], alone: bool)
     order = np.argsort(gallery_G, kind="stable")
     starts = np.searchsorted(gallery_G[order], probe_P, side="left")
     counts = np.searchsorted(gallery_G[order], probe_P, side="right") - starts
+    if counts.sum() > MOST:
+        raise ValueError(
+            f"identification: {counts.sum():,} pairs of a probe and an image of its class are more than fit into "
+            "memory; take fewer probes, or fewer images of a class"
+        )
     probe_M = np.repeat(np.arange(len(probe_P)), counts)
     within = np.arange(len(probe_M)) - np.repeat(np.cumsum(counts) - counts, counts)
     item_M = order[np.repeat(starts, counts) + within]

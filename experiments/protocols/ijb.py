@@ -5,7 +5,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,9 @@ from data.images import absolute, several
 from data.loose import ImageFiles
 
 from ..model import Model
-from . import Result, bootstrap, checked_rates, rate
+from . import Result, bootstrap, rate
 from .items import Items, features
+from .options import ranks_of, rates_of, whole
 from .rates import Ranking, check
 
 Ids = NDArray[np.int64]
@@ -35,7 +35,8 @@ class Ijb:
         images: folder of the images, if there are no features.
         features: .npy with a row for each line of `templates`.
         scores: file whose lines end in a weight of each image.
-        mirrored: with images: whether embeddings are those of image and mirrored image, added.
+        mirrored: with images: whether embeddings are those of image and mirrored image, added; they are unless told
+            otherwise.
         far: false accept rates of 1:1, at which the true accept rate is told.
         fpir: false positive identification rates of 1:N: shares of the strangers' searches that find somebody.
         ranks: at which the share of right answers to searches of enrolled persons is told.
@@ -51,7 +52,7 @@ class Ijb:
         images: str | None = None,
         features: str | None = None,
         scores: str | None = None,
-        mirrored: bool = True,
+        mirrored: bool | None = None,
         far: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
         fpir: Sequence[float] = (1e-2, 1e-1),
         ranks: Sequence[int] = (1, 5, 10),
@@ -66,19 +67,28 @@ class Ijb:
             raise ValueError(f"{option}.galleries={galleries}, {option}.probes={probes}: 1:N needs both")
         if (images is None) == (features is None):
             raise ValueError(f"{option}.images={images}, {option}.features={features}: one of them is needed")
-        self.far = checked_rates(f"{option}.far", far)
-        self.fpir = checked_rates(f"{option}.fpir", fpir)
-        self.ranks, self.resamples = tuple(map(int, ranks)), bootstrap.check(resamples, f"{option}.resamples")
+        if mirrored is not None and features is not None:
+            raise ValueError(f"{option}.mirrored={mirrored}: is of images; features are as they are")
+        self.far, self.fpir = rates_of(f"{option}.far", far), rates_of(f"{option}.fpir", fpir)
+        self.ranks, self.resamples = ranks_of(f"{option}.ranks", ranks), whole(f"{option}.resamples", resamples, 0)
         names, self.template_n, self.medium_n = read_templates(absolute(templates))
         self.known = np.unique(self.template_n)
         self.weights = read_weights(absolute(scores), len(names)) if scores else None
-        self.items = _features(absolute(features), len(names)) if features else _images(names, str(images), mirrored)
+        self.items = (
+            _features(absolute(features), len(names))
+            if features
+            else _images(names, str(images), mirrored is not False)
+        )
         self.pairs = self._pairs(absolute(pairs)) if pairs else None
         self.galleries = {Path(path).stem: self._subjects(absolute(path)) for path in several(galleries)}
         self.probes = self._subjects(absolute(probes)) if probes else None
         for name, (_, subjects) in self.galleries.items():
             if len(np.unique(subjects)) < len(subjects):
                 raise ValueError(f"{option}.galleries: {name} has two templates of one subject; one each is needed")
+
+    def check(self, model: Model) -> None:
+        if not self.items.are_features:
+            model.view(ImageFiles([]))
 
     def __call__(self, model: Model) -> list[Result]:
         embeddings = self.items.everywhere(model, "images of templates", unit_length=False)
@@ -115,11 +125,12 @@ class Ijb:
         return Result(name, told, intervals, counts, {"rates": rates, "scores": scores, "same": same})
 
     def search(self, templates_TD: Tensor) -> Result:
-        """1:N, the mean over the galleries. The bootstrap draws probes: of the enrolled, and of the strangers."""
+        """1:N, the mean over the galleries. The bootstrap draws subjects of the probes, the same for all galleries."""
         assert self.probes is not None
-        searches = []
+        template_P, subject_P = self.probes
+        subjects, unit_P = np.unique(subject_P, return_inverse=True)
+        searches, shares = [], []
         for name, (template_G, subject_G) in self.galleries.items():
-            template_P, subject_P = self.probes
             enrolled = np.isin(subject_P, subject_G)
             if enrolled.all() or not enrolled.any():
                 kind = "no subject of the probes" if not enrolled.any() else "every subject of the probes"
@@ -127,17 +138,16 @@ class Ijb:
             searches.append(Search(templates_TD, template_G, subject_G, template_P[enrolled], subject_P[enrolled],
                                    template_P[~enrolled]))  # fmt: skip
 
-        strata = [size for each in searches for size in (len(each.rank), len(each.stranger))]
-        bounds = np.cumsum([0, *strata])
+            shares.append((unit_P[enrolled], unit_P[~enrolled]))
 
         def metrics(weights: NDArray[np.float64]) -> Mapping[str, float]:
-            parts = [weights[a:b] for a, b in pairwise(bounds)]
             found = [
-                each.metrics(self.fpir, self.ranks, parts[2 * k], parts[2 * k + 1]) for k, each in enumerate(searches)
+                each.metrics(self.fpir, self.ranks, weights[of_enrolled], weights[of_strangers])
+                for each, (of_enrolled, of_strangers) in zip(searches, shares, strict=True)
             ]
             return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
-        intervals = bootstrap.intervals(metrics, strata, self.resamples)
+        intervals = bootstrap.intervals(metrics, [len(subjects)], self.resamples)
         counts = {
             "galleries": len(searches),
             "enrolled": sum(len(each.rank) for each in searches),
@@ -146,7 +156,7 @@ class Ijb:
         ranks = np.sort(np.concatenate([each.rank for each in searches]))
         points = np.arange(1, 101)
         cmc = points, np.searchsorted(ranks, points, side="right") / len(ranks)
-        return Result("ijb_1_n", metrics(np.ones(bounds[-1])), intervals, counts, {"cmc": cmc})
+        return Result("ijb_1_n", metrics(np.ones(len(subjects))), intervals, counts, {"cmc": cmc})
 
     def _pairs(self, path: str) -> tuple[Ids, Ids, NDArray[np.bool_]]:
         first, second, same = _columns(path, 3, "template template same")
@@ -203,7 +213,10 @@ class Search:
         of_strangers: NDArray[np.float64],
     ) -> dict[str, float]:
         """The share of enrolled probes that are found, first and with a score at which at most that share of the
-        strangers finds somebody."""
+        strangers finds somebody. NaN where the weights leave none of either."""
+        if not of_enrolled.any() or not of_strangers.any():
+            names = [*(f"tpir_at_fpir_{rate(each)}" for each in fpir), *(f"rank{k}" for k in ranks)]
+            return dict.fromkeys(names, np.nan)
         order = np.argsort(-self.stranger, kind="stable")
         falling, share = self.stranger[order], np.cumsum(of_strangers[order]) / of_strangers.sum()
         told = {}
@@ -249,7 +262,7 @@ def read_templates(path: str) -> tuple[list[bytes], Ids, Ids]:
     names, numbers = [], []
     for number, line in enumerate(_lines(path), 1):
         name, *rest = line.rsplit(maxsplit=2)
-        if len(rest) != 2 or not all(each.lstrip(b"-").isdigit() for each in rest):
+        if len(rest) != 2 or not all(each.lstrip(b"-").isdigit() and len(each) < 19 for each in rest):
             raise ValueError(f"{path}, line {number}: `image template medium` is needed, it is {line!r}")
         names.append(name)
         numbers.append((int(rest[0]), int(rest[1])))
@@ -281,7 +294,7 @@ def _columns(path: str, count: int, expected: str, header: bool = False) -> list
     rows = [line.replace(b",", b" ").split()[:count] for line in _lines(path)[header:]]
     try:
         columns = np.array(rows, np.int64).reshape(-1, count)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{path}: lines `{expected}` of whole numbers are needed") from None
     if not len(columns):
         raise ValueError(f"{path}: there is no line in it")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.images import absolute, images_at
 from data.records import Indices, RecordSet
+from data.writers import one_line
 
 from ..model import BLOCK, Model, unit
 from .search import Blocks, Wanted
@@ -26,6 +27,7 @@ class Items:
         size: how many.
         classes: what the class of each is called, as numbers of `names`; None where nobody says.
         names: of the classes.
+        are_features: whether there is nothing to embed.
         rows: embeddings (n, D) of some, of any length, on the device; a progress bar calls the work as the last
             argument says.
     """
@@ -35,6 +37,7 @@ class Items:
     classes: NDArray[np.int64] | None
     names: Sequence[str]
     rows: Rows
+    are_features: bool = False
 
     def __len__(self) -> int:
         return self.size
@@ -49,7 +52,8 @@ class Items:
         """Some of them, in this order."""
         classes = None if self.classes is None else self.classes[chosen]
         rows = self.rows
-        return Items(self.name, len(chosen), classes, self.names, lambda model, at, what: rows(model, chosen[at], what))
+        some: Rows = lambda model, at, what: rows(model, chosen[at], what)  # noqa: E731
+        return Items(self.name, len(chosen), classes, self.names, some, self.are_features)
 
     def everywhere(self, model: Model, what: str, *, unit_length: bool = True) -> Tensor:
         """Embeddings of all, of unit length unless told otherwise, on every process; each embeds a part."""
@@ -99,27 +103,32 @@ def items(
     """
     path = absolute(path)
     if path.endswith(".npy"):
+        for name, given in (("format", format), ("root", root), ("mirrored", mirrored or None)):
+            if given is not None:
+                raise ValueError(f"{name}={given}: is of images, and {option}={path} holds features")
         return features(path, option)
     images = images_at(path, format, root=root, option=option)
 
     def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
         return model.embed(*model.view(images), indices, mirrored=mirrored, shown=shown)
 
-    return Items(path, len(images), np.asarray(images.labels, np.int64), images.names, rows)
+    names = [one_line(name) for name in images.names]
+    return Items(path, len(images), np.asarray(images.labels, np.int64), names, rows)
 
 
 def features(path: str, option: str = "features") -> Items:
     """Of `experiments.embed`, or anybody's: (n, D) numbers in a .npy, memory-mapped, and their classes in a .txt."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{option}={path}: cannot be read ({error})") from None
     if array.ndim != 2 or array.dtype.kind != "f":
         raise ValueError(f"{option}={path}: real numbers (n, D) are needed, it holds {array.dtype} {list(array.shape)}")
     classes, names = None, np.empty(0, str)
     keys = Path(path).with_suffix(".txt")
     if keys.exists():
-        told = [line.rpartition("\t") for line in keys.read_text("utf-8", "surrogateescape").split("\n")[:-1]]
+        lines = keys.read_text("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+        told = [line.rpartition("\t") for line in lines]
         if len(told) != len(array):
             raise ValueError(f"{keys}: has {len(told):,} lines for the {len(array):,} rows of {path}")
         if all(tab for _, tab, _ in told):
@@ -130,14 +139,15 @@ def features(path: str, option: str = "features") -> Items:
         chosen = array[indices[0] : indices[-1] + 1] if contiguous else array[indices]
         return torch.from_numpy(np.array(chosen, np.float32)).to(model.processes.device)
 
-    return Items(path, len(array), classes, [str(name) for name in names], rows)
+    return Items(path, len(array), classes, [str(name) for name in names], rows, are_features=True)
 
 
-def own(records: RecordSet, name: str, mirrored: bool = False) -> Items:
+def own(model: Model, records: RecordSet, name: str, mirrored: bool = False) -> Items:
     """Of the data that a model was trained on."""
+    prepare = model.data().prepare
     labels = np.asarray(records.labels[np.arange(len(records))], np.int64)
 
     def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
-        return model.embed(records.source, model.data().prepare, indices, mirrored=mirrored, shown=shown)
+        return model.embed(records.source, prepare, indices, mirrored=mirrored, shown=shown)
 
     return Items(name, len(records), labels, [str(number) for number in range(records.num_classes)], rows)

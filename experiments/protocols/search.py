@@ -77,6 +77,8 @@ def strangers_above(
             places = (known.probe_M[chosen] - begin).to(device), (known.item_M[chosen] - start).to(device)
             scores_M[chosen.to(device)] = scores_PB[places]
     scores_M = max_over_processes(scores_M, group)
+    if torch.isnan(scores_M).any():
+        raise ValueError(f"{int(torch.isnan(scores_M).sum()):,} of {len(scores_M):,} scores are NaN")
 
     counting = torch.nonzero(known.counts_M)[:, 0]
     thresholds = _Thresholds(known.probe_M[counting].to(device), scores_M[counting.to(device)], len(probes_PD))

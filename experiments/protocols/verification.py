@@ -15,7 +15,8 @@ from data.images import absolute, several
 from data.pairs import Pairs, read_pairs
 
 from ..model import Model
-from . import Result, Same, Scores, bootstrap, checked_rates, rate
+from . import Result, Same, Scores, bootstrap, rate
+from .options import rates_of, whole
 from .rates import Ranking, Weights, check
 
 
@@ -44,19 +45,25 @@ class Verification:
     ):
         if not several(source):
             raise ValueError("protocol.lfw.source=null: the path of a .bin or of a list of pairs is needed")
-        if folds < 2:
-            raise ValueError(f"protocol.lfw.folds={folds}: must be at least 2")
-        if threshold_step is not None and not 0 < threshold_step < 4:
-            raise ValueError(f"protocol.lfw.threshold_step={threshold_step}: must lie between 0 and 4; null for all")
-        self.folds, self.mirrored, self.step = folds, mirrored, threshold_step
-        self.far = checked_rates("protocol.lfw.far", far)
-        self.resamples = bootstrap.check(resamples, "protocol.lfw.resamples")
+        if threshold_step is not None and not 1e-4 <= threshold_step < 4:
+            raise ValueError(f"protocol.lfw.threshold_step={threshold_step}: must lie in [1e-4, 4); null for all")
+        if root is not None and all(path.endswith(".bin") for path in several(source)):
+            raise ValueError(f"protocol.lfw.root={root}: is of lists of pairs; a .bin holds its images")
+        self.folds, self.mirrored, self.step = whole("protocol.lfw.folds", folds, 2), mirrored, threshold_step
+        self.far = rates_of("protocol.lfw.far", far)
+        self.resamples = whole("protocol.lfw.resamples", resamples, 0)
         self.pairs: dict[str, Pairs] = {}
         for path in map(absolute, several(source)):
             name = Path(path).stem
             if name in self.pairs:
                 raise ValueError(f"protocol.lfw.source: two lists are called {name}; rename one")
-            self.pairs[name] = read_pairs(path, root and absolute(root))
+            self.pairs[name] = pairs = read_pairs(path, root and absolute(root))
+            check(np.zeros(len(pairs)), pairs.same, path)
+            fold_of(len(pairs), self.folds, path)
+
+    def check(self, model: Model) -> None:
+        for pairs in self.pairs.values():
+            model.view(pairs.images)
 
     def __call__(self, model: Model) -> list[Result]:
         results = []

@@ -94,6 +94,7 @@ def test_lists_that_are_none(content, message, tmp_path):
         (([b"a", b"b"], [2]), "something else than booleans"),
         (([], []), "there is no pair in it"),
         ({"a": 1}, "holds something else"),
+        (([], np.array(True)), "two images for each boolean"),
     ],
 )
 def test_pickles_that_are_no_pairs(held, message, tmp_path):

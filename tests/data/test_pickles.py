@@ -94,6 +94,21 @@ def test_what_is_malicious_is_refused_and_runs_nothing(call, protocol, tmp_path)
         (b"\x82\x01.", "instruction EXT1"),
         (b"\x80\x04]r\xff\xff\xff\x7f.", "room for 2,147,483,647"),
         (b"\x80\x02cnumpy\nndarray\n.", "holds an object"),
+        # A tuple that is nested too deeply to be hashed, in a dict or a set.
+        (b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s.", "a dict with other keys than text and numbers"),
+        (b"\x80\x04(cnumpy\nndarray\nK\x01d.", "a dict with other keys"),
+        (b"\x80\x04\x8f.", "instruction EMPTY_SET"),
+        (b"\x80\x04)" + b"\x85" * 200_000 + b".", "no pickle"),
+        # 150 kB of text, made bytes of again and again.
+        (
+            b"\x80\x02]X"
+            + (150_000).to_bytes(4, "little")
+            + b"a" * 150_000
+            + b"q\x000"
+            + b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86Ra" * 50
+            + b".",
+            "becomes many times as large",
+        ),
         (b"c__builtin__\nbytearray\n(I1000000000000\ntR.", "makes bytes of something else"),
         (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x04\x00\x00\x00zliptR.", "encodes"),
         (b"cnumpy.core.multiarray\n_reconstruct\n)R.", "array without content"),
@@ -107,6 +122,12 @@ def test_what_is_malicious_is_refused_and_runs_nothing(call, protocol, tmp_path)
 def test_instructions_that_no_list_of_images_has(raw, words):
     with pytest.raises(ValueError, match=rf"^f: .*({words})"):
         loads(raw, "f")
+
+
+def test_what_holds_itself_many_times_is_gone_through_once():
+    """A tuple of the same tuple twice, 60 levels deep."""
+    found = loads(b"\x80\x04)" + b"2\x86" * 60 + b".", "f")
+    assert found[0] is found[1]
 
 
 def test_arrays_are_checked_against_their_bytes():

@@ -82,3 +82,19 @@ def test_what_does_not_fit(options, words, tmp_path):
 def test_a_model_without_centers(tmp_path):
     with pytest.raises(ValueError, match="there are no class centers"):
         ClosedSet()(of_pixels())
+
+
+def test_features_by_name_and_by_number(tmp_path):
+    """Of twelve classes, whose numbers are not in the order of text; each is its own center."""
+    rows = np.random.default_rng(0).normal(size=(12, 18)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    (tmp_path / "x.txt").write_text("".join(f"key\t{number}\n" for number in range(12)))
+    held = Held(torch.from_numpy(rows), True, tuple(map(str, range(12))))
+    for classes in ("name", "id"):
+        (found,) = ClosedSet(str(tmp_path / "x.npy"), classes=classes, resamples=0)(of_pixels(centers=held))
+        assert found.metrics == {"top1": 1, "top5": 1}
+    with pytest.raises(ValueError, match="has a class 11, the model has 5 classes"):
+        ClosedSet(str(tmp_path / "x.npy"), classes="id")(of_pixels(centers=Held(torch.ones(5, 18), True)))
+    held.rows[3] = torch.nan
+    with pytest.raises(ValueError, match="class centers: hold NaN"):
+        ClosedSet(str(tmp_path / "x.npy"))(of_pixels(centers=held))

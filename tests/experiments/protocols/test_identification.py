@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from experiments import model
-from experiments.protocols import items, search
+from experiments.protocols import identification, items, search
 from experiments.protocols.identification import Identification, Ranks, pairs
 from experiments.protocols.search import Known, strangers_above
 from tests.data.sets import image, images, write_folder
@@ -160,6 +160,24 @@ def test_images_among_all_others(tmp_path, workers):
         assert workers(world_size).run(found_of_images, tmp_path / "set")[0] == [one]
 
 
+def test_more_mates_than_fit_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(identification, "MOST", 11)
+    path = write(tmp_path, "set", np.eye(8), "aaaabbcd")
+    with pytest.raises(ValueError, match="22 pairs of a probe and an image of its class"):
+        Identification(path)(of_nothing())
+
+
+def test_features_are_matched_with_images_by_name(tmp_path):
+    """Also of classes with white space in their names, and one rank for several."""
+    write_folder(tmp_path / "set", images([0, 0, 1, 1]))
+    rows = np.random.default_rng(0).normal(size=(4, 18)).astype(np.float32)
+    path = write(tmp_path, "probes", rows, ["class 000"] * 2 + ["class 001"] * 2)
+    (found,) = Identification(str(tmp_path / "set"), path, ranks=4, resamples=0)(of_pixels())
+    assert found.counts["with a mate"] == 4 and found.metrics["rank4"] == 1
+    (tmp_path / "probes.txt").write_text((tmp_path / "probes.txt").read_text().removesuffix("\n"))
+    Identification(str(tmp_path / "set"), path)
+
+
 def test_equal_embeddings_find_nothing(tmp_path):
     """A stranger of the same score comes first: a network that has collapsed is no good one."""
     np.save(tmp_path / "all.npy", np.ones((6, 4), np.float32))
@@ -180,12 +198,16 @@ def write(folder, name, rows, classes=None):
     [
         (np.ones((4, 2)), "aaaa", {}, "nothing but each probe's own class"),
         (np.ones((4, 2)), "abcd", {}, "no probe is of a class of the gallery"),
-        (np.full((4, 2), np.nan), "aabb", {}, "embeddings hold NaN or Inf"),
+        (np.full((4, 2), np.nan), "aabb", {}, "hold NaN or Inf"),
         (np.ones((4, 2)), None, {}, "has no classes"),
         (np.ones((4, 2)), "aab", {}, "has 3 lines for the 4 rows"),
         (np.ones((4, 2), int), "aabb", {}, r"real numbers \(n, D\) are needed"),
         (np.ones((4, 2)), "aabb", {"mates": "all"}, "mates=all"),
-        (np.ones((4, 2)), "aabb", {"ranks": [0]}, r"ranks=\[0\]"),
+        (np.ones((4, 2)), "aabb", {"ranks": [0]}, "ranks=0: a whole number, at least 1"),
+        (np.ones((4, 2)), "aabb", {"ranks": "all"}, "ranks=all"),
+        (np.ones((4, 2)), "aabb", {"mirrored": True}, "mirrored=True: is of images, and none are named"),
+        (np.ones((4, 2)), "aabb", {"root": "x"}, "root=x: is of images, and none are named"),
+        (np.ones((4, 2)), "aabb", {"gallery": None, "format": "rec"}, "format=rec: is of images, and none are named"),
         (np.ones((4, 2)), "aabb", {"distractors": "wide"}, "features are of 3 numbers, the probes' of 2"),
         (np.ones((4, 2)), "aabb", {"distractors": "/nowhere"}, "distractors=/nowhere: there is no such"),
         (np.ones((4, 2)), "aabb", {"gallery": None, "probes": "wide"}, "probes need one to be looked for in"),

@@ -163,7 +163,10 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
     [
         ({"source": None}, "protocol.lfw.source=null"),
         ({"folds": 1}, "protocol.lfw.folds=1"),
-        ({"far": [0.0]}, r"protocol.lfw.far=\[0.0\]"),
+        ({"folds": 2.5}, "protocol.lfw.folds=2.5: a whole number"),
+        ({"folds": 25}, "24 pairs cannot be parted into 25 folds"),
+        ({"far": None}, "protocol.lfw.far=None"),
+        ({"far": [0.0]}, r"protocol.lfw.far=\[0.0\]: rates in"),
         ({"resamples": -1}, "protocol.lfw.resamples=-1"),
         ({"threshold_step": 5}, "protocol.lfw.threshold_step=5"),
         ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "two lists are called pairs"),

@@ -1,0 +1,33 @@
+"""Options of protocols, checked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def whole(option: str, value: Any, least: int) -> int:
+    """Raises ValueError unless it is a whole number, at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+        raise ValueError(f"{option}={value}: a whole number, at least {least}, is needed")
+    return int(value)
+
+
+def ranks_of(option: str, value: Any) -> tuple[int, ...]:
+    """One rank, or several."""
+    values = _several(value)
+    if not values:
+        raise ValueError(f"{option}={value}: a rank, or several, are needed")
+    return tuple(whole(option, each, 1) for each in values)
+
+
+def rates_of(option: str, value: Any) -> tuple[float, ...]:
+    """One rate in (0, 1), or several."""
+    values = _several(value)
+    if not values or not all(isinstance(each, int | float) and 0 < each < 1 for each in values):
+        raise ValueError(f"{option}={value}: rates in (0, 1) are needed")
+    return tuple(map(float, values))
+
+
+def _several(value: Any) -> list[Any]:
+    if value is None or isinstance(value, str):
+        return []
+    return list(value) if isinstance(value, Sequence) else [value]
