@@ -110,7 +110,7 @@ def _options(primary: str) -> set[str]:
     """Keys of the primary config that are options, though groups of others may be called the same."""
     node = OmegaConf.load(CONF / f"{primary}.yaml")
     assert isinstance(node, DictConfig)
-    defaults = {str(group) for each in node.defaults if isinstance(each, DictConfig) for group in each}
+    defaults = {str(group) for each in node.get("defaults") or [] if isinstance(each, DictConfig) for group in each}
     return {str(key) for key in node} - defaults
 
 

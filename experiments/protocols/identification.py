@@ -50,7 +50,6 @@ class Identification:
             raise ValueError(f"protocol.identification.mates={mates}: must be best or each")
         if probes is not None and gallery is None:
             raise ValueError("protocol.identification.gallery=null: probes need one to be looked for in")
-
         given = [path for path in (gallery, probes, distractors) if path is not None]
         of_images = [path for path in given if not path.endswith(".npy")]
         for option, value in (("format", format), ("root", root), ("mirrored", mirrored or None)):
@@ -59,8 +58,10 @@ class Identification:
 
         def opened(name: str, path: str | None) -> Items | None:
             option = f"protocol.identification.{name}"
-            if path is None or path in of_images:
-                return path and items(path, format, root=root, mirrored=mirrored, option=option)  # type: ignore[return-value]
+            if path is None:
+                return None
+            if path in of_images:
+                return items(path, format, root=root, mirrored=mirrored, option=option)
             return items(path, option=option)
 
         self.gallery, self.probes = opened("gallery", gallery), opened("probes", probes)

@@ -16,6 +16,7 @@ from torch import Tensor
 from heads.collectives import default_group, max_over_processes, sum_over_processes
 
 PROBES = 1024  # of a product
+FEW = 4  # thresholds of a probe that are held against scores one after the other, where many scores reach them
 # Blocks (first item, rows (B, D)) of this process's share of a gallery; of all processes each item comes once. `only`
 # names the blocks that are wanted, if not all.
 Blocks = Callable[["Wanted | None"], Iterable[tuple[int, Tensor]]]
@@ -117,17 +118,31 @@ class _Thresholds:
         self.order_T = torch.argsort(_keys(probe_T, threshold_T), stable=True)
         self.probe_T = probe_T[self.order_T]
         self.keys_T = _keys(self.probe_T, threshold_T[self.order_T])
+        self.place_T = torch.arange(len(probe_T), device=probe_T.device) - torch.searchsorted(
+            self.probe_T, self.probe_T
+        )
+        # Where all probes have few, also as a table, with counts of its own.
+        width = int(self.place_T.max()) + 1 if len(probe_T) else 0
+        self.table_PT = torch.full((num_probes, width if width <= FEW else 0), torch.inf, device=probe_T.device)
+        self.reached_PT = torch.zeros_like(self.table_PT, dtype=torch.int64)
+        if self.table_PT.numel():
+            self.table_PT[self.probe_T, self.place_T] = threshold_T[self.order_T]
         # How many scores lie between a threshold and the next of its probe.
         self.between_T = torch.zeros(len(probe_T) + 1, dtype=torch.int64, device=probe_T.device)
         self.lowest_P = torch.full((num_probes,), torch.inf, device=probe_T.device)
         self.lowest_P.scatter_reduce_(0, probe_T, threshold_T, "amin")
 
     def count(self, begin: int, scores_PB: Tensor) -> None:
-        """Scores of the probes from `begin` on. Few reach the lowest threshold, and only those are sorted in."""
-        lowest_P = self.lowest_P[begin : begin + len(scores_PB)]
+        """Scores of the probes from `begin` on. Mostly few reach the lowest threshold, and only those are sorted in."""
+        here = slice(begin, begin + len(scores_PB))
+        lowest_P = self.lowest_P[here]
         some = torch.nonzero(scores_PB.amax(1) >= lowest_P)[:, 0]
         if len(some) <= len(scores_PB) // 2:  # or copying them would take longer than it saves
             scores_PB, lowest_P = scores_PB[some], lowest_P[some]
+        elif self.table_PT.numel():
+            for place, threshold_P in enumerate(self.table_PT[here].unbind(1)):
+                self.reached_PT[here, place] += torch.count_nonzero(scores_PB >= threshold_P[:, None], dim=1)
+            return
         else:
             some = torch.arange(len(scores_PB), device=some.device)
         probe, item = torch.nonzero(scores_PB >= lowest_P[:, None], as_tuple=True)
@@ -148,6 +163,8 @@ class _Thresholds:
         counts = torch.empty(len(self.keys_T), dtype=torch.int64, device=behind.device)
         behind = torch.cat([behind, behind.new_zeros(1)])
         counts[self.order_T] = behind[1:-1] - behind[ends + 1]
+        if self.table_PT.numel():
+            counts[self.order_T] += self.reached_PT[self.probe_T, self.place_T]
         return counts
 
 
