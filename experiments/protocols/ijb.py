@@ -15,14 +15,13 @@ from torch.nn.functional import normalize
 
 from data.images import absolute, several
 from data.loose import ImageFiles
+from data.templates import Ids, read_columns, read_templates, read_weights
 
 from ..model import Model
 from . import Result, bootstrap, rate
 from .items import Items, features
 from .options import ranks_of, rates_of, whole
 from .rates import Ranking, check
-
-Ids = NDArray[np.int64]
 
 
 class Ijb:
@@ -159,13 +158,13 @@ class Ijb:
         return Result("ijb_1_n", metrics(np.ones(len(subjects))), intervals, counts, {"cmc": cmc})
 
     def _pairs(self, path: str) -> tuple[Ids, Ids, NDArray[np.bool_]]:
-        first, second, same = _columns(path, 3, "template template same")
+        first, second, same = read_columns(path, 3, "template template same")
         if not np.isin(same, (0, 1)).all():
             raise ValueError(f"{path}: the third column must be 1 or 0, for one subject or two")
         return self._places(first, path), self._places(second, path), same == 1
 
     def _subjects(self, path: str) -> tuple[Ids, Ids]:
-        template, subject = _columns(path, 2, "TEMPLATE_ID,SUBJECT_ID,...", header=True)
+        template, subject = read_columns(path, 2, "TEMPLATE_ID,SUBJECT_ID,...", header=True)
         return self._places(template, path), subject
 
     def _places(self, templates: Ids, path: str) -> Ids:
@@ -255,50 +254,6 @@ def cosines(templates_TD: Tensor, first: Ids, second: Ids) -> NDArray[np.float64
         a, b = (torch.from_numpy(each[start : start + PAIRS]) for each in (first, second))
         found.append((templates_TD[a] * templates_TD[b]).sum(1).numpy())
     return np.concatenate(found)
-
-
-def read_templates(path: str) -> tuple[list[bytes], Ids, Ids]:
-    """Names, templates and media, a line each."""
-    names, numbers = [], []
-    for number, line in enumerate(_lines(path), 1):
-        name, *rest = line.rsplit(maxsplit=2)
-        if len(rest) != 2 or not all(each.lstrip(b"-").isdigit() and len(each) < 19 for each in rest):
-            raise ValueError(f"{path}, line {number}: `image template medium` is needed, it is {line!r}")
-        names.append(name)
-        numbers.append((int(rest[0]), int(rest[1])))
-    if not names:
-        raise ValueError(f"{path}: there is no image in it")
-    both = np.array(numbers, np.int64)
-    return names, both[:, 0], both[:, 1]
-
-
-def read_weights(path: str, count: int) -> Tensor:
-    """The last column of each line."""
-    try:
-        weights = [float(line.split()[-1]) for line in _lines(path)]
-    except ValueError as error:
-        raise ValueError(f"{path}: a line does not end in a number ({error})") from None
-    if len(weights) != count or not np.isfinite(weights).all():
-        raise ValueError(f"{path}: a number for each of {count:,} images is needed, there are {len(weights):,}")
-    return torch.tensor(weights)
-
-
-def _lines(path: str) -> list[bytes]:
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file")
-    return [line.strip() for line in Path(path).read_bytes().split(b"\n") if line.strip()]
-
-
-def _columns(path: str, count: int, expected: str, header: bool = False) -> list[Ids]:
-    """The first columns, of whole numbers."""
-    rows = [line.replace(b",", b" ").split()[:count] for line in _lines(path)[header:]]
-    try:
-        columns = np.array(rows, np.int64).reshape(-1, count)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{path}: lines `{expected}` of whole numbers are needed") from None
-    if not len(columns):
-        raise ValueError(f"{path}: there is no line in it")
-    return list(columns.T)
 
 
 def _features(path: str, count: int) -> Items:
