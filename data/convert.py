@@ -1,8 +1,8 @@
 """`python -m data.convert source=... target=...`: images of any format, as LMDB, .rec or a folder; pairs as .bin.
 
 Images keep their bytes unless `encode=jpeg` asks for others. What is written is made in `TARGET.partial`, so that a
-conversion that was killed goes on where it was, is read back and compared, and gets its name at the end. The source is
-never written to.
+conversion that was killed goes on where it was (a .bin begins anew), is read back and compared, and gets its name at
+the end. The source is never written to.
 """
 
 import difflib
@@ -183,7 +183,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the same command goes on where it was.")
+        sys.exit("\nInterrupted; the same command goes on.")
     sys.exit(1 if options.on_corrupt == "list" and report.unreadable else 0)
 
 

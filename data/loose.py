@@ -86,4 +86,5 @@ class Photos:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"\n".join(self.files.paths)).hexdigest()
+        told = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in self.files.paths]  # noqa: PTH116
+        return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -43,7 +43,7 @@ def cluster(config: DictConfig, folder: Path) -> None:
         if not isinstance(config.similarity, int | float) or not -1 <= config.similarity <= 1:
             raise ValueError(f"similarity={config.similarity}: a cosine from -1 to 1 is needed")
     for name, least in (("min_size", 2), ("rows", 1), ("columns", 1), ("results", 1)):
-        whole(name, config[name], least)
+        config[name] = whole(name, config[name], least)
     for name in ("rows", "columns", "results"):
         if config[name] > SHOWN:
             raise ValueError(f"{name}={config[name]}: a contact sheet takes {SHOWN} at most")

@@ -60,8 +60,7 @@ def embed(config: DictConfig, folder: Path) -> None:
         if not processes.by_first(lambda: _locked(lock, partial)):
             raise ValueError(f"target={target}: another command is writing there")
         try:
-            processes.by_first(lambda: _begin(partial, about, target, shape, config.dtype))
-            if (partial / "rows.npy").exists():
+            if processes.by_first(lambda: _begin(partial, about, target, shape, config.dtype)):
                 fill = partial_of(_fill, partial, len(source), images, prepare, embedder, config)
                 embedder.together(fill)
             processes.any(False)  # all are done
@@ -82,15 +81,16 @@ def _locked(lock: FileLock, partial: Path) -> bool:
     return True
 
 
-def _begin(partial: Path, about: str, target: Path, shape: tuple[int, int], dtype: str) -> None:
-    """Room for all, unless it is there. `about` comes last."""
+def _begin(partial: Path, about: str, target: Path, shape: tuple[int, int], dtype: str) -> bool:
+    """Room for all, unless it is there; whether there is something to be done. `about` comes last."""
     if not (partial / ABOUT).exists():
         np.lib.format.open_memmap(partial / "rows.npy", "w+", dtype, shape)
         (partial / "done").write_bytes(bytes(-(-shape[0] // BLOCK)))
         write_whole(partial / ABOUT, about)
     elif not (partial / "rows.npy").exists() and not target.exists():  # finished once, and removed since
         (partial / ABOUT).unlink()
-        _begin(partial, about, target, shape, dtype)
+        return _begin(partial, about, target, shape, dtype)
+    return (partial / "rows.npy").exists()
 
 
 def _fill(partial: Path, count: int, images: Source, prepare: Prepare, embedder: Model, config: DictConfig) -> None:

@@ -26,7 +26,7 @@ from data.writers import write_names
 from .model import Model
 from .processes import Processes
 from .tables import console, shown
-from .trained import Trained, model_of
+from .trained import READ, Trained, model_of
 from .using import command, needed
 
 FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "centers.safetensors"}
@@ -238,7 +238,7 @@ def write_centers(trained: Trained, target: Path) -> None:
     try:
         with aside.open("wb") as file:
             file.write(len(raw).to_bytes(8, "little") + raw)
-            for start, rows in shown(trained.rows(), "Class centers", -(-count // 2**16)):
+            for start, rows in shown(trained.rows(), "Class centers", -(-count // READ)):
                 block = rows.float().numpy()
                 file.seek(8 + len(raw) + 4 * start * width)
                 file.write(np.ascontiguousarray(block[:, :width]).tobytes())

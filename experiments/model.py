@@ -146,10 +146,10 @@ class Model:
 
     def together(self, work: Callable[[], T]) -> T:
         """Raises on all processes what it raises on one, so that none waits for the others."""
-        failure: ValueError | None = None
+        failure: Exception | None = None
         try:
             found = work()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failure = error
         for each in self.processes.gather(failure and str(failure)):
             if each:

@@ -14,10 +14,8 @@ DET_TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5)
 POINTS = 2000  # of a curve
 
 
-def plot(result: Result, path: Path) -> bool:
-    """Draws what there is to draw of it: rates as ROC, DET and histogram of scores; ranks as CMC. Whether there was."""
-    if not result.curves:
-        return False
+def plot(result: Result, path: Path) -> None:
+    """Draws its curves: rates as ROC, DET and histogram of scores; ranks as CMC."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -29,13 +27,12 @@ def plot(result: Result, path: Path) -> bool:
     figure.suptitle(f"{name}: {counts}" if of_pairs else f"{name}\n{counts}", fontsize="medium")
     if of_pairs:
         _roc(panels[0, 0], result)
-        _det(panels[0, 1], result.curves["rates"], result.counts)
+        _det(panels[0, 1], result.curves["rates"])
         _histogram(panels[0, 2], result.curves["scores"], result.curves["same"])
     else:
         _cmc(panels[0, 0], result)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-    return True
 
 
 def thinned(rates: Rates) -> NDArray[np.int64]:
@@ -65,7 +62,7 @@ def _roc(panel: Any, result: Result) -> None:
     panel.grid(alpha=0.3)
 
 
-def _det(panel: Any, rates: Rates, counts: Any) -> None:
+def _det(panel: Any, rates: Rates) -> None:
     from statistics import NormalDist
 
     probit = np.vectorize(NormalDist().inv_cdf)

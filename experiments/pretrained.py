@@ -65,7 +65,10 @@ def pretrained(config: DictConfig, folder: Path) -> None:
     weights = {f"backbone.{name}": each for name, each in backbone.state_dict().items()}
     alone = Processes(0, 1, torch.device("cpu"))
     shared = {"state_dict": weights, "class_names": b"", "model": about}
-    checkpoint.write(shared, None, {}, Folder(target / "checkpoints"), "step-00000000", alone)
+    try:
+        checkpoint.write(shared, None, {}, Folder(target / "checkpoints"), "step-00000000", alone)
+    except checkpoint.CheckpointError as error:
+        raise ValueError(f"target={target}: {error}") from error
     write_whole(target / "config.yaml", OmegaConf.to_yaml(config))
     console().print(f"In {target}: what checkpoint= and warm_start.checkpoint= take", soft_wrap=True, highlight=False)
 

@@ -102,6 +102,12 @@ class StoredCenters:
                     yield first + at, rows[at : at + BLOCK].float().to(self.processes.device)
 
 
+def _data(config: DictConfig) -> DataSet:
+    """As it was trained on."""
+    made: DataSet = build(config.noise, _partial_=True)(build(config.data))
+    return made
+
+
 def _no_data() -> DataSet:
     raise ValueError("this checkpoint was imported, and has no data of its own")
 
@@ -115,7 +121,7 @@ def model_of(
     if trained.config.data is None:
         data: Callable[[], DataSet] = _no_data
     else:
-        data = cache(partial(build, trained.config.data))
+        data = cache(partial(_data, trained.config))
 
     return Model(
         trained.backbone().to(processes.device),

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +24,8 @@ from .run import start
 from .trained import Trained, model_of
 from .world import end_with_parent, number_of_processes
 
+SPEAK_SECONDS = 3
+
 
 def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str | None = None) -> None:
     """Runs `python -m experiments.NAME`, of which this is all: options are checked, errors are one sentence.
@@ -34,7 +37,7 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
     """
     if "RANK" in os.environ:  # one of several, started by experiments.launch
         end_with_parent()
-        with errors_told(name):
+        with errors_told(name, os.environ["RANK"]):
             work(OmegaConf.load(Path(sys.argv[1], "config.yaml")), Path(sys.argv[1]))  # type: ignore[arg-type]
         return
 
@@ -54,8 +57,9 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
 
 
 @contextmanager
-def errors_told(name: str) -> Iterator[None]:
-    """Ends this process with a sentence for what a user can mend."""
+def errors_told(name: str, rank: str = "0") -> Iterator[None]:
+    """Ends this process with a sentence for what a user can mend. Where all fail alike, the first has spoken, and the
+    launcher ends the others."""
     try:
         yield
     except KeyboardInterrupt:
@@ -63,6 +67,9 @@ def errors_told(name: str) -> Iterator[None]:
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        if rank != "0":
+            time.sleep(SPEAK_SECONDS)
+            sys.exit(f"error: process {rank}: {error}")
         sys.exit(f"error: {error}")
     except OSError as error:  # no permission, no room
         sys.exit(f"error: {error.filename or name}: {error.strerror or error}")

@@ -56,6 +56,7 @@ def search(
                     "products_ms": median_and_spread(floor)[0],
                     "over_floor": ratio(ours, floor),
                     "own_bytes": own,
+                    "rank1": subjects["protocol"].parts["rank1"][0],
                 }
             )
     return lines
@@ -90,8 +91,8 @@ def _protocol(folder: str, num_probes: int, size: int) -> Step:
     def step() -> Mapping[str, float]:
         with PeakOwn() as memory:
             before = memory.peak
-            milliseconds, _ = timed(partial(judge, model))
-        return {"ms": milliseconds, "own": memory.peak - before}
+            milliseconds, (result,) = timed(partial(judge, model))
+        return {"ms": milliseconds, "own": memory.peak - before, "rank1": result.metrics["rank1"]}
 
     return step
 

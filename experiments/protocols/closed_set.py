@@ -75,7 +75,7 @@ class ClosedSet:
 
         number_N = torch.arange(len(found))
         known = Known(number_N, torch.from_numpy(label_N), torch.ones(len(found), dtype=torch.bool))
-        _, above_N = strangers_above(probes_ND, known, blocks)
+        _, above_N = strangers_above(probes_ND, known, blocks, together=model.together)
         if not model.processes.first:
             return []
         judged = Ranks(known, above_N.cpu(), label_N, "best")
@@ -98,6 +98,11 @@ class ClosedSet:
             return model.centers, self.source, self._labels(self.source, model.centers)
         found = own(model, model.data().train, "training records", self.mirrored)
         assert found.classes is not None
+        if found.classes.max() >= model.centers.num_classes:
+            raise ValueError(
+                f"protocol=closed_set: its own data have a class {found.classes.max():,}, the model has "
+                f"{model.centers.num_classes:,} classes; they have changed since it was trained"
+            )
         return model.centers, found, found.classes
 
     def _labels(self, source: Items, centers: Centers) -> NDArray[np.int64]:

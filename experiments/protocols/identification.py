@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..model import Model
 from . import Result, bootstrap
-from .items import Items, items, own
+from .items import Items, dealt, items, own
 from .options import ranks_of, whole
 from .search import Known, strangers_above
 
@@ -97,8 +97,12 @@ class Identification:
     def __call__(self, model: Model) -> list[Result]:
         gallery, probes, probe_P, known = self._wanted(model)
         probes_PD = probes.everywhere(model, "probes").to(model.processes.device)
+        if self.probes is None:
+            searched = dealt(probes_PD, model.processes)
+        else:
+            searched = gallery.blocks(model, "Gallery", keep=True)
         others = [self.distractors.blocks(model, "Distractors", keep=False)] if self.distractors else []
-        _, above_M = strangers_above(probes_PD, known, gallery.blocks(model, "Gallery", keep=True), others)
+        _, above_M = strangers_above(probes_PD, known, searched, others, together=model.together)
         if not model.processes.first:
             return []
         judged = Ranks(known, above_M.cpu(), probe_P, self.mates)

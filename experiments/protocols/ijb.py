@@ -84,6 +84,13 @@ class Ijb:
         for name, (_, subjects) in self.galleries.items():
             if len(np.unique(subjects)) < len(subjects):
                 raise ValueError(f"{option}.galleries: {name} has two templates of one subject; one each is needed")
+            assert self.probes is not None
+            enrolled = np.isin(self.probes[1], subjects)
+            if enrolled.all() or not enrolled.any():
+                kind = "no subject of the probes" if not enrolled.any() else "every subject of the probes"
+                raise ValueError(f"{option}: {name} holds {kind}; open-set search needs enrolled and strangers")
+        if self.pairs is not None:
+            check(np.zeros(len(self.pairs[2])), self.pairs[2], str(pairs))
 
     def check(self, model: Model) -> None:
         if not self.items.are_features:
@@ -129,11 +136,8 @@ class Ijb:
         template_P, subject_P = self.probes
         subjects, unit_P = np.unique(subject_P, return_inverse=True)
         searches, shares = [], []
-        for name, (template_G, subject_G) in self.galleries.items():
+        for template_G, subject_G in self.galleries.values():
             enrolled = np.isin(subject_P, subject_G)
-            if enrolled.all() or not enrolled.any():
-                kind = "no subject of the probes" if not enrolled.any() else "every subject of the probes"
-                raise ValueError(f"protocol.ijb: {name} holds {kind}; open-set search needs enrolled and strangers")
             searches.append(Search(templates_TD, template_G, subject_G, template_P[enrolled], subject_P[enrolled],
                                    template_P[~enrolled]))  # fmt: skip
 

@@ -14,6 +14,7 @@ from data.records import Indices, RecordSet
 from data.writers import one_line
 
 from ..model import BLOCK, Model, unit
+from ..processes import Processes
 from .search import Blocks, Wanted
 
 Rows = Callable[[Model, Indices, str | None], Tensor]
@@ -85,6 +86,19 @@ class Items:
                 yield number * BLOCK, rows
 
         return blocks
+
+
+def dealt(rows: Tensor, processes: Processes) -> Blocks:
+    """Of rows that are on every process, each block on one."""
+    numbers = range(processes.rank, -(-len(rows) // BLOCK), processes.world_size)
+
+    def blocks(wanted: Wanted | None) -> Iterable[tuple[int, Tensor]]:
+        for number in numbers:
+            start = number * BLOCK
+            if wanted is None or wanted.within(start, start + BLOCK):
+                yield start, rows[start : start + BLOCK]
+
+    return blocks
 
 
 KEYS_OF = "a .txt of the same name, with a line `key<TAB>class` for each row,"

@@ -6,7 +6,8 @@ from typing import Any
 
 def whole(option: str, value: Any, least: int) -> int:
     """Raises ValueError unless it is a whole number, at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+    if not is_number or value != int(value) or value < least:
         raise ValueError(f"{option}={value}: a whole number, at least {least}, is needed")
     return int(value)
 

@@ -1,8 +1,8 @@
 """Exact search of a gallery in blocks: how many items score at least as high as each probe's mates.
 
 Counts are what ranks, and with them all of identification, are made of. Nothing of size probes x gallery has to exist,
-and sums over blocks and processes are exact integers. A block's bounds do not depend on how many processes share the
-gallery, so neither do scores.
+and sums over blocks and processes are exact integers. Bounds of blocks do not depend on how many processes share the
+gallery, so neither do scores; but for the class centers of a head that trains, of which each process has its shard.
 
 Legend: P probes, D embedding, M known pairs of a probe and an item, B items of a block.
 """
@@ -17,8 +17,8 @@ from heads.collectives import default_group, max_over_processes, sum_over_proces
 
 PROBES = 1024  # of a product
 FEW = 4  # thresholds of a probe that are held against scores one after the other, where many scores reach them
-# Blocks (first item, rows (B, D)) of this process's share of a gallery; of all processes each item comes once. `only`
-# names the blocks that are wanted, if not all.
+# Blocks (first item, rows (B, D)) of this process's share of a gallery; of all processes each item comes once. The
+# argument tells which blocks are wanted, if not all.
 Blocks = Callable[["Wanted | None"], Iterable[tuple[int, Tensor]]]
 
 
@@ -52,13 +52,18 @@ class Known:
 
 
 def strangers_above(
-    probes_PD: Tensor, known: Known, gallery: Blocks, others: Iterable[Blocks] = ()
+    probes_PD: Tensor,
+    known: Known,
+    gallery: Blocks,
+    others: Iterable[Blocks] = (),
+    together: Callable[[Callable[[], None]], None] = lambda work: work(),
 ) -> tuple[Tensor, Tensor]:
     """All processes call, with the same probes and known pairs.
 
     Args:
         probes_PD: of unit length, if scores are to be cosines.
         others: more galleries, of strangers only. Each is gone through once.
+        together: does some work such that what it raises on one process it raises on all.
 
     Returns:
         scores_M: of the known pairs.
@@ -70,23 +75,31 @@ def strangers_above(
     by_item = torch.argsort(known.item_M, stable=True)
     wanted = Wanted(known.item_M[by_item])
     scores_M = torch.full((len(known),), -torch.inf, device=device)
-    for start, rows_BD in gallery(wanted):
-        first, last = torch.searchsorted(wanted.items_M, torch.tensor([start, start + len(rows_BD)])).tolist()
-        here = by_item[first:last]
-        for begin, scores_PB in _products(probes_PD, rows_BD, known.probe_M[here]):
-            chosen = here[(known.probe_M[here] >= begin) & (known.probe_M[here] < begin + len(scores_PB))]
-            places = (known.probe_M[chosen] - begin).to(device), (known.item_M[chosen] - start).to(device)
-            scores_M[chosen.to(device)] = scores_PB[places]
-    scores_M = max_over_processes(scores_M, group)
+
+    def score() -> None:
+        for start, rows_BD in gallery(wanted):
+            first, last = torch.searchsorted(wanted.items_M, torch.tensor([start, start + len(rows_BD)])).tolist()
+            here = by_item[first:last]
+            for begin, scores_PB in _products(probes_PD, rows_BD, known.probe_M[here]):
+                chosen = here[(known.probe_M[here] >= begin) & (known.probe_M[here] < begin + len(scores_PB))]
+                places = (known.probe_M[chosen] - begin).to(device), (known.item_M[chosen] - start).to(device)
+                scores_M[chosen.to(device)] = scores_PB[places]
+
+    together(score)
+    max_over_processes(scores_M, group)
     if torch.isnan(scores_M).any():
         raise ValueError(f"{int(torch.isnan(scores_M).sum()):,} of {len(scores_M):,} scores are NaN")
 
     counting = torch.nonzero(known.counts_M)[:, 0]
     thresholds = _Thresholds(known.probe_M[counting].to(device), scores_M[counting.to(device)], len(probes_PD))
-    for blocks in (gallery, *others):
-        for _, rows_BD in blocks(None):
-            for begin, scores_PB in _products(probes_PD, rows_BD):
-                thresholds.count(begin, scores_PB)
+
+    def count() -> None:
+        for blocks in (gallery, *others):
+            for _, rows_BD in blocks(None):
+                for begin, scores_PB in _products(probes_PD, rows_BD):
+                    thresholds.count(begin, scores_PB)
+
+    together(count)
     everyone_M = torch.zeros(len(known), dtype=torch.int64, device=device)
     everyone_M[counting.to(device)] = sum_over_processes(thresholds.at_least(), group)
 

@@ -38,7 +38,7 @@ class Verification:
         source: str | Sequence[str] | None,
         root: str | None = None,
         folds: int = 10,
-        mirrored: bool = False,
+        mirrored: bool = True,
         far: Sequence[float] = (1e-3,),
         threshold_step: float | None = None,
         resamples: int = 1000,

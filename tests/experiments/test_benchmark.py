@@ -130,7 +130,7 @@ def test_search_finds_mates_among_strangers(monkeypatch, tmp_path):
     monkeypatch.setitem(search.__globals__, "Subject", Inline)
     lines = search(5, [1, 3], 200, 16, similarity=0.9, warmup=1, repeats=2, folder=str(tmp_path))
     assert [line["mates"] for line in lines] == [1, 3] and all(line["over_floor"] > 0 for line in lines)
-    assert not list(tmp_path.iterdir())
+    assert all(line["rank1"] > 0.9 for line in lines) and not list(tmp_path.iterdir())
 
 
 class Inline:
