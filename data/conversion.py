@@ -397,8 +397,7 @@ class Reader:
 
     def encoded(self, index: int) -> bytes:
         """As it is written. Raises UnreadableError."""
-        encoded = self.source.read(index)
-        return written(encoded, self.options)
+        return written(self.source.read(index), self.options)
 
 
 def written(encoded: bytes, options: Options) -> bytes:

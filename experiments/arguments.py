@@ -8,6 +8,7 @@ import difflib
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -108,20 +109,23 @@ def _users(group: str) -> list[str]:
 
 def _options(primary: str) -> set[str]:
     """Keys of the primary config that are options, though groups of others may be called the same."""
+    return {str(key) for key in OmegaConf.load(CONF / f"{primary}.yaml")} - set(_chosen_in(primary))  # type: ignore[union-attr]
+
+
+def _chosen_in(primary: str) -> dict[str, Any]:
+    """The groups of the primary config, and what it chooses of each."""
     node = OmegaConf.load(CONF / f"{primary}.yaml")
     assert isinstance(node, DictConfig)
-    defaults = {str(group) for each in node.get("defaults") or [] if isinstance(each, DictConfig) for group in each}
-    return {str(key) for key in node} - defaults
+    choices = [each for each in node.get("defaults") or [] if isinstance(each, DictConfig)]
+    return {str(group): choice for each in choices for group, choice in each.items()}
 
 
 def _defaults(choices: str, primary: str) -> list[str]:
     """The choice of every group that has one, as given or by default."""
     chosen = dict(choice.split("=") for choice in choices.split())
-    for default in OmegaConf.load(CONF / f"{primary}.yaml").defaults:
-        if isinstance(default, DictConfig):
-            for group, choice in default.items():
-                if choice != []:
-                    chosen.setdefault(str(group), str(choice))
+    for group, choice in _chosen_in(primary).items():
+        if choice != []:
+            chosen.setdefault(group, str(choice))
     return [f"{group}={choice}" for group, choice in chosen.items()]
 
 

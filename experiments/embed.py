@@ -62,8 +62,7 @@ def embed(config: DictConfig, folder: Path) -> None:
         try:
             if processes.by_first(lambda: _begin(partial, about, target, shape, config.dtype)):
                 fill = partial_of(_fill, partial, len(source), images, prepare, embedder, config)
-                embedder.together(fill)
-            processes.any(False)  # all are done
+                embedder.together(fill)  # all are done
             processes.by_first(lambda: _finish(partial, source, target, keys))
         finally:
             lock.release()

@@ -6,6 +6,7 @@ All processes of a run share the work: each embeds a part of the images, each of
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -130,14 +131,13 @@ class Model:
         Raises:
             ValueError: NaN or Inf, or an image that cannot be read.
         """
-        part = np.array_split(np.arange(len(source)), self.processes.world_size)[self.processes.rank]
-        return self.gathered(
-            lambda: self.embed(source, prepare, part, mirrored=mirrored, shown=shown), shown, unit_length
-        )
+        own = partial(self.embed, source, prepare, mirrored=mirrored, shown=shown)
+        return self.gathered(len(source), own, shown, unit_length)
 
-    def gathered(self, own: Callable[[], Tensor], what: str, unit_length: bool = True) -> Tensor:
-        """The rows (n, D) of all processes, on the host of each."""
-        found = self.together(own)
+    def gathered(self, count: int, rows_of: Callable[[Indices], Tensor], what: str, unit_length: bool = True) -> Tensor:
+        """So many rows (n, D), of which each process makes a part, on the host of each."""
+        part = np.array_split(np.arange(count), self.processes.world_size)[self.processes.rank]
+        found = self.together(lambda: rows_of(part))
         width = max(self.processes.gather(found.shape[1]))
         found = found if len(found) else found.new_empty(0, width)
         group = default_group()

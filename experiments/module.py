@@ -5,14 +5,13 @@ Optimization is manual because the head's rows are no parameters. Steps are coun
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.records import DataSet
@@ -24,6 +23,7 @@ from .backbone import build_backbone
 from .build import build
 from .precision import LossScale
 from .processes import Processes
+from .trained import about
 
 
 class HeadModule(L.LightningModule):
@@ -166,13 +166,7 @@ class HeadModule(L.LightningModule):
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        """What it takes to use the model without its data."""
-        preprocessing = self.data.preprocessing
-        return {
-            "config": OmegaConf.to_yaml(self.config, resolve=True),
-            "shape": list(self.data.shape),
-            "preprocessing": asdict(preprocessing) if preprocessing else None,
-        }
+        return about(self.config, self.data.shape, self.data.preprocessing)
 
     def _random_states(self) -> tuple[Tensor, Tensor | None]:
         """Of the host and of the GPU, for what draws without a key, such as dropout."""

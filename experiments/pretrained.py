@@ -6,7 +6,6 @@ layers transposed) and of version 2.2 (`res2a_branch2a_weights`), and tells what
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from .backbone import build_backbone
 from .processes import Processes
 from .storage import Folder
 from .tables import console
+from .trained import about
 from .using import command, needed
 
 COUNTERS = "num_batches_tracked"  # of batch norm, which no one needs
@@ -57,14 +57,10 @@ def pretrained(config: DictConfig, folder: Path) -> None:
         )
     backbone.load_state_dict(fitting, strict=False)
     kept = {name: config[name] for name in ("backbone", "embedding_size")}
-    about = {
-        "config": OmegaConf.to_yaml(OmegaConf.create({**kept, "margin": None, "data": None})),
-        "shape": list(preprocessing.shape),
-        "preprocessing": asdict(preprocessing),
-    }
+    model = about(OmegaConf.create({**kept, "margin": None, "data": None}), preprocessing.shape, preprocessing)
     weights = {f"backbone.{name}": each for name, each in backbone.state_dict().items()}
     alone = Processes(0, 1, torch.device("cpu"))
-    shared = {"state_dict": weights, "class_names": b"", "model": about}
+    shared = {"state_dict": weights, "class_names": b"", "model": model}
     try:
         checkpoint.write(shared, None, {}, Folder(target / "checkpoints"), "step-00000000", alone)
     except checkpoint.CheckpointError as error:

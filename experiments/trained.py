@@ -1,6 +1,7 @@
 """A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoint`'s."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ from .model import BLOCK, Centers, Model
 from .processes import Processes
 
 READ = 16 * BLOCK  # rows read together
+
+
+def about(config: DictConfig, shape: Sequence[int], preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """What a checkpoint tells of its model, so that it can be used without its data."""
+    return {
+        "config": OmegaConf.to_yaml(config, resolve=True),
+        "shape": list(shape),
+        "preprocessing": asdict(preprocessing) if preprocessing else None,
+    }
 
 
 class Trained:
@@ -55,10 +65,10 @@ class Trained:
         self.backbone_state = {name.removeprefix("backbone."): w for name, w in weights if name.startswith("backbone.")}
         if "model" not in shared:
             raise ValueError(f"{option}={path}: was written before checkpoints told of their data; train it again")
-        about = shared["model"]
-        self.config: DictConfig = OmegaConf.create(about["config"])  # type: ignore[assignment]
-        self.shape: tuple[int, ...] = tuple(about["shape"])
-        told = about["preprocessing"]
+        model = shared["model"]  # as `about` has it
+        self.config: DictConfig = OmegaConf.create(model["config"])  # type: ignore[assignment]
+        self.shape: tuple[int, ...] = tuple(model["shape"])
+        told = model["preprocessing"]
         self.preprocessing = Preprocessing.of(told) if told else None
 
     def __str__(self) -> str:

@@ -98,7 +98,7 @@ class Identification:
         gallery, probes, probe_P, known = self._wanted(model)
         probes_PD = probes.everywhere(model, "probes").to(model.processes.device)
         if self.probes is None:
-            searched = dealt(probes_PD, model.processes)
+            searched = dealt(len(probes_PD), model, "Gallery", lambda start, stop: probes_PD[start:stop])
         else:
             searched = gallery.blocks(model, "Gallery", keep=True)
         others = [self.distractors.blocks(model, "Distractors", keep=False)] if self.distractors else []

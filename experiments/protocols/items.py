@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from data.records import Indices, RecordSet
 from data.writers import one_line
 
 from ..model import BLOCK, Model, unit
-from ..processes import Processes
 from .search import Blocks, Wanted
 
 Rows = Callable[[Model, Indices, str | None], Tensor]
@@ -27,7 +27,7 @@ class Items:
         name: for people.
         size: how many.
         classes: what the class of each is called, as numbers of `names`; None where nobody says.
-        names: of the classes.
+        names: of the classes; empty where none are compared with those of others.
         are_features: whether there is nothing to embed.
         rows: embeddings (n, D) of some, of any length, on the device; a progress bar calls the work as the last
             argument says.
@@ -47,6 +47,8 @@ class Items:
         """Classes (n,) by the number that their name has, or gets, in `known`."""
         if self.classes is None:
             raise ValueError(f"{option}={self.name}: has no classes; {KEYS_OF} beside it must tell them")
+        if not len(self.names):
+            return self.classes
         return np.array([known.setdefault(name, len(known)) for name in self.names], np.int64)[self.classes]
 
     def only(self, chosen: Indices) -> "Items":
@@ -58,8 +60,7 @@ class Items:
 
     def everywhere(self, model: Model, what: str, *, unit_length: bool = True) -> Tensor:
         """Embeddings of all, of unit length unless told otherwise, on every process; each embeds a part."""
-        indices = np.array_split(np.arange(self.size), model.processes.world_size)[model.processes.rank]
-        return model.gathered(lambda: self.rows(model, indices, what), what, unit_length)
+        return model.gathered(self.size, lambda indices: self.rows(model, indices, what), what, unit_length)
 
     def blocks(self, model: Model, what: str, *, keep: bool) -> Blocks:
         """Unit embeddings in blocks, each of one process.
@@ -67,36 +68,25 @@ class Items:
         Args:
             keep: in memory; otherwise they are made anew whenever they are gone through.
         """
-        kept: dict[int, Tensor] = {}
-        rank, world_size = model.processes.rank, model.processes.world_size
-        numbers = range(rank, -(-self.size // BLOCK), world_size)
 
-        def block(number: int) -> Tensor:
-            indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, self.size))
-            return unit(self.rows(model, indices, None), what)
+        def block(start: int, stop: int) -> Tensor:
+            return unit(self.rows(model, np.arange(start, stop), None), what)
 
-        def blocks(wanted: Wanted | None) -> Iterable[tuple[int, Tensor]]:
-            chosen = [n for n in numbers if wanted is None or wanted.within(n * BLOCK, (n + 1) * BLOCK)]
-            for number in model.shown(chosen, what):
-                rows = kept.get(number)
-                if rows is None:
-                    rows = block(number)
-                    if keep:
-                        kept[number] = rows
-                yield number * BLOCK, rows
-
-        return blocks
+        return dealt(self.size, model, what, cache(block) if keep else block)
 
 
-def dealt(rows: Tensor, processes: Processes) -> Blocks:
-    """Of rows that are on every process, each block on one."""
-    numbers = range(processes.rank, -(-len(rows) // BLOCK), processes.world_size)
+def dealt(count: int, model: Model, what: str, block: Callable[[int, int], Tensor]) -> Blocks:
+    """Blocks of so many items, each on one process.
+
+    Args:
+        block: items from start to stop, of unit length.
+    """
+    numbers = range(model.processes.rank, -(-count // BLOCK), model.processes.world_size)
 
     def blocks(wanted: Wanted | None) -> Iterable[tuple[int, Tensor]]:
-        for number in numbers:
-            start = number * BLOCK
-            if wanted is None or wanted.within(start, start + BLOCK):
-                yield start, rows[start : start + BLOCK]
+        chosen = [n for n in numbers if wanted is None or wanted.within(n * BLOCK, (n + 1) * BLOCK)]
+        for number in model.shown(chosen, what):
+            yield number * BLOCK, block(number * BLOCK, min((number + 1) * BLOCK, count))
 
     return blocks
 
@@ -164,4 +154,4 @@ def own(model: Model, records: RecordSet, name: str, mirrored: bool = False) -> 
     def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
         return model.embed(records.source, prepare, indices, mirrored=mirrored, shown=shown)
 
-    return Items(name, len(records), labels, [str(number) for number in range(records.num_classes)], rows)
+    return Items(name, len(records), labels, (), rows)
