@@ -22,6 +22,7 @@ from . import INTERRUPTED
 from .build import build
 from .checkpoint import find, home
 from .evaluation import Evaluation
+from .fidelity import Fidelity
 from .logs import MetricsCSV, wandb_logger
 from .module import HeadModule
 from .precision import plugin_for
@@ -118,6 +119,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         recorder,
         *started,
         interrupt,
+        Fidelity(config.fidelity, recorder),
         Evaluation(config.evaluate, recorder, judges_of(config)),
         Saving(config.checkpoint, checkpoints, recorder),
     ]

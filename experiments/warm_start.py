@@ -15,22 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.progress import track
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from data.records import RecordSet
 from heads import CenterHead
 from heads.centers import INIT_STD, ClassCenters
 from heads.collectives import sum_over_processes
-from heads.sharding import Shard
 
+from .class_means import class_means
 from .evaluation import model_in
 from .module import HeadModule
-from .tables import console
 from .trained import Trained
 
-BLOCK = 2**16  # classes or records at a time
+BLOCK = 2**16  # classes at a time
 BACKBONES = ("model.pt", "backbone.pth")
 SHARDS = (r"checkpoint_gpu_(\d+)\.pt", r"softmax_fc_gpu_(\d+)\.pt", r"rank[_:](\d+)_softmax_weight\.pt")
 
@@ -133,46 +129,14 @@ class WarmStart(L.Callback):
         """Writes rows of new classes, of this length, toward the mean of their images; how many over all processes."""
         assert isinstance(module.head, CenterHead)
         centers = module.head.centers
-        shard, D = centers.shard, centers.embedding_size
-        chosen = first_images(module.data.train, new, shard, self.config.images)
-        own = np.flatnonzero(new[shard.start : shard.stop])  # rows of this shard that are to be written
-        sums = torch.zeros(len(own), D, device=centers.like.device)
-        counts = torch.zeros(len(own), device=centers.like.device)
-        blocks = [chosen[a : a + BLOCK] for a in range(0, len(chosen), BLOCK)]
-        shown = track(blocks, "Embedding images of new classes", console=console(), disable=not module.processes.first)
-        model, records = model_in(trainer, module), module.data.train
-        for block in shown:
-            embeddings = model.embed(records.source, module.data.prepare, block)
-            classes = np.asarray(records.labels[block], dtype=np.int64) - shard.start
-            places = torch.from_numpy(np.searchsorted(own, classes)).to(sums.device)
-            sums.index_add_(0, places, normalize(embeddings).to(sums.device))
-            counts.index_add_(0, places, torch.ones(len(places), device=sums.device))
-        seen = counts > 0
-        rows = torch.zeros(int(seen.sum()), centers.width, device=sums.device)
-        rows[:, :D] = norm * normalize(sums[seen])
+        model = model_in(trainer, module)
+        own, means, counts = class_means(model, module.data, new, centers.shard, self.config.images, "new classes")
+        seen = (counts > 0).to(centers.like.device)
+        rows = torch.zeros(int(seen.sum()), centers.width, device=centers.like.device)
+        rows[:, : centers.embedding_size] = norm * means.to(rows)[seen]
         centers.write(torch.from_numpy(own).to(seen.device)[seen], "rows", rows.to(centers.like))
         centers.version += 1
-        module.processes.any(False)  # those with more images take longer
         return int(sum_over_processes(seen.sum(), centers.process_group))
-
-
-def first_images(records: RecordSet, wanted: NDArray[np.bool_], shard: Shard, limit: int) -> NDArray[np.int64]:
-    """Up to `limit` records of each wanted class of the shard."""
-    taken = np.zeros(shard.size, dtype=np.int64)
-    found = []
-    for start in range(0, len(records), BLOCK):
-        indices = np.arange(start, min(start + BLOCK, len(records)))
-        labels = np.asarray(records.labels[indices])
-        inside = (labels >= shard.start) & (labels < shard.stop)
-        inside[inside] = wanted[labels[inside]]
-        indices, classes = indices[inside], labels[inside] - shard.start
-        order = np.argsort(classes, kind="stable")
-        _, begins, counts = np.unique(classes[order], return_index=True, return_counts=True)
-        earlier = np.empty(len(classes), dtype=np.int64)  # records of the same class before it in this block
-        earlier[order] = np.arange(len(classes)) - np.repeat(begins, counts)
-        found.append(indices[taken[classes] + earlier < limit])
-        taken += np.bincount(classes, minlength=shard.size)
-    return np.concatenate(found)
 
 
 def opened(path: str) -> Source:

@@ -221,6 +221,9 @@ class FFC(Head):
     def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError("FFC keeps no class centers: topk needs a head that does (full, pfc, forest)")
 
+    def held_classes(self) -> Tensor:
+        return torch.from_numpy(np.sort(self.pool.class_of[: self.pool.used]))
+
     def stats(self) -> dict[str, float]:
         """Classes in the pool, share of the probes whose class is in it, evictions of the last step, mean age."""
         ages = self.pool.ages()

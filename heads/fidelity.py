@@ -1,16 +1,235 @@
-"""How much of the exact softmax a selection of classes keeps, on a few embeddings, against all class centers."""
+"""How much of the exact softmax a head keeps, on a few embeddings: of its mass, and of the gradient it gives them.
 
+A head with class centers is held against the full head on the same centers, in selections drawn anew
+(`selection_fidelity`). A head without them is held against a full head whose centers are the mean embeddings of the
+classes (`loss_fidelity`): its own negatives are other vectors, so that it cannot reach 1.
+
+Legend: Q embeddings, D row width, k hardest negatives, R repeated selections.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from .centers import ActiveRows, ClassCenters
-from .collectives import max_over_processes, sum_over_processes
+from .batch import check_embeddings, check_labels, check_values, gather
+from .centers import ActiveRows
+from .collectives import gather_rows, gather_sizes, max_over_processes, rank_and_size, sum_over_processes
+from .head import CenterHead, Selection
 from .margins import Margin
-from .softmax import MIN_NORM, chunks
+from .sharding import Shard
+from .softmax import MIN_NORM, MarginSoftmax, Rows, Stretches, chunks
+from .stopwatch import Stopwatch
+
+FIRST_REPEAT = 1 << 20  # no training has that many micro-batches: the keys of draws that are only looked at
+
+
+def selection_fidelity(
+    head: CenterHead, embeddings: Tensor, labels: Tensor, *, probes: int = 32, repeats: int = 4, hardest: int = 10
+) -> dict[str, float]:
+    """Holds the selections of a head against all its classes. Changes nothing that training sees.
+
+    Args:
+        embeddings: (n, D) of this process, as in training; n may differ between processes.
+        labels: (n,) class ids.
+        probes: the classes are selected for all embeddings, and the first so many of all processes are looked at.
+        repeats: R, selections drawn anew for them.
+        hardest: k.
+
+    Returns:
+        Means over embeddings and selections, the same on all processes.
+        mass: share of the negatives' softmax that the selected classes hold.
+        hardest_recall: of the k negatives with the highest logits, the share that is selected.
+        gradient_cosine: between the gradient of an embedding and its exact one, along the sphere where the margin
+            normalizes.
+        gradient_norm_ratio: of their lengths.
+        gradient_bias: distance of the mean gradient over the selections from the exact one, over the length of that;
+            the root mean square over the embeddings, corrected for the noise of a mean of R. Given for R > 1.
+        gradient_variance: of the gradients over the selections, likewise over the square of the exact one's length.
+            The mean square error is bias squared plus variance.
+
+    Raises:
+        ValueError: as `CenterHead.forward`; options out of range.
+    """
+    check_options(probes, repeats, hardest)
+    check_embeddings(embeddings, head.embedding_size)
+    check_labels(embeddings, labels, None)
+    group = head.process_group
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False), _in_other_draws(head):
+        batch = gather(head.to_rows_space(embeddings), labels, None, group)
+        check_values(batch, head.centers.shard.num_classes, head.step)
+        x_QD, labels_Q = batch.x_ND[:probes], batch.labels_N[:probes]
+        everything = ActiveRows(head.centers, None, keep=False)
+        exact = Exact(x_QD, labels_Q, everything, head.centers.shard, head.margin, group, hardest)
+        masses, recalls, gradients = [], [], []
+        for repeat in range(repeats):
+            head.micro_batch = FIRST_REPEAT + repeat
+            selection = head.select(batch.x_ND, batch.labels_N)
+            rows = ActiveRows(head.centers, selection.ids, keep=False)
+            masses.append(exact.mass(rows, selection.ids))
+            recalls.append(exact.recall(selection.ids))
+            gradients.append(_gradient(head, exact, rows, selection))
+    return {
+        "mass": float(torch.stack(masses).mean()),
+        "hardest_recall": float(torch.stack(recalls).mean()),
+        **compared(torch.stack(gradients), exact.gradient_QD),
+    }
+
+
+def loss_fidelity(
+    loss: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    means: Tensor,
+    held: Tensor,
+    num_classes: int,
+    margin: Margin,
+    group: ProcessGroup | None = None,
+    probes: int = 32,
+    hardest: int = 10,
+) -> dict[str, float]:
+    """Holds the loss of a head without class centers against the full head over the mean embeddings of the classes.
+
+    Comparable with `selection_fidelity`: mass, recall, and the gradient's cosine. A class counts as selected if it is
+    among those the head holds, though what it holds of the class is not its mean. The norm ratio carries the head's own
+    weights: FFC counts a probe twice. There is nothing to draw again, so neither bias nor variance.
+
+    Args:
+        loss: of the training step, before its backward pass.
+        embeddings: (n, D) of this process, that it is the loss of.
+        means: (classes of this process's shard, D).
+        held: int64 class ids, over all classes, that stand against an embedding.
+
+    Returns:
+        As `selection_fidelity`, without bias and variance.
+    """
+    check_options(probes, 1, hardest)
+    rank, world_size = rank_and_size(group)
+    shard = Shard(num_classes, rank, world_size)
+    assert len(means) == shard.size
+    (gradient_nD,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+        x_nD = normalize(embeddings.float(), eps=MIN_NORM)
+        # Of unit embeddings; every process has its own times the number of processes.
+        gradient_nD = gradient_nD.float() * embeddings.float().norm(dim=1, keepdim=True) / world_size
+        batch = gather(x_nD, labels, None, group)
+        sizes = gather_sizes(len(x_nD), x_nD.device, group)
+        # Of each one's own loss in the mean, as the exact gradient is of the mean over Q.
+        gradient_QD = gather_rows(gradient_nD, sizes, group)[:probes]
+        gradient_QD = gradient_QD * (len(batch.x_ND) / len(gradient_QD))
+        x_QD, labels_Q = batch.x_ND[:probes], batch.labels_N[:probes]
+        rows = DenseRows(means.to(x_QD))
+        exact = Exact(x_QD, labels_Q, rows, shard, margin, group, hardest)
+        ids = shard.local(held.to(x_QD.device))
+        ids = ids[ids >= 0].sort().values
+        return {
+            "mass": float(exact.mass(rows.subset(ids), ids).mean()),
+            "hardest_recall": float(exact.recall(ids).mean()),
+            **compared(gradient_QD[None], exact.gradient_QD),
+        }
+
+
+def check_options(probes: int, repeats: int, hardest: int) -> None:
+    for name, value in (("probes", probes), ("repeats", repeats), ("hardest", hardest)):
+        if value < 1:
+            raise ValueError(f"fidelity.{name}={value}: must be at least 1")
+
+
+class Exact:
+    """The full head on a few embeddings, which all processes hold alike.
+
+    Args:
+        x_QD: of unit length where the margin normalizes; with a last column of ones where it does not.
+        rows: of all classes of this process's shard.
+        hardest: how many of the negatives with the highest logits `recall` is about.
+
+    Attributes:
+        highest_Q, sum_Q: highest negative logit, and sum of exp(logit - highest), over all processes.
+        top_Qk, nearest_Qk: highest logits of this shard, and rows of it.
+    """
+
+    def __init__(
+        self,
+        x_QD: Tensor,
+        labels_Q: Tensor,
+        rows: Rows,
+        shard: Shard,
+        margin: Margin,
+        group: ProcessGroup | None,
+        hardest: int,
+    ):
+        self.x_QD, self.margin, self.group = x_QD, margin, group
+        self.local_Q = shard.local(labels_Q)
+        self.softmax = MarginSoftmax(x_QD, x_QD.new_ones(len(x_QD)), self.local_Q, rows, margin, group=group)
+        self.target_cos_Q = self.softmax.target_cosines()
+        found = negatives(x_QD, self.local_Q, rows, margin, self.target_cos_Q, k=hardest)
+        self.highest_Q, self.sum_Q = found.over_processes(group)
+        self.top_Qk, self.nearest_Qk = found.top_Qk, found.nearest_Qk
+        self.among_hardest_Qk = self._among_hardest(hardest)
+
+    @cached_property
+    def gradient_QD(self) -> Tensor:
+        """Of the mean loss, as `direction` has it."""
+        self.softmax.loss(keep=False)
+        return direction(self.softmax.backward(self.x_QD.new_ones(()))[0], self.x_QD, self.margin)
+
+    def mass(self, rows: Stretches, ids: Tensor | None) -> Tensor:
+        """Share of each embedding's negative softmax (Q,) that these rows hold.
+
+        Args:
+            ids: of the shard, sorted; None for all.
+        """
+        found = negatives(self.x_QD, self.position(ids), rows, self.margin, self.target_cos_Q)
+        highest_Q, sum_Q = found.over_processes(self.group)
+        share_Q = (highest_Q - self.highest_Q).exp() * sum_Q / self.sum_Q
+        return torch.where(self.sum_Q > 0, share_Q, 1.0)  # nothing is missing where there is nothing
+
+    def recall(self, ids: Tensor | None) -> Tensor:
+        """Share of each embedding's hardest negatives (Q,) that are among these rows of the shard."""
+        held_Qk = torch.ones_like(self.among_hardest_Qk) if ids is None else positions(ids, self.nearest_Qk) >= 0
+        counts = torch.stack([(self.among_hardest_Qk & held_Qk).sum(1), self.among_hardest_Qk.sum(1)])
+        found_Q, all_Q = sum_over_processes(counts, self.group)
+        return torch.where(all_Q > 0, found_Q / all_Q.clamp(min=1), 1.0)
+
+    def position(self, ids: Tensor | None) -> Tensor:
+        """Where each embedding's own class (Q,) stands among these rows of the shard, -1 if it does not."""
+        return self.local_Q if ids is None else positions(ids, self.local_Q)
+
+    def _among_hardest(self, hardest: int) -> Tensor:
+        """Which of this process's candidates are among the hardest of all processes'."""
+        top_Qk = self.top_Qk
+        rank, _ = rank_and_size(self.group)
+        widths = gather_sizes(top_Qk.shape[1], top_Qk.device, self.group)
+        of_all_QM = gather_rows(top_Qk.T.contiguous(), widths, self.group).T
+        chosen_QM = torch.zeros_like(of_all_QM, dtype=torch.bool)
+        chosen_QM.scatter_(1, of_all_QM.topk(min(hardest, of_all_QM.shape[1]), dim=1).indices, True)
+        first = sum(widths[:rank])
+        return chosen_QM[:, first : first + widths[rank]] & torch.isfinite(top_Qk)
+
+
+def compared(gradients_RQD: Tensor, exact_QD: Tensor) -> dict[str, float]:
+    """What is said of gradients of repeated selections, beside the exact one; in float64."""
+    gradients_RQD, exact_QD = gradients_RQD.double(), exact_QD.double()
+    repeats = len(gradients_RQD)
+    squares_RQ, square_Q = gradients_RQD.square().sum(2), exact_QD.square().sum(1)
+    products_RQ = (gradients_RQD * exact_QD).sum(2)
+    neither_RQ = (squares_RQ == 0) & (square_Q == 0)  # where both vanish they agree
+    cos_RQ = torch.where(neither_RQ, 1.0, (products_RQ / (squares_RQ * square_Q).sqrt()).nan_to_num(0.0))
+    ratio_RQ = torch.where(neither_RQ, 1.0, (squares_RQ / square_Q).sqrt())
+    result = {"gradient_cosine": float(cos_RQ.mean()), "gradient_norm_ratio": float(ratio_RQ.mean())}
+    if repeats > 1:
+        variance = gradients_RQD.var(0).sum()
+        error = (gradients_RQD.mean(0) - exact_QD).square().sum() - variance / repeats
+        whole = square_Q.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        result["gradient_bias"] = float((error / whole).clamp(min=0).sqrt())
+        result["gradient_variance"] = float(variance / whole)
+    return result
 
 
 @dataclass(frozen=True)
@@ -28,57 +247,134 @@ class Coverage:
 
 
 @torch.no_grad()
-def coverage(
-    x_QD: Tensor,
-    labels_Q: Tensor,
-    centers: ClassCenters,
-    margin: Margin,
-    ids: Tensor,
-    *,
-    k: int = 0,
-    group: ProcessGroup | None = None,
-) -> Coverage:
-    """Streams all rows of the shard past Q embeddings once: Q C D multiplications.
+def coverage(head: CenterHead, x_QD: Tensor, labels_Q: Tensor, ids: Tensor | None, *, k: int) -> Coverage:
+    """Streams all rows of the shard past Q embeddings once, and the active ones once more.
 
     Args:
-        x_QD: the same on all processes, of unit length where the margin normalizes.
-        labels_Q: their classes.
-        ids: the active rows of this shard.
+        x_QD: the same on all processes, in the space of the rows.
+        ids: the active rows of this shard, sorted; None for all.
         k: how many nearest classes of this shard to find.
     """
-    rows = ActiveRows(centers, None, keep=False)
-    k = min(k, max(len(rows) - 1, 0))
-    active_K = torch.zeros(len(rows), dtype=torch.bool, device=x_QD.device)
-    active_K[ids] = True
-    local_Q = centers.shard.local(labels_Q)
-    here = (local_Q >= 0).nonzero()[:, 0]
-    target_cos_Q = x_QD.new_zeros(len(x_QD))
-    target_cos_Q[here] = (x_QD[here] * _unit(rows.at(local_Q[here]), margin)).sum(1)
-    target_cos_Q = sum_over_processes(target_cos_Q, group)
+    rows, active = (ActiveRows(head.centers, chosen, keep=False) for chosen in (None, ids))
+    exact = Exact(x_QD, labels_Q, rows, head.centers.shard, head.margin, head.process_group, k)
+    missed_Qk = torch.zeros_like(exact.top_Qk) if ids is None else (positions(ids, exact.nearest_Qk) < 0)
+    missed_Q = ((exact.top_Qk - exact.highest_Q[:, None]).exp() * missed_Qk).sum(1)
+    mass_Q = exact.mass(active, ids)
+    return Coverage(mass_Q, mass_Q + sum_over_processes(missed_Q, head.process_group) / exact.sum_Q, exact.nearest_Qk)
 
+
+@dataclass(frozen=True)
+class Negatives:
+    """The negative softmax of Q embeddings over some rows of this process.
+
+    Attributes:
+        max_Q, sum_Q: highest logit, and sum of exp(logit - highest).
+        top_Qk, nearest_Qk: the highest logits, and positions of their rows.
+    """
+
+    max_Q: Tensor
+    sum_Q: Tensor
+    top_Qk: Tensor
+    nearest_Qk: Tensor
+
+    def over_processes(self, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+        """Highest logit and sum over the rows of all processes."""
+        highest_Q = max_over_processes(self.max_Q.clone(), group)
+        return highest_Q, sum_over_processes(self.sum_Q * (self.max_Q - highest_Q).exp(), group)
+
+
+def negatives(
+    x_QD: Tensor, own_Q: Tensor, rows: Stretches, margin: Margin, target_cos_Q: Tensor, *, k: int = 0
+) -> Negatives:
+    """Streams rows past the embeddings once.
+
+    Args:
+        own_Q: position of each one's own class among the rows, -1 if it is not there.
+        k: how many nearest to find.
+    """
+    here = (own_Q >= 0).nonzero()[:, 0]
     max_Q = torch.full_like(target_cos_Q, torch.finfo(x_QD.dtype).min)
-    all_Q, active_Q = torch.zeros_like(max_Q), torch.zeros_like(max_Q)
-    top_Qk, nearest_Qk = x_QD.new_empty(len(x_QD), 0), local_Q.new_empty(len(x_QD), 0)
+    sum_Q = torch.zeros_like(max_Q)
+    top_Qk, nearest_Qk = x_QD.new_empty(len(x_QD), 0), own_Q.new_empty(len(x_QD), 0)
     for a, b in chunks(len(rows)):
         logits_kQ = margin.negative_logits(_unit(rows.stretch(a, b), margin) @ x_QD.T, target_cos_Q)
-        own = here[(local_Q[here] >= a) & (local_Q[here] < b)]
-        logits_kQ[local_Q[own] - a, own] = -torch.inf
+        own = here[(own_Q[here] >= a) & (own_Q[here] < b)]
+        logits_kQ[own_Q[own] - a, own] = -torch.inf
         new_max_Q = torch.maximum(max_Q, logits_kQ.amax(0))
-        exp_kQ, fade_Q = (logits_kQ - new_max_Q).exp_(), (max_Q - new_max_Q).exp_()
-        all_Q = all_Q * fade_Q + exp_kQ.sum(0)
-        active_Q = active_Q * fade_Q + exp_kQ[active_K[a:b]].sum(0)
+        sum_Q = sum_Q * (max_Q - new_max_Q).exp_() + (logits_kQ - new_max_Q).exp_().sum(0)
         max_Q = new_max_Q
-        positions = torch.arange(a, b, device=x_QD.device).expand(len(x_QD), -1)
-        merged = torch.cat([top_Qk, logits_kQ.T], dim=1)
-        top_Qk, best = merged.topk(min(k, merged.shape[1]), dim=1)
-        nearest_Qk = torch.cat([nearest_Qk, positions], dim=1).gather(1, best)
+        if k:
+            places = torch.arange(a, b, device=x_QD.device).expand(len(x_QD), -1)
+            merged = torch.cat([top_Qk, logits_kQ.T], dim=1)
+            top_Qk, best = merged.topk(min(k, merged.shape[1]), dim=1)
+            nearest_Qk = torch.cat([nearest_Qk, places], dim=1).gather(1, best)
+    return Negatives(max_Q, sum_Q, top_Qk, nearest_Qk)
 
-    highest_Q = max_over_processes(max_Q.clone(), group)
-    exp_Qk = (top_Qk - highest_Q[:, None]).exp_()
-    missed_Q = (exp_Qk * ~active_K[nearest_Qk]).sum(1)
-    sums = torch.stack([all_Q, active_Q]) * (max_Q - highest_Q).exp()
-    all_Q, active_Q, missed_Q = sum_over_processes(torch.cat([sums, missed_Q[None]]), group)
-    return Coverage(active_Q / all_Q, (active_Q + missed_Q) / all_Q, nearest_Qk)
+
+def direction(gradient_QD: Tensor, x_QD: Tensor, margin: Margin) -> Tensor:
+    """The part of a gradient of rows-space embeddings that reaches the backbone, but for a factor of each."""
+    if not margin.normalize:
+        return gradient_QD[:, :-1]
+    return gradient_QD - (gradient_QD * x_QD).sum(1, keepdim=True) * x_QD
+
+
+def positions(ids: Tensor, wanted: Tensor) -> Tensor:
+    """Where numbers stand among sorted ids, -1 where they do not."""
+    if not len(ids):
+        return torch.full_like(wanted, -1)
+    place = torch.searchsorted(ids, wanted).clamp_(max=len(ids) - 1)
+    return torch.where(ids[place] == wanted, place, -1)
+
+
+class DenseRows:
+    """Rows that are there as they are."""
+
+    def __init__(self, rows_KD: Tensor):
+        self.rows_KD = rows_KD
+
+    def __len__(self) -> int:
+        return len(self.rows_KD)
+
+    def at(self, positions: Tensor) -> Tensor:
+        return self.rows_KD[positions]
+
+    def stretch(self, a: int, b: int) -> Tensor:
+        return self.rows_KD[a:b]
+
+    def subset(self, positions: Tensor) -> "DenseRows":
+        return DenseRows(self.rows_KD[positions])
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+def _gradient(head: CenterHead, exact: Exact, rows: ActiveRows, selection: Selection) -> Tensor:
+    """As the head would give it for this selection."""
+    x_QD = exact.x_QD
+    softmax = MarginSoftmax(
+        x_QD,
+        x_QD.new_ones(len(x_QD)),
+        exact.position(selection.ids),
+        rows,
+        head.margin,
+        log_q_K=selection.log_q,
+        group=head.process_group,
+        filter_below=head.filter_below,
+        products=head.products,
+    )
+    softmax.loss(keep=False)
+    return direction(softmax.backward(x_QD.new_ones(()))[0], x_QD, head.margin)
+
+
+@contextmanager
+def _in_other_draws(head: CenterHead) -> Iterator[None]:
+    """Selections are drawn by other keys, and their time is not the head's."""
+    micro_batch, stopwatch = head.micro_batch, head.stopwatch
+    head.stopwatch = Stopwatch()
+    try:
+        yield
+    finally:
+        head.micro_batch, head.stopwatch = micro_batch, stopwatch
 
 
 def _unit(rows: Tensor, margin: Margin) -> Tensor:

@@ -36,6 +36,9 @@ class HashingForest(CenterHead):
             they stand for all classes that are not nearest.
         target_mass: of the negative softmax mass, how much the active classes shall hold; classes, effort of the
             index and interval then follow what probes find, from where the options start. Needs `probe_interval`.
+        probe_interval: every so many steps, `probes` embeddings of the batch meet all class centers, to tell how much
+            of their softmax the active classes hold, and how many of the nearest the index finds; None for never. A
+            probe reads all rows once.
         options: of `CenterHead`.
     """
 
@@ -53,6 +56,8 @@ class HashingForest(CenterHead):
         build: str = "background",
         log_q: bool = False,
         target_mass: float | None = None,
+        probe_interval: int | None = None,
+        probes: int = 8,
         **options: Any,
     ):
         if not 0 <= neighbours_share <= 1:
@@ -61,7 +66,11 @@ class HashingForest(CenterHead):
             raise ValueError(f"build={build!r}: must be 'background' or 'blocking'")
         allocation = Allocation(num_classes, num_active, interval, target_mass)
         super().__init__(num_classes, embedding_size, **options)
-        if target_mass is not None and self.probe_interval is None:
+        if probe_interval is not None and probe_interval < 1:
+            raise ValueError(f"probe_interval={probe_interval}: must be at least 1; null for no probes")
+        if probes < 1:
+            raise ValueError(f"probes={probes}: at least one embedding is needed; probe_interval=null for no probes")
+        if target_mass is not None and probe_interval is None:
             raise ValueError(f"target_mass={target_mass}: needs probe_interval, the steps between its corrections")
         self.allocation = allocation
         self.neighbours_share, self.log_q = neighbours_share, log_q
@@ -69,6 +78,8 @@ class HashingForest(CenterHead):
         self.renewal = Renewal(background=build == "background")
         self.next_renewal = 0  # the step at which it is due
         self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last renewal began
+        self.probe_interval, self.probes = probe_interval, probes
+        self.probed: dict[str, float] = {}  # what the last probe found
         self.nearest_negatives = 0
         self._asked = 0  # neighbours per embedding in the last step
 
@@ -108,18 +119,22 @@ class HashingForest(CenterHead):
         generator = keyed.generator(
             "selection", self.seed, self.step, self.micro_batch, shard.start, device=labels.device
         )
-        selection = filled(chosen, shard.size, quota, generator, log_q=embeddings if self.log_q else None)
-        if self.index.refreshable and selection.ids is not None:
+        return filled(chosen, shard.size, quota, generator, log_q=embeddings if self.log_q else None)
+
+    def selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
+        if self.index.refreshable:
             self._changed = self._changed.to(labels.device)
-            self._changed[selection.ids] = True
-        return selection
+            self._changed[slice(None) if ids is None else ids] = True
+        if self.probe_interval is not None and self.step % self.probe_interval == 0 and self.micro_batch == 0:
+            with self.stopwatch("forward/probe", embeddings.device):
+                self._probe(embeddings[: self.probes], labels[: self.probes], ids)
 
     def stats(self) -> dict[str, float]:
         """Besides those of `CenterHead`: the nearest among the negatives of the last step, the index's age in steps
         and what its making took, and what the last probe found."""
         renewal = self.renewal
         built = {"index_age": self.step - renewal.as_of, "build_seconds": renewal.seconds} if renewal.index else {}
-        return {**super().stats(), "nearest_negatives": self.nearest_negatives, **built}
+        return {**super().stats(), "nearest_negatives": self.nearest_negatives, **built, **self.probed}
 
     def get_extra_state(self) -> dict[str, Any]:
         state = {**super().get_extra_state(), "allocation": self.allocation.state_dict()}
@@ -149,18 +164,6 @@ class HashingForest(CenterHead):
         self.renewal.index, self.renewal.as_of = index, saved["as_of"]
         index.radius = saved["radius"]
         self.next_renewal, self._changed = saved["next_renewal"], saved["changed"].clone()
-
-    def probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor) -> None:
-        """Besides the mass covered: the recall of the index, of as many neighbours as were asked for."""
-        renewal, k = self.renewal, max(self._asked - 1, 1)
-        found = coverage(x_QD, labels_Q, self.centers, self.margin, ids, k=k, group=self.process_group)
-        self.probed = {"mass_covered": float(found.mass_Q.mean()), "mass_reachable": float(found.perfect_Q.mean())}
-        self.allocation.observe(self.probed["mass_covered"], self.probed["mass_reachable"])
-        if renewal.index is not None and (k := found.nearest_Qk.shape[1]):
-            answer = renewal.index.query(self._queries(x_QD), k + 1)
-            answer[answer == self.centers.shard.local(labels_Q)[:, None]] = -1
-            hits = (answer[:, :, None] == found.nearest_Qk[:, None]).any(1)
-            self.probed["index_recall"] = float(hits.float().mean())
 
     def extra_repr(self) -> str:
         return f"index={self.index}, neighbours_share={self.neighbours_share}, {super().extra_repr()}"
@@ -208,6 +211,19 @@ class HashingForest(CenterHead):
             return index
 
         renewal.start(self.step, make)
+
+    @torch.no_grad()
+    def _probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor | None) -> None:
+        """The mass covered, and the recall of the index, of as many neighbours as were asked for."""
+        renewal, k = self.renewal, max(self._asked - 1, 1)
+        found = coverage(self, x_QD, labels_Q, ids, k=k)
+        self.probed = {"mass_covered": float(found.mass_Q.mean()), "mass_reachable": float(found.perfect_Q.mean())}
+        self.allocation.observe(self.probed["mass_covered"], self.probed["mass_reachable"])
+        if renewal.index is not None and (k := found.nearest_Qk.shape[1]):
+            answer = renewal.index.query(self._queries(x_QD), k + 1)
+            answer[answer == self.centers.shard.local(labels_Q)[:, None]] = -1
+            hits = (answer[:, :, None] == found.nearest_Qk[:, None]).any(1)
+            self.probed["index_recall"] = float(hits.float().mean())
 
     def _queries(self, x_ND: Tensor) -> Tensor:
         x_ND = x_ND.detach().float()

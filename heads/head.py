@@ -20,7 +20,6 @@ from .batch import check_embeddings, check_labels, check_values, gather
 from .centers import ActiveRows, ClassCenters, RowState
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size
 from .cost import Case, Cost, number_bytes, state_bytes
-from .fidelity import coverage
 from .margins import CosFace, Margin
 from .optim import RowOptimizer, RowSGD
 from .pending import PendingGradients
@@ -67,6 +66,10 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def held_classes(self) -> Tensor:
+        """Of a head without class centers: ids, int64 and sorted, of what stands against an embedding at the moment."""
         raise NotImplementedError
 
     def stats(self) -> dict[str, float]:
@@ -127,9 +130,6 @@ class CenterHead(Head):
         store: where rows live: on the "device", in "host" memory, or on "disk" in files of `store_dir`, which
             take space for rows that were written only.
         compute: "fp32", or "bf16" for matrix products of inputs rounded to bfloat16.
-        probe_interval: every so many steps, `probes` embeddings of the batch meet all class centers, to tell how much
-            of their softmax the active classes hold (`mass_covered` in `stats`); None for never. A probe reads all
-            rows once.
     """
 
     filter_below = 0.0  # see `FullFC`
@@ -149,8 +149,6 @@ class CenterHead(Head):
         store: str = "device",
         store_dir: str | os.PathLike[str] | None = None,
         compute: str = "fp32",
-        probe_interval: int | None = None,
-        probes: int = 8,
     ):
         super().__init__()
         if embedding_size < 1:
@@ -159,10 +157,6 @@ class CenterHead(Head):
             raise ValueError(f"seed={seed}: must not be negative")
         if logits_budget_mb < 0:
             raise ValueError(f"logits_budget_mb={logits_budget_mb}: must not be negative; 0 always recomputes")
-        if probe_interval is not None and probe_interval < 1:
-            raise ValueError(f"probe_interval={probe_interval}: must be at least 1; null for no probes")
-        if probes < 1:
-            raise ValueError(f"probes={probes}: at least one embedding is needed; probe_interval=null for no probes")
         self.margin = margin if margin is not None else CosFace()
         self.embedding_size = embedding_size
         self.seed = seed
@@ -182,8 +176,6 @@ class CenterHead(Head):
             store_dir=store_dir,
         )
         self.pending = PendingGradients()
-        self.probe_interval, self.probes = probe_interval, probes
-        self.probed: dict[str, float] = {}  # what the last probe found
         self.active_classes = self.sampled_negatives = 0
         self._warned = False
 
@@ -216,8 +208,15 @@ class CenterHead(Head):
         )
 
     def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
-        """The classes of this training step, from the gathered batch: (N, D) and (N,), all processes'."""
+        """The classes of this training step, from the gathered batch: (N, D) and (N,), all processes'.
+
+        Random draws are keyed by step and micro-batch. `heads.fidelity` asks with other micro-batches what would have
+        been drawn besides, so what a selection changes for later ones belongs into `selected`.
+        """
         raise NotImplementedError
+
+    def selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
+        """These rows of the shard, None for all, take part in a training step with this batch."""
 
     def forward(self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss over the global batch; in eval mode exact over all classes and without a trace.
@@ -239,7 +238,7 @@ class CenterHead(Head):
         if self.training and torch.is_grad_enabled() and not embeddings.requires_grad:
             embeddings = embeddings.detach().requires_grad_()  # a frozen backbone still trains the rows
         with self.stopwatch("forward", embeddings.device), torch.autocast(embeddings.device.type, enabled=False):
-            x_nD = self._to_rows_space(embeddings)
+            x_nD = self.to_rows_space(embeddings)
             batch = gather(x_nD, labels, weight, self.process_group)
             check_values(batch, self.centers.shard.num_classes, self.step)
             selection = self.select(batch.x_ND, batch.labels_N) if self.training else Selection()
@@ -249,9 +248,7 @@ class CenterHead(Head):
                 keep_logits, keep_rows = self._what_to_keep(num_active, len(batch.x_ND))
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
             if self.training:
-                if selection.ids is not None and self._probe_is_due:
-                    with self.stopwatch("forward/probe", embeddings.device):
-                        self.probe(batch.x_ND[: self.probes].detach(), batch.labels_N[: self.probes], selection.ids)
+                self.selected(batch.x_ND, batch.labels_N, selection.ids)
                 self._count(num_active, batch.labels_N)
             softmax = MarginSoftmax(
                 batch.x_ND,
@@ -279,11 +276,6 @@ class CenterHead(Head):
         """The optimizer of the rows: `rule` from `heads.optim`, RowSGD unless given, with its options."""
         return rule(self, lr=lr, **options)
 
-    def probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor) -> None:
-        """Finds out what the active rows `ids` of this shard, with those of the others, mean to a few embeddings."""
-        found = coverage(x_QD, labels_Q, self.centers, self.margin, ids, group=self.process_group)
-        self.probed = {"mass_covered": float(found.mass_Q.mean())}
-
     @torch.no_grad()
     def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k classes nearest to each embedding, exact over all processes' classes.
@@ -300,7 +292,7 @@ class CenterHead(Head):
             raise ValueError(f"k={k}: must lie between 1 and the number of classes, {shard.num_classes}")
         check_embeddings(embeddings, self.embedding_size)
         with torch.autocast(embeddings.device.type, enabled=False):
-            x_nD = self._to_rows_space(embeddings)
+            x_nD = self.to_rows_space(embeddings)
             sizes = gather_sizes(len(x_nD), x_nD.device, self.process_group)
             x_ND = gather_rows(x_nD, sizes, self.process_group)
             values, ids = streamed_topk(
@@ -317,14 +309,20 @@ class CenterHead(Head):
         return values_nk, classes_nM.gather(1, best)
 
     def stats(self) -> dict[str, float]:
-        """Of this process: classes and negatives of the last step, bytes held, the last probe, mean milliseconds."""
+        """Of this process: classes and negatives of the last step, bytes held, mean milliseconds."""
         return {
             "active_classes": self.active_classes,
             "sampled_negatives": self.sampled_negatives,
             "memory_bytes": self.centers.memory_bytes,
-            **self.probed,
             **self.stopwatch.milliseconds(),
         }
+
+    def to_rows_space(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (n, D) as rows meet them: of unit length, or with a last column of ones where there is a bias."""
+        x_nD = embeddings.to(self.centers.like.dtype)
+        if self.margin.normalize:
+            return torch.nn.functional.normalize(x_nD, eps=MIN_NORM)
+        return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
 
     def sharded_state(self) -> dict[str, Tensor]:
         return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}
@@ -337,16 +335,6 @@ class CenterHead(Head):
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, embedding_size={self.embedding_size}, seed={self.seed}"
-
-    @property
-    def _probe_is_due(self) -> bool:
-        return self.probe_interval is not None and self.step % self.probe_interval == 0 and self.micro_batch == 0
-
-    def _to_rows_space(self, embeddings: Tensor) -> Tensor:
-        x_nD = embeddings.to(self.centers.like.dtype)
-        if self.margin.normalize:
-            return torch.nn.functional.normalize(x_nD, eps=MIN_NORM)
-        return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
 
     def _what_to_keep(self, num_active: int, batch_size: int) -> tuple[bool, bool]:
         row = num_active * self.centers.like.element_size()

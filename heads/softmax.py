@@ -108,7 +108,7 @@ class MarginSoftmax:
 
         `keep` holds on to the cosines (K x N numbers) and saves pass two one matrix product.
         """
-        self.target_cos_N = self._target_cosines()
+        self.target_cos_N = self.target_cosines()
         self.target_logit_N = self.margin.target_logits(self.target_cos_N)
         num_samples = len(self.x_ND)
         # The target takes part, on one process or another: no maximum can be lower.
@@ -195,7 +195,7 @@ class MarginSoftmax:
         samples = self.order_N[first:last]
         return self.position_N[samples] - a, samples
 
-    def _target_cosines(self) -> Tensor:
+    def target_cosines(self) -> Tensor:
         """Each sample's cosine with its own class (N,), from whichever process owns the class."""
         samples = self.order_N[bisect_left(self.sorted_positions, 0) :]
         cos_N = self.x_ND.new_zeros(len(self.x_ND))

@@ -1,0 +1,97 @@
+"""Fidelity while training, as `fidelity/...`: how much of the exact gradient the head keeps, now and then."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.records import RecordSet
+from heads import CenterHead, Head
+from heads.fidelity import check_options, loss_fidelity, selection_fidelity
+from heads.sharding import Shard
+
+from .class_means import class_means
+from .evaluation import model_in
+from .module import HeadModule
+from .recorder import Recorder
+from .tables import bars_hidden
+
+
+class Fidelity(L.Callback):
+    """Every `interval` steps the head's own batch is looked at, between its forward and its backward pass.
+
+    Nothing of the training changes, and its clocks stand still.
+    """
+
+    def __init__(self, config: DictConfig, recorder: Recorder):
+        if config.interval is not None and config.interval < 1:
+            raise ValueError(f"fidelity.interval={config.interval}: must be at least 1; null for never")
+        check_options(config.probes, config.repeats, config.hardest)
+        if config.class_images < 1:
+            raise ValueError(f"fidelity.class_images={config.class_images}: must be at least 1")
+        self.config, self.recorder = config, recorder
+        self._call: tuple[Tensor, Tensor, Tensor] | None = None  # embeddings, labels and loss of the last forward
+        self._found: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, HeadModule)
+        if self.config.interval is not None:
+            kind = type(module.head)
+            if not isinstance(module.head, CenterHead) and kind.held_classes is Head.held_classes:
+                raise ValueError(
+                    f"fidelity.interval={self.config.interval}: {kind.__name__} has neither class centers nor "
+                    "held_classes(), to tell what stands against an embedding; null for never"
+                )
+            module.head.register_forward_hook(lambda head, inputs, loss: self._note(module, inputs, loss))
+
+    def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        if self._call is None:
+            return
+        assert isinstance(module, HeadModule)
+        (embeddings, labels, own_loss), self._call = self._call, None
+        probes, hardest = self.config.probes, self.config.hardest
+        with self.recorder.paused(), bars_hidden():
+            if isinstance(module.head, CenterHead):
+                self._found = selection_fidelity(
+                    module.head, embeddings, labels, probes=probes, repeats=self.config.repeats, hardest=hardest
+                )
+            else:
+                self._found = loss_fidelity(
+                    own_loss,
+                    embeddings,
+                    labels,
+                    means=self._means(trainer, module),
+                    held=module.head.held_classes(),
+                    num_classes=module.data.train.num_classes,
+                    margin=module.head.margin,  # type: ignore[arg-type]
+                    group=module.head.process_group,  # type: ignore[arg-type]
+                    probes=probes,
+                    hardest=hardest,
+                )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, HeadModule)
+        if self._found and module.between_steps:
+            found, self._found = self._found, {}
+            self.recorder.record(trainer, {f"fidelity/{name}": value for name, value in found.items()}, module.step)
+
+    def _note(self, module: HeadModule, inputs: tuple[Tensor, ...], loss: Tensor) -> None:
+        """Of the first micro-batch of a step that is due; of several forwards in it, the last."""
+        first = (module.loader.handed_out - 1) % module.accumulate == 0
+        if module.head.training and loss.requires_grad and first and (module.step + 1) % self.config.interval == 0:
+            self._call = (inputs[0], inputs[1], loss)
+
+    @torch.no_grad()
+    def _means(self, trainer: L.Trainer, module: HeadModule) -> Tensor:
+        """Mean embeddings (classes of this process's shard, D), of the backbone as it is."""
+        records: RecordSet = module.data.train
+        processes = module.processes
+        shard = Shard(records.num_classes, processes.rank, processes.world_size)
+        wanted = np.ones(records.num_classes, dtype=bool)
+        model = model_in(trainer, module)
+        return class_means(model, module.data, wanted, shard, self.config.class_images, "all classes")[1]
