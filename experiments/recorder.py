@@ -33,6 +33,7 @@ class Recorder(L.Callback):
         self.folder, self.log_interval, self.processes = folder, log_interval, processes
         self.latest: dict[str, float] = {}
         self.step_of: dict[str, int] = {}  # the step at which each was measured
+        self.trained_seconds = 0.0  # since the first step, also of what a resumed training did before
         self.seconds = 0.0  # of training since warm-up
         self.images = 0  # in these seconds
         self._batches = 0
@@ -63,6 +64,12 @@ class Recorder(L.Callback):
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"trained_seconds": self.trained_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trained_seconds = state["trained_seconds"]
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._mark = time.perf_counter()
 
@@ -71,6 +78,7 @@ class Recorder(L.Callback):
     ) -> None:
         assert isinstance(module, HeadModule)
         now = time.perf_counter()
+        self.trained_seconds += now - self._mark
         self._batches += 1
         warm = self._batches > min(WARMUP_BATCHES, module.loader.num_batches - 1)
         if warm:
@@ -86,6 +94,7 @@ class Recorder(L.Callback):
         return {
             "train/loss": float(module.last_loss),
             **({"train/skipped_steps": module.skipped_steps} if module.loss_scale else {}),
+            "train/seconds": self.trained_seconds,
             "train/lr": module.optimizers()[0].param_groups[0]["lr"],  # type: ignore[index]
             "throughput/images_per_second": self.images_per_second,
             **{f"head/{name}": float(value) for name, value in module.head.stats().items()},
@@ -109,7 +118,6 @@ class Recorder(L.Callback):
             "seed": module.config.seed,
             "steps": module.step,
             "epochs": round(module.epoch, 3),
-            "train/seconds": self.seconds,
             **dict(sorted(measured.items())),
         }
         write_whole(path, json.dumps(summary, indent=2) + "\n")
