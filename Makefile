@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Tests that need a browser are left out, and listed: `make test SYSTEM=--system` runs them too.
+SYSTEM ?=
+
 .PHONY: run test lint types check format clean
 
 run: $(READY) ## train PartialFC on glyphs and print what it gave
 	$(BIN)/python -m experiments.run head=pfc sample_rate=0.1
 
 test: $(READY) ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SYSTEM)
 
 lint: $(READY)
 	$(BIN)/ruff check .

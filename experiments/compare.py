@@ -1,163 +1,182 @@
-"""`python -m experiments.compare PATH...`: finished runs side by side, means over seeds, best figures marked.
+"""`python -m experiments.compare PATH...`: finished runs side by side, at equal images, steps or seconds of training.
 
-A path is a run's folder or any folder above; a sweep prints the same table when it ends.
+A PATH is a run's folder or any folder above. Runs are grouped by head and options; each figure is a mean over seeds
+with its deviation. Prints tables, and leaves comparison.html, a page with plots that opens without a network, and
+comparison.csv and differences.csv.
 """
 
 import argparse
-import json
+import csv
+import io
 import statistics
 import sys
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from rich.markup import escape
 from rich.table import Table
 
+from data.files import write_whole
+
+from . import runs
+from .comparison import AXES, TIME, Comparison, Figure
 from .tables import console, packed, readable
 
-# Column title -> (name in summary.json, whether more is better; None where neither is)
-FIGURES: dict[str, tuple[str, bool | None]] = {
-    "rank-1": ("val/rank1", True),
-    "TAR@FAR 1e-3": ("val/tar_at_far_1e-3", True),
-    "verification": ("val/verification_accuracy", True),
-    "loss": ("train/loss", None),
-    "exact loss": ("train/exact_loss", False),
-    "top-1": ("train/top1", True),
-    "mass covered": ("head/mass_covered", None),
-    "images/s": ("throughput/images_per_second", True),
-    "head ms/step": ("head/step_ms", False),
-    "active classes": ("head/active_classes", None),
-    "head MiB": ("memory/head_bytes", False),
-    "peak MiB": ("memory/peak_bytes", False),
-}
-# What differs between runs of one thing, or says nothing about it.
-NOT_OPTIONS = ("seed", "resume", "logger.", "num_workers", "checkpoint.", "head._target_", "head.probe")
-
-
-@dataclass(frozen=True)
-class Run:
-    folder: Path
-    summary: dict[str, Any]
-    options: dict[str, Any]  # dotted key -> value
+CLOSE = "≈"  # the mark of what differs from the best by no more than the noise
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run's folder, or one above")
+    parser.add_argument("--equal", choices=list(AXES), default="images", help="what the runs have in common (images)")
+    parser.add_argument(
+        "--at", type=float, metavar="NUMBER", help="how many of them (as many as all runs of a problem reached)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for page and files (outputs/compare/DATE/TIME); made if missing"
+    )
+    options = parser.parse_args()
+    output = options.output or Path(f"outputs/compare/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
     try:
-        show(parser.parse_args().paths)
+        found = show(options.paths, options.equal, options.at)
+        if found is not None:
+            leave(*found, output)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or output}: {error.strerror or error}")
 
 
-def show(paths: list[Path]) -> None:
-    """Prints the table of all finished runs under the paths, and what did not finish."""
-    finished, unfinished = load(paths)
-    if not finished and not unfinished:
+LeftOut = list[tuple[Path, str]]
+
+
+def show(paths: list[Path], axis: str = "images", at: float | None = None) -> tuple[Comparison, LeftOut] | None:
+    """Prints the tables of all finished runs under the paths, and what did not finish; None if none has.
+
+    Raises:
+        ValueError: there is no run; or as `Comparison`.
+    """
+    finished, left_out = runs.load(paths)
+    if not finished and not left_out:
         raise ValueError(
             f"no run under {', '.join(map(str, paths))}: a run's folder holds config.yaml and summary.json"
         )
     screen = console()
-    for table in tables(finished, screen.width) if finished else []:
-        screen.print(table)
-    for folder, why in unfinished:
-        screen.print(f"Left out: {folder} ({why})", soft_wrap=True, highlight=False)
+    comparison = Comparison(finished, axis, at) if finished else None
+    if comparison is not None:
+        for table in tables(comparison, screen.width):
+            screen.print(table)
+        for note in comparison.notes(runs.names([run.folder for run in finished])):
+            screen.print(escape(note), soft_wrap=True, highlight=False)
+    for folder, why in left_out:
+        screen.print(escape(f"Left out: {folder} ({why})"), soft_wrap=True, highlight=False)
+    return None if comparison is None else (comparison, left_out)
 
 
-def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """Finished runs, and the others with the reason, in order of their folders."""
-    finished, unfinished = [], []
-    for path in paths:
-        if not path.is_dir():
-            raise ValueError(f"{path}: no such folder")
-    folders = {config.parent.resolve() for path in paths for config in path.rglob("config.yaml")}
-    for folder in sorted(folders, key=_natural):
-        if folder.name == ".hydra":
-            continue
-        try:
-            summary = json.loads((folder / "summary.json").read_text())
-        except FileNotFoundError:
-            unfinished.append((folder, "no summary.json: still running, or killed"))
-            continue
-        except ValueError:
-            unfinished.append((folder, "summary.json is damaged"))
-            continue
-        if summary["status"] != "finished":
-            unfinished.append((folder, f"{summary['status']} at step {summary['steps']}"))
-            continue
-        options = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-        finished.append(Run(folder, summary, options))
-    return finished, unfinished
+def leave(comparison: Comparison, left_out: LeftOut, folder: Path) -> None:
+    """Writes the page and the files."""
+    from .page import page  # plotly takes a while
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "comparison.html", page(comparison, left_out))
+    write_whole(folder / "comparison.csv", _csv(group_lines(comparison)))
+    write_whole(folder / "differences.csv", _csv(difference_lines(comparison)))
+    console().print(f"In {folder}: comparison.html, comparison.csv, differences.csv", soft_wrap=True)
 
 
-def tables(runs: list[Run], width: int) -> list[Table]:
+def tables(comparison: Comparison, width: int) -> list[Table]:
     """One line for each head and set of options, mean and spread over its seeds.
 
     As many tables as it takes for none to be wider than `width` characters.
     """
-    shown = differing(runs)
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        key = (run.summary["head"], *(str(run.options.get(name, "")) for name in shown))
-        groups.setdefault(key, []).append(run)
-    figures: dict[str, list[str]] = {}
-    for title, (name, _) in FIGURES.items():
-        columns = [[float(run.summary[name]) for run in members if name in run.summary] for members in groups.values()]
-        if any(columns):
-            figures[title] = [_cell(title, columns, line) for line in range(len(groups))]
-    keys = {title: [key[i] for key in groups] for i, title in enumerate(("head", *shown))}
-    keys["runs"] = [str(len(members)) for members in groups.values()]
-    return packed(keys, figures, f"{len(runs)} runs; mean ± deviation over seeds; * best", width)
+    groups = comparison.groups
+    keys = {"head": [group.head for group in groups]}
+    if len(comparison.problems) > 1:
+        keys["on"] = [escape(group.problem) for group in groups]
+    for name in comparison.options:
+        keys[escape(name)] = [escape(str(group.options.get(name, ""))) for group in groups]
+    keys["runs"] = [str(len(group.runs)) for group in groups]
+    figures = {
+        escape(figure.title): [_cell(comparison, figure, number) for number in range(len(groups))]
+        for figure in comparison.figures
+    }
+    points = list(dict.fromkeys(comparison.point(problem) for problem in comparison.problems))
+    where = f"at {points[0]}" if len(points) == 1 else f"at equal {comparison.axis}"
+    marks = "* best"
+    if any(CLOSE in cell for cells in figures.values() for cell in cells):
+        marks += f", {CLOSE} no further from it than the noise"
+    return packed(keys, figures, f"{len(comparison.runs)} runs {where}; mean ± deviation over seeds; {marks}", width)
 
 
-def differing(runs: list[Run]) -> list[str]:
-    """Options that are not the same in all runs that have them; of those that always agree, the shortest name."""
-    names = sorted({name for run in runs for name in run.options}, key=lambda name: (name.count("."), name))
-    by_values: dict[tuple[str, ...], str] = {}
-    for name in names:
-        if not name.startswith(NOT_OPTIONS):
-            values = tuple(str(run.options.get(name, "")) for run in runs)
-            if len({value for value, run in zip(values, runs, strict=True) if name in run.options}) > 1:
-                by_values.setdefault(values, name)
-    return list(by_values.values())
+def group_lines(comparison: Comparison) -> list[dict[str, Any]]:
+    """For comparison.csv: a line a group."""
+    lines = []
+    for number, group in enumerate(comparison.groups):
+        line: dict[str, Any] = {"head": group.head, "on": group.problem, **group.options, "runs": len(group.runs)}
+        line["seeds"] = " ".join(str(run.summary.get("seed", "")) for run in group.runs)
+        line[f"at_{comparison.axis}"] = comparison.at[group.problem]
+        for figure in comparison.figures:
+            values = comparison.columns(figure)[number]
+            line[figure.name] = statistics.fmean(values) if values else ""
+            line[f"{figure.name} deviation"] = statistics.stdev(values) if len(values) > 1 else ""
+        lines.append(line)
+    return lines
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {key: value for name, child in node.items() for key, value in flat(child, _join(prefix, name)).items()}
+def difference_lines(comparison: Comparison) -> list[dict[str, Any]]:
+    """For differences.csv: a line for a figure of two groups, first minus second."""
+    return [
+        {
+            "figure": name,
+            "on": comparison.groups[i].problem,
+            "first": comparison.groups[i].label,
+            "second": comparison.groups[j].label,
+            "difference": found.mean,
+            "low": "" if found.interval is None else found.interval[0],
+            "high": "" if found.interval is None else found.interval[1],
+            "beyond_noise": "" if found.beyond_noise is None else found.beyond_noise,
+        }
+        for name, pairs in comparison.differences.items()
+        for (i, j), found in pairs.items()
+    ]
 
 
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else str(name)
+def shown_value(figure: Figure, value: float) -> str:
+    """As its column has it."""
+    if figure.name.endswith("bytes"):
+        return f"{value / 2**20:,.1f}"
+    if figure is TIME:
+        return readable("seconds", value)
+    if figure.kind == "fidelity" or figure.name.startswith(("val/", "train/top1")):
+        return f"{value:.4f}"
+    return readable(figure.name, value)
 
 
-def _cell(title: str, columns: list[list[float]], line: int) -> str:
-    values = columns[line]
+def _cell(comparison: Comparison, figure: Figure, number: int) -> str:
+    values = comparison.columns(figure)[number]
     if not values:
         return ""
-    name, more_is_better = FIGURES[title]
-    means = [statistics.fmean(column) for column in columns if column]
-    mean = statistics.fmean(values)
-    text = _figure(name, mean)
+    text = shown_value(figure, statistics.fmean(values))
     if len(values) > 1:
-        text += f" ± {_figure(name, statistics.stdev(values))}"
-    # A figure that is the same everywhere has no best.
-    if more_is_better is not None and len(set(means)) > 1 and mean == (max if more_is_better else min)(means):
-        text = f"[bold]{text} *[/bold]"
+        text += f" ± {shown_value(figure, statistics.stdev(values))}"
+    best = comparison.best(figure, comparison.groups[number].problem)
+    if best == number:
+        return f"[bold]{text} *[/bold]"
+    if best is not None and (found := comparison.between(figure, number, best)) and found.beyond_noise is False:
+        return f"{text} {CLOSE}"
     return text
 
 
-def _figure(name: str, value: float) -> str:
-    if name.endswith("bytes"):
-        return f"{value / 2**20:,.1f}"
-    return f"{value:.4f}" if name.startswith("val/") else readable(name, value)
-
-
-def _natural(folder: Path) -> list[tuple[int, str]]:
-    """Folder 10 after folder 9."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in folder.parts]
+def _csv(lines: list[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.DictWriter(text, names, restval="")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
 
 
 if __name__ == "__main__":

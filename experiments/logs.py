@@ -58,11 +58,13 @@ def wandb_logger(config: DictConfig, folder: Path) -> WandbLogger | None:
         raise ValueError(f"logger.wandb.mode={options.mode!r}: must be one of {', '.join(modes)}")
     if options.mode == "disabled":
         return None
+    head = config.head._target_.rpartition(".")[2]
     return WandbLogger(
         project=options.project,
         entity=options.entity,
         group=options.group,
-        name=options.name or f"{config.head._target_.rpartition('.')[2]}-{folder.parent.name}-{folder.name}",
+        name=options.name or f"{head}-{folder.parent.name}-{folder.name}",
+        job_type=head,
         tags=list(options.tags),
         offline=options.mode == "offline",
         save_dir=str(folder),

@@ -91,13 +91,16 @@ class Recorder(L.Callback):
             self.record(trainer, self.measure(module), module.step)
 
     def measure(self, module: HeadModule) -> dict[str, float]:
+        stats = module.head.stats()
+        head_bytes = float(stats.pop("memory_bytes", 0))
         return {
             "train/loss": float(module.last_loss),
             **({"train/skipped_steps": module.skipped_steps} if module.loss_scale else {}),
             "train/seconds": self.trained_seconds,
             "train/lr": module.optimizers()[0].param_groups[0]["lr"],  # type: ignore[index]
             "throughput/images_per_second": self.images_per_second,
-            **{f"head/{name}": float(value) for name, value in module.head.stats().items()},
+            **{f"head/{name}": float(value) for name, value in stats.items()},
+            "memory/head_bytes": head_bytes,
             "memory/peak_bytes": peak_bytes(),
         }
 
@@ -108,7 +111,6 @@ class Recorder(L.Callback):
             existing: dict[str, Any] = json.loads(path.read_text())
             return existing
         measured = {**self.latest, **(self.measure(module) if module.step else {})}
-        measured["memory/head_bytes"] = measured.pop("head/memory_bytes", 0)
         summary = {
             "status": status,
             "head": module.config.head._target_.rpartition(".")[2],

@@ -6,6 +6,7 @@ So each run of a sweep has processes, memory and loggers of its own, and the tra
 neither Hydra nor how it was started.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from data.files import write_whole
 
@@ -24,17 +26,15 @@ from .world import number_of_processes
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
-def job(config: DictConfig) -> None:
-    """One run: of this command, or of its sweep."""
+def job(config: DictConfig) -> float | None:
+    """One run: of this command, or of its sweep. Returns its objective, for sweepers that choose what to run next."""
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     sweeping = settings.mode == RunMode.MULTIRUN
     if sweeping:
         print(f"\nRun {settings.job.num} of the sweep: {' '.join(settings.overrides.task)}", flush=True)
-        if config.logger.wandb.group is None:
-            group = Path(settings.sweep.dir).resolve()
-            with open_dict(config):
-                config.logger.wandb.group = f"{group.parent.name}/{group.name}"
+    if config.logger.wandb.group is None:
+        config.logger.wandb.group = study(settings)
     try:
         program = "train" if number_of_processes(config) == 1 else "launch"
     except ValueError as error:
@@ -57,6 +57,19 @@ def job(config: DictConfig) -> None:
         sys.exit(status)  # of the sweep too: whoever sent the signal wants it to end
     if status:
         raise RuntimeError(f"run {settings.job.num} failed with status {status}: {folder}")
+    found = json.loads((folder / "summary.json").read_text())
+    if config.objective not in found and sweeping and "BasicSweeper" not in settings.sweeper._target_:
+        raise ValueError(f"objective={config.objective}: the run tells none; it has {', '.join(found)}")
+    return found.get(config.objective)
+
+
+def study(settings: HydraConf) -> str:
+    """What this run is compared with: the group of Weights & Biases. A sweep's folder, with its experiment."""
+    words = [settings.runtime.choices.get("experiment")]
+    if settings.mode == RunMode.MULTIRUN:
+        folder = Path(settings.sweep.dir).resolve()
+        words.append(f"{folder.parent.name}/{folder.name}")
+    return " ".join(word for word in words if word) or "single runs"
 
 
 def start(command: list[str], environment: dict[str, str]) -> int:

@@ -5,6 +5,26 @@ import pytest
 
 from tests.workers import WorkerGroup
 
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--system", action="store_true", help="also tests that need more than pip brings: chromium")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if item.get_closest_marker("system") and not config.getoption("--system")]
+    config.stash[LEFT_OUT] = [item.nodeid for item in left_out]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left_out := config.stash[LEFT_OUT]:
+        terminalreporter.section("left out: these need Debian's chromium, and --system")
+        for name in left_out:
+            terminalreporter.line(name)
+
 
 @pytest.fixture(scope="session")
 def workers() -> Iterator[Callable[[int], WorkerGroup]]:

@@ -1,57 +1,150 @@
-"""The table of finished runs: grouping, means, marks, and what is left out."""
+"""Finished runs side by side: grouping, the point of the comparison, marks, files, and what is told apart."""
 
+import csv
 import json
+import os
+import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import compare
+from experiments import compare, runs
+from experiments.comparison import FIGURES, TIME, Comparison, Figure
+from experiments.page import page
+from tests.experiments.made_runs import BATCH, made_run
+
+RANK1 = FIGURES[0]
+SPEED = Figure("throughput/images_per_second", "images/s", True)
 
 
-def a_run(folder: Path, rate: float, seed: int, rank1: float, status: str = "finished") -> None:
-    folder.mkdir(parents=True)
-    options = (
-        f"seed: {seed}\nsample_rate: {rate}\nhead:\n  _target_: x\n  sample_rate: {rate}\nlogger:\n  name: {seed}\n"
-    )
-    (folder / "config.yaml").write_text(options)
-    found = {"status": status, "head": "PartialFC", "seed": seed, "steps": 7, "val/rank1": rank1, "train/loss": 1.0}
-    (folder / "summary.json").write_text(json.dumps(found))
+@pytest.fixture
+def wide(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
 
 
-def printed(capsys, *paths: Path) -> str:
-    compare.show(list(paths))
+def printed(capsys, *paths: Path, **how) -> str:
+    compare.show(list(paths), **how)
     return capsys.readouterr().out
 
 
-def test_means_over_seeds_and_the_best_marked(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "150")
-    for job, (rate, seed, rank1) in enumerate([(0.1, 0, 0.8), (0.1, 1, 0.9), (0.5, 0, 0.9), (0.5, 1, 0.92)]):
-        a_run(tmp_path / str(job), rate, seed, rank1)
+def compared(folder: Path, *arguments) -> Comparison:
+    return Comparison(runs.load([folder])[0], *arguments)
+
+
+def rates(folder: Path, figures: dict[float, tuple[float, ...]]) -> Path:
+    for rate, values in figures.items():
+        for seed, value in enumerate(values):
+            made_run(folder / f"{rate}-{seed}", seed=seed, rank1=value, options={"sample_rate": rate})
+    return folder
+
+
+def test_means_over_seeds_and_marks(tmp_path, capsys, wide):
+    rates(tmp_path, {0.1: (0.5, 0.51, 0.52), 0.5: (0.9, 0.92, 0.91), 0.7: (0.9, 0.88, 0.91)})
     out = printed(capsys, tmp_path)
     lines = [line for line in out.splitlines() if "PartialFC" in line]
-    assert len(lines) == 2
-    assert "0.8500 ± 0.0707" in lines[0] and "*" not in lines[0]
-    assert "0.9100 ± 0.0141 *" in lines[1]
-    assert out.count("sample_rate") == 1 and "seed " not in out
+    assert "0.5100 ± 0.0100 │" in lines[0]
+    assert "0.9100 ± 0.0100 *" in lines[1] and "0.8967 ± 0.0153 ≈" in lines[2]
+    assert "≈ no further from it than the noise" in out
+    assert out.count("sample_rate") == 1 and "seed " not in out and "at 1,000 images" in out
 
 
-def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "150")
-    a_run(tmp_path / "9", 0.1, 0, 0.8)
-    a_run(tmp_path / "10", 0.1, 0, 0.1, status="interrupted")
-    a_run(tmp_path / "11", 0.1, 0, 0.1)
+def test_at_equal_images_steps_and_seconds(tmp_path):
+    """One run is twice as long, the other twice as fast; rank-1 rises in a line."""
+    made_run(tmp_path / "fast", "full", steps=100, rank1=0.6, seconds_per_step=0.05)
+    made_run(tmp_path / "long", "pfc", steps=200, rank1=0.8, seconds_per_step=0.1)
+    for axis in ("images", "steps"):
+        comparison = compared(tmp_path, axis)
+        assert comparison.at[""] == (100 * BATCH if axis == "images" else 100)
+        assert comparison.columns(RANK1) == [[pytest.approx(0.6)], [pytest.approx(0.4)]]
+        assert comparison.columns(TIME) == [[pytest.approx(5.0)], [pytest.approx(10.0)]]
+    comparison = compared(tmp_path, "seconds")
+    assert comparison.at[""] == pytest.approx(5.0)
+    assert comparison.columns(RANK1) == [[pytest.approx(0.6)], [pytest.approx(0.2)]]
+    assert comparison.columns(TIME) == [[pytest.approx(5.0)], [pytest.approx(5.0)]]
+    assert comparison.columns(SPEED) == [[200.0], [100.0]]
+
+
+def test_at_a_point_of_ones_own(tmp_path, capsys, wide):
+    made_run(tmp_path / "long", "full", steps=200)
+    made_run(tmp_path / "short", "pfc", steps=100)
+    comparison = compared(tmp_path, "steps", 150)
+    assert comparison.columns(RANK1) == [[pytest.approx(0.6)], []]
+    assert "Ended before 150 steps: short" in printed(capsys, tmp_path, axis="steps", at=150)
+    assert "Not evaluated by then (evaluate.interval sets when): long, short" in printed(
+        capsys, tmp_path, axis="steps", at=5
+    )
+    with pytest.raises(ValueError, match="--at -1: must be more than 0"):
+        compared(tmp_path, "steps", -1)
+
+
+def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, wide):
+    made_run(tmp_path / "9")
+    made_run(tmp_path / "10", rank1=0.1, seed=1, status="failed")
+    made_run(tmp_path / "11", rank1=0.1, seed=2)
     (tmp_path / "11" / "summary.json").unlink()
-    a_run(tmp_path / "12", 0.1, 0, 0.1)
+    made_run(tmp_path / "12", rank1=0.1, seed=3)
     (tmp_path / "12" / "summary.json").write_text('{"status": "fini')
+    made_run(tmp_path / "13", rank1=0.1, seed=4)
+    (tmp_path / "13" / "config.yaml").write_text("a: [")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "config.yaml").write_text("checkpoint: 9\n")
     out = printed(capsys, tmp_path)
-    assert "1 runs" in out and "0.8000" in out and "0.1000" not in out
+    assert "1 runs" in out and "0.8000" in out and "0.1000" not in out and "evaluation" not in out
     reasons = [line.split("(")[1] for line in out.splitlines() if line.startswith("Left out")]
     assert reasons == [
-        "interrupted at step 7)",
-        "no summary.json: still running, or killed)",
+        "failed at step 100)",
+        "no summary.json: still running, or killed, last heard of at step 100 of 100)",
         "summary.json is damaged)",
+        "config.yaml is damaged)",
     ]
+
+
+def test_runs_without_evaluation_count_for_costs_only(tmp_path, capsys, wide):
+    made_run(tmp_path / "0", seed=0)
+    made_run(tmp_path / "1", seed=1, rank1=None)
+    comparison = compared(tmp_path)
+    assert comparison.columns(RANK1) == [[0.8]] and comparison.columns(SPEED) == [[100.0, 100.0]]
+    assert "Without any evaluation, so costs only: 1" in printed(capsys, tmp_path)
+
+
+def test_other_classes_are_another_problem(tmp_path, capsys, wide):
+    for place, (head, classes, rank1) in enumerate(
+        [("full", 1000, 0.7), ("pfc", 1000, 0.6), ("full", 5000, 0.5), ("pfc", 5000, 0.4)]
+    ):
+        made_run(tmp_path / str(place), head, num_classes=classes, rank1=rank1)
+    comparison = compared(tmp_path)
+    assert [(group.head, group.problem) for group in comparison.groups] == [
+        ("FullFC", "1,000 classes"),
+        ("FullFC", "5,000 classes"),
+        ("PartialFC", "1,000 classes"),
+        ("PartialFC", "5,000 classes"),
+    ]
+    assert [comparison.best(RANK1, problem) for problem in comparison.problems] == [0, 1]
+    assert set(comparison.differences["val/rank1"]) == {(0, 2), (1, 3)}
+    out = printed(capsys, tmp_path)
+    assert out.count("*") == 1 + 2 and "2 problems (1,000 classes; 5,000 classes)" in out
+
+
+def test_faults_of_the_data_are_another_problem(tmp_path):
+    made_run(tmp_path / "0", options={"noise.flip": 0.0, "data.tail": 0})
+    made_run(tmp_path / "1", options={"noise.flip": 0.2, "data.tail": 0})
+    assert compared(tmp_path).problems == ["noise.flip=0.0", "noise.flip=0.2"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys, wide):
+    made_run(tmp_path / "morning" / "0", seed=0, rank1=None)
+    made_run(tmp_path / "evening" / "0", seed=1, rank1=None)
+    assert "costs only: evening/0, morning/0" in printed(capsys, tmp_path)
+
+
+def test_the_same_run_twice_is_one(tmp_path, capsys, wide):
+    old, new = made_run(tmp_path / "b", rank1=0.1), made_run(tmp_path / "a", rank1=0.9)
+    os.utime(old / "summary.json", (1, 1))
+    out = printed(capsys, tmp_path)
+    assert "0.9000" in out and "0.1000" not in out
+    assert f"Left out: {old} (the same options and seed as {new}, which is newer)" in out
 
 
 def test_paths_without_runs_are_refused(tmp_path):
@@ -61,29 +154,95 @@ def test_paths_without_runs_are_refused(tmp_path):
         compare.show([tmp_path / "nothing"])
 
 
-def test_one_run_has_no_best(tmp_path):
-    a_run(tmp_path / "0", 0.1, 0, 0.8)
-    console = Console(width=150, record=True)
-    console.print(*compare.tables(compare.load([tmp_path])[0], 150))
-    text = console.export_text()
-    assert "0.8000" in text and "0.8000 *" not in text
+def test_one_run_has_no_best_and_tells_no_noise(tmp_path, capsys, wide):
+    made_run(tmp_path / "0")
+    out = printed(capsys, tmp_path)
+    assert "0.8000" in out and "0.8000 *" not in out and "One run tells no noise: PartialFC" in out
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_tables_fit_the_terminal(width, tmp_path):
-    for seed in (0, 1):
-        a_run(tmp_path / str(seed), 0.1, seed, 0.8 + 0.01 * seed)
-        a_run(tmp_path / f"{seed}b", 0.5, seed, 0.85)
+    rates(tmp_path, {0.1: (0.8, 0.81), 0.5: (0.85, 0.85)})
     console = Console(width=width, record=True, force_terminal=True)
-    for table in compare.tables(compare.load([tmp_path])[0], width):
+    for table in compare.tables(compared(tmp_path), width):
         console.print(table)
     text = console.export_text()
-    assert "0.8050 ± 0.0071" in text and "0.8500 ± 0.0000 *" in text and "1 ± 0" in text and "…" not in text
+    assert "0.8050 ± 0.0071" in text and "0.8500 ± 0.0000 *" in text and "1.0 ± 0.0" not in text and "…" not in text
     assert max(map(len, text.splitlines())) <= width
 
 
 def test_an_option_of_one_head_makes_no_column(tmp_path):
-    a_run(tmp_path / "0", 0.1, 0, 0.8)
-    a_run(tmp_path / "1", 0.1, 0, 0.9)
-    (tmp_path / "1" / "config.yaml").write_text("seed: 0\nhead:\n  _target_: y\n")
-    assert compare.differing(compare.load([tmp_path])[0]) == []
+    made_run(tmp_path / "0", options={"sample_rate": 0.1})
+    made_run(tmp_path / "1", "full")
+    assert compared(tmp_path).options == []
+
+
+def test_the_files(tmp_path, monkeypatch, capsys):
+    rates(tmp_path / "runs", {0.1: (0.5, 0.51, 0.52), 0.5: (0.9, 0.92, 0.91)})
+    words = ["compare", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", words)
+    compare.main()
+    with (tmp_path / "out" / "comparison.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["sample_rate"], line["runs"], line["seeds"]) for line in lines] == [
+        ("0.1", "3", "0 1 2"),
+        ("0.5", "3", "0 1 2"),
+    ]
+    assert float(lines[1]["val/rank1"]) == pytest.approx(0.91)
+    assert float(lines[1]["val/rank1 deviation"]) == pytest.approx(statistics.stdev((0.9, 0.92, 0.91)))
+    with (tmp_path / "out" / "differences.csv").open(newline="") as file:
+        found = {line["figure"]: line for line in csv.DictReader(file)}
+    assert found["val/rank1"]["beyond_noise"] == "True" and float(found["val/rank1"]["difference"]) == pytest.approx(
+        -0.4
+    )
+    assert found["head/step_ms"]["beyond_noise"] == "False"
+    assert "comparison.html" in capsys.readouterr().out
+
+
+def test_the_page_holds_its_data_and_needs_nothing_else(tmp_path):
+    made_run(tmp_path / "0", rank1=0.5, options={"backbone": "</script>"})
+    made_run(tmp_path / "1", rank1=0.7, options={"backbone": "<b>"}, seed=3)
+    made_run(tmp_path / "2", status="interrupted", seed=4)
+    html = page(*compare.show([tmp_path]))
+    data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
+    assert [group["label"] for group in data["groups"]] == ["PartialFC backbone=</script>", "PartialFC backbone=<b>"]
+    assert data["groups"][1]["values"]["val/rank1"] == {"mean": 0.7, "deviation": None, "all": [0.7]}
+    assert data["leftOut"][0]["why"] == "interrupted at step 100" and data["groups"][1]["runs"][0]["seed"] == 3
+
+
+def test_wrong_words_end_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit, match=r"error: .*nothing: no such folder"):
+        compare.main()
+
+
+def test_curves_are_means_where_all_runs_were_measured(tmp_path):
+    for seed, (rank1, steps) in enumerate([(0.8, 100), (0.6, 200)]):
+        made_run(tmp_path / str(seed), seed=seed, rank1=rank1, steps=steps, options={"trainer.max_steps": None})
+    comparison = compared(tmp_path)
+    curve = comparison.curve(comparison.groups[0], "val/rank1")
+    assert curve["images"][0] == 20 * BATCH and curve["images"][-1] == 100 * BATCH
+    assert curve["mean"][-1] == pytest.approx((0.8 + 0.3) / 2)
+    assert curve["deviation"][-1] == pytest.approx(np.std([0.8, 0.3], ddof=1), rel=1e-5)
+    assert comparison.curve(comparison.groups[0], "nothing") == {}
+
+
+def test_figures_of_protocols_are_compared_too(tmp_path):
+    made_run(tmp_path / "0", figures={"val/lfw/accuracy": 0.9, "val/lfw/accuracy_low": 0.8, "val/lfw/eer": 0.1})
+    run = runs.load([tmp_path])[0][0]
+    with (run.folder / "metrics.csv").open("a") as file:
+        file.write("100,0,val/lfw/accuracy,0.9\n")
+    names = [figure.name for figure in compared(tmp_path).figures]
+    assert "val/lfw/accuracy" in names and not {"val/lfw/eer", "val/lfw/accuracy_low"} & set(names)
+
+
+def test_what_metrics_do_not_tell_is_no_number(tmp_path):
+    """A run of before, without times; a loss that is no number."""
+    folder = made_run(tmp_path / "0", figures={"head/step_ms": float("nan")})
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    (folder / "metrics.csv").write_text("\n".join(line for line in lines if "seconds" not in line) + "\n7,0,val/ra")
+    comparison = compared(tmp_path, "seconds")
+    assert comparison.columns(RANK1) == [[]] and comparison.columns(TIME) == [[]]
+    assert "head/step_ms" not in {figure.name for figure in comparison.figures}
+    assert any("tells no time" in note for note in comparison.notes({folder: "0"}))
+    json.dumps(comparison.curve(comparison.groups[0], "val/rank1"), allow_nan=False)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from experiments import arguments
 from experiments.storage import Folder
 from experiments.train import train
+from tests.experiments import offline
 from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, stored_rows, summary
 
 WANTED = {
@@ -52,8 +53,22 @@ def test_what_a_run_leaves_behind(finished):
         "step-00000020",
     ]
     assert (folder / "checkpoints" / "latest").resolve().name == "step-00000020"
-    assert len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) == 1
     assert "val/rank1" in printed and "throughput/images_per_second" in printed and "images/s" in printed
+
+
+def test_an_offline_run_of_wandb_is_complete(finished):
+    """Read back from its file: the resolved config, what metrics.csv holds, and the summary."""
+    folder, _ = finished
+    found = offline.read(folder)
+    assert (found["project"], found["group"], found["job_type"]) == ("headcount", "smoke", "PartialFC")
+    assert found["exit"] == 0
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert {name: found["config"][name] for name in config} == config and config["head"]["sample_rate"] == 0.1
+    for name in ("train/loss", "val/rank1", "memory/head_bytes", "throughput/images_per_second"):
+        told = {row["trainer/global_step"]: row[name] for row in found["history"] if name in row}
+        assert told == pytest.approx(metrics(folder, name), rel=1e-5)
+    kept = summary(folder)
+    assert {name: found["summary"][name] for name in kept} == kept
 
 
 def test_resume_in_mid_epoch_continues_bit_for_bit(finished, tmp_path):

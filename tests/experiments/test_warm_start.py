@@ -11,9 +11,9 @@ from torch.nn.functional import normalize
 from data.glyphs import glyphs
 from data.records import RecordSet
 from experiments.checkpoint import SHARED, Stored, unpacked
+from experiments.class_means import first_images
 from experiments.module import build_backbone
 from experiments.train import train
-from experiments.class_means import first_images
 from heads.sharding import Shard
 from tests.experiments.commands import config, stored_rows, summary
 from tests.experiments.test_processes import trained

@@ -1,0 +1,184 @@
+"""Runs as their folders tell of them: config.yaml, summary.json, metrics.csv."""
+
+import csv
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and what was measured after them
+# What differs between runs of one thing, or says nothing about it.
+NOT_OPTIONS: tuple[str, ...] = (
+    "seed",
+    "resume",
+    "logger.",
+    "num_workers",
+    "checkpoint.",
+    "head._target_",
+    "head.probe",
+)
+NOT_OPTIONS += ("fidelity.", "trainer.log_interval", "trainer.rendezvous", "evaluate.interval", "objective")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: where it is.
+        summary: of its summary.json.
+        options: of its config.yaml, by dotted keys.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    options: dict[str, Any]
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """What metrics.csv holds, by name; of a step told twice the last."""
+        found: dict[str, dict[int, float]] = defaultdict(dict)
+        if (path := self.folder / "metrics.csv").exists():
+            with path.open(newline="") as file:
+                for row in csv.reader(file):
+                    if len(row) == 4 and row[0].isdigit():
+                        found[row[2]][int(row[0])] = float(row[3])
+        return {
+            name: (np.array(sorted(values), dtype=np.float64), np.array([values[step] for step in sorted(values)]))
+            for name, values in found.items()
+        }
+
+    @property
+    def images_per_step(self) -> int:
+        return int(self.options["batch_size"]) * int(self.options.get("trainer.accumulate_grad_batches", 1))
+
+    def along(self, axis: str, steps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """These steps as "steps", "images" or "seconds" of training; NaN where metrics.csv does not tell."""
+        if axis == "steps":
+            return steps
+        if axis == "images":
+            return steps * self.images_per_step
+        measured, seconds = self.curves.get("train/seconds", (np.empty(0), np.empty(0)))
+        if not len(measured):
+            return np.full(len(steps), np.nan)
+        return np.interp(steps, np.append(0, measured), np.append(0, seconds), right=np.nan)
+
+    @property
+    def ended(self) -> float:
+        """When, in seconds of the clock."""
+        return (self.folder / "summary.json").stat().st_mtime
+
+    @property
+    def validated(self) -> bool:
+        return any(name.startswith("val/") for name in self.summary)
+
+
+def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """Finished runs in and below these folders, and the others with the reason, in order of their folders.
+
+    Raises:
+        ValueError: a path is no folder.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder")
+    folders = {config.parent.resolve() for path in paths for config in path.rglob("config.yaml")}
+    finished, left_out = [], []
+    for folder in sorted(folders, key=_natural):
+        if folder.name == ".hydra":
+            continue
+        try:
+            config = OmegaConf.load(folder / "config.yaml")
+        except (YAMLError, UnicodeDecodeError):
+            left_out.append((folder, "config.yaml is damaged"))
+            continue
+        if not isinstance(config, DictConfig) or "head" not in config:
+            continue  # of another command
+        run_or_reason = _read(folder, config)
+        if isinstance(run_or_reason, Run):
+            finished.append(run_or_reason)
+        else:
+            left_out.append((folder, run_or_reason))
+    return _without_repetitions(finished, left_out)
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """Options that are not the same in all runs that have them; of those that always agree, the shortest name."""
+    names = sorted({name for run in runs for name in run.options}, key=lambda name: (name.count("."), name))
+    by_values: dict[tuple[str, ...], str] = {}
+    for name in names:
+        if not name.startswith(NOT_OPTIONS):
+            values = tuple(str(run.options.get(name, "")) for run in runs)
+            if len({value for value, run in zip(values, runs, strict=True) if name in run.options}) > 1:
+                by_values.setdefault(values, name)
+    return list(by_values.values())
+
+
+def names(folders: list[Path]) -> dict[Path, str]:
+    """The shortest ends of their paths that tell them apart."""
+    result = {}
+    for folder in folders:
+        others = [other.parts for other in folders if other != folder]
+        for length in range(1, len(folder.parts) + 1):
+            end = folder.parts[-length:]
+            if all(other[-length:] != end for other in others):
+                break
+        result[folder] = "/".join(end)
+    return result
+
+
+def _read(folder: Path, config: DictConfig) -> Run | str:
+    """The finished run in a folder, or why there is none."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        status, steps, _ = summary["status"], summary["steps"], summary["head"]
+    except FileNotFoundError:
+        run = Run(folder, {}, {})
+        last = max((int(steps[-1]) for steps, _ in run.curves.values()), default=0)
+        of_all = config.get("trainer", {}).get("max_steps")
+        where = f", last heard of at step {last}{f' of {of_all}' if of_all else ''}" if last else ""
+        return f"no summary.json: still running, or killed{where}"
+    except (ValueError, KeyError, TypeError):
+        return "summary.json is damaged"
+    if status != "finished":
+        return f"{status} at step {steps}"
+    return Run(folder, summary, flat(OmegaConf.to_container(config)))
+
+
+def _without_repetitions(runs: list[Run], left_out: list[tuple[Path, str]]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """Runs of equal options and seed are no two samples: the newest stays."""
+    newest: dict[str, Run] = {}
+    for run in runs:
+        told = {name: value for name, value in run.options.items() if not name.startswith(NOT_OPTIONS[1:])}
+        key = json.dumps([run.summary["head"], run.summary.get("num_classes"), told], sort_keys=True, default=str)
+        other = newest.get(key)
+        if other is None:
+            newest[key] = run
+            continue
+        kept, dropped = (run, other) if run.ended >= other.ended else (other, run)
+        newest[key] = kept
+        left_out.append((dropped.folder, f"the same options and seed as {kept.folder}, which is newer"))
+    kept_runs = {id(run) for run in newest.values()}
+    return [run for run in runs if id(run) in kept_runs], left_out
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or (not node and prefix):
+        return {prefix: node}
+    return {key: value for name, child in node.items() for key, value in flat(child, _join(prefix, name)).items()}
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else str(name)
+
+
+def _natural(folder: Path) -> list[tuple[int, str]]:
+    """Folder 10 after folder 9."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in folder.parts]

@@ -1,0 +1,61 @@
+"""What an offline run of Weights & Biases holds, read from its file: records in the log format of LevelDB."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+BLOCK = 2**15
+FULL, LAST = 1, 4  # kinds of fragments that end a record
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The one offline run of a run's folder: project, group, name, job_type, config, history, summary, exit."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
+    for record in _records(path.read_bytes()):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run = record.run
+            found |= {
+                "group": run.run_group,
+                "name": run.display_name,
+                "tags": list(run.tags),
+                "job_type": run.job_type,
+            }
+            found |= {"project": run.project}
+            found["config"] |= _items(run.config.update)
+        elif kind == "config":
+            found["config"] |= _items(record.config.update)
+        elif kind == "history":
+            found["history"].append(_items(record.history.item))
+        elif kind == "summary":
+            found["summary"] |= _items(record.summary.update)
+        elif kind == "exit":
+            found["exit"] = record.exit.exit_code
+    return found
+
+
+def _items(items: Any) -> dict[str, Any]:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def _records(data: bytes) -> Iterator[Record]:
+    assert data[:4] == b":W&B"
+    place, whole = 7, b""
+    while place < len(data):
+        room = BLOCK - place % BLOCK
+        if room < 7:  # no fragment begins so near to the end of a block
+            place += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (FULL, LAST):
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""

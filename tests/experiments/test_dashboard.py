@@ -1,0 +1,71 @@
+"""The workspace of Weights & Biases: what it would be, and what is sent."""
+
+import json
+
+import pytest
+import wandb_workspaces.workspaces.internal as internal
+from wandb_workspaces.workspaces import Workspace
+
+from experiments import dashboard
+from experiments.comparison import FIGURES, TIME
+from tests.experiments.commands import config
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list[internal.View]:
+    """What would go to the server."""
+    views: list[internal.View] = []
+
+    def take(view: internal.View) -> dict:
+        views.append(view)
+        return {"upsertView": {"view": {"name": "nw-made-v", "id": "1"}}}
+
+    monkeypatch.setattr(internal, "upsert_view2", take)
+    monkeypatch.setattr(Workspace, "url", "https://wandb.example/me/headcount")
+    return views
+
+
+def options(*words: str):
+    return config("project=faces", *words, name="dashboard")
+
+
+def test_a_dry_run_prints_all_panels_and_sends_nothing(sent, tmp_path, capsys):
+    dashboard.dashboard(options("dry_run=true"), tmp_path)
+    printed = capsys.readouterr().out
+    assert sent == [] and "Nothing was created" in printed and "project faces" in printed
+    for figure in FIGURES:
+        assert figure is TIME or figure.name in printed
+
+
+def test_what_is_created_is_what_a_dry_run_prints(sent, tmp_path, capsys):
+    dashboard.dashboard(options("entity=me", "study=heads", "name=Mine"), tmp_path)
+    printed = capsys.readouterr().out
+    assert "Created: https://wandb.example/me/headcount" in printed
+    (view,) = sent
+    assert (view.entity, view.project, view.display_name) == ("me", "faces", "Mine")
+    spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
+    sections = spec["section"]["panelBankConfig"]["sections"]
+    panels = {panel["config"].get("chartTitle"): panel for section in sections for panel in section["panels"]}
+    assert all(title in printed for title in panels if title)
+    curve = panels["rank-1"]["config"]
+    assert curve["metrics"] == ["val/rank1"] and curve["xAxis"] == "trainer/global_step"
+    assert curve["groupBy"] == "head.value._target_" and curve["groupArea"] == "stddev"
+    assert panels["rank-1 against memory"]["config"]["xAxis"] == "summary:memory/head_bytes"
+    assert "heads" in json.dumps(spec["section"]["runSets"][0]["filters"])
+
+
+def test_who_is_not_logged_in_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="entity=null: no one is logged in"):
+        dashboard.dashboard(options(), tmp_path)
+
+
+def test_a_server_that_refuses_is_told(sent, tmp_path, monkeypatch):
+    def refuse(view: internal.View) -> None:
+        raise RuntimeError("permission denied")
+
+    monkeypatch.setattr(internal, "upsert_view2", refuse)
+    with pytest.raises(ValueError, match=r"project=faces: the workspace could not be saved \(permission denied\)"):
+        dashboard.dashboard(options("entity=me"), tmp_path)

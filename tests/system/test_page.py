@@ -1,0 +1,150 @@
+"""The page of a comparison in a real browser, with the network off."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from experiments import compare
+from tests.experiments.made_runs import made_run
+
+pytestmark = pytest.mark.system
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+HEADS = ("full", "pfc", "ffc", "forest")
+NAMES = ["FullFC", "PartialFC", "FFC", "HashingForest"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "Debian's chromium is needed: apt install chromium"
+    with sync_playwright() as playwright:
+        # As root there is no sandbox to be had.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """All heads with three seeds, a sweep over sample_rate, another problem, a run that crashed, a bad name."""
+    folder = tmp_path_factory.mktemp("page")
+    runs = folder / "runs"
+    for place, head in enumerate(HEADS):
+        for seed in range(3):
+            made_run(runs / head / str(seed), head, seed=seed, rank1=0.7 + 0.05 * place + 0.01 * seed)
+    for rate in (0.05, 0.5):
+        for seed in range(3):
+            options = {"sample_rate": rate}
+            made_run(runs / f"{rate}" / str(seed), seed=seed, rank1=0.75 + 0.1 * rate + 0.01 * seed, options=options)
+    made_run(runs / "more", "full", num_classes=5000, rank1=0.5)
+    made_run(runs / "crashed", seed=7, status="failed")
+    made_run(runs / "</script><b>odd", seed=8, options={"backbone": "</script><b>odd"})
+    found = compare.show([runs])
+    assert found is not None
+    compare.leave(*found, folder)
+    return folder / "comparison.html"
+
+
+@pytest.fixture(params=SIZES)
+def page(request, browser, made) -> Iterator[Page]:
+    """Opened without a network; whatever the console says is an error."""
+    width, height = SIZES[request.param]
+    context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+    page = context.new_page()
+    said: list[Any] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("requestfailed", lambda request: said.append(request.url))
+    page.goto(made.as_uri())
+    page.wait_for_selector("html[data-ready=yes]")
+    yield page
+    context.close()
+    assert said == []
+
+
+def drawn(page: Page, plot: str) -> int:
+    """How many points a plot shows."""
+    return page.locator(f"#{plot} .scatterlayer .points path").count()
+
+
+def choose(page: Page, select: str, label: str) -> None:
+    page.locator(f"#{select}").select_option(label=label)
+
+
+def test_all_heads_are_shown_and_all_plots_drawn(page):
+    assert sorted(page.locator("#heads label").all_inner_texts()) == sorted(f" {name}" for name in NAMES)
+    assert page.locator("#figures tbody tr").count() == 7
+    assert drawn(page, "against-time") == drawn(page, "against-memory") == 7
+    assert page.locator("#against-time .scatterlayer .js-line").count() == 1  # the Pareto front
+    assert drawn(page, "option-cost") == drawn(page, "option-quality") == 2
+    assert drawn(page, "curves") == 7 * 10
+    assert page.locator("#curves .scatterlayer .fills path").count() >= 6  # bands of spread
+    for plot in page.locator(".plot").all():
+        box = plot.locator(".main-svg").first.bounding_box()
+        assert box["height"] > 250 and box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
+def test_a_point_tells_of_itself_under_the_mouse(page):
+    page.locator("#against-time").scroll_into_view_if_needed()
+    point = page.locator("#against-time .scatterlayer .points path").first.bounding_box()
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    told = page.locator("#against-time .hoverlayer .hovertext")
+    expect(told).to_contain_text("rank-1")
+    expect(told).to_contain_text("runs")
+
+
+def test_filters_take_heads_and_lines_out_of_plots(page):
+    page.locator("#heads input[data-head=PartialFC]").uncheck()
+    assert drawn(page, "against-time") == 3 and drawn(page, "curves") == 30
+    assert page.locator("#figures tr.hidden").count() == 4
+    page.locator("#figures tr", has_text="FullFC").locator("input").uncheck()
+    assert drawn(page, "against-memory") == 2
+    page.locator("#heads input[data-head=PartialFC]").check()
+    assert drawn(page, "against-time") == 6
+    for head in NAMES:
+        page.locator(f"#heads input[data-head={head}]").uncheck()
+    expect(page.locator("#against-time")).to_contain_text("Nothing to draw")
+    page.locator("#heads input[data-head=FFC]").check()
+    assert drawn(page, "against-time") == 1
+
+
+def test_choices_change_what_is_drawn(page):
+    choose(page, "quality", "head MiB")
+    expect(page.locator("#against-time .ytitle")).to_have_text("head MiB")
+    expect(page.locator("#differences thead")).to_contain_text("head MiB")
+    choose(page, "time-axis", "images/s")
+    expect(page.locator("#against-time .xtitle")).to_have_text("images/s")
+    choose(page, "curve", "loss")
+    expect(page.locator("#curves .ytitle")).to_have_text("loss")
+    choose(page, "curve-axis", "s of training")
+    expect(page.locator("#curves .xtitle")).to_have_text("s of training")
+    page.locator("#problem").select_option(index=1)
+    assert page.locator("#figures tbody tr").count() == 1 and drawn(page, "curves") == 10
+
+
+def test_a_column_sorts(page):
+    button = page.locator("#figures button[data-figure='val/rank1']")
+    for turn, name in (("descending", "HashingForest"), ("ascending", "FullFC")):
+        page.locator("#figures button[data-figure='val/rank1']").click()
+        assert button.locator("xpath=..").get_attribute("aria-sort") == turn
+        expect(page.locator("#figures tbody tr").first).to_contain_text(name)
+
+
+def test_differences_and_what_is_left_out_are_told(page):
+    lines = {line.split("\t")[0].strip(): line for line in page.locator("#differences tbody tr").all_inner_texts()}
+    assert "the reference" in lines["FullFC backbone=tiny"]
+    assert "more than noise" in lines["HashingForest backbone=tiny"]
+    assert "too few runs to tell" in lines["PartialFC backbone=</script><b>odd"]
+    notes = page.locator("#notes").inner_text()
+    assert "Left out: crashed (failed at step 100)" in notes and "2 problems" in notes
+
+
+def test_it_is_accessible(page):
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
