@@ -37,7 +37,7 @@ def selection_fidelity(
     Args:
         embeddings: (n, D) of this process, as in training; n may differ between processes.
         labels: (n,) class ids.
-        probes: the classes are selected for all embeddings, and the first so many of all processes are looked at.
+        probes: the classes are selected for all embeddings of all processes, and so many of these are looked at.
         repeats: R, selections drawn anew for them.
         hardest: k.
 
@@ -63,7 +63,8 @@ def selection_fidelity(
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False), _in_other_draws(head):
         batch = gather(head.to_rows_space(embeddings), labels, None, group)
         check_values(batch, head.centers.shard.num_classes, head.step)
-        x_QD, labels_Q = batch.x_ND[:probes], batch.labels_N[:probes]
+        chosen = spread_over(len(batch.x_ND), probes)
+        x_QD, labels_Q = batch.x_ND[chosen], batch.labels_N[chosen]
         everything = ActiveRows(head.centers, None, keep=False)
         exact = Exact(x_QD, labels_Q, everything, head.centers.shard, head.margin, group, hardest)
         masses, recalls, gradients = [], [], []
@@ -121,9 +122,9 @@ def loss_fidelity(
         batch = gather(x_nD, labels, None, group)
         sizes = gather_sizes(len(x_nD), x_nD.device, group)
         # Of each one's own loss in the mean, as the exact gradient is of the mean over Q.
-        gradient_QD = gather_rows(gradient_nD, sizes, group)[:probes]
-        gradient_QD = gradient_QD * (len(batch.x_ND) / len(gradient_QD))
-        x_QD, labels_Q = batch.x_ND[:probes], batch.labels_N[:probes]
+        chosen = spread_over(len(batch.x_ND), probes)
+        gradient_QD = gather_rows(gradient_nD, sizes, group)[chosen] * (len(batch.x_ND) / len(chosen))
+        x_QD, labels_Q = batch.x_ND[chosen], batch.labels_N[chosen]
         rows = DenseRows(means.to(x_QD))
         exact = Exact(x_QD, labels_Q, rows, shard, margin, group, hardest)
         ids = shard.local(held.to(x_QD.device))
@@ -139,6 +140,12 @@ def check_options(probes: int, repeats: int, hardest: int) -> None:
     for name, value in (("probes", probes), ("repeats", repeats), ("hardest", hardest)):
         if value < 1:
             raise ValueError(f"fidelity.{name}={value}: must be at least 1")
+
+
+def spread_over(count: int, probes: int) -> list[int]:
+    """So many of `count` places, all if there are fewer, evenly: a batch may be of several kinds, one after another."""
+    probes = min(probes, count)
+    return [place * count // probes for place in range(probes)]
 
 
 class Exact:

@@ -1,0 +1,82 @@
+"""Fidelity in a training: told when due, by every head, and nothing else changes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.train import train
+from heads import Head
+from tests.experiments.commands import config, metrics, summary
+from tests.experiments.test_processes import trained
+
+SHORT = ("backbone=mlp", "data.augment=false", "data.heldout=0.05", "batch_size=60", "trainer.log_interval=1")
+SHORT += ("trainer.max_steps=8", "evaluate.interval=null", "checkpoint.interval=null", "logger.wandb.mode=disabled")
+ASKED = ("fidelity.interval=4", "fidelity.probes=16", "fidelity.repeats=2")
+HEADS = {
+    "full": ("head=full",),
+    "pfc": ("head=pfc", "trainer.accumulate_grad_batches=2"),
+    "forest": ("head=forest", "index=ivf", "build=blocking", "interval=2"),
+    "ffc": ("head=ffc", "queue_size=100"),
+}
+OF_ALL = {"mass", "hardest_recall", "gradient_cosine", "gradient_norm_ratio"}
+OF_SELECTIONS = OF_ALL | {"gradient_bias", "gradient_variance"}
+
+
+def figures(folder: Path) -> dict[str, dict[int, float]]:
+    names = {name.removeprefix("fidelity/") for name in summary(folder) if name.startswith("fidelity/")}
+    return {name: metrics(folder, f"fidelity/{name}") for name in names}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_tells_and_trains_as_without(head, tmp_path):
+    for name, asked in (("without", ()), ("with", ASKED)):
+        (tmp_path / name).mkdir()
+        assert train(config(*HEADS[head], *SHORT, *asked), tmp_path / name) == 0
+    assert metrics(tmp_path / "with", "train/loss") == metrics(tmp_path / "without", "train/loss")
+    assert figures(tmp_path / "without") == {}
+    found = figures(tmp_path / "with")
+    assert set(found) == (OF_ALL if head == "ffc" else OF_SELECTIONS)
+    assert all(list(values) == [4, 8] for values in found.values())
+    for values in zip(*(found[name].values() for name in ("mass", "hardest_recall", "gradient_cosine")), strict=True):
+        if head == "full":
+            assert values == (1.0, 1.0, 1.0)
+        else:
+            assert all(-0.2 < value < 1 for value in values)
+
+
+@pytest.mark.parametrize("head", ["full", "ffc"])
+def test_on_two_processes(head, workers, tmp_path):
+    """Each embeds its part of the class means; the figures are about those of one process, whose pairs are others."""
+    assert workers(1).run(trained, [*HEADS[head], *SHORT, *ASKED], tmp_path / "one") == [0]
+    assert workers(2).run(trained, [*HEADS[head], *SHORT, *ASKED], tmp_path / "two") == [0, 0]
+    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    for name in OF_ALL - {"hardest_recall"}:
+        assert two[name][4] == pytest.approx(one[name][4], rel=0.35 if head == "ffc" else 0)
+
+
+class Mute(Head):
+    """Neither centers nor a word on what it holds."""
+
+    def __init__(self, num_classes: int, embedding_size: int, **options: object):
+        super().__init__()
+
+    def optimizer(self, lr: float, **options: object) -> torch.optim.Optimizer:
+        return torch.optim.SGD([torch.zeros(1)], lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["fidelity.interval=0"], r"fidelity\.interval=0: must be at least 1"),
+        (["fidelity.probes=0"], r"fidelity\.probes=0: must be at least 1"),
+        (["fidelity.class_images=0"], r"fidelity\.class_images=0"),
+        (
+            ["fidelity.interval=2", f"head._target_={__name__}.Mute"],
+            "Mute has neither class centers nor held_classes",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_before_training(words, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        train(config("head=full", *SHORT, *words), tmp_path)
