@@ -20,7 +20,7 @@ from rich.table import Table
 from data.files import write_whole
 
 from . import runs
-from .comparison import AXES, TIME, Comparison, Figure
+from .comparison import AXES, TIME, Comparison, Figure, plain
 from .tables import console, packed, readable
 
 CLOSE = "≈"  # the mark of what differs from the best by no more than the noise
@@ -97,7 +97,7 @@ def tables(comparison: Comparison, width: int) -> list[Table]:
     if len(comparison.problems) > 1:
         keys["on"] = [escape(group.problem) for group in groups]
     for name in comparison.options:
-        keys[escape(name)] = [escape(str(group.options.get(name, ""))) for group in groups]
+        keys[escape(name)] = [escape(plain(group.options.get(name, ""))) for group in groups]
     keys["runs"] = [str(len(group.runs)) for group in groups]
     figures = {
         escape(figure.title): [_cell(comparison, figure, number) for number in range(len(groups))]

@@ -86,7 +86,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        return " ".join([self.head, *(f"{name}={value}" for name, value in self.options.items())])
+        return " ".join([self.head, *(f"{name}={plain(value)}" for name, value in self.options.items())])
 
 
 class Comparison:
@@ -218,7 +218,8 @@ class Comparison:
             if short:
                 notes.append(f"Ended before {self.point(problem)}: {', '.join(short)}")
         if lone := [group.label for group in self.groups if len(group.runs) == 1]:
-            notes.append(f"One run tells no noise: {', '.join(lone)}")
+            several = len(lone) < len(self.groups)
+            notes.append(f"One run tells no noise: {', '.join(lone) if several else 'give each several seeds'}")
         timeless = [names[run.folder] for run in self.runs if "train/seconds" not in run.curves]
         if timeless and self.axis == "seconds":
             notes.append(f"Their metrics.csv tells no time, so they are not at equal seconds: {', '.join(timeless)}")
@@ -248,7 +249,7 @@ class Comparison:
         groups: dict[tuple[str, ...], Group] = {}
         for run in self.runs:
             options = {name: run.options[name] for name in self.options if name in run.options}
-            told = [f"{name}={run.options[name]}" for name in of_problem if name in run.options]
+            told = [f"{name}={plain(run.options[name])}" for name in of_problem if name in run.options]
             classes = [f"{run.summary['num_classes']:,} classes"] if several and "num_classes" in run.summary else []
             problem = ", ".join([*classes, *told])
             key = (run.summary["head"], problem, *(f"{name}={value}" for name, value in options.items()))
@@ -283,6 +284,11 @@ class Comparison:
 def _order(value: Any) -> tuple[int, float, str]:
     """Numbers before words."""
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+
+def plain(value: Any) -> str:
+    """An option as people write it."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _is_rate(name: str) -> bool:

@@ -98,6 +98,7 @@ def main() -> None:
     finally:
         if sweep.folder is not None:
             compare.show([sweep.folder])
+            print(f"As a page: python -m experiments.compare {sweep.folder}")
 
 
 if __name__ == "__main__":
