@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from data.records import DataSet, RecordSet
 from heads.sharding import Shard
+from heads.softmax import MIN_NORM
 
 from .model import Model
 
@@ -40,7 +41,7 @@ def class_means(
         sums.index_add_(0, places, normalize(embeddings).to(device))
         counts.index_add_(0, places, torch.ones(len(places), device=device))
     model.processes.any(False)  # those with more images take longer
-    return own, normalize(sums), counts
+    return own, sums.div_(sums.norm(dim=1, keepdim=True).clamp_min_(MIN_NORM)), counts
 
 
 def first_images(records: RecordSet, wanted: NDArray[np.bool_], shard: Shard, limit: int) -> NDArray[np.int64]:

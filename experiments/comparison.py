@@ -107,10 +107,12 @@ class Comparison:
     def __init__(self, runs: list[Run], axis: str = "images", at: float | None = None):
         if axis not in AXES:
             raise ValueError(f"--equal {axis}: must be one of {', '.join(AXES)}")
-        if at is not None and not at > 0:
-            raise ValueError(f"--at {at}: must be more than 0")
+        if at is not None and not 0 < at < float("inf"):
+            raise ValueError(f"--at {at}: a number above 0 is needed")
+        if axis == "seconds" and not any("train/seconds" in run.curves for run in runs):
+            raise ValueError("--equal seconds: no run tells its time (train/seconds in metrics.csv); --equal images")
         self.runs, self.axis = runs, axis
-        self.options = [name for name in differing(runs) if not name.startswith(OF_THE_PROBLEM)]
+        self.options = differing(runs, OF_THE_PROBLEM, without=True)
         self.groups = self._grouped()
         self.problems = list(dict.fromkeys(group.problem for group in self.groups))
         self.at = {problem: at or self._reached_by_all(problem) for problem in self.problems}
@@ -180,15 +182,19 @@ class Comparison:
 
     def curve(self, group: Group, name: str) -> dict[str, list[float | None]]:
         """Mean and deviation over the runs that have it, where any of them was measured while all went on."""
-        curves = [run.curves[name] for run in group.runs if name in run.curves]
+        runs = [run for run in group.runs if name in run.curves]
+        curves = [run.curves[name] for run in runs]
         if not curves:
             return {}
         first, last = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
         steps = np.unique(np.concatenate([steps for steps, _ in curves]))
         steps = steps[(steps >= first) & (steps <= last)]
+        if not len(steps):
+            return {}
         steps = steps[np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).astype(np.int64))]
         values = np.array([np.interp(steps, *each) for each in curves])
-        places = {axis: np.mean([run.along(axis, steps) for run in group.runs], axis=0) for axis in AXES}
+        timed = [run for run in runs if "train/seconds" in run.curves] or runs
+        places = {axis: np.mean([run.along(axis, steps) for run in timed], axis=0) for axis in AXES}
         deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(steps))
         return {
             **{axis: _plain(each) for axis, each in places.items()},
@@ -243,13 +249,12 @@ class Comparison:
         return f"{at:,.0f} {AXES[self.axis]}" if at >= 10 else f"{at:.3g} {AXES[self.axis]}"
 
     def _grouped(self) -> list[Group]:
-        shown = differing(self.runs)
-        of_problem = [name for name in shown if name.startswith(OF_THE_PROBLEM)]
+        of_problem = differing(self.runs, OF_THE_PROBLEM)
         several = len({run.summary.get("num_classes") for run in self.runs}) > 1
         groups: dict[tuple[str, ...], Group] = {}
         for run in self.runs:
             options = {name: run.options[name] for name in self.options if name in run.options}
-            told = [f"{name}={plain(run.options[name])}" for name in of_problem if name in run.options]
+            told = [f"{name}={run.options[name]}" for name in of_problem if name in run.options]
             classes = [f"{run.summary['num_classes']:,} classes"] if several and "num_classes" in run.summary else []
             problem = ", ".join([*classes, *told])
             key = (run.summary["head"], problem, *(f"{name}={value}" for name, value in options.items()))
@@ -278,7 +283,7 @@ class Comparison:
         """Seconds of training to the point."""
         per_step = run.images_per_step if self.axis == "images" else 1
         found = at if self.axis == "seconds" else float(run.along("seconds", np.array([at / per_step]))[0])
-        return None if np.isnan(found) or at > self._last(run) * (1 + 1e-9) else found
+        return found if at <= self._last(run) * (1 + 1e-9) and not np.isnan(found) else None
 
 
 def _order(value: Any) -> tuple[int, float, str]:

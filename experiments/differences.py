@@ -2,8 +2,9 @@
 
 By a bootstrap of the t statistic (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 16): the deviations
 of both groups from their own means, drawn again with replacement from all of them together, tell how large t becomes
-where there is no difference. With three runs each a percentile bootstrap finds a difference in a fifth of all cases
-where there is none; this one in about a twentieth, as it should.
+where there is no difference; and so do normal draws with the deviation of each group, for groups whose noise differs.
+The larger of the two answers counts. With three runs each a percentile bootstrap finds a difference in a fifth of all
+cases where there is none; this one in a twentieth at most, as it should.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 2000
+ROUNDING = 1e-9  # deviations smaller than this share of the figures are none
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,23 @@ def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -
     if min(len(a), len(b)) < 2:
         return Difference(mean, None)
     generator = np.random.default_rng(seed)
+    error = float(_standard_error(a[None], b[None])[0])
+    if error <= ROUNDING * max(abs(a).max(), abs(b).max()):
+        return Difference(mean, (mean, mean))
     deviations = np.concatenate([a - a.mean(), b - b.mean()])
-    resampled = [deviations[generator.integers(0, len(deviations), (RESAMPLES, len(each)))] for each in (a, b)]
-    away = np.abs(resampled[0].mean(1) - resampled[1].mean(1))
-    errors = _standard_error(*resampled)
-    # Draws without any deviation: no difference and no error.
-    t = np.divide(away, errors, out=np.where(away > 0, np.inf, 0.0), where=errors > 0)
-    reach = float(np.quantile(t, LEVEL, method="higher") * _standard_error(a[None], b[None])[0])
-    if not np.isfinite(reach):
-        return Difference(mean, None)
-    return Difference(mean, (mean - reach, mean + reach))
+    pooled = [deviations[generator.integers(0, len(deviations), (RESAMPLES, len(each)))] for each in (a, b)]
+    normal = [each.std(ddof=1) * generator.normal(size=(RESAMPLES, len(each))) for each in (a, b)]
+    tiny = ROUNDING * float(abs(deviations).max())
+    reach = error * max(_largest_t(first, second, tiny) for first, second in (pooled, normal))
+    return Difference(mean, (mean - reach, mean + reach) if np.isfinite(reach) else None)
+
+
+def _largest_t(a: NDArray[np.float64], b: NDArray[np.float64], tiny: float) -> float:
+    """That 95 % of the draws, a line each, stay below."""
+    away, errors = np.abs(a.mean(1) - b.mean(1)), _standard_error(a, b)
+    # Of draws without any deviation nothing can be told.
+    t = np.divide(away, errors, out=np.where(away > tiny, np.inf, 0.0), where=errors > tiny)
+    return float(np.quantile(t, LEVEL, method="higher"))
 
 
 def _standard_error(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

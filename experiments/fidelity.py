@@ -8,7 +8,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.records import RecordSet
 from heads import CenterHead, Head
 from heads.fidelity import check_options, loss_fidelity, selection_fidelity
 from heads.sharding import Shard
@@ -16,22 +15,22 @@ from heads.sharding import Shard
 from .class_means import class_means
 from .evaluation import model_in
 from .module import HeadModule
+from .protocols.options import whole
 from .recorder import Recorder
 from .tables import bars_hidden
 
 
 class Fidelity(L.Callback):
-    """Every `interval` steps the head's own batch is looked at, between its forward and its backward pass.
+    """Every `interval` steps, and at the last, the head's own batch is looked at, between forward and backward pass.
 
     Nothing of the training changes, and its clocks stand still.
     """
 
     def __init__(self, config: DictConfig, recorder: Recorder):
-        if config.interval is not None and config.interval < 1:
-            raise ValueError(f"fidelity.interval={config.interval}: must be at least 1; null for never")
+        if config.interval is not None:
+            whole("fidelity.interval", config.interval, 1)
         check_options(config.probes, config.repeats, config.hardest)
-        if config.class_images < 1:
-            raise ValueError(f"fidelity.class_images={config.class_images}: must be at least 1")
+        whole("fidelity.class_images", config.class_images, 1)
         self.config, self.recorder = config, recorder
         self._call: tuple[Tensor, Tensor, Tensor] | None = None  # embeddings, labels and loss of the last forward
         self._found: dict[str, float] = {}
@@ -45,6 +44,7 @@ class Fidelity(L.Callback):
                     f"fidelity.interval={self.config.interval}: {kind.__name__} has neither class centers nor "
                     "held_classes(), to tell what stands against an embedding; null for never"
                 )
+            self._shard(module)
             module.head.register_forward_hook(lambda head, inputs, loss: self._note(module, inputs, loss))
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
@@ -78,20 +78,23 @@ class Fidelity(L.Callback):
         assert isinstance(module, HeadModule)
         if self._found and module.between_steps:
             found, self._found = self._found, {}
-            self.recorder.record(trainer, {f"fidelity/{name}": value for name, value in found.items()}, module.step)
+            with self.recorder.paused():
+                self.recorder.record(trainer, {f"fidelity/{name}": value for name, value in found.items()}, module.step)
 
     def _note(self, module: HeadModule, inputs: tuple[Tensor, ...], loss: Tensor) -> None:
         """Of the first micro-batch of a step that is due; of several forwards in it, the last."""
         first = (module.loader.handed_out - 1) % module.accumulate == 0
-        if module.head.training and loss.requires_grad and first and (module.step + 1) % self.config.interval == 0:
+        due = (module.step + 1) % self.config.interval == 0 or module.step + 1 == module.num_steps
+        if module.head.training and loss.requires_grad and first and due:
             self._call = (inputs[0], inputs[1], loss)
 
     @torch.no_grad()
     def _means(self, trainer: L.Trainer, module: HeadModule) -> Tensor:
         """Mean embeddings (classes of this process's shard, D), of the backbone as it is."""
-        records: RecordSet = module.data.train
-        processes = module.processes
-        shard = Shard(records.num_classes, processes.rank, processes.world_size)
-        wanted = np.ones(records.num_classes, dtype=bool)
+        wanted = np.ones(module.data.train.num_classes, dtype=bool)
         model = model_in(trainer, module)
-        return class_means(model, module.data, wanted, shard, self.config.class_images, "all classes")[1]
+        return class_means(model, module.data, wanted, self._shard(module), self.config.class_images, "all classes")[1]
+
+    def _shard(self, module: HeadModule) -> Shard:
+        """The classes whose means this process makes, where the head has no centers."""
+        return Shard(module.data.train.num_classes, module.processes.rank, module.processes.world_size)

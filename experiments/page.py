@@ -2,13 +2,15 @@
 
 import html
 import json
+import math
+import re
 import statistics
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from . import runs
-from .comparison import AXES, Comparison, Figure
+from .comparison import AXES, Comparison, Figure, plain
 
 PARTS = Path(__file__).with_name("page")
 CURVES = ("val/", "train/", "fidelity/", "throughput/", "head/step_ms")  # beginnings of what is drawn against time
@@ -19,15 +21,11 @@ def page(comparison: Comparison, left_out: list[tuple[Path, str]]) -> str:
     from plotly.offline import get_plotlyjs
 
     parts = {name: (PARTS / f"page.{name}").read_text() for name in ("html", "css", "js")}
-    # What ends a script must not stand in one.
-    data = json.dumps(content(comparison, left_out), allow_nan=False).replace("</", "<\\/")
+    # No tag, not of the end of a script nor any other, must stand in one.
+    data = json.dumps(content(comparison, left_out), allow_nan=False).replace("<", "\\u003c")
     filled = {"style": parts["css"], "plotly": get_plotlyjs(), "data": data, "script": parts["js"]}
     filled["title"] = html.escape(title(comparison))
-    text = parts["html"]
-    for name, part in filled.items():
-        before, after = text.split(f"{{{{{name}}}}}")
-        text = before + part + after
-    return text
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], parts["html"])
 
 
 def title(comparison: Comparison) -> str:
@@ -55,7 +53,7 @@ def content(comparison: Comparison, left_out: list[tuple[Path, str]]) -> dict[st
             {
                 "head": group.head,
                 "label": group.label,
-                "options": {name: group.options.get(name) for name in comparison.options if name in group.options},
+                "options": {name: _option(value) for name, value in group.options.items()},
                 "problem": comparison.problems.index(group.problem),
                 "runs": [
                     {"name": names[run.folder], "seed": run.summary.get("seed"), "folder": str(run.folder)}
@@ -80,6 +78,12 @@ def _figure(figure: Figure) -> dict[str, Any]:
     better = None if figure.more_is_better is None else "more" if figure.more_is_better else "less"
     unit = "bytes" if figure.name.endswith("bytes") else "number" if figure.kind == "cost" else "share"
     return {"name": figure.name, "title": figure.title, "better": better, "kind": figure.kind, "unit": unit}
+
+
+def _option(value: Any) -> Any:
+    """A number, or how it is written."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else plain(value)
 
 
 def _spread(values: list[float]) -> dict[str, Any] | None:

@@ -37,15 +37,22 @@ class Recorder(L.Callback):
         self.seconds = 0.0  # of training since warm-up
         self.images = 0  # in these seconds
         self._batches = 0
+        self._peak_bytes = 0.0  # until the last pause
         self._mark = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training: its time does not count."""
+        """Around what is no training: neither its time counts, nor on CUDA its memory."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what is under way is training
+        self._peak_bytes = max(self._peak_bytes, peak_bytes())
         begin = time.perf_counter()
         try:
             yield
         finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
             self._mark += time.perf_counter() - begin
 
     def record(self, trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
@@ -101,7 +108,7 @@ class Recorder(L.Callback):
             "throughput/images_per_second": self.images_per_second,
             **{f"head/{name}": float(value) for name, value in stats.items()},
             "memory/head_bytes": head_bytes,
-            "memory/peak_bytes": peak_bytes(),
+            "memory/peak_bytes": max(self._peak_bytes, peak_bytes()),
         }
 
     def write_summary(self, module: HeadModule, status: str) -> dict[str, Any]:

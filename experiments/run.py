@@ -57,10 +57,12 @@ def job(config: DictConfig) -> float | None:
         sys.exit(status)  # of the sweep too: whoever sent the signal wants it to end
     if status:
         raise RuntimeError(f"run {settings.job.num} failed with status {status}: {folder}")
+    if not sweeping or settings.sweeper._target_.endswith("BasicSweeper"):
+        return None
     found = json.loads((folder / "summary.json").read_text())
-    if config.objective not in found and sweeping and "BasicSweeper" not in settings.sweeper._target_:
+    if config.objective not in found:
         raise ValueError(f"objective={config.objective}: the run tells none; it has {', '.join(found)}")
-    return found.get(config.objective)
+    return float(found[config.objective])
 
 
 def study(settings: HydraConf) -> str:

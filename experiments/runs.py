@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and what was measured after them
-# What differs between runs of one thing, or says nothing about it.
+# Beginnings of what differs between runs of one thing, or says nothing about it.
 NOT_OPTIONS: tuple[str, ...] = (
-    "seed",
-    "resume",
-    "logger.",
-    "num_workers",
-    "checkpoint.",
-    "head._target_",
-    "head.probe",
+    *("seed", "resume", "logger.", "checkpoint.", "head._target_", "objective"),
+    *("fidelity.interval", "evaluate.interval", "trainer.log_interval", "trainer.rendezvous"),
+    *("store_dir", "head.store_dir", "data.cache_dir"),
 )
-NOT_OPTIONS += ("fidelity.", "trainer.log_interval", "trainer.rendezvous", "evaluate.interval", "objective")
 
 
 @dataclass(frozen=True)
@@ -47,9 +44,10 @@ class Run:
         found: dict[str, dict[int, float]] = defaultdict(dict)
         if (path := self.folder / "metrics.csv").exists():
             with path.open(newline="") as file:
-                for row in csv.reader(file):
-                    if len(row) == 4 and row[0].isdigit():
-                        found[row[2]][int(row[0])] = float(row[3])
+                for row in csv.reader(line.replace("\0", "") for line in file):
+                    with suppress(ValueError):  # a kill may have cut a line
+                        step, _, name, value = row
+                        found[name][int(step)] = float(value)
         return {
             name: (np.array(sorted(values), dtype=np.float64), np.array([values[step] for step in sorted(values)]))
             for name, values in found.items()
@@ -89,18 +87,24 @@ def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder")
-    folders = {config.parent.resolve() for path in paths for config in path.rglob("config.yaml")}
+    folders = {config.parent.resolve() for path in paths for config in path.rglob("config.yaml") if config.is_file()}
     finished, left_out = [], []
     for folder in sorted(folders, key=_natural):
         if folder.name == ".hydra":
             continue
         try:
             config = OmegaConf.load(folder / "config.yaml")
-        except (YAMLError, UnicodeDecodeError):
+            kind = OmegaConf.select(config, "head._target_") if isinstance(config, DictConfig) else None
+        except (YAMLError, UnicodeDecodeError, OmegaConfBaseException):
             left_out.append((folder, "config.yaml is damaged"))
             continue
-        if not isinstance(config, DictConfig) or "head" not in config:
-            continue  # of another command
+        except OSError as error:
+            if error.strerror:  # otherwise it is one word, no config
+                left_out.append((folder, f"config.yaml: {error.strerror}"))
+            continue
+        if not isinstance(kind, str):
+            continue  # of another command, or of another program
+        assert isinstance(config, DictConfig)
         run_or_reason = _read(folder, config)
         if isinstance(run_or_reason, Run):
             finished.append(run_or_reason)
@@ -109,12 +113,17 @@ def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     return _without_repetitions(finished, left_out)
 
 
-def differing(runs: list[Run]) -> list[str]:
-    """Options that are not the same in all runs that have them; of those that always agree, the shortest name."""
+def differing(runs: list[Run], beginnings: tuple[str, ...], *, without: bool = False) -> list[str]:
+    """Options of these beginnings that are not the same in all runs that have them; of those that always agree, the
+    shortest name.
+
+    Args:
+        without: of all other beginnings instead.
+    """
     names = sorted({name for run in runs for name in run.options}, key=lambda name: (name.count("."), name))
     by_values: dict[tuple[str, ...], str] = {}
     for name in names:
-        if not name.startswith(NOT_OPTIONS):
+        if not name.startswith(NOT_OPTIONS) and name.startswith(beginnings) != without:
             values = tuple(str(run.options.get(name, "")) for run in runs)
             if len({value for value, run in zip(values, runs, strict=True) if name in run.options}) > 1:
                 by_values.setdefault(values, name)
@@ -137,19 +146,28 @@ def names(folders: list[Path]) -> dict[Path, str]:
 def _read(folder: Path, config: DictConfig) -> Run | str:
     """The finished run in a folder, or why there is none."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        status, steps, _ = summary["status"], summary["steps"], summary["head"]
-    except FileNotFoundError:
-        run = Run(folder, {}, {})
+        run = Run(folder, {}, flat(OmegaConf.to_container(config)))
         last = max((int(steps[-1]) for steps, _ in run.curves.values()), default=0)
-        of_all = config.get("trainer", {}).get("max_steps")
+        if not isinstance(run.options.get("batch_size"), int):
+            return "config.yaml is damaged: it has no batch_size"
+        summary = json.loads((folder / "summary.json").read_text())
+        status, steps = summary["status"], int(summary["steps"])
+        numbers = {name: value for name, value in summary.items() if "/" in name}
+        if not isinstance(summary["head"], str) or not all(isinstance(each, int | float) for each in numbers.values()):
+            return "summary.json is damaged"
+    except FileNotFoundError:
+        of_all = run.options.get("trainer.max_steps")
         where = f", last heard of at step {last}{f' of {of_all}' if of_all else ''}" if last else ""
         return f"no summary.json: still running, or killed{where}"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    except OmegaConfBaseException:
+        return "config.yaml is damaged"
     except (ValueError, KeyError, TypeError):
         return "summary.json is damaged"
     if status != "finished":
         return f"{status} at step {steps}"
-    return Run(folder, summary, flat(OmegaConf.to_container(config)))
+    return Run(folder, summary, run.options)
 
 
 def _without_repetitions(runs: list[Run], left_out: list[tuple[Path, str]]) -> tuple[list[Run], list[tuple[Path, str]]]:

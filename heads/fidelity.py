@@ -42,16 +42,16 @@ def selection_fidelity(
         hardest: k.
 
     Returns:
-        Means over embeddings and selections, the same on all processes.
-        mass: share of the negatives' softmax that the selected classes hold.
-        hardest_recall: of the k negatives with the highest logits, the share that is selected.
-        gradient_cosine: between the gradient of an embedding and its exact one, along the sphere where the margin
-            normalizes.
+        Means over selections, the same on all processes. Gradients are those of all embeddings together, one vector,
+        along the sphere where the margin normalizes.
+        mass: share of the negatives' softmax that the selected classes hold; the mean over embeddings.
+        hardest_recall: of the k negatives with the highest logits, the share that is selected; likewise.
+        gradient_cosine: between the gradient and the exact one.
         gradient_norm_ratio: of their lengths.
-        gradient_bias: distance of the mean gradient over the selections from the exact one, over the length of that;
-            the root mean square over the embeddings, corrected for the noise of a mean of R. Given for R > 1.
-        gradient_variance: of the gradients over the selections, likewise over the square of the exact one's length.
-            The mean square error is bias squared plus variance.
+        gradient_bias: distance of the mean gradient over the selections from the exact one, over the length of that,
+            corrected for the noise of a mean of R. Given for R > 1.
+        gradient_variance: of the gradients over the selections, over the square of the exact one's length. The mean
+            square error is bias squared plus variance.
 
     Raises:
         ValueError: as `CenterHead.forward`; options out of range.
@@ -138,8 +138,8 @@ def loss_fidelity(
 
 def check_options(probes: int, repeats: int, hardest: int) -> None:
     for name, value in (("probes", probes), ("repeats", repeats), ("hardest", hardest)):
-        if value < 1:
-            raise ValueError(f"fidelity.{name}={value}: must be at least 1")
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"fidelity.{name}={value}: must be at least 1, a whole number")
 
 
 def spread_over(count: int, probes: int) -> list[int]:
@@ -224,18 +224,18 @@ def compared(gradients_RQD: Tensor, exact_QD: Tensor) -> dict[str, float]:
     """What is said of gradients of repeated selections, beside the exact one; in float64."""
     gradients_RQD, exact_QD = gradients_RQD.double(), exact_QD.double()
     repeats = len(gradients_RQD)
-    squares_RQ, square_Q = gradients_RQD.square().sum(2), exact_QD.square().sum(1)
-    products_RQ = (gradients_RQD * exact_QD).sum(2)
-    neither_RQ = (squares_RQ == 0) & (square_Q == 0)  # where both vanish they agree
-    cos_RQ = torch.where(neither_RQ, 1.0, (products_RQ / (squares_RQ * square_Q).sqrt()).nan_to_num(0.0))
-    ratio_RQ = torch.where(neither_RQ, 1.0, (squares_RQ / square_Q).sqrt())
-    result = {"gradient_cosine": float(cos_RQ.mean()), "gradient_norm_ratio": float(ratio_RQ.mean())}
+    squares_R, square = gradients_RQD.square().sum((1, 2)), exact_QD.square().sum()
+    products_R = (gradients_RQD * exact_QD).sum((1, 2))
+    neither_R = (squares_R == 0) & (square == 0)  # where both vanish they agree
+    square = square.clamp(min=torch.finfo(torch.float64).tiny)
+    cos_R = torch.where(neither_R, 1.0, (products_R / (squares_R * square).sqrt()).nan_to_num(0.0))
+    ratio_R = torch.where(neither_R, 1.0, (squares_R / square).sqrt())
+    result = {"gradient_cosine": float(cos_R.mean()), "gradient_norm_ratio": float(ratio_R.mean())}
     if repeats > 1:
         variance = gradients_RQD.var(0).sum()
         error = (gradients_RQD.mean(0) - exact_QD).square().sum() - variance / repeats
-        whole = square_Q.sum().clamp(min=torch.finfo(torch.float64).tiny)
-        result["gradient_bias"] = float((error / whole).clamp(min=0).sqrt())
-        result["gradient_variance"] = float(variance / whole)
+        result["gradient_bias"] = float((error / square).clamp(min=0).sqrt())
+        result["gradient_variance"] = float(variance / square)
     return result
 
 
@@ -377,11 +377,11 @@ def _gradient(head: CenterHead, exact: Exact, rows: ActiveRows, selection: Selec
 def _in_other_draws(head: CenterHead) -> Iterator[None]:
     """Selections are drawn by other keys, and their time is not the head's."""
     micro_batch, stopwatch = head.micro_batch, head.stopwatch
-    head.stopwatch = Stopwatch()
+    head.stopwatch, head.probing = Stopwatch(), True
     try:
         yield
     finally:
-        head.micro_batch, head.stopwatch = micro_batch, stopwatch
+        head.micro_batch, head.stopwatch, head.probing = micro_batch, stopwatch, False
 
 
 def _unit(rows: Tensor, margin: Margin) -> Tensor:

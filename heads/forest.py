@@ -174,7 +174,8 @@ class HashingForest(CenterHead):
         self._asked = -(-count // len(x_ND)) + 1 if count and len(x_ND) else 0  # and its own class
         if not self._asked:
             return positives[:0]
-        self._renew()
+        if not self.probing:
+            self._renew()
         if self.renewal.index is None:
             return positives[:0]
         with self.stopwatch("forward/query", x_ND.device):

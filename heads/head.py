@@ -176,6 +176,7 @@ class CenterHead(Head):
             store_dir=store_dir,
         )
         self.pending = PendingGradients()
+        self.probing = False  # whether a selection is only looked at
         self.active_classes = self.sampled_negatives = 0
         self._warned = False
 
@@ -210,8 +211,9 @@ class CenterHead(Head):
     def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
         """The classes of this training step, from the gathered batch: (N, D) and (N,), all processes'.
 
-        Random draws are keyed by step and micro-batch. `heads.fidelity` asks with other micro-batches what would have
-        been drawn besides, so what a selection changes for later ones belongs into `selected`.
+        Random draws are keyed by step and micro-batch. `heads.fidelity` asks, with `probing` set, what would have been
+        drawn for other micro-batches; that must change nothing. What a step changes for later ones belongs into
+        `selected`.
         """
         raise NotImplementedError
 

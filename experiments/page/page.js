@@ -52,8 +52,8 @@ function difference(name, first, second) {
   return null;
 }
 
-// Plotly reads tags in names.
-const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+// Plotly reads tags in names, and %{...} in what it shows under the mouse.
+const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "% {");
 
 const beyond = (found) => (found.low === null ? null : !(found.low <= 0 && found.high >= 0));
 
@@ -76,8 +76,8 @@ function layout(xTitle, yTitle, more = {}) {
     hovermode: "closest",
     showlegend: true,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-    xaxis: { ...axis, title: { text: xTitle, standoff: 8 }, ...(more.x ?? {}) },
-    yaxis: { ...axis, title: { text: yTitle, standoff: 8 }, ...(more.y ?? {}) },
+    xaxis: { ...axis, title: { text: escaped(xTitle), standoff: 8 }, ...(more.x ?? {}) },
+    yaxis: { ...axis, title: { text: escaped(yTitle), standoff: 8 }, ...(more.y ?? {}) },
   };
 }
 
@@ -87,6 +87,7 @@ function draw(id, traces, shape, description) {
   plot.setAttribute("aria-label", description);
   if (!traces.length) {
     Plotly.purge(plot);
+    plot.classList.remove("js-plotly-plot");
     plot.replaceChildren(element("p", "Nothing to draw: no run of what is chosen has these figures."));
     return;
   }
@@ -115,7 +116,7 @@ function scatter(id, xName) {
     if (kept.length)
       traces.push({
         x: kept.map(place), y: kept.map(height), mode: "lines", name: "Pareto front", hoverinfo: "skip",
-        line: { dash: "dash", color: "#6e7781", width: 1.5, shape: way * sign > 0 ? "hv" : "vh" },
+        line: { dash: "dash", color: "#6e7781", width: 1.5, shape: "hv" },
       });
   }
   const named = new Set();
@@ -127,7 +128,7 @@ function scatter(id, xName) {
       marker: { color: colour(group), symbol: shape(group), size: 11, line: { color: "#fff", width: 1 } },
       error_x: { type: "data", array: [spread(x, found[xName])], color: colour(group), thickness: 1.2 },
       error_y: { type: "data", array: [spread(y, found[y.name])], color: colour(group), thickness: 1.2 },
-      hovertemplate: `<b>${escaped(group.label)}</b><br>${y.title} ${told(y, found[y.name].mean)}<br>${x.title} ` +
+      hovertemplate: `<b>${escaped(group.label)}</b><br>${escaped(y.title)} ${told(y, found[y.name].mean)}<br>${escaped(x.title)} ` +
         `${told(x, found[xName].mean)}<br>${group.runs.length} runs<extra></extra>`,
     });
     named.add(group.head);
@@ -146,8 +147,8 @@ function drawOption() {
     $(`${id}-title`).textContent = `${figure.title} against ${option}`;
     const lines = new Map();
     for (const i of visible()) {
-      const group = data.groups[i], value = Number(group.options[option]);
-      if (group.options[option] === undefined || Number.isNaN(value) || !group.values[name]) continue;
+      const group = data.groups[i], value = group.options[option];
+      if (typeof value !== "number" || !group.values[name]) continue;
       const others = Object.entries(group.options).filter(([key]) => key !== option).map(([key, each]) => `${key}=${each}`);
       const line = [group.head, ...others].join(" ");
       if (!lines.has(line)) lines.set(line, []);
@@ -161,12 +162,12 @@ function drawOption() {
         marker: { color: colour(all[0]), symbol: shape(all[0]), size: 9 },
         line: { color: colour(all[0]), dash: DASHES[number % DASHES.length] },
         error_y: { type: "data", array: found.map((each) => spread(figure, each)), color: colour(all[0]), thickness: 1.2 },
-        hovertemplate: `<b>${escaped(line)}</b><br>${escaped(option)} %{x}<br>${figure.title} %{y}<extra></extra>`,
+        hovertemplate: `<b>${escaped(line)}</b><br>${escaped(option)} %{x}<br>${escaped(figure.title)} %{y}<extra></extra>`,
       };
     });
     const at = [...new Set(traces.flatMap((trace) => trace.x))], log = at.length > 0 && wide(at);
     const ticks = at.length > 8 ? {} : { tickvals: at, ticktext: at.map(String) };
-    draw(id, traces, layout(escaped(option) + (log ? ", logarithmic" : ""), figure.title, { x: { type: log ? "log" : "linear", ...ticks } }),
+    draw(id, traces, layout(option + (log ? ", logarithmic" : ""), figure.title, { x: { type: log ? "log" : "linear", ...ticks } }),
       `${figure.title} against ${option}`);
   }
 }
@@ -176,17 +177,18 @@ function drawCurves() {
   const chosen = data.curves.find((each) => each.name === name), traces = [], ofHead = {};
   for (const i of visible()) {
     const group = data.groups[i], curve = group.curves[name];
-    if (!curve || curve[axis].some((each) => each === null)) continue;
+    const there = curve ? curve.mean.map((_, k) => k).filter((k) => [curve[axis], curve.mean, curve.deviation].every((each) => each[k] !== null)) : [];
+    if (!there.length) continue;
     ofHead[group.head] = (ofHead[group.head] ?? -1) + 1;
-    const x = curve[axis], tint = colour(group);
-    const low = curve.mean.map((mean, k) => mean - curve.deviation[k]), high = curve.mean.map((mean, k) => mean + curve.deviation[k]);
+    const x = there.map((k) => curve[axis][k]), tint = colour(group), mean = there.map((k) => curve.mean[k]);
+    const low = there.map((k) => curve.mean[k] - curve.deviation[k]), high = there.map((k) => curve.mean[k] + curve.deviation[k]);
     if (group.runs.length > 1)
       traces.push({
         x: [...x, ...[...x].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", fillcolor: `${tint}22`,
         line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, legendgroup: group.label,
       });
     traces.push({
-      x, y: curve.mean, mode: x.length < 30 ? "lines+markers" : "lines", name: escaped(group.label), legendgroup: group.label,
+      x, y: mean, mode: x.length < 30 ? "lines+markers" : "lines", name: escaped(group.label), legendgroup: group.label,
       line: { color: tint, dash: DASHES[ofHead[group.head] % DASHES.length], width: 2 }, marker: { symbol: shape(group), size: 6 },
       hovertemplate: `<b>${escaped(group.label)}</b><br>%{y:.4g} at %{x:,.4~s}<extra></extra>`,
     });

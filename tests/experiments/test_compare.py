@@ -75,8 +75,9 @@ def test_at_a_point_of_ones_own(tmp_path, capsys, wide):
     assert "Not evaluated by then (evaluate.interval sets when): long, short" in printed(
         capsys, tmp_path, axis="steps", at=5
     )
-    with pytest.raises(ValueError, match="--at -1: must be more than 0"):
-        compared(tmp_path, "steps", -1)
+    for point in (-1, float("inf")):
+        with pytest.raises(ValueError, match=f"--at {point}: a number above 0"):
+            compared(tmp_path, "steps", point)
 
 
 def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, wide):
@@ -99,6 +100,50 @@ def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, wide):
         "summary.json is damaged)",
         "config.yaml is damaged)",
     ]
+
+
+def test_odd_folders_are_told_and_stop_nothing(tmp_path, capsys, wide):
+    """What other programs leave, what a kill cut off, what no program wrote."""
+    made_run(tmp_path / "good")
+    cut = made_run(tmp_path / "cut", seed=1)
+    (cut / "summary.json").unlink()
+    with (cut / "metrics.csv").open("a") as file:
+        file.write("110,1700.0,val/rank1,\n120,0,val/ra")
+    files = tmp_path / "good" / "wandb" / "run-1" / "files"
+    files.mkdir(parents=True)
+    (files / "config.yaml").write_text("head:\n  value:\n    _target_: x\n")
+    (tmp_path / "folder" / "config.yaml").mkdir(parents=True)
+    for name, text in (("word", "9"), ("odd", 'head: "${{ x }}"\n'), ("other", "head: a\ntrainer: null\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    small = made_run(tmp_path / "small", seed=2)
+    (small / "config.yaml").write_text("head:\n  _target_: x\nbatch_size: null\n")
+    words = made_run(tmp_path / "words", seed=3)
+    (words / "summary.json").write_text('{"status": "finished", "steps": 3, "head": "x", "val/rank1": "high"}')
+    out = printed(capsys, tmp_path)
+    told = {Path(line.split()[2]).name: line for line in out.splitlines() if line.startswith("Left out")}
+    assert set(told) == {"cut", "odd", "small", "words"} and "0.8000" in out
+    assert "last heard of at step 100" in told["cut"] and "no batch_size" in told["small"]
+
+
+def test_rows_on_disk_do_not_tell_seeds_apart(tmp_path):
+    for seed in range(3):
+        folder = tmp_path / str(seed)
+        made_run(folder, seed=seed, options={"store_dir": f"{folder}/rows", "head.store_dir": f"{folder}/rows"})
+    assert [len(group.runs) for group in compared(tmp_path).groups] == [3]
+
+
+def test_an_option_of_the_data_makes_a_problem_though_another_agrees_with_it(tmp_path):
+    for size in (64, 128):
+        made_run(tmp_path / str(size), options={"embedding_size": size, "data.size": size})
+    comparison = compared(tmp_path)
+    assert comparison.problems == ["data.size=64", "data.size=128"] and comparison.options == ["embedding_size"]
+
+
+def test_options_that_look_alike_are_told_apart(tmp_path):
+    for place, flip in enumerate((0.1234561, 0.1234562)):
+        made_run(tmp_path / str(place), options={"optimizer.lr": flip})
+    assert [len(group.runs) for group in compared(tmp_path).groups] == [1, 1]
 
 
 def test_runs_without_evaluation_count_for_costs_only(tmp_path, capsys, wide):
@@ -130,7 +175,7 @@ def test_other_classes_are_another_problem(tmp_path, capsys, wide):
 def test_faults_of_the_data_are_another_problem(tmp_path):
     made_run(tmp_path / "0", options={"noise.flip": 0.0, "data.tail": 0})
     made_run(tmp_path / "1", options={"noise.flip": 0.2, "data.tail": 0})
-    assert compared(tmp_path).problems == ["noise.flip=0", "noise.flip=0.2"]
+    assert compared(tmp_path).problems == ["noise.flip=0.0", "noise.flip=0.2"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys, wide):
@@ -201,11 +246,14 @@ def test_the_files(tmp_path, monkeypatch, capsys):
 
 def test_the_page_holds_its_data_and_needs_nothing_else(tmp_path):
     made_run(tmp_path / "0", rank1=0.5, options={"backbone": "</script>"})
-    made_run(tmp_path / "1", rank1=0.7, options={"backbone": "<b>"}, seed=3)
+    made_run(tmp_path / "1", rank1=0.7, options={"backbone": "<b> {{data}} <!--<script>", "clip": float("inf")}, seed=3)
     made_run(tmp_path / "2", status="interrupted", seed=4)
     html = page(*compare.show([tmp_path]))
     data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
-    assert [group["label"] for group in data["groups"]] == ["PartialFC backbone=</script>", "PartialFC backbone=<b>"]
+    assert [group["label"] for group in data["groups"]] == [
+        "PartialFC backbone=</script>",
+        "PartialFC backbone=<b> {{data}} <!--<script>",
+    ]
     assert data["groups"][1]["values"]["val/rank1"] == {"mean": 0.7, "deviation": None, "all": [0.7]}
     assert data["leftOut"][0]["why"] == "interrupted at step 100" and data["groups"][1]["runs"][0]["seed"] == 3
 
@@ -241,8 +289,11 @@ def test_what_metrics_do_not_tell_is_no_number(tmp_path):
     folder = made_run(tmp_path / "0", figures={"head/step_ms": float("nan")})
     lines = (folder / "metrics.csv").read_text().splitlines()
     (folder / "metrics.csv").write_text("\n".join(line for line in lines if "seconds" not in line) + "\n7,0,val/ra")
+    with pytest.raises(ValueError, match="--equal seconds: no run tells its time"):
+        compared(tmp_path, "seconds")
+    other = made_run(tmp_path / "1", "full")
     comparison = compared(tmp_path, "seconds")
-    assert comparison.columns(RANK1) == [[]] and comparison.columns(TIME) == [[]]
-    assert "head/step_ms" not in {figure.name for figure in comparison.figures}
-    assert any("tells no time" in note for note in comparison.notes({folder: "0"}))
-    json.dumps(comparison.curve(comparison.groups[0], "val/rank1"), allow_nan=False)
+    assert comparison.columns(RANK1) == [[0.8], []] and comparison.columns(TIME) == [[10.0], []]
+    assert comparison.columns(FIGURES[8]) == [[5.0], []]
+    assert any("tells no time" in note for note in comparison.notes({folder: "0", other: "1"}))
+    json.dumps(comparison.curve(comparison.groups[1], "val/rank1"), allow_nan=False)

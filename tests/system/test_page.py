@@ -43,7 +43,7 @@ def made(tmp_path_factory) -> Path:
             made_run(runs / f"{rate}" / str(seed), seed=seed, rank1=0.75 + 0.1 * rate + 0.01 * seed, options=options)
     made_run(runs / "more", "full", num_classes=5000, rank1=0.5)
     made_run(runs / "crashed", seed=7, status="failed")
-    made_run(runs / "</script><b>odd", seed=8, options={"backbone": "</script><b>odd"})
+    made_run(runs / "</script><b>odd", seed=8, options={"backbone": "</script><b>odd<!--<script>"})
     found = compare.show([runs])
     assert found is not None
     compare.leave(*found, folder)
@@ -112,6 +112,7 @@ def test_filters_take_heads_and_lines_out_of_plots(page):
     expect(page.locator("#against-time")).to_contain_text("Nothing to draw")
     page.locator("#heads input[data-head=FFC]").check()
     assert drawn(page, "against-time") == 1
+    expect(page.locator("#against-time")).not_to_contain_text("Nothing to draw")
 
 
 def test_choices_change_what_is_drawn(page):
@@ -140,7 +141,7 @@ def test_differences_and_what_is_left_out_are_told(page):
     lines = {line.split("\t")[0].strip(): line for line in page.locator("#differences tbody tr").all_inner_texts()}
     assert "the reference" in lines["FullFC backbone=tiny"]
     assert "more than noise" in lines["HashingForest backbone=tiny"]
-    assert "too few runs to tell" in lines["PartialFC backbone=</script><b>odd"]
+    assert "too few runs to tell" in lines["PartialFC backbone=</script><b>odd<!--<script>"]
     notes = page.locator("#notes").inner_text()
     assert "Left out: crashed (failed at step 100)" in notes and "2 problems" in notes
 
