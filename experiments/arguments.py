@@ -13,7 +13,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -24,6 +24,10 @@ def check(arguments: list[str], primary: str = "config") -> None:
     overrides = OverridesParser.create().parse_overrides([word for word in arguments if "=" in word])
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - _options(primary)
     chosen = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in groups and not o.is_delete()}
+    for name in chosen.get("experiment", []):  # what a study sweeps over, unless the command line does
+        for group, values in _swept_by(name).items():
+            if group in groups:
+                chosen.setdefault(group, values)
     for group, names in chosen.items():
         available = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         for name in (name for choice in names for name in choice.strip("[]").split(",") if name):
@@ -34,6 +38,10 @@ def check(arguments: list[str], primary: str = "config") -> None:
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 config = compose(primary, choices)
+        except MissingConfigException as error:
+            raise ValueError(
+                f"{' '.join(choices)}: {str(error).splitlines()[0]}; see the extras in the README"
+            ) from None
         except ConfigCompositionException:
             # A group that only some choices of another group bring in, such as `store`.
             for group in chosen:
@@ -59,6 +67,12 @@ def check_or_exit(primary: str = "config") -> None:
 def did_you_mean(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
+
+
+def _swept_by(experiment: str) -> dict[str, list[str]]:
+    path = CONF / "experiment" / f"{experiment}.yaml"
+    params = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") if path.exists() else None
+    return {str(name): str(values).split(",") for name, values in (params or {}).items()}
 
 
 def _values(override: Override) -> list[str]:

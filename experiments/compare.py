@@ -23,7 +23,8 @@ from . import runs
 from .comparison import AXES, TIME, Comparison, Figure, plain
 from .tables import console, packed, readable
 
-CLOSE = "≈"  # the mark of what differs from the best by no more than the noise
+# Marks of what differs from the best by no more than the noise, and of what has too few runs to tell.
+CLOSE, UNKNOWN = "≈", "?"
 
 
 def main() -> None:
@@ -108,6 +109,8 @@ def tables(comparison: Comparison, width: int) -> list[Table]:
     marks = "* best"
     if any(CLOSE in cell for cells in figures.values() for cell in cells):
         marks += f", {CLOSE} no further from it than the noise"
+    if any(cell.endswith(UNKNOWN) for cells in figures.values() for cell in cells):
+        marks += f", {UNKNOWN} too few runs to tell"
     return packed(keys, figures, f"{len(comparison.runs)} runs {where}; mean ± deviation over seeds; {marks}", width)
 
 
@@ -165,9 +168,11 @@ def _cell(comparison: Comparison, figure: Figure, number: int) -> str:
     best = comparison.best(figure, comparison.groups[number].problem)
     if best == number:
         return f"[bold]{text} *[/bold]"
-    if best is not None and (found := comparison.between(figure, number, best)) and found.beyond_noise is False:
-        return f"{text} {CLOSE}"
-    return text
+    if best is None or all(len(group.runs) == 1 for group in comparison.groups):
+        return text
+    found = comparison.between(figure, number, best)
+    assert found is not None
+    return text if found.beyond_noise else f"{text} {UNKNOWN if found.beyond_noise is None else CLOSE}"
 
 
 def _csv(lines: list[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .differences import Difference, difference
-from .runs import Run, differing
+from .runs import Run, differing, same
 
 AXES = {"images": "images", "steps": "steps", "seconds": "s of training"}
 OF_THE_PROBLEM = ("data.", "noise.", "protocol.", "evaluate.far")  # beginnings of options
@@ -64,6 +64,8 @@ FIGURES = (
     Figure("fidelity/gradient_bias", "gradient bias", False, along=True),
     Figure("fidelity/gradient_variance", "gradient variance", False, along=True),
     Figure("fidelity/hardest_recall", "hardest recall", True, along=True),
+    Figure("fidelity/class_means_cosine", "cosine to class means", None, along=True),
+    Figure("fidelity/class_means_norm_ratio", "norm ratio to class means", None, along=True),
 )
 # Of protocols, as val/SET/..., and at other rates: by how the last part begins.
 MORE_IS_BETTER = ("accuracy", "rank", "tar_at", "val_at", "tpir", "map", "auc", "top")
@@ -74,7 +76,7 @@ class Group:
     """Runs of one head with the same options, but for their seeds.
 
     Attributes:
-        head: its class.
+        head: its class, with its module where two are called the same.
         options: those in which groups differ, where the head has them.
         problem: what it was trained on, as far as groups differ in that.
     """
@@ -111,7 +113,7 @@ class Comparison:
             raise ValueError(f"--at {at}: a number above 0 is needed")
         if axis == "seconds" and not any("train/seconds" in run.curves for run in runs):
             raise ValueError("--equal seconds: no run tells its time (train/seconds in metrics.csv); --equal images")
-        self.runs, self.axis = runs, axis
+        self.runs, self.axis, self.asked = runs, axis, at
         self.options = differing(runs, OF_THE_PROBLEM, without=True)
         self.groups = self._grouped()
         self.problems = list(dict.fromkeys(group.problem for group in self.groups))
@@ -119,6 +121,7 @@ class Comparison:
         known = {figure.name for figure in FIGURES}
         others = sorted({name for run in runs for name in run.summary if name.startswith("val/")} - known)
         of_protocols = [Figure(name, name.removeprefix("val/"), True, along=True) for name in others if _is_rate(name)]
+        self._columns: dict[str, list[list[float]]] = {}
         self.figures = [each for each in (*FIGURES, *of_protocols) if any(map(len, self.columns(each)))]
 
     def values(self, group: Group, figure: Figure) -> list[float]:
@@ -128,7 +131,9 @@ class Comparison:
 
     def columns(self, figure: Figure) -> list[list[float]]:
         """The values of each group."""
-        return [self.values(group, figure) for group in self.groups]
+        if figure.name not in self._columns:
+            self._columns[figure.name] = [self.values(group, figure) for group in self.groups]
+        return self._columns[figure.name]
 
     def value(self, run: Run, figure: Figure, at: float) -> float | None:
         """Interpolated between two measurements; None where the run has none, or not at this point."""
@@ -214,6 +219,19 @@ class Comparison:
                 "alone"
             )
         for problem in self.problems:
+            ends = {
+                names[run.folder]: self._last(run)
+                for group in self.groups
+                if group.problem == problem
+                for run in group.runs
+            }
+            beyond = [name for name, end in ends.items() if end > self.at[problem] * 1.001]
+            if beyond and self.asked is None:
+                first = min(ends, key=lambda name: ends[name])
+                notes.append(
+                    f"At {self.point(problem)}, where {first} ended, though {len(beyond)} of {len(ends)} went on; --at "
+                    "sets another point"
+                )
             short = [
                 names[run.folder]
                 for group in self.groups
@@ -251,14 +269,18 @@ class Comparison:
     def _grouped(self) -> list[Group]:
         of_problem = differing(self.runs, OF_THE_PROBLEM)
         several = len({run.summary.get("num_classes") for run in self.runs}) > 1
+        targets = {run.target: run.summary["head"] for run in self.runs}
+        ambiguous = {name for name in targets.values() if list(targets.values()).count(name) > 1}
         groups: dict[tuple[str, ...], Group] = {}
         for run in self.runs:
+            head = run.summary["head"]
+            head = run.target if head in ambiguous else head
             options = {name: run.options[name] for name in self.options if name in run.options}
             told = [f"{name}={run.options[name]}" for name in of_problem if name in run.options]
             classes = [f"{run.summary['num_classes']:,} classes"] if several and "num_classes" in run.summary else []
             problem = ", ".join([*classes, *told])
-            key = (run.summary["head"], problem, *(f"{name}={value}" for name, value in options.items()))
-            groups.setdefault(key, Group(run.summary["head"], options, problem)).runs.append(run)
+            key = (head, problem, *(f"{name}={same(value)}" for name, value in options.items()))
+            groups.setdefault(key, Group(head, options, problem)).runs.append(run)
         # The full head first, the yardstick, then the others by name; their options by size.
         return sorted(
             groups.values(),
@@ -287,7 +309,9 @@ class Comparison:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Numbers before words."""
+    """Nothing, then numbers, then words."""
+    if value is None:
+        return (-1, 0.0, "")
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
 
 

@@ -11,7 +11,7 @@ import wandb
 from omegaconf import DictConfig
 from rich.tree import Tree
 
-from .comparison import FIGURES, Figure
+from .comparison import FIGURES, TIME, Figure
 from .tables import console
 from .using import command, needed
 
@@ -48,7 +48,7 @@ def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
     quality, cost, fidelity = (
         [each for each in FIGURES if each.kind == kind] for kind in ("quality", "cost", "fidelity")
     )
-    cost = [each for each in cost if each.name != "time"]
+    cost.remove(TIME)  # of a comparison
 
     by_head: dict[str, Any] = {"groupby": panels.Config(HEAD), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
 

@@ -4,7 +4,7 @@ By a bootstrap of the t statistic (Efron and Tibshirani, An Introduction to the 
 of both groups from their own means, drawn again with replacement from all of them together, tell how large t becomes
 where there is no difference; and so do normal draws with the deviation of each group, for groups whose noise differs.
 The larger of the two answers counts. With three runs each a percentile bootstrap finds a difference in a fifth of all
-cases where there is none; this one in a twentieth at most, as it should.
+cases where there is none; this one in a twentieth, as it should.
 """
 
 from collections.abc import Sequence

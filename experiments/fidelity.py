@@ -38,13 +38,8 @@ class Fidelity(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         if self.config.interval is not None:
-            kind = type(module.head)
-            if not isinstance(module.head, CenterHead) and kind.held_classes is Head.held_classes:
-                raise ValueError(
-                    f"fidelity.interval={self.config.interval}: {kind.__name__} has neither class centers nor "
-                    "held_classes(), to tell what stands against an embedding; null for never"
-                )
-            self._shard(module)
+            if not isinstance(module.head, CenterHead):
+                self._check(module)
             module.head.register_forward_hook(lambda head, inputs, loss: self._note(module, inputs, loss))
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
@@ -81,12 +76,26 @@ class Fidelity(L.Callback):
             with self.recorder.paused():
                 self.recorder.record(trainer, {f"fidelity/{name}": value for name, value in found.items()}, module.step)
 
+    def _check(self, module: HeadModule) -> None:
+        """Of a head without class centers. Raises ValueError where it cannot be judged."""
+        kind, head = type(module.head), module.head
+        lacks = [name for name in ("margin", "process_group") if not hasattr(head, name)]
+        if kind.held_classes is Head.held_classes:
+            lacks.append("held_classes()")
+        if lacks:
+            raise ValueError(
+                f"fidelity.interval={self.config.interval}: {kind.__name__} has no class centers, and without them "
+                f"{' and '.join(lacks)} would be needed; null for never"
+            )
+        self._shard(module)
+
     def _note(self, module: HeadModule, inputs: tuple[Tensor, ...], loss: Tensor) -> None:
         """Of the first micro-batch of a step that is due; of several forwards in it, the last."""
         first = (module.loader.handed_out - 1) % module.accumulate == 0
         due = (module.step + 1) % self.config.interval == 0 or module.step + 1 == module.num_steps
         if module.head.training and loss.requires_grad and first and due:
-            self._call = (inputs[0], inputs[1], loss)
+            embeddings, labels, *_ = inputs
+            self._call = (embeddings, labels, loss)
 
     @torch.no_grad()
     def _means(self, trainer: L.Trainer, module: HeadModule) -> Tensor:
@@ -96,5 +105,5 @@ class Fidelity(L.Callback):
         return class_means(model, module.data, wanted, self._shard(module), self.config.class_images, "all classes")[1]
 
     def _shard(self, module: HeadModule) -> Shard:
-        """The classes whose means this process makes, where the head has no centers."""
+        """The classes whose means this process makes, where the head has no centers. Raises ValueError for too few."""
         return Shard(module.data.train.num_classes, module.processes.rank, module.processes.world_size)

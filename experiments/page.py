@@ -55,10 +55,7 @@ def content(comparison: Comparison, left_out: list[tuple[Path, str]]) -> dict[st
                 "label": group.label,
                 "options": {name: _option(value) for name, value in group.options.items()},
                 "problem": comparison.problems.index(group.problem),
-                "runs": [
-                    {"name": names[run.folder], "seed": run.summary.get("seed"), "folder": str(run.folder)}
-                    for run in group.runs
-                ],
+                "runs": [{"seed": run.summary.get("seed"), "folder": str(run.folder)} for run in group.runs],
                 "values": {name: _spread(comparison.columns(figure)[number]) for name, figure in figures.items()},
                 "curves": {name: found for name in curves if (found := comparison.curve(group, name))},
             }
@@ -70,7 +67,7 @@ def content(comparison: Comparison, left_out: list[tuple[Path, str]]) -> dict[st
             for name, pairs in comparison.differences.items()
         },
         "notes": comparison.notes(names),
-        "leftOut": [{"name": names[folder], "folder": str(folder), "why": why} for folder, why in left_out],
+        "leftOut": [{"name": names[folder], "why": why} for folder, why in left_out],
     }
 
 
@@ -90,4 +87,4 @@ def _spread(values: list[float]) -> dict[str, Any] | None:
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "deviation": deviation, "all": values}
+    return {"mean": statistics.fmean(values), "deviation": deviation}

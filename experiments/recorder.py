@@ -33,7 +33,9 @@ class Recorder(L.Callback):
         self.folder, self.log_interval, self.processes = folder, log_interval, processes
         self.latest: dict[str, float] = {}
         self.step_of: dict[str, int] = {}  # the step at which each was measured
-        self.trained_seconds = 0.0  # since the first step, also of what a resumed training did before
+        # Since the first step, also of what a resumed training did before; None where its checkpoint does not tell.
+        self.trained_seconds: float | None = 0.0
+        self._resumed = False
         self.seconds = 0.0  # of training since warm-up
         self.images = 0  # in these seconds
         self._batches = 0
@@ -75,9 +77,12 @@ class Recorder(L.Callback):
         return {"trained_seconds": self.trained_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.trained_seconds = state["trained_seconds"]
+        self.trained_seconds, self._resumed = state["trained_seconds"], True
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, HeadModule)
+        if module.step and not self._resumed:
+            self.trained_seconds = None
         self._mark = time.perf_counter()
 
     def on_train_batch_end(
@@ -85,7 +90,8 @@ class Recorder(L.Callback):
     ) -> None:
         assert isinstance(module, HeadModule)
         now = time.perf_counter()
-        self.trained_seconds += now - self._mark
+        if self.trained_seconds is not None:
+            self.trained_seconds += now - self._mark
         self._batches += 1
         warm = self._batches > min(WARMUP_BATCHES, module.loader.num_batches - 1)
         if warm:
@@ -98,16 +104,16 @@ class Recorder(L.Callback):
             self.record(trainer, self.measure(module), module.step)
 
     def measure(self, module: HeadModule) -> dict[str, float]:
-        stats = module.head.stats()
-        head_bytes = float(stats.pop("memory_bytes", 0))
+        stats = dict(module.head.stats())
+        of_memory = {"memory/head_bytes": float(stats.pop("memory_bytes"))} if "memory_bytes" in stats else {}
         return {
             "train/loss": float(module.last_loss),
             **({"train/skipped_steps": module.skipped_steps} if module.loss_scale else {}),
-            "train/seconds": self.trained_seconds,
+            **({} if self.trained_seconds is None else {"train/seconds": self.trained_seconds}),
             "train/lr": module.optimizers()[0].param_groups[0]["lr"],  # type: ignore[index]
             "throughput/images_per_second": self.images_per_second,
             **{f"head/{name}": float(value) for name, value in stats.items()},
-            "memory/head_bytes": head_bytes,
+            **of_memory,
             "memory/peak_bytes": max(self._peak_bytes, peak_bytes()),
         }
 

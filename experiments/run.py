@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -31,6 +32,8 @@ def job(config: DictConfig) -> float | None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     sweeping = settings.mode == RunMode.MULTIRUN
+    if settings.sweeper.get("params") and not sweeping:
+        sys.exit(f"error: experiment={settings.runtime.choices['experiment']}: is a study of several runs; add -m")
     if sweeping:
         print(f"\nRun {settings.job.num} of the sweep: {' '.join(settings.overrides.task)}", flush=True)
     if config.logger.wandb.group is None:
@@ -99,8 +102,9 @@ def main() -> None:
         job()
     finally:
         if sweep.folder is not None:
-            compare.show([sweep.folder])
-            print(f"As a page: python -m experiments.compare {sweep.folder}")
+            with suppress(ValueError):  # none of them has begun
+                compare.show([sweep.folder])
+                print(f"As a page: python -m experiments.compare {sweep.folder}")
 
 
 if __name__ == "__main__":

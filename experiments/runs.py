@@ -20,14 +20,13 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and what was m
 NOT_OPTIONS: tuple[str, ...] = (
     *("seed", "resume", "logger.", "checkpoint.", "head._target_", "objective"),
     *("fidelity.interval", "evaluate.interval", "trainer.log_interval", "trainer.rendezvous"),
-    *("store_dir", "head.store_dir", "data.cache_dir"),
+    *("store_dir", "head.store_dir", "data.cache_dir", "evaluate.train_records"),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
-
+    """
     Attributes:
         folder: where it is.
         summary: of its summary.json.
@@ -52,6 +51,11 @@ class Run:
             name: (np.array(sorted(values), dtype=np.float64), np.array([values[step] for step in sorted(values)]))
             for name, values in found.items()
         }
+
+    @property
+    def target(self) -> str:
+        """The head, with the module that it is from."""
+        return str(self.options.get("head._target_"))
 
     @property
     def images_per_step(self) -> int:
@@ -79,7 +83,7 @@ class Run:
 
 
 def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """Finished runs in and below these folders, and the others with the reason, in order of their folders.
+    """Finished runs in and below these folders, in order of the folders, and the others with the reason.
 
     Raises:
         ValueError: a path is no folder.
@@ -114,8 +118,8 @@ def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
 
 
 def differing(runs: list[Run], beginnings: tuple[str, ...], *, without: bool = False) -> list[str]:
-    """Options of these beginnings that are not the same in all runs that have them; of those that always agree, the
-    shortest name.
+    """Options of these beginnings in which runs differ; of those that always vary together, the shortest name. A head
+    without an option does not differ in it from another head.
 
     Args:
         without: of all other beginnings instead.
@@ -124,8 +128,9 @@ def differing(runs: list[Run], beginnings: tuple[str, ...], *, without: bool = F
     by_values: dict[tuple[str, ...], str] = {}
     for name in names:
         if not name.startswith(NOT_OPTIONS) and name.startswith(beginnings) != without:
-            values = tuple(str(run.options.get(name, "")) for run in runs)
-            if len({value for value, run in zip(values, runs, strict=True) if name in run.options}) > 1:
+            values = tuple(same(run.options[name]) if name in run.options else "" for run in runs)
+            owners = {run.target for run in runs if name in run.options}
+            if len({value for value, run in zip(values, runs, strict=True) if run.target in owners}) > 1:
                 by_values.setdefault(values, name)
     return list(by_values.values())
 
@@ -148,43 +153,60 @@ def _read(folder: Path, config: DictConfig) -> Run | str:
     try:
         run = Run(folder, {}, flat(OmegaConf.to_container(config)))
         last = max((int(steps[-1]) for steps, _ in run.curves.values()), default=0)
-        if not isinstance(run.options.get("batch_size"), int):
-            return "config.yaml is damaged: it has no batch_size"
-        summary = json.loads((folder / "summary.json").read_text())
-        status, steps = summary["status"], int(summary["steps"])
-        numbers = {name: value for name, value in summary.items() if "/" in name}
-        if not isinstance(summary["head"], str) or not all(isinstance(each, int | float) for each in numbers.values()):
-            return "summary.json is damaged"
-    except FileNotFoundError:
-        of_all = run.options.get("trainer.max_steps")
-        where = f", last heard of at step {last}{f' of {of_all}' if of_all else ''}" if last else ""
-        return f"no summary.json: still running, or killed{where}"
-    except OSError as error:
-        return f"{Path(error.filename or folder).name}: {error.strerror}"
     except OmegaConfBaseException:
         return "config.yaml is damaged"
+    except (csv.Error, UnicodeDecodeError):
+        return "metrics.csv is damaged"
+    except OSError as error:
+        return f"metrics.csv: {error.strerror}"
+    if not isinstance(run.options.get("batch_size"), int):
+        return "config.yaml is damaged: it has no batch_size"
+    if run.options.get("fidelity.interval") is None:  # then how would have been asked tells nothing
+        for name in [name for name in run.options if name.startswith("fidelity.")]:
+            del run.options[name]
+    of_all = run.options.get("trainer.max_steps")
+    where = f"step {last}{f' of {of_all}' if of_all else ''}"
+    try:
+        run.summary.update(json.loads((folder / "summary.json").read_text()))
+        status, steps, numbers = run.summary["status"], int(run.summary["steps"]), run.summary.items()
+        if not isinstance(run.summary["head"], str):
+            return "summary.json is damaged"
+        if not all(isinstance(value, int | float) for name, value in numbers if "/" in name):
+            return "summary.json is damaged"
+    except FileNotFoundError:
+        if not last:
+            return "no summary.json: refused, still starting, or killed"
+        return f"no summary.json: still running, or killed, last heard of at {where}"
+    except OSError as error:
+        return f"summary.json: {error.strerror}"
     except (ValueError, KeyError, TypeError):
         return "summary.json is damaged"
     if status != "finished":
         return f"{status} at step {steps}"
-    return Run(folder, summary, run.options)
+    if max(last, of_all or 0) > steps:
+        return f"its summary is of step {steps}: it goes on, or was killed, last heard of at {where}"
+    return run
 
 
 def _without_repetitions(runs: list[Run], left_out: list[tuple[Path, str]]) -> tuple[list[Run], list[tuple[Path, str]]]:
     """Runs of equal options and seed are no two samples: the newest stays."""
-    newest: dict[str, Run] = {}
+    alike: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        told = {name: value for name, value in run.options.items() if not name.startswith(NOT_OPTIONS[1:])}
-        key = json.dumps([run.summary["head"], run.summary.get("num_classes"), told], sort_keys=True, default=str)
-        other = newest.get(key)
-        if other is None:
-            newest[key] = run
-            continue
-        kept, dropped = (run, other) if run.ended >= other.ended else (other, run)
-        newest[key] = kept
-        left_out.append((dropped.folder, f"the same options and seed as {kept.folder}, which is newer"))
-    kept_runs = {id(run) for run in newest.values()}
-    return [run for run in runs if id(run) in kept_runs], left_out
+        told = {name: same(value) for name, value in run.options.items() if not name.startswith(NOT_OPTIONS)}
+        key = [run.target, run.summary.get("num_classes"), run.summary.get("seed"), told]
+        alike[json.dumps(key, sort_keys=True)].append(run)
+    newest = {id(members[0]): max(members, key=lambda run: run.ended) for members in alike.values()}
+    kept = {id(run) for run in newest.values()}
+    for members in alike.values():
+        newer = newest[id(members[0])]
+        reason = f"the same options and seed as {newer.folder}, which is newer"
+        left_out += [(run.folder, reason) for run in members if run is not newer]
+    return [run for run in runs if id(run) in kept], left_out
+
+
+def same(value: Any) -> str:
+    """The same text for the same value of an option: 1 and 1.0."""
+    return repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -97,9 +97,10 @@ def loss_fidelity(
 ) -> dict[str, float]:
     """Holds the loss of a head without class centers against the full head over the mean embeddings of the classes.
 
-    Comparable with `selection_fidelity`: mass, recall, and the gradient's cosine. A class counts as selected if it is
-    among those the head holds, though what it holds of the class is not its mean. The norm ratio carries the head's own
-    weights: FFC counts a probe twice. There is nothing to draw again, so neither bias nor variance.
+    Comparable with `selection_fidelity` are mass and recall: a class counts as selected if it is among those the head
+    holds, though what it holds of the class is not its mean. The gradient is that of another loss: its cosine tells how
+    far it goes the way of a full head over class means, and the ratio of lengths carries the head's own weights, such
+    as those of FFC, which counts a probe twice. There is nothing to draw again, so neither bias nor variance.
 
     Args:
         loss: of the training step, before its backward pass.
@@ -108,9 +109,15 @@ def loss_fidelity(
         held: int64 class ids, over all classes, that stand against an embedding.
 
     Returns:
-        As `selection_fidelity`, without bias and variance.
+        mass, hardest_recall: as `selection_fidelity`.
+        class_means_cosine, class_means_norm_ratio: between the gradient and that of the full head over class means.
+
+    Raises:
+        ValueError: a margin that does not normalize.
     """
     check_options(probes, 1, hardest)
+    if not margin.normalize:
+        raise ValueError(f"margin={margin}: class means have directions only; a margin that normalizes is needed")
     rank, world_size = rank_and_size(group)
     shard = Shard(num_classes, rank, world_size)
     assert len(means) == shard.size
@@ -129,10 +136,12 @@ def loss_fidelity(
         exact = Exact(x_QD, labels_Q, rows, shard, margin, group, hardest)
         ids = shard.local(held.to(x_QD.device))
         ids = ids[ids >= 0].sort().values
+        gradients = compared(gradient_QD[None], exact.gradient_QD)
         return {
             "mass": float(exact.mass(rows.subset(ids), ids).mean()),
             "hardest_recall": float(exact.recall(ids).mean()),
-            **compared(gradient_QD[None], exact.gradient_QD),
+            "class_means_cosine": gradients["gradient_cosine"],
+            "class_means_norm_ratio": gradients["gradient_norm_ratio"],
         }
 
 
@@ -224,8 +233,10 @@ def compared(gradients_RQD: Tensor, exact_QD: Tensor) -> dict[str, float]:
     """What is said of gradients of repeated selections, beside the exact one; in float64."""
     gradients_RQD, exact_QD = gradients_RQD.double(), exact_QD.double()
     repeats = len(gradients_RQD)
-    squares_R, square = gradients_RQD.square().sum((1, 2)), exact_QD.square().sum()
-    products_R = (gradients_RQD * exact_QD).sum((1, 2))
+    # One by one, so that equal gradients give equal sums, to the last bit.
+    square = (exact_QD * exact_QD).sum()
+    squares_R = torch.stack([(each_QD * each_QD).sum() for each_QD in gradients_RQD])
+    products_R = torch.stack([(each_QD * exact_QD).sum() for each_QD in gradients_RQD])
     neither_R = (squares_R == 0) & (square == 0)  # where both vanish they agree
     square = square.clamp(min=torch.finfo(torch.float64).tiny)
     cos_R = torch.where(neither_R, 1.0, (products_R / (squares_R * square).sqrt()).nan_to_num(0.0))
@@ -378,8 +389,10 @@ def _in_other_draws(head: CenterHead) -> Iterator[None]:
     """Selections are drawn by other keys, and their time is not the head's."""
     micro_batch, stopwatch = head.micro_batch, head.stopwatch
     head.stopwatch, head.probing = Stopwatch(), True
+    device = head.centers.like.device
     try:
-        yield
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of a head that draws without a key
+            yield
     finally:
         head.micro_batch, head.stopwatch, head.probing = micro_batch, stopwatch, False
 

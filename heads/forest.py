@@ -174,7 +174,7 @@ class HashingForest(CenterHead):
         self._asked = -(-count // len(x_ND)) + 1 if count and len(x_ND) else 0  # and its own class
         if not self._asked:
             return positives[:0]
-        if not self.probing:
+        if not (self.probing and self.renewal.background):  # waiting for it would be the same at any moment of a step
             self._renew()
         if self.renewal.index is None:
             return positives[:0]

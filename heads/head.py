@@ -2,7 +2,7 @@
 
 A step of a CenterHead: gather the batch from all processes, *select* the classes that take part, turn
 their rows into the exact margin softmax, and leave the gradient of the rows *pending* until the row
-optimizer steps. Subclasses override `select` and nothing more.
+optimizer steps. Subclasses override `select`, and `selected` if they note anything of a step.
 """
 
 import os

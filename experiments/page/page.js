@@ -9,6 +9,7 @@ const CONFIG = { responsive: true, displayModeBar: false };
 const heads = [...new Set(data.groups.map((group) => group.head))];
 const figures = Object.fromEntries(data.figures.map((figure) => [figure.name, figure]));
 const shown = data.groups.map(() => true);
+const allAlone = data.groups.every((group) => group.runs.length === 1);
 let sorting = { name: null, turn: 1 };
 
 const colour = (group) => COLOURS[heads.indexOf(group.head) % COLOURS.length];
@@ -232,7 +233,7 @@ function drawTable() {
       const found = group.values[figure.name], winner = best(figure.name);
       const text = found ? told(figure, found.mean) + (found.deviation !== null ? ` ± ${told(figure, found.deviation)}` : "") : "–";
       const gap = winner !== null && winner !== i && found ? difference(figure.name, i, winner) : null;
-      const mark = winner === i ? " ★" : gap && beyond(gap) === false ? " ≈" : "";
+      const mark = winner === i ? " ★" : !gap || allAlone ? "" : { true: "", false: " ≈", null: " ?" }[beyond(gap)];
       line.append(element("td", text + mark, winner === i ? { class: "best" } : {}));
     }
     return line;

@@ -69,6 +69,8 @@ def test_at_equal_images_steps_and_seconds(tmp_path):
 def test_at_a_point_of_ones_own(tmp_path, capsys, wide):
     made_run(tmp_path / "long", "full", steps=200)
     made_run(tmp_path / "short", "pfc", steps=100)
+    note = "At 100 steps, where short ended, though 1 of 2 went on; --at sets another point"
+    assert note in printed(capsys, tmp_path, axis="steps")
     comparison = compared(tmp_path, "steps", 150)
     assert comparison.columns(RANK1) == [[pytest.approx(0.6)], []]
     assert "Ended before 150 steps: short" in printed(capsys, tmp_path, axis="steps", at=150)
@@ -138,6 +140,37 @@ def test_an_option_of_the_data_makes_a_problem_though_another_agrees_with_it(tmp
         made_run(tmp_path / str(size), options={"embedding_size": size, "data.size": size})
     comparison = compared(tmp_path)
     assert comparison.problems == ["data.size=64", "data.size=128"] and comparison.options == ["embedding_size"]
+
+
+def test_an_option_that_only_some_runs_of_a_head_have_tells_them_apart(tmp_path):
+    made_run(tmp_path / "0")
+    made_run(tmp_path / "1", options={"backbone_width": 64})
+    made_run(tmp_path / "2", "full", options={"filter_below": 0})
+    comparison = compared(tmp_path)
+    assert [group.label for group in comparison.groups] == ["FullFC", "PartialFC", "PartialFC backbone_width=64"]
+
+
+def test_heads_of_the_same_name_are_told_apart(tmp_path):
+    made_run(tmp_path / "0")
+    made_run(tmp_path / "1", options={"head._target_": "mine.PartialFC"})
+    assert [group.head for group in compared(tmp_path).groups] == ["heads.pfc.PartialFC", "mine.PartialFC"]
+
+
+def test_a_run_that_goes_on_is_not_finished(tmp_path, capsys, wide):
+    """Resumed in place for more steps: its summary is of before."""
+    folder = made_run(tmp_path / "0")
+    made_run(tmp_path / "1", seed=1)
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("150,0,train/loss,1\n")
+    assert "its summary is of step 100: it goes on, or was killed, last heard of at step 150" in printed(
+        capsys, tmp_path
+    )
+
+
+def test_how_fidelity_would_have_been_asked_does_not_matter(tmp_path):
+    made_run(tmp_path / "0", options={"fidelity.interval": None, "fidelity.probes": 8})
+    made_run(tmp_path / "1", seed=1, options={"fidelity.interval": None, "fidelity.probes": 16.0})
+    assert [len(group.runs) for group in compared(tmp_path).groups] == [2]
 
 
 def test_options_that_look_alike_are_told_apart(tmp_path):
@@ -252,9 +285,9 @@ def test_the_page_holds_its_data_and_needs_nothing_else(tmp_path):
     data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
     assert [group["label"] for group in data["groups"]] == [
         "PartialFC backbone=</script>",
-        "PartialFC backbone=<b> {{data}} <!--<script>",
+        "PartialFC backbone=<b> {{data}} <!--<script> clip=inf",
     ]
-    assert data["groups"][1]["values"]["val/rank1"] == {"mean": 0.7, "deviation": None, "all": [0.7]}
+    assert data["groups"][1]["values"]["val/rank1"] == {"mean": 0.7, "deviation": None}
     assert data["leftOut"][0]["why"] == "interrupted at step 100" and data["groups"][1]["runs"][0]["seed"] == 3
 
 

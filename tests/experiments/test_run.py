@@ -18,6 +18,8 @@ from experiments.train import train
 from tests.experiments import offline
 from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, stored_rows, summary
 
+SHORT = ("data.heldout=0.05", "trainer.max_steps=4", "trainer.log_interval=2", "evaluate.interval=null")
+SHORT += ("fidelity.interval=2", "fidelity.probes=8", "logger.wandb.mode=disabled")
 WANTED = {
     *("head", "num_classes", "embedding_size", "world_size", "seed", "steps", "epochs", "train/loss"),
     *("throughput/images_per_second", "head/step_ms", "head/active_classes", "memory/peak_bytes"),
@@ -219,14 +221,31 @@ def test_rows_on_disk_train_as_in_memory_and_resume(finished, tmp_path):
 
 
 def test_a_sweep_prints_one_table_and_survives_a_failing_run(tmp_path):
-    words = ["experiments.run", "-m", "head=pfc", "sample_rate=0.05,2,0.5", "seed=0,1", *SMOKE, "trainer.max_steps=4"]
-    printed = call(*words, "logger.wandb.mode=disabled", f"hydra.sweep.dir={tmp_path}", status=1)
-    assert [summary(tmp_path / str(job))["steps"] for job in (0, 1, 4, 5)] == [4] * 4
-    table = printed[printed.index("4 runs") :]
-    assert "0.05" in table and "0.5" in table and "±" in table and "*" in table
+    """A study, with other rates than its own."""
+    words = ["experiments.run", "-m", "experiment=sample_rate", "sample_rate=0.05,2,0.5", "seed=0,1", *SHORT]
+    printed = call(*words, f"hydra.sweep.dir={tmp_path}", status=1)
+    found = [summary(tmp_path / str(job)) for job in (0, 2, 3, 5)]  # rates within seeds
+    assert [each["steps"] for each in found] == [4] * 4 and all(0 < each["fidelity/mass"] < 1 for each in found)
+    table = printed[printed.index("4 runs") : printed.index("As a page")]
+    assert "0.05" in table and "0.5" in table and "±" in table and "*" in table and "gradient cosine" in table
     assert table.count("Left out") == 2 and "sample_rate=2" in printed
-    again = call("experiments.compare", tmp_path)
-    assert again.strip() in printed
+    again = call("experiments.compare", tmp_path, "--output", tmp_path / "compared")
+    assert again.startswith(table) and (tmp_path / "compared" / "comparison.html").exists()
+
+
+def test_optuna_is_told_what_a_run_gave(tmp_path):
+    words = ["experiments.run", "-m", "experiment=tune", "hydra.sweeper.n_trials=2", *SHORT]
+    call(*words, f"hydra.sweep.dir={tmp_path}")
+    best = OmegaConf.load(tmp_path / "optimization_results.yaml")
+    found = [summary(tmp_path / str(job))["val/rank1"] for job in range(2)]
+    assert best.best_value == max(found) and set(best.best_params) == {"optimizer.lr", "margin.m"}
+
+
+def test_a_study_is_no_single_run(tmp_path):
+    printed = call("experiments.run", "experiment=heads", f"hydra.run.dir={tmp_path}", status=1)
+    assert "experiment=heads: is a study of several runs; add -m" in printed
+    with pytest.raises(ValueError, match="sample_rate: no option of head=full"):
+        arguments.check(["experiment=heads", "sample_rate=0.2"])
 
 
 def test_a_terminated_sweep_starts_no_other_run(tmp_path):

@@ -326,8 +326,8 @@ def test_a_head_without_centers_against_class_means(world_size, workers):
     expected = {
         "mass": p[:, held].sum(1).mean(),
         "hardest_recall": torch.isin(hardest, held).double().mean(),
-        "gradient_cosine": torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0),
-        "gradient_norm_ratio": gradient.norm() / exact.norm(),
+        "class_means_cosine": torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0),
+        "class_means_norm_ratio": gradient.norm() / exact.norm(),
     }
     for found, _, _ in parts:
         assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
