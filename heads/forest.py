@@ -10,9 +10,9 @@ from torch import Tensor
 from . import keyed
 from .allocation import Allocation, Varying
 from .cost import Case, Cost
-from .fidelity import coverage
 from .head import CenterHead, Selection
 from .index import Annoy, CenterVectors, Index
+from .oracle import coverage
 from .renewal import Renewal
 from .sampling import filled
 

@@ -9,8 +9,9 @@ from torch.nn.functional import normalize, one_hot
 
 import heads.softmax
 from heads import FFC, CenterHead, CosFace, FullFC, HashingForest, Margin, PartialFC, Selection, Softmax, SVSoftmax
-from heads.fidelity import FIRST_REPEAT, compared, coverage, loss_fidelity, selection_fidelity
+from heads.fidelity import FIRST_REPEAT, compared, loss_fidelity, selection_fidelity
 from heads.index import IVF, Exact
+from heads.oracle import coverage
 from tests import reference
 from tests.reference import Rule
 from tests.workers import rank_and_world
