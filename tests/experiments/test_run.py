@@ -222,12 +222,12 @@ def test_rows_on_disk_train_as_in_memory_and_resume(finished, tmp_path):
 
 def test_a_sweep_prints_one_table_and_survives_a_failing_run(tmp_path):
     """A study, with other rates than its own."""
-    words = ["experiments.run", "-m", "experiment=sample_rate", "sample_rate=0.05,2,0.5", "seed=0,1", *SHORT]
+    words = ["experiments.run", "-m", "experiment=sample_rate", "sample_rate=0.05,2", "seed=0,1", *SHORT]
     printed = call(*words, f"hydra.sweep.dir={tmp_path}", status=1)
-    found = [summary(tmp_path / str(job)) for job in (0, 2, 3, 5)]  # rates within seeds
-    assert [each["steps"] for each in found] == [4] * 4 and all(0 < each["fidelity/mass"] < 1 for each in found)
-    table = printed[printed.index("4 runs") : printed.index("As a page")]
-    assert "0.05" in table and "0.5" in table and "±" in table and "*" in table and "gradient cosine" in table
+    found = [summary(tmp_path / str(job)) for job in (0, 2)]  # rates within seeds
+    assert [each["steps"] for each in found] == [4] * 2 and all(0 < each["fidelity/mass"] < 1 for each in found)
+    table = printed[printed.index("2 runs") : printed.index("As a page")]
+    assert "PartialFC" in table and "±" in table and "gradient cosine" in table
     assert table.count("Left out") == 2 and "sample_rate=2" in printed
     again = call("experiments.compare", tmp_path, "--output", tmp_path / "compared")
     assert again.startswith(table) and (tmp_path / "compared" / "comparison.html").exists()
@@ -303,7 +303,7 @@ def test_wrong_options_get_a_sentence(overrides, words, tmp_path):
     ("overrides", "words"),
     [
         (["head=pfc", "sample_rte=0.1"], "sample_rte: no such option; did you mean 'sample_rate'?"),
-        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of ffc, forest, full, pfc"),
+        (["head=pcf"], "head=pcf: did you mean 'pfc'? choose one of ffc, forest, forest_blocking, full, pfc"),
         (["head=ffc", "store=disk"], "store: no option of head=ffc; it belongs to head=forest and head=full"),
         (["head=ffc", "compute=bf16"], "compute: no option of head=ffc; it belongs to head=forest and head=full"),
         (["store=device", "store_dir=x"], "store_dir: no option of store=device; it belongs to store=disk"),
