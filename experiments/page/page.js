@@ -12,8 +12,10 @@ const shown = data.groups.map(() => true);
 const allAlone = data.groups.every((group) => group.runs.length === 1);
 let sorting = { name: null, turn: 1 };
 
-const colour = (group) => COLOURS[heads.indexOf(group.head) % COLOURS.length];
-const shape = (group) => SHAPES[heads.indexOf(group.head) % SHAPES.length];
+// Heads are told apart by colour, or the options of the only one.
+const kind = (group) => (heads.length > 1 ? heads.indexOf(group.head) : data.groups.indexOf(group));
+const colour = (group) => COLOURS[kind(group) % COLOURS.length];
+const shape = (group) => SHAPES[kind(group) % SHAPES.length];
 const problem = () => Number($("problem").value);
 const numbers = () => data.groups.map((_, i) => i).filter((i) => data.groups[i].problem === problem());
 const visible = () => numbers().filter((i) => shown[i]);
