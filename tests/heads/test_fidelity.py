@@ -25,6 +25,12 @@ MARGINS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def chunks_as_before(monkeypatch):
+    """`spread` makes them small, in this process too."""
+    monkeypatch.setattr(heads.softmax, "CHUNK_ROWS", heads.softmax.CHUNK_ROWS)
+
+
 class Top(CenterHead):
     """The nearest classes of the shard, exactly: of each embedding, so many."""
 
