@@ -8,7 +8,6 @@ comparison.csv and differences.csv.
 import argparse
 import csv
 import io
-import statistics
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.table import Table
 from data.files import write_whole
 
 from . import runs
-from .comparison import AXES, TIME, Comparison, Figure, plain
+from .comparison import AXES, TIME, Comparison, Figure, plain, spread
 from .tables import console, packed, readable
 
 # Marks of what differs from the best by no more than the noise, and of what has too few runs to tell.
@@ -104,14 +103,13 @@ def tables(comparison: Comparison, width: int) -> list[Table]:
         escape(figure.title): [_cell(comparison, figure, number) for number in range(len(groups))]
         for figure in comparison.figures
     }
-    points = list(dict.fromkeys(comparison.point(problem) for problem in comparison.problems))
-    where = f"at {points[0]}" if len(points) == 1 else f"at equal {comparison.axis}"
     marks = "* best"
     if any(CLOSE in cell for cells in figures.values() for cell in cells):
         marks += f", {CLOSE} no further from it than the noise"
     if any(cell.endswith(UNKNOWN) for cells in figures.values() for cell in cells):
         marks += f", {UNKNOWN} too few runs to tell"
-    return packed(keys, figures, f"{len(comparison.runs)} runs {where}; mean ± deviation over seeds; {marks}", width)
+    title = f"{len(comparison.runs)} runs {comparison.where}; mean ± deviation over seeds; {marks}"
+    return packed(keys, figures, title, width)
 
 
 def group_lines(comparison: Comparison) -> list[dict[str, Any]]:
@@ -123,8 +121,8 @@ def group_lines(comparison: Comparison) -> list[dict[str, Any]]:
         line[f"at_{comparison.axis}"] = comparison.at[group.problem]
         for figure in comparison.figures:
             values = comparison.columns(figure)[number]
-            line[figure.name] = statistics.fmean(values) if values else ""
-            line[f"{figure.name} deviation"] = statistics.stdev(values) if len(values) > 1 else ""
+            mean, deviation = spread(values) if values else (None, None)
+            line |= {figure.name: mean, f"{figure.name} deviation": deviation}  # None is written as nothing
         lines.append(line)
     return lines
 
@@ -138,9 +136,8 @@ def difference_lines(comparison: Comparison) -> list[dict[str, Any]]:
             "first": comparison.groups[i].label,
             "second": comparison.groups[j].label,
             "difference": found.mean,
-            "low": "" if found.interval is None else found.interval[0],
-            "high": "" if found.interval is None else found.interval[1],
-            "beyond_noise": "" if found.beyond_noise is None else found.beyond_noise,
+            **dict(zip(("low", "high"), found.interval or (None, None), strict=True)),
+            "beyond_noise": found.beyond_noise,
         }
         for name, pairs in comparison.differences.items()
         for (i, j), found in pairs.items()
@@ -162,9 +159,10 @@ def _cell(comparison: Comparison, figure: Figure, number: int) -> str:
     values = comparison.columns(figure)[number]
     if not values:
         return ""
-    text = shown_value(figure, statistics.fmean(values))
-    if len(values) > 1:
-        text += f" ± {shown_value(figure, statistics.stdev(values))}"
+    mean, deviation = spread(values)
+    text = shown_value(figure, mean)
+    if deviation is not None:
+        text += f" ± {shown_value(figure, deviation)}"
     best = comparison.best(figure, comparison.groups[number].problem)
     if best == number:
         return f"[bold]{text} *[/bold]"

@@ -4,6 +4,7 @@ Figures are compared within one problem only: the same classes, data and faults.
 """
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -202,9 +203,9 @@ class Comparison:
         places = {axis: np.mean([run.along(axis, steps) for run in timed], axis=0) for axis in AXES}
         deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(steps))
         return {
-            **{axis: _plain(each) for axis, each in places.items()},
-            "mean": _plain(values.mean(0)),
-            "deviation": _plain(deviation),
+            **{axis: _numbers(each) for axis, each in places.items()},
+            "mean": _numbers(values.mean(0)),
+            "deviation": _numbers(deviation),
         }
 
     def notes(self, names: dict[Path, str]) -> list[str]:
@@ -219,12 +220,7 @@ class Comparison:
                 "alone"
             )
         for problem in self.problems:
-            ends = {
-                names[run.folder]: self._last(run)
-                for group in self.groups
-                if group.problem == problem
-                for run in group.runs
-            }
+            ends = {names[run.folder]: self._last(run) for run in self._runs_of(problem)}
             beyond = [name for name, end in ends.items() if end > self.at[problem] * 1.001]
             if beyond and self.asked is None:
                 first = min(ends, key=lambda name: ends[name])
@@ -232,14 +228,7 @@ class Comparison:
                     f"At {self.point(problem)}, where {first} ended, though {len(beyond)} of {len(ends)} went on; --at "
                     "sets another point"
                 )
-            short = [
-                names[run.folder]
-                for group in self.groups
-                if group.problem == problem
-                for run in group.runs
-                if self._last(run) < self.at[problem] * (1 - 1e-9)
-            ]
-            if short:
+            if short := [name for name, end in ends.items() if end < self.at[problem] * (1 - 1e-9)]:
                 notes.append(f"Ended before {self.point(problem)}: {', '.join(short)}")
         if lone := [group.label for group in self.groups if len(group.runs) == 1]:
             several = len(lone) < len(self.groups)
@@ -266,6 +255,12 @@ class Comparison:
         at = self.at[problem]
         return f"{at:,.0f} {AXES[self.axis]}" if at >= 10 else f"{at:.3g} {AXES[self.axis]}"
 
+    @property
+    def where(self) -> str:
+        """At which point, in words."""
+        points = list(dict.fromkeys(self.point(problem) for problem in self.problems))
+        return f"at {points[0]}" if len(points) == 1 else f"at equal {self.axis}"
+
     def _grouped(self) -> list[Group]:
         of_problem = differing(self.runs, OF_THE_PROBLEM)
         several = len({run.summary.get("num_classes") for run in self.runs}) > 1
@@ -273,8 +268,7 @@ class Comparison:
         ambiguous = {name for name in targets.values() if list(targets.values()).count(name) > 1}
         groups: dict[tuple[str, ...], Group] = {}
         for run in self.runs:
-            head = run.summary["head"]
-            head = run.target if head in ambiguous else head
+            head = run.target if run.summary["head"] in ambiguous else run.summary["head"]
             options = {name: run.options[name] for name in self.options if name in run.options}
             told = [f"{name}={run.options[name]}" for name in of_problem if name in run.options]
             classes = [f"{run.summary['num_classes']:,} classes"] if several and "num_classes" in run.summary else []
@@ -292,13 +286,16 @@ class Comparison:
             ),
         )
 
+    def _runs_of(self, problem: str) -> list[Run]:
+        return [run for group in self.groups if group.problem == problem for run in group.runs]
+
     def _last(self, run: Run) -> float:
         """How far it came."""
         steps = float(run.summary["steps"])
         return float(run.along(self.axis, np.array([steps]))[0])
 
     def _reached_by_all(self, problem: str) -> float:
-        ends = [self._last(run) for group in self.groups if group.problem == problem for run in group.runs]
+        ends = [self._last(run) for run in self._runs_of(problem)]
         return float(np.nanmin(ends)) if not np.isnan(ends).all() else float("nan")
 
     def _time(self, run: Run, at: float) -> float | None:
@@ -315,6 +312,11 @@ def _order(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
 
 
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and deviation; one value has none."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
 def plain(value: Any) -> str:
     """An option as people write it."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -325,6 +327,6 @@ def _is_rate(name: str) -> bool:
     return last.startswith(MORE_IS_BETTER) and not last.endswith(("_low", "_high", "_se"))
 
 
-def _plain(values: NDArray[np.float64]) -> list[float | None]:
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
     """Numbers as JSON has them: six digits, and nothing for NaN."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]

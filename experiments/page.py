@@ -4,13 +4,12 @@ import html
 import json
 import math
 import re
-import statistics
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from . import runs
-from .comparison import AXES, Comparison, Figure, plain
+from .comparison import AXES, Comparison, Figure, plain, spread
 
 PARTS = Path(__file__).with_name("page")
 CURVES = ("val/", "train/", "fidelity/", "throughput/", "head/step_ms")  # beginnings of what is drawn against time
@@ -43,6 +42,7 @@ def content(comparison: Comparison, left_out: list[tuple[Path, str]]) -> dict[st
         "title": title(comparison),
         "made": f"{datetime.now():%Y-%m-%d %H:%M}",
         "equal": comparison.axis,
+        "where": comparison.where,
         "axes": AXES,
         "problems": [
             {"name": problem or "all runs", "point": comparison.point(problem)} for problem in comparison.problems
@@ -84,7 +84,4 @@ def _option(value: Any) -> Any:
 
 
 def _spread(values: list[float]) -> dict[str, Any] | None:
-    if not values:
-        return None
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "deviation": deviation}
+    return dict(zip(("mean", "deviation"), spread(values), strict=True)) if values else None

@@ -41,6 +41,11 @@ def gather_rows(rows: Tensor, sizes: list[int], group: ProcessGroup | None) -> T
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+def gather_columns(columns: Tensor, widths: list[int], group: ProcessGroup | None) -> Tensor:
+    """Each process's (N, m) -> all columns (N, sum of widths) in rank order, the same on every process."""
+    return gather_rows(columns.T.contiguous(), widths, group).T
+
+
 def sum_over_processes(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     """In place."""
     if group is not None:

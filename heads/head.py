@@ -18,12 +18,13 @@ from torch.distributed import ProcessGroup
 from . import dtypes
 from .batch import check_embeddings, check_labels, check_values, gather
 from .centers import ActiveRows, ClassCenters, RowState
-from .collectives import default_group, gather_rows, gather_sizes, rank_and_size
+from .collectives import default_group, gather_columns, gather_rows, gather_sizes, rank_and_size
 from .cost import Case, Cost, number_bytes, state_bytes
 from .margins import CosFace, Margin
 from .optim import RowOptimizer, RowSGD
 from .pending import PendingGradients
 from .products import Products
+from .sharding import positions
 from .softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, streamed_loss, streamed_topk
 from .stopwatch import Stopwatch
 
@@ -301,10 +302,9 @@ class CenterHead(Head):
                 x_ND, ActiveRows(self.centers, None, keep=False), k, normalize=self.margin.normalize
             )
         rank, _ = rank_and_size(self.process_group)
-        # Candidates travel as columns: (candidates of a process, N) stacked over the processes.
         widths = gather_sizes(values.shape[1], values.device, self.process_group)
-        values_NM = gather_rows(values.T.contiguous(), widths, self.process_group).T
-        classes_NM = gather_rows((ids + shard.start).T.contiguous(), widths, self.process_group).T
+        values_NM = gather_columns(values, widths, self.process_group)
+        classes_NM = gather_columns(ids + shard.start, widths, self.process_group)
         first = sum(sizes[:rank])
         values_nM, classes_nM = values_NM[first : first + sizes[rank]], classes_NM[first : first + sizes[rank]]
         values_nk, best = values_nM.topk(k, dim=1)
@@ -348,11 +348,9 @@ class CenterHead(Head):
         local_N = self.centers.shard.local(labels_N)
         if ids is None:
             return local_N
-        position_N = torch.searchsorted(ids, local_N)
-        found_N = (position_N < len(ids)) & (local_N >= 0)
-        found_N &= ids[position_N.clamp(max=len(ids) - 1)] == local_N if len(ids) else False
-        assert torch.equal(found_N, local_N >= 0), "a selection must hold every positive of its shard"
-        return torch.where(found_N, position_N, -1)
+        position_N = positions(ids, local_N)
+        assert torch.equal(position_N >= 0, local_N >= 0), "a selection must hold every positive of its shard"
+        return position_N
 
     def _count(self, num_active: int, labels_N: Tensor) -> None:
         local_N = self.centers.shard.local(labels_N)

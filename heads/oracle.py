@@ -14,10 +14,10 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from .centers import ActiveRows
-from .collectives import gather_rows, gather_sizes, max_over_processes, rank_and_size, sum_over_processes
+from .collectives import gather_columns, gather_sizes, max_over_processes, rank_and_size, sum_over_processes
 from .head import CenterHead
 from .margins import Margin
-from .sharding import Shard
+from .sharding import Shard, positions
 from .softmax import MIN_NORM, MarginSoftmax, Rows, Stretches, chunks
 
 
@@ -86,7 +86,7 @@ class Oracle:
         top_Qk = self.top_Qk
         rank, _ = rank_and_size(self.group)
         widths = gather_sizes(top_Qk.shape[1], top_Qk.device, self.group)
-        of_all_QM = gather_rows(top_Qk.T.contiguous(), widths, self.group).T
+        of_all_QM = gather_columns(top_Qk, widths, self.group)
         chosen_QM = torch.zeros_like(of_all_QM, dtype=torch.bool)
         chosen_QM.scatter_(1, of_all_QM.topk(min(hardest, of_all_QM.shape[1]), dim=1).indices, True)
         first = sum(widths[:rank])
@@ -177,14 +177,6 @@ def direction(gradient_QD: Tensor, x_QD: Tensor, margin: Margin) -> Tensor:
     if not margin.normalize:
         return gradient_QD[:, :-1]
     return gradient_QD - (gradient_QD * x_QD).sum(1, keepdim=True) * x_QD
-
-
-def positions(ids: Tensor, wanted: Tensor) -> Tensor:
-    """Where numbers stand among sorted ids, -1 where they do not."""
-    if not len(ids):
-        return torch.full_like(wanted, -1)
-    place = torch.searchsorted(ids, wanted).clamp_(max=len(ids) - 1)
-    return torch.where(ids[place] == wanted, place, -1)
 
 
 class DenseRows:

@@ -45,6 +45,14 @@ class Shard:
         return torch.where((labels >= self.start) & (labels < self.stop), labels - self.start, -1)
 
 
+def positions(ids: Tensor, wanted: Tensor) -> Tensor:
+    """Where numbers stand among sorted ids, -1 where they do not."""
+    if not len(ids):
+        return torch.full_like(wanted, -1)
+    place = torch.searchsorted(ids, wanted).clamp_(max=len(ids) - 1)
+    return torch.where(ids[place] == wanted, place, -1)
+
+
 def largest_world_size(num_classes: int, at_most: int) -> int:
     """The largest number of processes up to `at_most` that leaves none of them without a class."""
     return next(w for w in range(at_most, 0, -1) if (w - 1) * -(-num_classes // w) < num_classes)

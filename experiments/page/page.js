@@ -308,9 +308,7 @@ function chooseReference() {
 }
 
 function begin() {
-  const points = [...new Set(data.problems.map((each) => each.point))];
-  const where = points.length === 1 ? `at ${points[0]}` : `at equal ${data.equal}`;
-  $("about").textContent = `${data.title}, each ${where}. Made ${data.made}.`;
+  $("about").textContent = `${data.title}, each ${data.where}. Made ${data.made}.`;
   const titled = (list) => list.map((figure) => [figure.name, figure.title]);
   const measured = data.figures.filter((figure) => figure.better);
   choices("quality", titled([...measured.filter((f) => f.kind === "quality"), ...measured.filter((f) => f.kind === "fidelity"), ...measured.filter((f) => f.kind === "cost")]));
