@@ -18,8 +18,8 @@ from rich.table import Table
 
 from data.files import write_whole
 
-from . import runs
-from .comparison import AXES, TIME, Comparison, Figure, plain, spread
+from .comparing import runs
+from .comparing.comparison import AXES, TIME, Comparison, Figure, plain, spread
 from .tables import console, packed, readable
 
 # Marks of what differs from the best by no more than the noise, and of what has too few runs to tell.
@@ -78,7 +78,7 @@ def show(paths: list[Path], axis: str = "images", at: float | None = None) -> tu
 
 def leave(comparison: Comparison, left_out: LeftOut, folder: Path) -> None:
     """Writes the page and the files."""
-    from .page import page  # plotly takes a while
+    from .comparing.page import page  # plotly takes a while
 
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "comparison.html", page(comparison, left_out))

@@ -11,7 +11,7 @@ import wandb
 from omegaconf import DictConfig
 from rich.tree import Tree
 
-from .comparison import FIGURES, TIME, Figure
+from .comparing.comparison import FIGURES, TIME, Figure
 from .tables import console
 from .using import command, needed
 

@@ -21,7 +21,7 @@ from data.images import absolute, images_at
 from data.records import Source
 from data.writers import one_line
 
-from .model import Model, Prepare, finite, unit
+from .models.model import Model, Prepare, finite, unit
 from .processes import joined
 from .tables import console
 from .using import command, model, needed

@@ -14,9 +14,9 @@ from rich.table import Table
 from data.files import write_whole
 
 from . import arguments
-from .plots import plot, thinned
 from .processes import joined
 from .protocols import Result, judges_of
+from .protocols.plots import plot, thinned
 from .tables import console, readable
 from .using import command, model
 

@@ -23,10 +23,10 @@ from torch.nn.functional import normalize
 from data.images import absolute, images_at
 from data.writers import write_names
 
-from .model import Model
+from .models.model import Model
+from .models.trained import READ, Trained, model_of
 from .processes import Processes
 from .tables import console, shown
-from .trained import READ, Trained, model_of
 from .using import command, needed
 
 FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "centers.safetensors"}

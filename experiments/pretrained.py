@@ -20,12 +20,12 @@ from data.images import absolute
 from data.pickles import loads
 from data.preprocessing import preprocessing_of
 
-from . import checkpoint
-from .backbone import build_backbone
+from .checkpoints import checkpoint
+from .checkpoints.storage import Folder
+from .models.backbone import build_backbone
+from .models.trained import about
 from .processes import Processes
-from .storage import Folder
 from .tables import console
-from .trained import about
 from .using import command, needed
 
 COUNTERS = "num_batches_tracked"  # of batch norm, which no one needs

@@ -20,20 +20,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from . import INTERRUPTED
 from .build import build
-from .checkpoint import find, home
-from .evaluation import Evaluation
-from .fidelity import Fidelity
-from .logs import MetricsCSV, wandb_logger
-from .module import HeadModule
-from .precision import plugin_for
+from .checkpoints.checkpoint import find, home
+from .checkpoints.storage import step_of
 from .processes import Processes, joined
-from .progress import ProgressBar
 from .protocols import judges_of
-from .recorder import Recorder, print_summary
-from .saving import Saving
-from .storage import step_of
-from .strategy import strategy_for
-from .warm_start import WarmStart
+from .training.evaluation import Evaluation
+from .training.fidelity import Fidelity
+from .training.logs import MetricsCSV, wandb_logger
+from .training.module import HeadModule
+from .training.precision import plugin_for
+from .training.progress import ProgressBar
+from .training.recorder import Recorder, print_summary
+from .training.saving import Saving
+from .training.strategy import strategy_for
+from .training.warm_start import WarmStart
 from .world import end_with_parent
 
 SPEAK_SECONDS = 3

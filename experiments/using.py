@@ -17,11 +17,11 @@ from data.files import write_whole
 from data.records import DataSet
 
 from . import INTERRUPTED, arguments
-from .model import Model
+from .models.model import Model
+from .models.trained import Trained, model_of
 from .processes import Processes
 from .protocols.options import whole
 from .run import start
-from .trained import Trained, model_of
 from .world import end_with_parent, number_of_processes
 
 SPEAK_SECONDS = 3

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments.storage import Folder, step_of
+from experiments.checkpoints.storage import Folder, step_of
 from tests.experiments.commands import ROOT, call, command, environment, metrics
 
 DATA = ("head=pfc", "backbone=mlp", "data.augment=false", "data.heldout=0.05", "logger.wandb.mode=disabled")

@@ -12,10 +12,10 @@ import torch
 from heads import CenterHead, HashingForest, PartialFC
 from heads.index import IVF, Annoy
 
-from ..checkpoint import read, write
+from ..checkpoints.checkpoint import read, write
+from ..checkpoints.storage import Folder
 from ..processes import Processes
-from ..storage import Folder
-from ..strategy import rows_of
+from ..training.strategy import rows_of
 from .group import on_processes
 from .measure import PeakOwn, own_memory, timed
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..model import BLOCK, Model
+from ..models.model import BLOCK, Model
 from ..processes import Processes
 from ..protocols.identification import Identification
 from .measure import PeakOwn, Step, Subject, interleave, median_and_spread, ratio, timed

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from ..build import build
-from ..model import Model
+from ..models.model import Model
 
 
 @dataclass(frozen=True)

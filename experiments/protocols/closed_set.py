@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from data.keyed import permute
 from data.writers import one_line
 
-from ..model import Centers, Model, finite
+from ..models.model import Centers, Model, finite
 from . import Result, bootstrap
 from .identification import Ranks
 from .items import Items, items, own

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..model import Model
+from ..models.model import Model
 from . import Result, bootstrap
 from .items import Items, dealt, items, own
 from .options import ranks_of, whole

@@ -17,7 +17,7 @@ from data.images import absolute, several
 from data.loose import ImageFiles
 from data.templates import Ids, read_columns, read_templates, read_weights
 
-from ..model import Model
+from ..models.model import Model
 from . import Result, bootstrap, rate
 from .items import Items, features
 from .options import ranks_of, rates_of, whole

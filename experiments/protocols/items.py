@@ -14,7 +14,7 @@ from data.images import absolute, images_at
 from data.records import Indices, RecordSet
 from data.writers import one_line
 
-from ..model import BLOCK, Model, unit
+from ..models.model import BLOCK, Model, unit
 from .search import Blocks, Wanted
 
 Rows = Callable[[Model, Indices, str | None], Tensor]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data.images import absolute, several
 from data.pairs import Pairs, read_pairs
 
-from ..model import Model
+from ..models.model import Model
 from . import Result, Same, Scores, bootstrap, rate
 from .options import rates_of, whole
 from .rates import Ranking, Weights, check

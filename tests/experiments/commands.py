@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.arguments import CONF
-from experiments.checkpoint import Stored
+from experiments.checkpoints.checkpoint import Stored
 
 ROOT = Path(__file__).resolve().parents[2]
 # Warnings are errors in the commands too; the exceptions are those of pyproject.toml.

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import compare, runs
-from experiments.comparison import FIGURES, TIME, Comparison, Figure
-from experiments.page import page
+from experiments import compare
+from experiments.comparing import runs
+from experiments.comparing.comparison import FIGURES, TIME, Comparison, Figure
+from experiments.comparing.page import page
 from tests.experiments.made_runs import BATCH, made_run
 
 RANK1 = FIGURES[0]

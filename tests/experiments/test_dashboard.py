@@ -7,7 +7,7 @@ import wandb_workspaces.workspaces.internal as internal
 from wandb_workspaces.workspaces import Workspace
 
 from experiments import dashboard
-from experiments.comparison import FIGURES, TIME
+from experiments.comparing.comparison import FIGURES, TIME
 from tests.experiments.commands import config
 
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 
-from experiments.storage import Folder
+from experiments.checkpoints.storage import Folder
 from tests.experiments.commands import ROOT, SMOKE, command, environment, processes_of
 from tests.kill_and_resume import kill_and_resume
 

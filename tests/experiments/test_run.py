@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments import arguments
-from experiments.storage import Folder
+from experiments.checkpoints.storage import Folder
 from experiments.train import train
 from tests.experiments import offline
 from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, stored_rows, summary

@@ -25,10 +25,10 @@ from experiments.cluster import cluster, grouped
 from experiments.embed import embed
 from experiments.evaluate import evaluate
 from experiments.export import METADATA, export
+from experiments.models.trained import Trained, model_of
 from experiments.pretrained import our_name, pretrained
 from experiments.processes import Processes
 from experiments.train import train
-from experiments.trained import Trained, model_of
 from tests.data.sets import image, images, write_folder, write_lmdb, write_rec
 from tests.experiments.commands import ROOT, call, config, summary
 from tests.experiments.protocols.files import written_for

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from data.preprocessing import Preprocessing
-from experiments.model import Model
+from experiments.models.model import Model
 from experiments.processes import Processes
 from tests.workers import rank_and_world
 

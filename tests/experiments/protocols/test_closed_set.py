@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from data.loose import ImageFiles
-from experiments.model import Model
+from experiments.models.model import Model
 from experiments.protocols.closed_set import ClosedSet
 from tests.data.sets import images, write_folder
 from tests.experiments.protocols.models import of_pixels

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from experiments import model
+from experiments.models import model
 from experiments.protocols import identification, items, search
 from experiments.protocols.identification import Identification, Ranks, pairs
 from experiments.protocols.search import Known, strangers_above

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from data.files import write_whole
 
+from ..processes import Processes
+from ..tables import console, readable
 from .module import HeadModule
-from .processes import Processes
-from .tables import console, readable
 
 WARMUP_BATCHES = 5  # the first ones pay for allocation and set-up
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.precision import LossScale
 from experiments.processes import Processes
 from experiments.train import train
+from experiments.training.precision import LossScale
 from tests.experiments.commands import SMOKE, config, metrics, summary
 from tests.experiments.test_processes import trained
 from tests.workers import rank_and_world

@@ -10,10 +10,10 @@ import torch
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from experiments import blocks
-from experiments.checkpoint import CheckpointError, Stored, find, read, write
+from experiments.checkpoints import blocks
+from experiments.checkpoints.checkpoint import CheckpointError, Stored, find, read, write
+from experiments.checkpoints.storage import Folder, Place, Remote, place
 from experiments.processes import Processes
-from experiments.storage import Folder, Place, Remote, place
 from experiments.train import train
 from tests.experiments.commands import SMOKE, call, config, metrics, summary
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.differences import difference
+from experiments.comparing.differences import difference
 
 
 @pytest.mark.parametrize(("runs", "unequal"), [(3, 1), (3, 10), (5, 1), (5, 3), (10, 3)])

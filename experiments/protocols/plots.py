@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from .protocols import Result
-from .protocols.rates import Rates
+from . import Result
+from .rates import Rates
 
 DET_TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5)
 POINTS = 2000  # of a curve

@@ -16,12 +16,12 @@ from data.records import RecordSet
 from heads import CenterHead
 from heads.collectives import default_group, sum_over_processes
 
-from .model import BLOCK, Model
+from ..models.model import BLOCK, Model
+from ..protocols import Judge, told
+from ..tables import bars_hidden
 from .module import HeadModule
 from .openset import open_set
-from .protocols import Judge, told
 from .recorder import Recorder
-from .tables import bars_hidden
 
 
 class Evaluation(L.Callback):

@@ -21,8 +21,8 @@ from data.records import DataSet, Indices, Source
 from data.streams import InOrder
 from heads.collectives import default_group, gather_rows, gather_sizes
 
-from .processes import Processes
-from .tables import shown
+from ..processes import Processes
+from ..tables import shown
 
 # Images embedded together, and items of a gallery: a part of the whole whose bounds do not depend on how many processes
 # share it, so that all compute the same bits.

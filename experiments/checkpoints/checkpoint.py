@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from ..processes import Processes
 from .blocks import BLOCK_BYTES, InBlocks, Stretch
-from .processes import Processes
 from .storage import COMPLETE, Folder, Place, place
 
 SHARED = "lightning"

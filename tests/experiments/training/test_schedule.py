@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.schedule import multistep, polynomial
+from experiments.training.schedule import multistep, polynomial
 
 
 def test_warm_up_then_polynomial_decay():

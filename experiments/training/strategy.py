@@ -8,10 +8,10 @@ from torch import Tensor
 
 from heads import Head
 
-from .checkpoint import CheckpointError, read, write
+from ..checkpoints.checkpoint import CheckpointError, read, write
+from ..checkpoints.storage import place
+from ..processes import Processes
 from .module import HeadModule
-from .processes import Processes
-from .storage import place
 
 
 class ShardedCheckpointMixin:

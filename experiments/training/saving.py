@@ -6,10 +6,10 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig
 
-from .checkpoint import CheckpointError
+from ..checkpoints.checkpoint import CheckpointError
+from ..checkpoints.storage import Place
 from .module import HeadModule
 from .recorder import Recorder
-from .storage import Place
 
 
 class Saving(L.Callback):

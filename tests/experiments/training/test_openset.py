@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from experiments import openset
-from experiments.openset import open_set
+from experiments.training import openset
+from experiments.training.openset import open_set
 
 
 def slow(embeddings: torch.Tensor, labels: torch.Tensor, far: float) -> dict[str, float]:

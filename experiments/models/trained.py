@@ -1,4 +1,4 @@
-"""A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoint`'s."""
+"""A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoints.checkpoint`'s."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from data.preprocessing import Preprocessing
 from data.records import DataSet
 
+from ..build import build
+from ..checkpoints.checkpoint import SHARED, Stored, find, unpacked
+from ..processes import Processes
 from .backbone import autocast, build_backbone, check_precision
-from .build import build
-from .checkpoint import SHARED, Stored, find, unpacked
 from .model import BLOCK, Centers, Model
-from .processes import Processes
 
 READ = 16 * BLOCK  # rows read together
 

@@ -12,12 +12,12 @@ from heads import CenterHead, Head
 from heads.fidelity import check_options, loss_fidelity, selection_fidelity
 from heads.sharding import Shard
 
+from ..protocols.options import whole
+from ..tables import bars_hidden
 from .class_means import class_means
 from .evaluation import model_in
 from .module import HeadModule
-from .protocols.options import whole
 from .recorder import Recorder
-from .tables import bars_hidden
 
 
 class Fidelity(L.Callback):

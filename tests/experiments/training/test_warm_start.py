@@ -10,10 +10,10 @@ from torch.nn.functional import normalize
 
 from data.glyphs import glyphs
 from data.records import RecordSet
-from experiments.checkpoint import SHARED, Stored, unpacked
-from experiments.class_means import first_images
-from experiments.module import build_backbone
+from experiments.checkpoints.checkpoint import SHARED, Stored, unpacked
 from experiments.train import train
+from experiments.training.class_means import first_images
+from experiments.training.module import build_backbone
 from heads.sharding import Shard
 from tests.experiments.commands import config, stored_rows, summary
 from tests.experiments.test_processes import trained
@@ -182,7 +182,7 @@ def test_classes_without_names_go_by_number(tmp_path):
 
 def test_first_images_of_each_class(monkeypatch):
     """Over several blocks, against a plain loop."""
-    monkeypatch.setattr("experiments.class_means.BLOCK", 37)
+    monkeypatch.setattr("experiments.training.class_means.BLOCK", 37)
     random = np.random.default_rng(0)
     labels = random.integers(0, 20, 400)
     wanted = random.random(20) < 0.5

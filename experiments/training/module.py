@@ -19,11 +19,11 @@ from data.streams import STREAMS, Batch, BatchLoader
 from heads import Head
 from heads.collectives import default_group, max_over_processes
 
-from .backbone import build_backbone
-from .build import build
+from ..build import build
+from ..models.backbone import build_backbone
+from ..models.trained import about
+from ..processes import Processes
 from .precision import LossScale
-from .processes import Processes
-from .trained import about
 
 
 class HeadModule(L.LightningModule):

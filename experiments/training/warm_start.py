@@ -21,10 +21,10 @@ from heads import CenterHead
 from heads.centers import INIT_STD, ClassCenters
 from heads.collectives import sum_over_processes
 
+from ..models.trained import Trained
 from .class_means import class_means
 from .evaluation import model_in
 from .module import HeadModule
-from .trained import Trained
 
 BLOCK = 2**16  # classes at a time
 BACKBONES = ("model.pt", "backbone.pth")

@@ -10,7 +10,7 @@ from data.records import DataSet, RecordSet
 from heads.sharding import Shard
 from heads.softmax import MIN_NORM
 
-from .model import Model
+from ..models.model import Model
 
 BLOCK = 2**16  # records at a time
 

@@ -1,0 +1,1 @@
+"""Models as they are built, judged and used."""
