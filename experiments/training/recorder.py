@@ -4,7 +4,7 @@ import json
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,22 @@ class Recorder(L.Callback):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training: neither its time counts, nor on CUDA its memory."""
+        """Around what is no training: neither its time counts nor its memory."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what is under way is training
-        self._peak_bytes = max(self._peak_bytes, peak_bytes())
+        self._peak_bytes = self.peak_bytes()
         begin = time.perf_counter()
         try:
             yield
         finally:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
+            forget_peak()
             self._mark += time.perf_counter() - begin
+
+    def peak_bytes(self) -> float:
+        """Of this process, pauses left out."""
+        return max(self._peak_bytes, peak_bytes())
 
     def record(self, trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
         self.latest.update(metrics)
@@ -114,7 +118,7 @@ class Recorder(L.Callback):
             "throughput/images_per_second": self.images_per_second,
             **{f"head/{name}": float(value) for name, value in stats.items()},
             **of_memory,
-            "memory/peak_bytes": max(self._peak_bytes, peak_bytes()),
+            "memory/peak_bytes": self.peak_bytes(),
         }
 
     def write_summary(self, module: HeadModule, status: str) -> dict[str, Any]:
@@ -144,6 +148,15 @@ def peak_bytes() -> float:
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak() -> None:
+    """From here on `peak_bytes` is of what follows; where the system does not offer that, of all since the start."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory, see proc(5)
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
