@@ -33,6 +33,8 @@ def evaluate(config: DictConfig, folder: Path) -> list[Result]:
     with joined(config) as processes:
         judges = judges_of(config)
         judged = model(config, processes)
+        for judge in judges:
+            judge.check(judged)
         results = [result for judge in judges for result in judge(judged)]
         if processes.first:
             leave(results, config.checkpoint, folder)
@@ -58,12 +60,15 @@ def leave(results: list[Result], checkpoint: str | None, folder: Path) -> None:
                 "metrics": result.metrics,
                 "intervals_95": result.intervals,
                 "counts": result.counts,
+                "notes": result.notes,
                 "curves": curves,
             }
         )
         counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
         screen.print(f"\n{result.name}: {counts}", markup=False)
         screen.print(table(result))
+        for note in result.notes:
+            screen.print(note, markup=False)
         plot(result, folder / f"{result.name}.png")
     write_whole(folder / "evaluation.json", json.dumps({"checkpoint": checkpoint, "results": told}, indent=2) + "\n")
     pictures = ", ".join(f"{each.name}.png" for each in results)

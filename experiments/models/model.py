@@ -163,10 +163,12 @@ class Model:
 
 def unit(embeddings: Tensor, what: str) -> Tensor:
     """Brought to unit length, in place; zeros stay zeros. Raises ValueError for NaN or Inf."""
+    largest = torch.linalg.vector_norm(embeddings, torch.inf, dim=1, keepdim=True)
+    if not torch.isfinite(largest).all():
+        raise ValueError(f"{what}: hold NaN or Inf")
+    # Where squares would be more than float32 holds, or less.
+    embeddings.div_(torch.where((largest > 2.0**-50) & (largest < 2.0**50) | (largest == 0), 1, largest))
     norms = embeddings.norm(dim=1, keepdim=True)
-    if not torch.isfinite(norms).all():  # or the squares are more than float32 holds
-        finite(embeddings, what).div_(embeddings.abs().amax(1, keepdim=True).clamp_min_(1))
-        norms = embeddings.norm(dim=1, keepdim=True)
     return embeddings.div_(norms.clamp_min_(torch.finfo(norms.dtype).tiny))
 
 

@@ -25,6 +25,7 @@ class Result:
         metrics: figures, most telling first.
         intervals: of some of them, where 95 of 100 repetitions on such data would lie (bootstrap).
         counts: of what was judged.
+        notes: what must be known to read the figures.
         curves: to be plotted: rates of verification, scores, and the share found up to each rank.
     """
 
@@ -32,18 +33,28 @@ class Result:
     metrics: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     counts: Mapping[str, int]
+    notes: Sequence[str] = ()
     curves: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Judge(Protocol):
     """A protocol with its options."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the results that it gives."""
+        ...
+
     def check(self, model: Model) -> None:
-        """Before a training: raises ValueError where it cannot judge such a model."""
+        """Before much is done: raises ValueError where it cannot judge such a model. Looks at one image of each set."""
         ...
 
     def __call__(self, model: Model) -> Sequence[Result]:
-        """What it finds, on the first process; nothing on the others."""
+        """What it finds, on the first process; nothing on the others.
+
+        Raises:
+            ValueError: on all processes, or on the first when nobody waits for it any more.
+        """
         ...
 
 
@@ -59,7 +70,12 @@ def told(result: Result) -> dict[str, float]:
 
 def judges_of(config: DictConfig) -> list[Judge]:
     """What `protocol=` asks for, with its files looked at."""
-    return [build(node) for node in (config.get("protocol") or {}).values()]
+    judges: list[Judge] = [build(node) for node in (config.get("protocol") or {}).values()]
+    names = [name for judge in judges for name in judge.names]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"protocol.lfw.source: a list of pairs is called {name}, as another protocol; rename it")
+    return judges
 
 
 def rate(value: float) -> str:

@@ -16,7 +16,7 @@ from ..models.model import Centers, Model, finite
 from . import Result, bootstrap
 from .identification import Ranks
 from .items import Items, items, own
-from .options import ranks_of, whole
+from .options import flag, path_of, ranks_of, whole
 from .search import Known, Wanted, strangers_above
 
 
@@ -46,17 +46,25 @@ class ClosedSet:
         option = "protocol.closed_set"
         if classes not in ("name", "id"):
             raise ValueError(f"{option}.classes={classes}: must be name or id")
+        source, root = path_of(f"{option}.source", source), path_of(f"{option}.root", root)
         for name, given in (("format", format), ("root", root)):
             if given is not None and source is None:
                 raise ValueError(f"{option}.{name}={given}: is of a source, and there is none")
         self.records = None if records is None else whole(f"{option}.records", records, 1)
         self.ranks = ranks_of(f"{option}.ranks", ranks)
+        self.mirrored = flag(f"{option}.mirrored", mirrored)
+        self.names = ["closed_set"]
         self.source = source and items(source, format, root=root, mirrored=mirrored, option=f"{option}.source")
-        self.classes, self.mirrored = classes, mirrored
+        self.classes = classes
         self.resamples = whole(f"{option}.resamples", resamples, 0)
 
     def check(self, model: Model) -> None:
-        self._wanted(model)
+        _, found, _ = self._wanted(model)
+        if (width := found.width(model)) != model.embedding_size:
+            raise ValueError(
+                f"protocol.closed_set.source={found.name}: is of {width} numbers, the model's embeddings of "
+                f"{model.embedding_size}"
+            )
 
     def __call__(self, model: Model) -> list[Result]:
         centers, found, label_N = self._wanted(model)
@@ -86,7 +94,7 @@ class ClosedSet:
 
         intervals = bootstrap.intervals(metrics, [judged.num_classes], self.resamples)
         counts = {"images": len(found), "classes": centers.num_classes}
-        return [Result("closed_set", metrics(), intervals, counts, {"cmc": judged.cmc(centers.num_classes)})]
+        return [Result("closed_set", metrics(), intervals, counts, curves={"cmc": judged.cmc(centers.num_classes)})]
 
     def _wanted(self, model: Model) -> tuple[Centers, Items, NDArray[np.int64]]:
         """What is judged, and the class of each image."""

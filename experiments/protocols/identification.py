@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..models.model import Model
 from . import Result, bootstrap
 from .items import Items, dealt, items, own
-from .options import ranks_of, whole
+from .options import flag, path_of, ranks_of, whole
 from .search import Known, strangers_above
 
 CMC_POINTS = 200
@@ -28,7 +28,8 @@ class Identification:
         distractors: likewise, without classes: strangers to all probes. Goes by in blocks, and takes no memory.
         format, root: of images, as `data.format` and `data.root`; found by looking unless given.
         mates: of a probe with several items of its class in the gallery: "best", the first one found counts; "each",
-            each is looked for while the others are away, as in MegaFace.
+            each is looked for while the others are away. With distractors it is then, as in MegaFace, alone among
+            these: the other classes of the gallery are away too.
         ranks: at which the share of right answers is told.
         mirrored: whether embeddings are those of image and mirrored image, added.
         resamples: of the bootstrap, by class of the probes.
@@ -46,31 +47,48 @@ class Identification:
         mirrored: bool = False,
         resamples: int = 1000,
     ):
+        option = "protocol.identification"
         if mates not in ("best", "each"):
-            raise ValueError(f"protocol.identification.mates={mates}: must be best or each")
-        if probes is not None and gallery is None:
-            raise ValueError("protocol.identification.gallery=null: probes need one to be looked for in")
-        given = [path for path in (gallery, probes, distractors) if path is not None]
+            raise ValueError(f"{option}.mates={mates}: must be best or each")
+        names = {"gallery": gallery, "probes": probes, "distractors": distractors}
+        paths = {name: path_of(f"{option}.{name}", value) for name, value in names.items()}
+        root = path_of(f"{option}.root", root)
+        if paths["probes"] is not None and paths["gallery"] is None:
+            raise ValueError(f"{option}.gallery=null: probes need one to be looked for in")
+        if paths["probes"] is not None and paths["probes"] == paths["gallery"]:
+            raise ValueError(
+                f"{option}.probes={probes}: is the gallery itself, where each would find itself; without probes each "
+                "item of the gallery is looked for among the others"
+            )
+        given = [path for path in paths.values() if path is not None]
         of_images = [path for path in given if not path.endswith(".npy")]
-        for option, value in (("format", format), ("root", root), ("mirrored", mirrored or None)):
-            if value is not None and ((given and not of_images) or (not given and option != "mirrored")):
-                raise ValueError(f"protocol.identification.{option}={value}: is of images, and none are named")
+        mirrored = flag(f"{option}.mirrored", mirrored)
+        for name, value in (("format", format), ("root", root), ("mirrored", mirrored or None)):
+            if value is not None and ((given and not of_images) or (not given and name != "mirrored")):
+                raise ValueError(f"{option}.{name}={value}: is of images, and none are named")
 
-        def opened(name: str, path: str | None) -> Items | None:
-            option = f"protocol.identification.{name}"
+        def opened(name: str) -> Items | None:
+            path = paths[name]
             if path is None:
                 return None
             if path in of_images:
-                return items(path, format, root=root, mirrored=mirrored, option=option)
-            return items(path, option=option)
+                return items(path, format, root=root, mirrored=mirrored, option=f"{option}.{name}")
+            return items(path, option=f"{option}.{name}")
 
-        self.gallery, self.probes = opened("gallery", gallery), opened("probes", probes)
-        self.distractors = opened("distractors", distractors)
-        self.mates, self.ranks, self.mirrored = mates, ranks_of("protocol.identification.ranks", ranks), mirrored
-        self.resamples = whole("protocol.identification.resamples", resamples, 0)
+        self.gallery, self.probes, self.distractors = opened("gallery"), opened("probes"), opened("distractors")
+        self.mates, self.ranks, self.mirrored = mates, ranks_of(f"{option}.ranks", ranks), mirrored
+        self.resamples = whole(f"{option}.resamples", resamples, 0)
+        self.names = ["identification"]
 
     def check(self, model: Model) -> None:
-        self._wanted(model)
+        gallery, probes, *_ = self._wanted(model)
+        width = probes.width(model)
+        for name, other in (("gallery", gallery), ("distractors", self.distractors)):
+            if other is not None and other is not probes and other.width(model) != width:
+                raise ValueError(
+                    f"protocol.identification.{name}={other.name}: is of {other.width(model)} numbers, "
+                    f"{probes.name} of {width}"
+                )
 
     def _wanted(self, model: Model) -> tuple[Items, Items, NDArray[np.int64], Known]:
         """Gallery, probes, the classes of these, and who knows whom."""
@@ -82,17 +100,22 @@ class Identification:
                     "protocol.identification.gallery=null: the model's data holds no classes out; name one"
                 )
             gallery = own(model, heldout, "held-out classes", self.mirrored)
-        probes = self.probes or gallery
+        probes = gallery if self.probes is None else self.probes
         known_names: dict[str, int] = {}
         gallery_G = gallery.numbered(known_names, "protocol.identification.gallery")
         probe_P = probes.numbered(known_names, "protocol.identification.probes")
         known = pairs(probe_P, gallery_G, alone=self.probes is None)
         if not known.counts_M.any():
             raise ValueError("identification: no probe is of a class of the gallery; there is nothing to be found")
-        num_strangers = len(gallery) + len(self.distractors or ()) - torch.bincount(known.probe_M)
-        if not (num_strangers > 0).any():
+        own_items = torch.bincount(known.probe_M)[known.probe_M[known.counts_M]]
+        if not (own_items < self._searched(gallery)).any() and self.distractors is None:
             raise ValueError("identification: the gallery holds nothing but each probe's own class; name distractors")
         return gallery, probes, probe_P, known
+
+    def _searched(self, gallery: Items) -> int:
+        """How many items a probe is held against, its own class among them."""
+        alone = self.mates == "each" and self.distractors is not None
+        return (1 if alone else len(gallery)) + len(self.distractors or ())
 
     def __call__(self, model: Model) -> list[Result]:
         gallery, probes, probe_P, known = self._wanted(model)
@@ -102,7 +125,8 @@ class Identification:
         else:
             searched = gallery.blocks(model, "Gallery", keep=True)
         others = [self.distractors.blocks(model, "Distractors", keep=False)] if self.distractors else []
-        _, above_M = strangers_above(probes_PD, known, searched, others, together=model.together)
+        alone = self.mates == "each" and self.distractors is not None
+        _, above_M = strangers_above(probes_PD, known, searched, others, not alone, model.together)
         if not model.processes.first:
             return []
         judged = Ranks(known, above_M.cpu(), probe_P, self.mates)
@@ -115,8 +139,8 @@ class Identification:
         intervals = bootstrap.intervals(
             lambda weights: judged.metrics(self.ranks, weights), [judged.num_classes], self.resamples
         )
-        curve = judged.cmc(len(gallery) + len(self.distractors or ()))
-        return [Result("identification", judged.metrics(self.ranks), intervals, counts, {"cmc": curve})]
+        curve = judged.cmc(self._searched(gallery))
+        return [Result("identification", judged.metrics(self.ranks), intervals, counts, curves={"cmc": curve})]
 
 
 def pairs(probe_P: NDArray[np.int64], gallery_G: NDArray[np.int64], alone: bool) -> Known:

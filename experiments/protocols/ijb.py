@@ -5,7 +5,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,15 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.images import absolute, several
 from data.loose import ImageFiles
-from data.templates import Ids, read_columns, read_templates, read_weights
+from data.templates import Ids, read_pairs, read_subjects, read_templates, read_weights
 
 from ..models.model import Model
 from . import Result, bootstrap, rate
 from .items import Items, features
-from .options import ranks_of, rates_of, whole
-from .rates import Ranking, check
+from .options import flag, path_of, paths_of, ranks_of, rates_of, whole
+from .rates import Ranking, check, unresolved
 
 
 class Ijb:
@@ -29,7 +27,8 @@ class Ijb:
     Args:
         templates: file of lines `image template medium`.
         pairs: file of lines `template template same`, for 1:1.
-        galleries: files of lines `template,subject,...` under a header, each searched by itself, for 1:N.
+        galleries: CSV files with a line for each image, in which TEMPLATE_ID and SUBJECT_ID are columns, each searched
+            by itself, for 1:N.
         probes: such a file; those whose subject is not in a gallery are strangers to it.
         images: folder of the images, if there are no features.
         features: .npy with a row for each line of `templates`.
@@ -58,43 +57,50 @@ class Ijb:
         resamples: int = 200,
     ):
         option = "protocol.ijb"
-        if templates is None:
+        names = {"templates": templates, "pairs": pairs, "probes": probes, "images": images, "features": features}
+        paths = {name: path_of(f"{option}.{name}", value) for name, value in (names | {"scores": scores}).items()}
+        gallery_paths = paths_of(f"{option}.galleries", galleries)
+        if paths["templates"] is None:
             raise ValueError(f"{option}.templates=null: the path of a file `image template medium` is needed")
-        if pairs is None and not several(galleries):
+        if pairs is None and not gallery_paths:
             raise ValueError(f"{option}.pairs=null, {option}.galleries=null: one of them is needed")
-        if bool(several(galleries)) != (probes is not None):
+        if bool(gallery_paths) != (probes is not None):
             raise ValueError(f"{option}.galleries={galleries}, {option}.probes={probes}: 1:N needs both")
         if (images is None) == (features is None):
             raise ValueError(f"{option}.images={images}, {option}.features={features}: one of them is needed")
         if mirrored is not None and features is not None:
             raise ValueError(f"{option}.mirrored={mirrored}: is of images; features are as they are")
+        if mirrored is not None:
+            flag(f"{option}.mirrored", mirrored)
         self.far, self.fpir = rates_of(f"{option}.far", far), rates_of(f"{option}.fpir", fpir)
         self.ranks, self.resamples = ranks_of(f"{option}.ranks", ranks), whole(f"{option}.resamples", resamples, 0)
-        names, self.template_n, self.medium_n = read_templates(absolute(templates))
+        image_names, self.template_n, self.medium_n = read_templates(paths["templates"])
         self.known = np.unique(self.template_n)
-        self.weights = read_weights(absolute(scores), len(names)) if scores else None
-        self.items = (
-            _features(absolute(features), len(names))
-            if features
-            else _images(names, str(images), mirrored is not False)
-        )
-        self.pairs = self._pairs(absolute(pairs)) if pairs else None
-        self.galleries = {Path(path).stem: self._subjects(absolute(path)) for path in several(galleries)}
-        self.probes = self._subjects(absolute(probes)) if probes else None
-        for name, (_, subjects) in self.galleries.items():
+        self.weights = read_weights(paths["scores"], image_names) if paths["scores"] else None
+        if paths["features"]:
+            self.items = _features(paths["features"], len(image_names))
+        else:
+            self.items = _images(image_names, str(paths["images"]), mirrored is not False)
+        self.pairs = self._pairs(paths["pairs"]) if paths["pairs"] else None
+        self.galleries = [self._subjects(path) for path in gallery_paths]
+        self.probes = self._subjects(paths["probes"]) if paths["probes"] else None
+        for path, (_, subjects) in zip(gallery_paths, self.galleries, strict=True):
             if len(np.unique(subjects)) < len(subjects):
-                raise ValueError(f"{option}.galleries: {name} has two templates of one subject; one each is needed")
+                raise ValueError(f"{option}.galleries: {path} has two templates of one subject; one each is needed")
             assert self.probes is not None
             enrolled = np.isin(self.probes[1], subjects)
             if enrolled.all() or not enrolled.any():
                 kind = "no subject of the probes" if not enrolled.any() else "every subject of the probes"
-                raise ValueError(f"{option}: {name} holds {kind}; open-set search needs enrolled and strangers")
+                raise ValueError(f"{option}: {path} holds {kind}; open-set search needs enrolled and strangers")
         if self.pairs is not None:
             check(np.zeros(len(self.pairs[2])), self.pairs[2], str(pairs))
 
+    @property
+    def names(self) -> list[str]:
+        return ["ijb_1_1"] * (self.pairs is not None) + ["ijb_1_n"] * (self.probes is not None)
+
     def check(self, model: Model) -> None:
-        if not self.items.are_features:
-            model.view(ImageFiles([]))
+        self.items.width(model)
 
     def __call__(self, model: Model) -> list[Result]:
         embeddings = self.items.everywhere(model, "images of templates", unit_length=False)
@@ -122,13 +128,16 @@ class Ijb:
 
         def metrics(weights: NDArray[np.float64]) -> Mapping[str, float]:
             found = ranking.rates(weights[first] * weights[second])
+            names = [f"tar_at_far_{rate(each)}" for each in self.far]
             if np.isnan(found.tar[-1]) or np.isnan(found.far[-1]):
-                return {f"tar_at_far_{rate(each)}": np.nan for each in self.far}
-            return {f"tar_at_far_{rate(each)}": found.tar_at(each) for each in self.far}
+                return dict.fromkeys([*names, "eer", "auc"], np.nan)
+            shares = dict(zip(names, map(found.tar_at, self.far), strict=True))
+            return {**shares, "eer": found.eer, "auc": found.auc}
 
-        told = {**metrics(np.ones(len(self.known))), "eer": rates.eer, "auc": rates.auc}
         intervals = bootstrap.intervals(metrics, [len(self.known)], self.resamples)
-        return Result(name, told, intervals, counts, {"rates": rates, "scores": scores, "same": same})
+        notes = unresolved(self.far, int((~same).sum()), "tar_at_far_")
+        curves = {"rates": rates, "scores": scores, "same": same}
+        return Result(name, metrics(np.ones(len(self.known))), intervals, counts, notes, curves)
 
     def search(self, templates_TD: Tensor) -> Result:
         """1:N, the mean over the galleries. The bootstrap draws subjects of the probes, the same for all galleries."""
@@ -136,7 +145,7 @@ class Ijb:
         template_P, subject_P = self.probes
         subjects, unit_P = np.unique(subject_P, return_inverse=True)
         searches, shares = [], []
-        for template_G, subject_G in self.galleries.values():
+        for template_G, subject_G in self.galleries:
             enrolled = np.isin(subject_P, subject_G)
             searches.append(Search(templates_TD, template_G, subject_G, template_P[enrolled], subject_P[enrolled],
                                    template_P[~enrolled]))  # fmt: skip
@@ -156,19 +165,18 @@ class Ijb:
             "enrolled": sum(len(each.rank) for each in searches),
             "strangers": sum(len(each.stranger) for each in searches),
         }
-        ranks = np.sort(np.concatenate([each.rank for each in searches]))
         points = np.arange(1, 101)
-        cmc = points, np.searchsorted(ranks, points, side="right") / len(ranks)
-        return Result("ijb_1_n", metrics(np.ones(len(subjects))), intervals, counts, {"cmc": cmc})
+        found = [np.searchsorted(np.sort(each.rank), points, side="right") / len(each.rank) for each in searches]
+        curves = {"cmc": (points, np.mean(found, axis=0))}
+        notes = unresolved(self.fpir, min(len(each.stranger) for each in searches), "tpir_at_fpir_")
+        return Result("ijb_1_n", metrics(np.ones(len(subjects))), intervals, counts, notes, curves)
 
     def _pairs(self, path: str) -> tuple[Ids, Ids, NDArray[np.bool_]]:
-        first, second, same = read_columns(path, 3, "template template same")
-        if not np.isin(same, (0, 1)).all():
-            raise ValueError(f"{path}: the third column must be 1 or 0, for one subject or two")
-        return self._places(first, path), self._places(second, path), same == 1
+        first, second, same = read_pairs(path)
+        return self._places(first, path), self._places(second, path), same
 
     def _subjects(self, path: str) -> tuple[Ids, Ids]:
-        template, subject = read_columns(path, 2, "TEMPLATE_ID,SUBJECT_ID,...", header=True)
+        template, subject = read_subjects(path)
         return self._places(template, path), subject
 
     def _places(self, templates: Ids, path: str) -> Ids:
@@ -268,7 +276,7 @@ def _features(path: str, count: int) -> Items:
 
 
 def _images(names: Sequence[bytes], folder: str, mirrored: bool) -> Items:
-    root = os.fsencode(absolute(folder))
+    root = os.fsencode(folder)
     files = ImageFiles([os.path.join(root, name) for name in names])  # noqa: PTH118
     return Items(
         folder,

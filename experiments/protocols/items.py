@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.images import absolute, images_at
+from data.images import images_at
 from data.records import Indices, RecordSet
 from data.writers import one_line
 
@@ -50,6 +50,10 @@ class Items:
         if not len(self.names):
             return self.classes
         return np.array([known.setdefault(name, len(known)) for name in self.names], np.int64)[self.classes]
+
+    def width(self, model: Model) -> int:
+        """Of its rows. Reads the first."""
+        return self.rows(model, np.array([0]), None).shape[1]
 
     def only(self, chosen: Indices) -> "Items":
         """Some of them, in this order."""
@@ -105,7 +109,6 @@ def items(
         mirrored: add the embeddings of the mirrored images.
         option: that names the path, for errors.
     """
-    path = absolute(path)
     if path.endswith(".npy"):
         for name, given in (("format", format), ("root", root), ("mirrored", mirrored or None)):
             if given is not None:
@@ -126,7 +129,7 @@ def features(path: str, option: str = "features") -> Items:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{option}={path}: cannot be read ({error})") from None
-    if array.ndim != 2 or array.dtype.kind != "f":
+    if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
         raise ValueError(f"{option}={path}: real numbers (n, D) are needed, it holds {array.dtype} {list(array.shape)}")
     classes, names = None, np.empty(0, str)
     keys = Path(path).with_suffix(".txt")
@@ -141,7 +144,8 @@ def features(path: str, option: str = "features") -> Items:
     def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
         contiguous = len(indices) and indices[-1] - indices[0] + 1 == len(indices)
         chosen = array[indices[0] : indices[-1] + 1] if contiguous else array[indices]
-        return torch.from_numpy(np.array(chosen, np.float32)).to(model.processes.device)
+        with np.errstate(over="ignore"):  # Inf is told of where it matters
+            return torch.from_numpy(np.array(chosen, np.float32)).to(model.processes.device)
 
     return Items(path, len(array), classes, [str(name) for name in names], rows, are_features=True)
 

@@ -50,7 +50,7 @@ def thinned(rates: Rates) -> NDArray[np.int64]:
 def _roc(panel: Any, result: Result) -> None:
     rates: Rates = result.curves["rates"]
     cuts = thinned(rates)
-    lowest = rates.far[rates.far > 0].min()
+    lowest = min(rates.far[rates.far > 0].min(), 0.5)
     panel.step(np.maximum(rates.far[cuts], lowest), rates.tar[cuts], where="post")
     for name, (low, high) in result.intervals.items():
         if name.startswith("tar_at_far_") and float(name.removeprefix("tar_at_far_")) >= lowest:

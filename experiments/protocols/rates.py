@@ -4,13 +4,14 @@ A pair is accepted if its score is at least the threshold. Nothing is binned and
 score are accepted together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Same, Scores
+from . import Same, Scores, rate
 
 Weights = NDArray[np.float64]
 
@@ -55,6 +56,14 @@ class Rates:
     def auc(self) -> float:
         """The probability that a pair of one class scores higher than one of two; a half for equal scores."""
         return float(np.diff(self.far) @ (self.tar[1:] + self.tar[:-1]) / 2)
+
+
+def unresolved(rates: Sequence[float], negatives: int, prefix: str) -> list[str]:
+    """A note on rates below one of so many, which all say the same: what comes before the first error."""
+    low = [f"{prefix}{rate(each)}" for each in rates if each * negatives < 1]
+    return [
+        f"{', '.join(low)}: of {negatives:,} none may be accepted; more would be needed to tell rates so low"
+    ] * bool(low)
 
 
 class Ranking:

@@ -56,6 +56,7 @@ def strangers_above(
     known: Known,
     gallery: Blocks,
     others: Iterable[Blocks] = (),
+    strangers_in_gallery: bool = True,
     together: Callable[[Callable[[], None]], None] = lambda work: work(),
 ) -> tuple[Tensor, Tensor]:
     """All processes call, with the same probes and known pairs.
@@ -63,6 +64,8 @@ def strangers_above(
     Args:
         probes_PD: of unit length, if scores are to be cosines.
         others: more galleries, of strangers only. Each is gone through once.
+        strangers_in_gallery: whether items of the gallery that a probe does not know are strangers; otherwise they are
+            left out.
         together: does some work such that what it raises on one process it raises on all.
 
     Returns:
@@ -94,7 +97,7 @@ def strangers_above(
     thresholds = _Thresholds(known.probe_M[counting].to(device), scores_M[counting.to(device)], len(probes_PD))
 
     def count() -> None:
-        for blocks in (gallery, *others):
+        for blocks in (gallery, *others) if strangers_in_gallery else others:
             for _, rows_BD in blocks(None):
                 for begin, scores_PB in _products(probes_PD, rows_BD):
                     thresholds.count(begin, scores_PB)
@@ -103,10 +106,10 @@ def strangers_above(
     everyone_M = torch.zeros(len(known), dtype=torch.int64, device=device)
     everyone_M[counting.to(device)] = sum_over_processes(thresholds.at_least(), group)
 
-    # Of those above, the known ones are no strangers.
-    acquainted = _Thresholds(known.probe_M[counting].to(device), scores_M[counting.to(device)], len(probes_PD))
-    acquainted.add(known.probe_M.to(device), scores_M)
-    everyone_M[counting.to(device)] -= acquainted.at_least()
+    if strangers_in_gallery:  # of those above, the known ones are none
+        acquainted = _Thresholds(known.probe_M[counting].to(device), scores_M[counting.to(device)], len(probes_PD))
+        acquainted.add(known.probe_M.to(device), scores_M)
+        everyone_M[counting.to(device)] -= acquainted.at_least()
     return scores_M, everyone_M
 
 
@@ -114,7 +117,7 @@ def _products(probes_PD: Tensor, rows_BD: Tensor, only: Tensor | None = None) ->
     """First probe and scores (p, B) of each block of probes; of those only that one of `only` is in."""
     if rows_BD.shape[1] != probes_PD.shape[1]:
         raise ValueError(
-            f"the gallery's features are of {rows_BD.shape[1]} numbers, the probes' of {probes_PD.shape[1]}"
+            f"features that are searched are of {rows_BD.shape[1]} numbers, the probes' of {probes_PD.shape[1]}"
         )
     wanted = set((only // PROBES).unique().tolist()) if only is not None else None
     room = probes_PD.new_empty(min(PROBES, len(probes_PD)), len(rows_BD))

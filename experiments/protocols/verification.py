@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.images import absolute, several
 from data.pairs import Pairs, read_pairs
 
 from ..models.model import Model
 from . import Result, Same, Scores, bootstrap, rate
-from .options import rates_of, whole
-from .rates import Ranking, Weights, check
+from .options import flag, path_of, paths_of, rates_of, whole
+from .rates import Ranking, Weights, check, unresolved
 
 
 class Verification:
@@ -28,8 +27,8 @@ class Verification:
         folds: in file order.
         mirrored: whether embeddings are those of image and mirrored image, added.
         far: false accept rates at which the validation rate is told.
-        threshold_step: of the accuracy, search thresholds on squared distances 0, step, 2 step, ... instead of all;
-            InsightFace's is 0.01.
+        threshold_step: of the accuracy, search thresholds on squared distances 0, step, 2 step, ... instead of those
+            midway between neighbouring scores; InsightFace's is 0.01.
         resamples: of the bootstrap.
     """
 
@@ -43,27 +42,36 @@ class Verification:
         threshold_step: float | None = None,
         resamples: int = 1000,
     ):
-        if not several(source):
-            raise ValueError("protocol.lfw.source=null: the path of a .bin or of a list of pairs is needed")
-        if threshold_step is not None and not 1e-4 <= threshold_step < 4:
-            raise ValueError(f"protocol.lfw.threshold_step={threshold_step}: must lie in [1e-4, 4); null for all")
-        if root is not None and all(path.endswith(".bin") for path in several(source)):
-            raise ValueError(f"protocol.lfw.root={root}: is of lists of pairs; a .bin holds its images")
-        self.folds, self.mirrored, self.step = whole("protocol.lfw.folds", folds, 2), mirrored, threshold_step
-        self.far = rates_of("protocol.lfw.far", far)
-        self.resamples = whole("protocol.lfw.resamples", resamples, 0)
+        option = "protocol.lfw"
+        paths, root = paths_of(f"{option}.source", source), path_of(f"{option}.root", root)
+        if not paths:
+            raise ValueError(f"{option}.source=null: the path of a .bin or of a list of pairs is needed")
+        if threshold_step is not None:
+            is_number = isinstance(threshold_step, int | float) and not isinstance(threshold_step, bool)
+            if not is_number or not 1e-4 <= threshold_step < 4:
+                raise ValueError(f"{option}.threshold_step={threshold_step}: must lie in [1e-4, 4); null for none")
+        if root is not None and all(path.endswith(".bin") for path in paths):
+            raise ValueError(f"{option}.root={root}: is of lists of pairs; a .bin holds its images")
+        self.folds, self.step = whole(f"{option}.folds", folds, 2), threshold_step
+        self.mirrored = flag(f"{option}.mirrored", mirrored)
+        self.far = rates_of(f"{option}.far", far)
+        self.resamples = whole(f"{option}.resamples", resamples, 0)
         self.pairs: dict[str, Pairs] = {}
-        for path in map(absolute, several(source)):
+        for path in paths:
             name = Path(path).stem
             if name in self.pairs:
-                raise ValueError(f"protocol.lfw.source: two lists are called {name}; rename one")
-            self.pairs[name] = pairs = read_pairs(path, root and absolute(root))
+                raise ValueError(f"{option}.source: two lists are called {name}; rename one")
+            self.pairs[name] = pairs = read_pairs(path, root)
             check(np.zeros(len(pairs)), pairs.same, path)
-            fold_of(len(pairs), self.folds, path)
+            fold_of(pairs.same, self.folds, path)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.pairs)
 
     def check(self, model: Model) -> None:
         for pairs in self.pairs.values():
-            model.view(pairs.images)
+            model.embed(*model.view(pairs.images), np.array([0]), mirrored=self.mirrored)
 
     def __call__(self, model: Model) -> list[Result]:
         results = []
@@ -77,19 +85,26 @@ class Verification:
     def judge(self, name: str, scores: Scores, same: Same) -> Result:
         """Of cosines (n,)."""
         check(scores, same, name)
-        folds = fold_of(len(scores), self.folds, name)
+        folds = fold_of(same, self.folds, name)
         judged = on_grid = Folds(scores, same, folds)
         if self.step is not None:
             # The number of thresholds that a pair's squared distance does not lie below.
             places = np.searchsorted(np.arange(0, 4, self.step), 2 - 2 * scores, side="right")
-            on_grid = Folds(-places.astype(np.float64), same, folds)
-        accuracies = on_grid.accuracies()
-        metrics = {
+            on_grid = Folds(-places.astype(np.float64), same, folds, midway=False)
+
+        def metrics(weights: Weights | None = None) -> tuple[NDArray[np.float64], dict[str, float]]:
+            accuracies, shares = judged.judge(self.far, weights)
+            if on_grid is not judged:
+                accuracies, _ = on_grid.judge((), weights)
+            rates = judged.ranking.rates(weights)
+            validation = {f"val_at_far_{rate(each)}": share for each, share in zip(self.far, shares, strict=True)}
+            return accuracies, {**validation, "eer": rates.eer, "auc": rates.auc}
+
+        accuracies, others = metrics()
+        found = {
             "accuracy": float(accuracies.mean()),
             "accuracy_se": float(accuracies.std(ddof=1) / self.folds**0.5),
-            **judged.validation(self.far),
-            "eer": judged.ranking.plain.eer,
-            "auc": judged.ranking.plain.auc,
+            **others,
         }
 
         # Pairs are drawn within their fold and kind, so that no resample lacks one.
@@ -99,54 +114,77 @@ class Verification:
 
         def resampled(drawn: Weights) -> Mapping[str, float]:
             weights[order] = drawn
-            rates = judged.ranking.rates(weights)
-            accuracy = float(on_grid.accuracies(weights).mean())
-            return {"accuracy": accuracy, **judged.validation(self.far, weights), "eer": rates.eer, "auc": rates.auc}
+            accuracies, others = metrics(weights)
+            return {"accuracy": float(accuracies.mean()), **others}
 
         intervals = bootstrap.intervals(resampled, np.bincount(strata_of).tolist(), self.resamples)
         counts = {"pairs": len(scores), "of one class": int(same.sum())}
-        return Result(name, metrics, intervals, counts, {"rates": judged.ranking.plain, "scores": scores, "same": same})
+        negatives = int(min((~same & (folds != fold)).sum() for fold in range(self.folds)))
+        notes = unresolved(self.far, negatives, "val_at_far_")
+        curves = {"rates": judged.ranking.plain, "scores": scores, "same": same}
+        return Result(name, found, intervals, counts, notes, curves)
 
 
-def fold_of(count: int, folds: int, what: str = "pairs") -> NDArray[np.int64]:
-    """Which fold each pair is in: contiguous, in file order, the first ones larger by one where need be."""
+def fold_of(same: Same, folds: int, what: str = "pairs") -> NDArray[np.int64]:
+    """Which fold each pair is in: contiguous, in file order, the first ones larger by one where need be.
+
+    Raises:
+        ValueError: fewer pairs than folds, or pairs of one class, or of two, in a single fold only.
+    """
+    count = len(same)
     if count < folds:
         raise ValueError(f"{what}: {count} pairs cannot be parted into {folds} folds; lower the number of folds")
     sizes = np.full(folds, count // folds) + (np.arange(folds) < count % folds)
-    return np.repeat(np.arange(folds), sizes)
+    numbers = np.repeat(np.arange(folds), sizes)
+    for kind, chosen in (("one class", same), ("two classes", ~same)):
+        if len(np.unique(numbers[chosen])) < 2:
+            raise ValueError(
+                f"{what}: pairs of {kind} lie in one of {folds} folds only, and nothing is left to choose its "
+                "threshold by; mix the pairs, or change the number of folds"
+            )
+    return numbers
 
 
 class Folds:
-    """Each fold judged at the threshold that is best, or right for a false accept rate, on the others."""
+    """Each fold judged at the threshold that is best, or right for a false accept rate, on the others.
 
-    def __init__(self, scores: Scores, same: Same, folds: NDArray[np.int64]):
+    Args:
+        midway: whether the best threshold lies in the middle between two scores of the other folds, or at the upper.
+    """
+
+    def __init__(self, scores: Scores, same: Same, folds: NDArray[np.int64], midway: bool = True):
         self.ranking = Ranking(scores, same)
-        self.folds = folds
+        self.folds, self.midway = folds, midway
         self.num_folds = int(folds.max()) + 1
 
-    def accuracies(self, weights: Weights | None = None) -> NDArray[np.float64]:
-        """(folds,). Of thresholds that are equally good the highest is taken."""
+    def judge(self, far: Sequence[float], weights: Weights | None = None) -> tuple[NDArray[np.float64], list[float]]:
+        """
+        Returns:
+            accuracy of each fold (folds,). Of thresholds that are equally good the highest is taken.
+            for each rate, the share of pairs of one class that is accepted, all folds together, at the lowest
+                thresholds whose false accept rate on the other folds is at most this.
+        """
         w = np.ones(len(self.folds)) if weights is None else weights
-        found = []
-        for own_right, own_wrong, right, wrong in self._cuts(w):
-            best = np.argmax(right - wrong)
-            found.append((own_right[best] + own_wrong[-1] - own_wrong[best]) / (own_right[-1] + own_wrong[-1]))
-        return np.array(found)
-
-    def validation(self, far: Sequence[float], weights: Weights | None = None) -> dict[str, float]:
-        """The share of pairs of one class that is accepted, all folds together, at the lowest thresholds whose false
-        accept rate on the other folds is at most `far`."""
-        w = np.ones(len(self.folds)) if weights is None else weights
-        accepted, total = np.zeros(len(far)), 0.0
-        for own_right, _, _, wrong in self._cuts(w):
-            cuts = np.searchsorted(wrong / (wrong[-1] or 1), far, side="right") - 1
-            accepted += own_right[cuts]
-            total += own_right[-1]
-        return {f"val_at_far_{rate(each)}": float(share) for each, share in zip(far, accepted / total, strict=True)}
-
-    def _cuts(self, w: Weights):  # type: ignore[no-untyped-def]
-        """Of each fold, what is accepted at each cut: of one class and of two, in the fold and in the others."""
         all_right, all_wrong = self.ranking.accepted(w)
+        accuracies, accepted = [], np.zeros(len(far))
         for fold in range(self.num_folds):
+            # What is accepted at each cut: of one class and of two, in the fold and in the others.
             own_right, own_wrong = self.ranking.accepted(w * (self.folds == fold))
-            yield own_right, own_wrong, all_right - own_right, all_wrong - own_wrong
+            right, wrong = all_right - own_right, all_wrong - own_wrong
+            best = self._best(right, wrong)
+            accuracies.append((own_right[best] + own_wrong[-1] - own_wrong[best]) / (own_right[-1] + own_wrong[-1]))
+            accepted += own_right[np.searchsorted(wrong / wrong[-1], far, side="right") - 1]
+        return np.array(accuracies), (accepted / all_right[-1]).tolist()
+
+    def _best(self, right: Weights, wrong: Weights) -> int:
+        """The cut at the threshold that parts the others best."""
+        best = int(np.argmax(right - wrong))
+        if not self.midway or not best:
+            return best
+        both = right + wrong
+        after = int(np.searchsorted(both, both[best], side="right"))  # the first cut that accepts another of them
+        thresholds = self.ranking.thresholds
+        if after == len(both):  # all are accepted
+            return after - 1
+        middle = (thresholds[best] + thresholds[after]) / 2
+        return int(np.searchsorted(-thresholds, -middle, side="right")) - 1

@@ -23,7 +23,7 @@ def written_for(protocol: str, folder: Path) -> list[str]:
     (folder / "scores.txt").write_text("".join(f"{n}.jpg 1.5 {n}.5 0.9{n}\n" for n in range(IMAGES)))
     header = "TEMPLATE_ID,SUBJECT_ID,FILENAME\n"
     for name, templates in (("G1", (0, 1)), ("G2", (2, 3)), ("probes", range(4, 12))):
-        lines = [f"{t + 100},{t % 4},img/{t}.jpg\n" for t in templates]
+        lines = [f"{t + 100},{t % 4},img/{n}.jpg\n" for t in templates for n in (t, t + 12)]  # one for each image
         (folder / f"{name}.csv").write_text(header + "".join(lines))
     return [
         f"protocol.ijb.templates={folder / 'tid_mid.txt'}",

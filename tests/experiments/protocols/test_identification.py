@@ -86,6 +86,12 @@ def test_ranks_and_precision(seed, alone, mates):
     scores = probes @ torch.cat([gallery, others]).T
     strangers = [-1] * len(others)
     expected, precisions = slow(scores, probe_classes, [*gallery_classes, *strangers], alone, mates)
+    if mates == "each":  # as in MegaFace: alone among the distractors
+        _, apart = strangers_above(probes, known, in_blocks(gallery, 7), [in_blocks(others, 7)], False)
+        for probe, item, found in zip(
+            *(each[known.counts_M] for each in (known.probe_M, known.item_M, apart)), strict=True
+        ):
+            assert found == (probes[probe] @ others.T >= probes[probe] @ gallery[item]).sum()
     judged = Ranks(known, above, probe_classes, mates)
     assert sorted(judged.ranks.tolist()) == sorted(expected)
     found = judged.metrics((1, 5))
@@ -135,6 +141,10 @@ def test_features_on_any_number_of_processes(mates, features, workers):
                for name in ("gallery", "probes")}  # fmt: skip
     scores = unit["probes"] @ torch.cat([unit["gallery"], unit["strangers"]]).T
     ranks, precisions = slow(scores, classes["probes"], classes["gallery"] + [None] * 90, False, mates)
+    if mates == "each":  # each mate alone among the distractors
+        mates_of = [[s for s, c in zip(row[:50], classes["gallery"], strict=True) if c == own]
+                    for row, own in zip(scores, classes["probes"], strict=True)]  # fmt: skip
+        ranks = [1 + int((row[50:] >= s).sum()) for row, found in zip(scores, mates_of, strict=True) for s in found]
     assert metrics["rank1"] == pytest.approx(np.mean(np.array(ranks) <= 1))
     assert mates == "each" or metrics["map"] == pytest.approx(np.mean(precisions))
     assert intervals["rank1"][0] <= metrics["rank1"] <= intervals["rank1"][1]
@@ -209,16 +219,44 @@ def write(folder, name, rows, classes=None):
         (np.ones((4, 2)), "aabb", {"ranks": [0]}, "ranks=0: a whole number, at least 1"),
         (np.ones((4, 2)), "aabb", {"ranks": "all"}, "ranks=all"),
         (np.ones((4, 2)), "aabb", {"mirrored": True}, "mirrored=True: is of images, and none are named"),
-        (np.ones((4, 2)), "aabb", {"root": "x"}, "root=x: is of images, and none are named"),
+        (np.ones((4, 2)), "aabb", {"root": "x"}, "root=.*x: is of images, and none are named"),
         (np.ones((4, 2)), "aabb", {"gallery": None, "format": "rec"}, "format=rec: is of images, and none are named"),
-        (np.ones((4, 2)), "aabb", {"distractors": "wide"}, "features are of 3 numbers, the probes' of 2"),
+        (np.ones((4, 2)), "aabb", {"distractors": "wide"}, "features that are searched are of 3 numbers"),
+        (np.empty((0, 2)), "", {}, r"real numbers \(n, D\) are needed, it holds float64 \[0, 2\]"),
+        (np.ones((4, 2)), "aabb", {"probes": "empty"}, r"real numbers \(n, D\) are needed, it holds float64 \[0, 2\]"),
+        (np.ones((4, 2)), "aabb", {"probes": "set"}, "probes=.*: is the gallery itself"),
+        (np.ones((4, 2)), "aaaa", {"probes": "other"}, "nothing but each probe's own class"),
+        (np.ones((4, 2)), "aabb", {"gallery": ["x", "y"]}, "gallery=.*: one path is needed"),
+        (np.ones((4, 2)), "aabb", {"mirrored": "no"}, "mirrored=no: must be true or false"),
         (np.ones((4, 2)), "aabb", {"distractors": "/nowhere"}, "distractors=/nowhere: there is no such"),
         (np.ones((4, 2)), "aabb", {"gallery": None, "probes": "wide"}, "probes need one to be looked for in"),
     ],
 )
 def test_what_is_no_protocol_is_an_error(rows, classes, options, words, tmp_path):
     wide = write(tmp_path, "wide", np.ones((3, 3)))
-    options = {name: wide if value == "wide" else value for name, value in options.items()}
-    options = {"gallery": write(tmp_path, "set", rows, classes), **options}
+    written = {
+        "wide": wide,
+        "empty": write(tmp_path, "empty", np.empty((0, 2))),
+        "set": write(tmp_path, "set", rows, classes),
+        "other": write(tmp_path, "other", np.ones((2, 2)), "za"),
+    }
+    options = {name: written.get(value, value) if isinstance(value, str) else value for name, value in options.items()}
+    options = {"gallery": written["set"], **options}
     with pytest.raises(ValueError, match=words):
         Identification(**options, resamples=0)(of_nothing())
+
+
+def test_sets_that_do_not_fit_are_told_before_a_training(tmp_path):
+    gallery, wide = write(tmp_path, "set", np.ones((4, 2)), "aabb"), write(tmp_path, "wide", np.ones((3, 3)))
+    with pytest.raises(ValueError, match=r"distractors=.*wide.npy: is of 3 numbers, .*set.npy of 2"):
+        Identification(gallery, distractors=wide).check(of_nothing())
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e-15, 1e15, 1e25, 1e38])
+def test_lengths_of_any_size(scale):
+    rows = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
+    scaled = (rows.astype(np.float64) * scale).astype(np.float32)
+    found = model.unit(torch.from_numpy(np.stack([*scaled, np.zeros(7, np.float32)])), "rows")
+    expected = torch.from_numpy(scaled.astype(np.float64))
+    expected /= expected.norm(dim=1, keepdim=True)
+    assert torch.allclose(found[:3].double(), expected, atol=1e-6) and not found[3].any()

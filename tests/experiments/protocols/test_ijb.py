@@ -59,7 +59,21 @@ def test_features_against_the_slow_way(weighted, tmp_path):
     assert many.metrics["rank1"] == pytest.approx(np.mean(expected["rank1"]))
     assert many.metrics["tpir_at_fpir_3e-1"] == pytest.approx(np.mean(expected["0.3"]))
     assert many.metrics["tpir_at_fpir_6e-1"] == pytest.approx(np.mean(expected["0.6"]))
-    assert set(many.intervals) == set(many.metrics) and "tar_at_far_1e-6" in one.intervals
+    assert set(many.intervals) == set(many.metrics) and set(one.intervals) == set(one.metrics)
+    assert one.notes == ["tar_at_far_1e-6: of 54 none may be accepted; more would be needed to tell rates so low"]
+    points, share = many.curves["cmc"]
+    assert points[0] == 1 and share[0] == pytest.approx(many.metrics["rank1"])
+
+
+def test_galleries_in_any_csv(tmp_path):
+    """Columns by name, quoted or not, two files of one name; or no header at all."""
+    options = options_in(written_for("ijb", tmp_path))
+    expected = Ijb(**options)(of_pixels())[1].metrics
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "G1.csv").write_text('"SUBJECT_ID","FILENAME","TEMPLATE_ID"\n2,"a, b",102\n3,,103\n')
+    (tmp_path / "probes.csv").write_text("".join(f"{t + 100},{t % 4}\n" for t in range(4, 12)))
+    options["galleries"][1] = str(tmp_path / "other" / "G1.csv")
+    assert Ijb(**options)(of_pixels())[1].metrics == expected
 
 
 def test_a_medium_counts_once():
@@ -97,6 +111,15 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,0\n104,0\n", "two templates of one subject"),
         ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,9\n", "holds no subject of the probes"),
         ({}, "probes.csv", "TEMPLATE_ID,SUBJECT_ID\n104,0\n105,1\n", "holds every subject of the probes"),
+        ({}, "pair_label.txt", "100 101 1 7\n", "there are 4 columns"),
+        ({}, "pair_label.txt", "100 101 x\n", "'x' to int64 at row 0, column 3"),
+        ({}, "pair_label.txt", "\n", "there is no line in it"),
+        ({}, "G1.csv", "TEMPLATE,SUBJECT_ID\n100,0\n", "no column TEMPLATE_ID"),
+        ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,0\n100,1\n", "template 100 is of two subjects, 0 and 1"),
+        ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,a\n", "line 2: whole numbers of template and subject"),
+        ({"mirrored": "no"}, None, "", "protocol.ijb.mirrored=no"),
+        ({"templates": ["a"]}, None, "", "protocol.ijb.templates=.*: one path is needed"),
+        ({}, "scores.txt", "".join(f"{n}.png 1\n" for n in range(24)), "line 1: is not of b'0.jpg'"),
         ({}, "scores.txt", "a 1\n", "a number for each of 24 images"),
         ({}, "scores.txt", "a b\n", "does not end in a number"),
     ],

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from experiments.protocols import rate
 from experiments.protocols.rates import Ranking, check
 from experiments.protocols.verification import Folds, Verification, fold_of
 from tests.experiments.protocols.files import written_for
@@ -44,7 +43,9 @@ def slow_folds(scores, same, folds, far):
         train, test = folds != fold, folds == fold
         thresholds = [np.inf, *sorted(set(scores[train]), reverse=True)]
         right = [np.sum((scores[train] >= t) == same[train]) for t in thresholds]
-        best = thresholds[right.index(max(right))]
+        place = right.index(max(right))
+        below = thresholds[place + 1] if place + 1 < len(thresholds) else -np.inf
+        best = (thresholds[place] + below) / 2 if place else np.inf
         accuracies.append(np.mean((scores[test] >= best) == same[test]))
         fine = [t for t in [np.inf, *sorted(set(scores), reverse=True)] if np.mean(scores[train & ~same] >= t) <= far]
         accepted += np.sum(scores[test & same] >= fine[-1])
@@ -56,17 +57,19 @@ def slow_folds(scores, same, folds, far):
 @pytest.mark.parametrize("far", [1e-3, 0.1])
 def test_folds(seed, ties, far):
     scores, same = drawn(seed, ties=ties)
-    folds = fold_of(len(scores), 10)
+    folds = fold_of(same, 10)
     accuracies, validation = slow_folds(scores, same, folds, far)
     judged = Folds(scores, same, folds)
-    assert judged.accuracies().tolist() == pytest.approx(accuracies, abs=1e-15)
-    assert judged.validation([far]) == {f"val_at_far_{rate(far)}": pytest.approx(validation, abs=1e-15)}
+    found, (share,) = judged.judge([far])
+    assert found.tolist() == pytest.approx(accuracies, abs=1e-15)
+    assert share == pytest.approx(validation, abs=1e-15)
     # A weight of two is as good as being there twice.
     twice = np.random.default_rng(seed).integers(1, 3, len(scores))
     repeated = [np.repeat(each, twice) for each in (scores, same, folds)]
     accuracies, validation = slow_folds(*repeated, far)
-    assert judged.accuracies(twice.astype(float)).tolist() == pytest.approx(accuracies, abs=1e-15)
-    assert judged.validation([far], twice.astype(float)).popitem()[1] == pytest.approx(validation, abs=1e-15)
+    found, (share,) = judged.judge([far], twice.astype(float))
+    assert found.tolist() == pytest.approx(accuracies, abs=1e-15)
+    assert share == pytest.approx(validation, abs=1e-15)
 
 
 def test_folds_are_contiguous_and_as_those_of_sklearn():
@@ -76,7 +79,7 @@ def test_folds_are_contiguous_and_as_those_of_sklearn():
         expected = np.empty(count, int)
         for fold, (_, test) in enumerate(KFold(10).split(np.zeros(count))):
             expected[test] = fold
-        assert np.array_equal(fold_of(count, 10), expected)
+        assert np.array_equal(fold_of(np.arange(count) % 3 == 0, 10), expected)
 
 
 def judge(scores, same, **options):
@@ -92,7 +95,7 @@ def test_thresholds_of_a_grid_are_those_of_insightface():
     distances = 2 - 2 * scores
     accuracies = []
     for fold in range(10):
-        train, test = fold_of(400, 10) != fold, fold_of(400, 10) == fold
+        train, test = fold_of(same, 10) != fold, fold_of(same, 10) == fold
         grid = np.arange(0, 4, 0.01)
         best = grid[np.argmax([np.mean((distances[train] < t) == same[train]) for t in grid])]
         accuracies.append(np.mean((distances[test] < best) == same[test]))
@@ -102,7 +105,10 @@ def test_thresholds_of_a_grid_are_those_of_insightface():
 
 
 def test_perfect_and_useless_scores():
+    """Perfect ones also where no two are equal: the lowest of one class is not refused by a threshold at the next."""
     same = np.arange(40) % 2 == 0
+    apart = judge(same + np.random.default_rng(0).uniform(-0.4, 0.4, 40), same).metrics
+    assert apart["accuracy"] == apart["auc"] == 1
     perfect = judge(same * 1.0, same).metrics
     assert (perfect["accuracy"], perfect["val_at_far_1e-3"], perfect["auc"], perfect["eer"]) == (1, 1, 1, 0)
     useless = judge(np.zeros(40), same).metrics
@@ -116,6 +122,7 @@ def test_perfect_and_useless_scores():
         (np.ones(20), np.zeros(20, bool), "none is of one class"),
         ([np.nan] * 2 + [0.5] * 18, np.arange(20) < 9, "2 of 20 scores are NaN"),
         (np.ones(9), np.arange(9) < 4, "9 pairs cannot be parted into 10 folds"),
+        (np.ones(40), np.arange(40) < 37, "pairs of two classes lie in one of 10 folds only"),
     ],
 )
 def test_what_is_no_protocol_is_an_error(scores, same, words):
@@ -169,6 +176,10 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({"far": [0.0]}, r"protocol.lfw.far=\[0.0\]: rates in"),
         ({"resamples": -1}, "protocol.lfw.resamples=-1"),
         ({"threshold_step": 5}, "protocol.lfw.threshold_step=5"),
+        ({"threshold_step": True}, "protocol.lfw.threshold_step=True"),
+        ({"mirrored": "no"}, "protocol.lfw.mirrored=no: must be true or false"),
+        ({"root": ["a"]}, "protocol.lfw.root=.*: one path is needed"),
+        ({"source": 5}, "protocol.lfw.source=5: a path, or several"),
         ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "two lists are called pairs"),
     ],
 )
@@ -185,3 +196,9 @@ def test_images_that_cannot_be_had(tmp_path):
     (tmp_path / "3.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"3\.jpg: it is no image"):
         Verification(str(tmp_path / "pairs.txt"), folds=3)(of_pixels())
+
+
+def test_images_that_are_elsewhere_are_told_before_a_training(tmp_path):
+    written_for("lfw", tmp_path)
+    with pytest.raises(ValueError, match=r"nowhere/0\.jpg: No such file"):
+        Verification(str(tmp_path / "pairs.txt"), str(tmp_path / "nowhere"), folds=3).check(of_pixels())
