@@ -24,8 +24,9 @@ from yaml import YAMLError
 from .cache import cache_folder
 from .catalog import Origin, catalog
 from .conversion import CONF, Options, Report, look, target_format, upload, write
-from .images import FORMATS, absolute, format_of, several
+from .images import FORMATS, format_of
 from .lmdb_images import FIELDS
+from .options import absolute, path_of, paths_of
 from .packing import check_packing, pack
 from .records import forget_opened
 
@@ -40,9 +41,8 @@ def convert(options: Options, screen: Console | None = None) -> Report:
     if options.on_corrupt != "list" and target_format(options) == "bin":
         return packed(options, screen)
     cache = cache_folder(options.cache_dir)
-    paths = tuple(map(absolute, several(options.source)))
-    labels = tuple(map(absolute, several(options.labels)))
-    origin = Origin(source_format(options), paths, labels, options.root and absolute(options.root), options.shared)
+    paths, labels = tuple(paths_of("source", options.source)), tuple(paths_of("labels", options.labels))
+    origin = Origin(source_format(options), paths, labels, path_of("root", options.root), options.shared)
     bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
     try:
         source = catalog(origin, cache, "stop" if options.on_corrupt == "stop" else "skip")
@@ -78,7 +78,7 @@ def packed(options: Options, screen: Console) -> Report:
 
 def check(options: Options) -> None:
     """Raises ValueError for options that are wrong by themselves."""
-    if not several(options.source) or "" in several(options.source):
+    if not paths_of("source", options.source):
         raise ValueError("source=null: a path is needed, as in source=faces.rec target=faces.lmdb")
     if options.on_corrupt not in ("stop", "skip", "list"):
         raise ValueError(f"on_corrupt={options.on_corrupt}: must be stop, skip or list")
@@ -120,14 +120,14 @@ def source_format(options: Options) -> str:
         if options.source_format not in FORMATS:
             raise ValueError(f"source_format={options.source_format}: must be one of {', '.join(FORMATS)}")
         return options.source_format
-    path = absolute(several(options.source)[0])
+    path = paths_of("source", options.source)[0]
     if not Path(path).exists():
         raise ValueError(f"source={path}: there is no such file or folder")
     return format_of(path)
 
 
 def tell(report: Report, options: Options, screen: Console, of: str = "classes") -> None:
-    table = Table(title=escape(options.target or "Looked at"), title_justify="left", show_header=False)
+    table = Table(title=escape(str(options.target or "Looked at")), title_justify="left", show_header=False)
     for name, value in (
         (of, f"{report.classes:,}"),
         ("images", f"{report.images:,}"),

@@ -1,6 +1,5 @@
 """`data=lmdb`, `rec`, `folder` and `list`: images of the user's own."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from .catalog import Origin, catalog
 from .decode import Decoder
 from .encoded import Images, Labelled, UnreadableError
 from .loose import Photos, has_folders, has_loose
+from .options import absolute, path_of, paths_of, whole
 from .preprocessing import preprocessing_of
 from .records import Augmentation, DataSet, Indices, RecordSet
-from .sphere import whole
 from .split import hold_out
 
 FORMATS = {
@@ -65,13 +64,13 @@ def images(
     """
     if format not in FORMATS:
         raise ValueError(f"data.format={format}: must be one of {', '.join(FORMATS)}")
-    paths = tuple(map(absolute, several(source)))
+    paths = tuple(paths_of("data.source", source))
     if not paths:
         raise ValueError(f"data.source=null: the path of {FORMATS[format]} is needed")
     preprocessing = preprocessing_of(size, channels, fit, mean, std, option="data.")
     if num_heldout is not None:
-        num_heldout = whole("data.num_heldout", num_heldout)
-    origin = Origin(format, paths, tuple(map(absolute, several(labels))), root and absolute(root), shared)
+        num_heldout = whole("data.num_heldout", num_heldout, 0)
+    origin = Origin(format, paths, tuple(paths_of("data.labels", labels)), path_of("data.root", root), shared)
     files = catalog(origin, cache_folder(cache_dir))
     records = RecordSet(EncodedImages(files, preprocessing.decoder), files.labels, files.num_classes, files.by_class)
     train, heldout, names = hold_out(records, files.class_names, num_heldout, seed)
@@ -118,7 +117,7 @@ def images_at(
                 f"{option}={path}: has images both in it and in folders; format=folder takes those in folders only"
             )
         return Photos(path)
-    origin = Origin(kind, (path,), (absolute(labels),) if labels else (), root and absolute(root))
+    origin = Origin(kind, (path,), tuple(paths_of("labels", labels)), path_of("root", root))
     return catalog(origin, cache_folder())
 
 
@@ -127,15 +126,6 @@ def format_of(path: str) -> str:
     if Path(path).is_dir():
         return "lmdb" if Path(path, "data.mdb").exists() else "folder"
     return "rec" if path.endswith(".rec") else "list"
-
-
-def several(given: str | Sequence[str] | None) -> list[str]:
-    return [] if given is None else [given] if isinstance(given, str) else [str(each) for each in given]
-
-
-def absolute(path: str) -> str:
-    """Links stay: what lies beside a file is looked for beside the link."""
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
 @dataclass(frozen=True)

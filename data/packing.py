@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from .conversion import CONF, Options, Report, taken, written
 from .decode import decodable, opened
-from .images import absolute, several
+from .options import absolute, path_of, paths_of
 from .pairs import read_pairs, write_bin
 
 TAKEN = (
@@ -33,7 +33,7 @@ def check_packing(options: Options) -> None:
     for each in fields(Options):
         if each.name not in TAKEN and getattr(options, each.name) != defaults[each.name]:
             raise ValueError(f"{each.name}={getattr(options, each.name)}: is no option of format=bin")
-    if len(several(options.source)) != 1:
+    if len(paths_of("source", options.source)) != 1:
         raise ValueError(f"source={options.source}: one list of pairs makes one .bin")
     if options.root is not None and str(options.source).endswith(".bin"):
         raise ValueError(f"root={options.root}: is of lists of pairs; a .bin holds its images")
@@ -50,7 +50,8 @@ def pack(options: Options, progress: Progress) -> Report:
     target = Path(absolute(str(options.target)))
     if target.exists():
         raise taken(target, target.name)
-    pairs = read_pairs(absolute(several(options.source)[0]), options.root and absolute(options.root))
+    (source,) = paths_of("source", options.source)
+    pairs = read_pairs(source, path_of("root", options.root))
     count = 2 * len(pairs)
     shown = partial(progress.track, total=count)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .augment import Unchanged
 from .keyed import normals, permute, uniforms
+from .options import whole
 from .records import DataSet, Indices, RecordSet
 
 
@@ -41,15 +42,10 @@ def sphere(
         num_heldout: classes to judge on.
         seed: of everything.
     """
-    num_classes = whole("data.num_classes", num_classes)
-    for name, value, low in (
-        ("num_classes", num_classes, 2),
-        ("size", size, 2),
-        ("images_per_class", images_per_class, 1),
-        ("num_heldout", num_heldout, 2),
-    ):
-        if value < low:
-            raise ValueError(f"data.{name}={value}: must be at least {low}")
+    num_classes, size = whole("data.num_classes", num_classes, 2), whole("data.size", size, 2)
+    num_heldout = whole("data.num_heldout", num_heldout, 2)
+    if images_per_class < 1:
+        raise ValueError(f"data.images_per_class={images_per_class}: must be at least 1")
     if noise < 0 or tail < 0:
         raise ValueError(f"data.noise={noise}, data.tail={tail}: must not be negative")
     if not 0 <= conflict <= 1:
@@ -63,13 +59,6 @@ def sphere(
         prepare=_unchanged,
         augment=Unchanged(),
     )
-
-
-def whole(name: str, value: float) -> int:
-    """1e7 on a command line is a float; a whole one will do."""
-    if value != int(value):
-        raise ValueError(f"{name}={value}: must be a whole number")
-    return int(value)
 
 
 @dataclass(frozen=True)

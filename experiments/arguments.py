@@ -12,16 +12,17 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def check(arguments: list[str], primary: str = "config") -> None:
     """Raises ValueError for a group choice or an option that the composed config does not have."""
-    overrides = OverridesParser.create().parse_overrides([word for word in arguments if "=" in word])
+    overrides = [_parsed(word) for word in arguments if "=" in word and not word.startswith("-")]
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - _options(primary)
     chosen = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in groups and not o.is_delete()}
     for name in chosen.get("experiment", []):  # what a study sweeps over, unless the command line does
@@ -42,18 +43,51 @@ def check(arguments: list[str], primary: str = "config") -> None:
             raise ValueError(
                 f"{' '.join(choices)}: {str(error).splitlines()[0]}; see the extras in the README"
             ) from None
-        except ConfigCompositionException:
+        except ConfigCompositionException as error:
             # A group that only some choices of another group bring in, such as `store`.
             for group in chosen:
                 if owners := _users(group):
                     raise ValueError(_belongs(group, owners, " ".join(choices), primary)) from None
-            raise
+            told = str(error).strip().splitlines()[0]
+            raise ValueError(f"{' '.join(choices) or primary}: {told}") from None
         for override in overrides:
             key = override.key_or_group
             if key in groups or key.startswith(("hydra.", "hydra/")) or override.is_add() or override.is_force_add():
                 continue
             if not _has(config, key):
                 raise ValueError(_unknown(key, " ".join(choices), config, primary))
+            _check_kind(override, config)
+
+
+def _parsed(word: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        name, _, value = word.partition("=")
+        quoted = value.strip("'\"").replace('"', '\\"')
+        raise ValueError(
+            f"{word}: is no option that Hydra can read ({str(error).splitlines()[0]}); if it is a text with other than "
+            f"plain letters, quote it: '{name}=\"{quoted}\"'"
+        ) from None
+
+
+def _check_kind(override: Override, config: DictConfig) -> None:
+    """Raises ValueError for words where the config has a number, or true or false."""
+    try:
+        default = OmegaConf.select(config, override.key_or_group)
+    except OmegaConfBaseException:  # it is known only while a command runs
+        return
+    if not isinstance(default, bool | int | float):
+        return
+    given = override.value()
+    for value in given.list if isinstance(given, ChoiceSweep) else [given]:
+        value = value.text if isinstance(value, QuotedString) else value
+        if isinstance(value, str) and "${" in value:
+            continue
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f"{override.key_or_group}={value}: must be true or false")
+        if not isinstance(default, bool) and isinstance(value, bool | str):
+            raise ValueError(f"{override.key_or_group}={value}: a number is needed")
 
 
 def check_or_exit(primary: str = "config") -> None:
@@ -89,9 +123,13 @@ def _has(config: DictConfig, key: str) -> bool:
 
 
 def _unknown(key: str, choices: str, config: DictConfig, primary: str) -> str:
+    parent = key.rpartition(".")[0]
+    if parent and _has(config, parent) and OmegaConf.select(config, parent) is None:
+        return f"{key}: no option of {choices or 'this config'}, where {parent} is null"
     owners = []
     for path in sorted(CONF.glob("*/*.yaml")):
-        package = path.read_text().partition("\n")[0].removeprefix("# @package ")
+        first = path.read_text().partition("\n")[0]
+        package = first.removeprefix("# @package ") if first.startswith("# @package ") else path.parent.name
         within = key if package == "_global_" else key.removeprefix(f"{package}.")
         is_there = package == "_global_" or within != key
         if path.parent.name != "experiment" and is_there and _has(OmegaConf.load(path), within):  # type: ignore[arg-type]

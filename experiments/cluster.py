@@ -4,6 +4,7 @@ Leaves groups.tsv and a contact sheet with a group a row. With `query=IMAGE` it 
 images that are most like that one.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from rich.table import Table
 from data.decode import opened
 from data.encoded import Labelled
 from data.files import write_whole
-from data.images import absolute, images_at
+from data.images import images_at
 from data.loose import ImageFiles
+from data.options import absolute, whole
 from data.writers import plain
 
 from .processes import joined
-from .protocols.options import whole
 from .tables import console
 from .using import command, model, needed
 
@@ -54,7 +55,7 @@ def cluster(config: DictConfig, folder: Path) -> None:
         embedder = model(config, processes)
         found = embedder.embed_all(*embedder.view(source), "images", mirrored=config.mirrored).numpy()
         if config.query is not None:
-            query = ImageFiles([absolute(config.query).encode()])
+            query = ImageFiles([os.fsencode(absolute(str(config.query)))])
             wanted = embedder.embed_all(*embedder.view(query), "query", mirrored=config.mirrored).numpy()[0]
         if not processes.first:
             return

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 
 from data.encoded import Labelled
 from data.files import write_whole
-from data.images import absolute, images_at
+from data.images import images_at
+from data.options import absolute
 from data.records import Source
 from data.writers import one_line
 

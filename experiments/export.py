@@ -20,7 +20,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from data.images import absolute, images_at
+from data.images import images_at
+from data.options import absolute
 from data.writers import write_names
 
 from .models.model import Model
@@ -68,7 +69,7 @@ def export(config: DictConfig, folder: Path) -> None:
     needed(config, "checkpoint")
     if config.format not in FILES:
         raise ValueError(f"format={config.format}: must be one of {', '.join(FILES)}")
-    target = Path(absolute(config.target)) if config.target else folder / FILES[config.format]
+    target = Path(absolute(str(config.target))) if config.target else folder / FILES[config.format]
     if target.suffix != Path(FILES[config.format]).suffix:
         raise ValueError(f"target={target}: must end in {Path(FILES[config.format]).suffix}")
     if target.exists():
@@ -96,7 +97,7 @@ def export(config: DictConfig, folder: Path) -> None:
         differences = compare(exported, run, inputs(config, trained, model))
         tell(differences)
         for what, (difference, value) in differences.items():
-            if not difference <= tolerance * max(1, value):  # neither where it is NaN
+            if not difference <= tolerance * max(1, value):  # float32 rounds to a share; neither where it is NaN
                 raise ValueError(
                     f"tolerance={tolerance}: the exported model differs by {difference:.2g} from torch, on values up "
                     f"to {value:.3g} ({what}); nothing was written"

@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from .world import end_with_parent
+from .world import config_in, end_with_parent
 
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 
@@ -70,7 +70,7 @@ def main() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     folder = Path(sys.argv[1])
     try:
-        sys.exit(launch(OmegaConf.load(folder / "config.yaml"), folder, *sys.argv[2:]))  # type: ignore[arg-type]
+        sys.exit(launch(OmegaConf.load(config_in(folder)), folder, *sys.argv[2:]))  # type: ignore[arg-type]
     except ValueError as error:
         sys.exit(f"error: {error}")
 

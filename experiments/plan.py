@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from data.options import whole
 from heads import Head
 from heads.centers import RowState
 from heads.cost import Case, Cost
@@ -120,8 +121,8 @@ def _cost(config: DictConfig) -> Callable[[Case], Cost]:
     options = {str(name): each for name, each in config.head.items() if name != "_target_"}
     built = {name: build(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
     head: type[Head] = get_class(config.head._target_)
-    rule = build(config.optimizer.rows)
-    return lambda case: head.cost(case, row_state=row_state(rule, case.embedding_size), **built)
+    rule = config.optimizer.rows and build(config.optimizer.rows)
+    return lambda case: head.cost(case, row_state=row_state(rule, case.embedding_size) if rule else {}, **built)
 
 
 def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
@@ -134,10 +135,10 @@ def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
 def lines(config: DictConfig) -> list[dict[str, Any]]:
     """What the table shows, and plan.json holds."""
     case = Case(
-        _whole("num_classes", config.num_classes),
-        _whole("embedding_size", config.embedding_size),
-        _whole("batch", config.batch),
-        _whole("devices", config.devices),
+        whole("num_classes", config.num_classes, 1),
+        whole("embedding_size", config.embedding_size, 1),
+        whole("batch", config.batch, 1),
+        whole("devices", config.devices, 1),
     )
     if (case.world_size - 1) * case.shard >= case.num_classes:
         raise ValueError(f"num_classes={case.num_classes}: too few for devices={case.world_size}")
@@ -160,12 +161,6 @@ def lines(config: DictConfig) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _whole(name: str, value: float) -> int:
-    if value != int(value) or value < 1:
-        raise ValueError(f"{name}={value}: a whole number, at least 1, is needed")
-    return int(value)
 
 
 SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {

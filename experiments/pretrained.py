@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from data.files import write_whole
-from data.images import absolute
+from data.options import absolute, whole
 from data.pickles import loads
 from data.preprocessing import preprocessing_of
 
@@ -43,6 +43,8 @@ def pretrained(config: DictConfig, folder: Path) -> None:
     if target.exists():
         raise ValueError(f"target={target}: is there already; remove it or name another")
     given = read(Path(absolute(config.weights)))
+    if config.embedding_size is not None:
+        config.embedding_size = whole("embedding_size", config.embedding_size, 1)
     if config.embedding_size is None:
         config.embedding_size = len(given["features.weight"]) if "features.weight" in given else 512
     preprocessing = preprocessing_of(config.size, config.channels, config.fit, config.mean, config.std)

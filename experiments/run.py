@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.files import write_whole
 
 from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
-from .world import number_of_processes
+from .world import CONFIG, PENDING, number_of_processes
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
@@ -47,10 +47,12 @@ def job(config: DictConfig) -> float | None:
     OmegaConf.resolve(config)
     if sweeping and config.checkpoint.dir is not None:
         config.checkpoint.dir += f"/{settings.job.num}"  # none removes the checkpoints of another
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+    # What an earlier run left stays what it is until this one trains.
+    write_whole(folder / (PENDING if (folder / CONFIG).exists() else CONFIG), OmegaConf.to_yaml(config))
     # Read when wandb is imported. How to upload an offline run is in the README.
     silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
     status = start([sys.executable, "-m", f"experiments.{program}", str(folder)], {**silent, **os.environ})
+    (folder / PENDING).unlink(missing_ok=True)
     if status == -signal.SIGTERM:  # before training had begun
         status = TERMINATED
     if status < 0:

@@ -4,12 +4,14 @@
 and knows nothing of sweeps.
 """
 
+import json
 import logging
 import os
 import signal
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,12 +20,15 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from data.options import whole
+
 from . import INTERRUPTED
 from .build import build
 from .checkpoints.checkpoint import find, home
-from .checkpoints.storage import step_of
+from .checkpoints.storage import Place, step_of
 from .processes import Processes, joined
 from .protocols import judges_of
+from .training import warm_start
 from .training.evaluation import Evaluation
 from .training.fidelity import Fidelity
 from .training.logs import MetricsCSV, wandb_logger
@@ -34,9 +39,26 @@ from .training.recorder import Recorder, print_summary
 from .training.saving import Saving
 from .training.strategy import strategy_for
 from .training.warm_start import WarmStart
-from .world import end_with_parent
+from .world import CONFIG, PENDING, config_in, end_with_parent
 
 SPEAK_SECONDS = 3
+WHOLE = {  # options that are whole numbers, and the least that each may be
+    **{"seed": 0, "num_workers": 0, "batch_size": 1, "embedding_size": 1},
+    **{"trainer.max_steps": 1, "trainer.accumulate_grad_batches": 1, "trainer.log_interval": 1},
+    **{"evaluate.interval": 1, "evaluate.train_records": 1, "checkpoint.interval": 1, "checkpoint.keep": 1},
+    "warm_start.images": 1,
+}
+
+
+class TakesOver(L.Callback):
+    """Once training starts, and not if it is refused, the folder's config.yaml is this run's."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        with suppress(FileNotFoundError):  # not waiting, or another process of this folder was first
+            os.replace(self.folder / PENDING, self.folder / CONFIG)
 
 
 class StopOnInterrupt(L.Callback):
@@ -79,10 +101,13 @@ def train(config: DictConfig, folder: Path) -> int:
 
 
 def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
+    for name, least in WHOLE.items():
+        if (value := OmegaConf.select(config, name)) is not None:
+            OmegaConf.update(config, name, whole(name, value, least))
     precision = plugin_for(config.trainer.precision, processes.device)
     if config.trainer.sync_batchnorm and processes.device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm=true: needs GPUs; on CPU each process keeps statistics of its own")
-    if not 0 <= config.seed < 2**32:
+    if config.seed >= 2**32:
         raise ValueError(f"seed={config.seed}: must lie between 0 and 2^32 - 1")
     checkpoint, checkpoints = find(config.resume, folder, config.checkpoint.dir), home(folder, config.checkpoint.dir)
     if (there := checkpoints.complete()) and checkpoint != f"{checkpoints}/{there[-1]}":
@@ -90,6 +115,10 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
             f"checkpoint.dir={checkpoints}: this training would mix with {there[-1]} there; go on from that with "
             "resume=auto, or remove it, or train in another folder"
         )
+    if checkpoint and finished(folder, checkpoint, checkpoints, config):
+        if processes.first:
+            print(f"{checkpoint} is of the last step: this training is finished", flush=True)
+        return 0
     L.seed_everything(config.seed, verbose=False)
     data = build(config.noise, _partial_=True)(build(config.data))
     found = processes.gather((data.train.num_classes, len(data.train), len(data.heldout or ())))
@@ -106,6 +135,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
             "data.num_heldout, or protocol=lfw"
         )
     started: list[L.Callback] = []
+    warm_start.check(config.warm_start)
     if config.warm_start.checkpoint is not None and checkpoint is None:
         started = [warm := WarmStart(config.warm_start)]
         module = HeadModule(config, data, processes, warm.load_backbone)
@@ -115,12 +145,14 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         L.seed_everything((config.seed + processes.rank) % 2**32, verbose=False)
     recorder = Recorder(folder, config.trainer.log_interval, processes)
     interrupt = StopOnInterrupt(processes)
+    evaluation = Evaluation(config.evaluate, recorder, judges_of(config))
     callbacks = [
+        TakesOver(folder),
         recorder,
         *started,
         interrupt,
         Fidelity(config.fidelity, recorder),
-        Evaluation(config.evaluate, recorder, judges_of(config)),
+        evaluation,
         Saving(config.checkpoint, checkpoints, recorder),
     ]
     loggers: list[Logger] = []
@@ -160,7 +192,19 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
             wandb_run.experiment.finish(exit_code=0 if status == "finished" else 1)
     if processes.first:
         print_summary(summary, folder)
+    if evaluation.failure and status == "finished":
+        raise ValueError(f"{evaluation.failure}; the training is complete, and experiments.evaluate can judge it")
     return interrupt.status if status == "interrupted" else 0
+
+
+def finished(folder: Path, checkpoint: str, checkpoints: Place, config: DictConfig) -> bool:
+    """Whether the training of this folder has ended with this checkpoint, and should not go further now."""
+    summary, before = folder / "summary.json", folder / CONFIG
+    if not summary.exists() or not before.exists() or not checkpoint.startswith(f"{checkpoints}/"):
+        return False
+    told, limits = json.loads(summary.read_text()), OmegaConf.load(before).trainer
+    ended = told["status"] == "finished" and told["steps"] == step_of(checkpoint.rpartition("/")[2])
+    return ended and all(limits[name] == config.trainer[name] for name in ("max_steps", "max_epochs"))
 
 
 def describe(module: HeadModule, folder: Path) -> str:
@@ -180,10 +224,11 @@ def main() -> None:
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning
     )  # Lightning
+    warnings.formatwarning = lambda message, *where, **more: f"warning: {message}\n"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     folder = Path(sys.argv[1])
     try:
-        sys.exit(train(OmegaConf.load(folder / "config.yaml"), folder))  # type: ignore[arg-type]
+        sys.exit(train(OmegaConf.load(config_in(folder)), folder))  # type: ignore[arg-type]
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except ValueError as error:

@@ -14,13 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from data.files import write_whole
+from data.options import whole
 from data.records import DataSet
 
 from . import INTERRUPTED, arguments
 from .models.model import Model
 from .models.trained import Trained, model_of
 from .processes import Processes
-from .protocols.options import whole
 from .run import start
 from .world import end_with_parent, number_of_processes
 
@@ -92,10 +92,13 @@ def model_of_config(config: DictConfig, trained: Trained, processes: Processes) 
 
 
 def needed(config: DictConfig, *names: str) -> None:
-    """Raises ValueError for an option that has no default and is not given."""
+    """Raises ValueError for a path that has no default and is not given."""
     for name in names:
         if config[name] is None:
             raise ValueError(f"{name}=null: is needed")
+        if isinstance(config[name], bool) or not isinstance(config[name], str | int):
+            raise ValueError(f"{name}={config[name]}: one path is needed")
+        config[name] = str(config[name])  # a command line reads 2024 as a number
 
 
 def _no_data() -> DataSet:

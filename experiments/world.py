@@ -1,10 +1,18 @@
-"""How many processes a run has, and that they end together. Imports no torch: the launcher asks."""
+"""A run's folder and processes, as its launcher and they agree on them. Imports no torch: the launcher asks."""
 
 import ctypes
 import signal
 import sys
+from pathlib import Path
 
 from omegaconf import DictConfig
+
+CONFIG, PENDING = "config.yaml", "config.pending.yaml"
+
+
+def config_in(folder: Path) -> Path:
+    """The config to run: what waits to become the folder's config.yaml, if there is one already and it differs."""
+    return folder / (PENDING if (folder / PENDING).exists() else CONFIG)
 
 
 def number_of_processes(config: DictConfig) -> int:

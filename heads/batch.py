@@ -8,8 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn.functional import normalize
 
 from .collectives import gather_rows, gather_sizes, rank_and_size
+
+SHORTEST = 1e-6
+LARGE = 1e15  # beyond it squares might be more than float32 holds
+
+
+def directions(embeddings: Tensor) -> Tensor:
+    """Embeddings (n, D) at unit length, differentiable.
+
+    One shorter than 1e-6 has no direction: it becomes zero and gets no gradient. That would be a million times those of
+    the others, or more, and drown them where the norm of all is clipped.
+    """
+    largest = torch.linalg.vector_norm(embeddings.detach(), torch.inf, dim=1, keepdim=True)
+    embeddings = embeddings / torch.where(largest > LARGE, largest, 1)
+    norm = torch.linalg.vector_norm(embeddings.detach(), dim=1, keepdim=True)
+    return torch.where(norm < SHORTEST, 0, normalize(embeddings, eps=SHORTEST))
 
 
 @dataclass(frozen=True)

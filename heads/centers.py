@@ -83,6 +83,12 @@ class ActiveRows:
         """Rows a to b as they are now, for the caller to change and write back."""
         return self.stretch(a, b) if self.version == self.centers.version else self._read(a, b)
 
+    @property
+    def changed(self) -> bool:
+        """Whether some are no longer what the forward pass has read."""
+        kept = self.kept_KD is not None and self.num_kept == len(self)
+        return self.version != self.centers.version and not kept
+
     def release(self) -> None:
         """No one reads these rows any more: their memory may be used again."""
         if self.kept_KD is not None:

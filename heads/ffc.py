@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from . import dtypes, keyed
-from .batch import check_embeddings, check_labels
+from .batch import check_embeddings, check_labels, directions
 from .centers import RowState
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size, sum_over_processes
 from .cost import Case, Cost, number_bytes
@@ -199,7 +199,7 @@ class FFC(Head):
             check_labels(embeddings, its_labels, None)
         device = self.queue.device
         with self.stopwatch("forward", device), torch.autocast(device.type, enabled=False):
-            x_nD = normalize(probe.float(), eps=MIN_NORM)
+            x_nD = directions(probe.float())
             features, keys, probe_classes = self._gather(x_nD, labels, gallery, gallery_labels)
             self._check_room(len(keys))
             plan = self.pool.plan(keys)
@@ -291,7 +291,7 @@ class FFC(Head):
         """Features (M, D) of all processes, their classes (M,), and the classes of this process's probes, on the
         host. What the others must know to raise together, or to find that pools differ, travels with the labels."""
         group, device = self.process_group, x_nD.device
-        features = normalize(gallery.detach().float(), eps=MIN_NORM)
+        features = directions(gallery.detach().float())
         finite = torch.isfinite(x_nD.detach()).all() & torch.isfinite(features).all()
         outside = ((labels < 0) | (labels >= self.num_classes)).any()
         header = torch.stack([torch.tensor(self.checksum, device=device), finite.to(torch.int64) + 2 * outside])
@@ -448,6 +448,10 @@ class _PoolRows:
 
     def release(self) -> None:
         """Nothing is held that could be given back."""
+
+    @property
+    def changed(self) -> bool:
+        return False  # their gradient is computed with the loss
 
 
 class _KnownGradient(torch.autograd.Function):

@@ -13,16 +13,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn.functional import normalize
 
-from .batch import check_embeddings, check_labels, check_values, gather
+from .batch import check_embeddings, check_labels, check_values, directions, gather
 from .centers import ActiveRows
 from .collectives import gather_rows, gather_sizes, rank_and_size
 from .head import CenterHead, Selection
 from .margins import Margin
 from .oracle import DenseRows, Oracle, direction
 from .sharding import Shard
-from .softmax import MIN_NORM, MarginSoftmax
+from .softmax import MarginSoftmax
 from .stopwatch import Stopwatch
 
 FIRST_REPEAT = 1 << 20  # no training has that many micro-batches: the keys of draws that are only looked at
@@ -122,7 +121,7 @@ def loss_fidelity(
     assert len(means) == shard.size
     (gradient_nD,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        x_nD = normalize(embeddings.float(), eps=MIN_NORM)
+        x_nD = directions(embeddings.float())
         # Of unit embeddings; every process has its own times the number of processes.
         gradient_nD = gradient_nD.float() * embeddings.float().norm(dim=1, keepdim=True) / world_size
         batch = gather(x_nD, labels, None, group)

@@ -66,8 +66,10 @@ class HashingForest(CenterHead):
             raise ValueError(f"build={build!r}: must be 'background' or 'blocking'")
         allocation = Allocation(num_classes, num_active, interval, target_mass)
         super().__init__(num_classes, embedding_size, **options)
-        if probe_interval is not None and probe_interval < 1:
-            raise ValueError(f"probe_interval={probe_interval}: must be at least 1; null for no probes")
+        if probe_interval is not None and (probe_interval < 1 or probe_interval != int(probe_interval)):
+            raise ValueError(
+                f"probe_interval={probe_interval}: whole steps, at least 1, are needed; null for no probes"
+            )
         if probes < 1:
             raise ValueError(f"probes={probes}: at least one embedding is needed; probe_interval=null for no probes")
         if target_mass is not None and probe_interval is None:

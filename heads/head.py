@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from . import dtypes
-from .batch import check_embeddings, check_labels, check_values, gather
+from .batch import check_embeddings, check_labels, check_values, directions, gather
 from .centers import ActiveRows, ClassCenters, RowState
 from .collectives import default_group, gather_columns, gather_rows, gather_sizes, rank_and_size
 from .cost import Case, Cost, number_bytes, state_bytes
@@ -25,7 +25,7 @@ from .optim import RowOptimizer, RowSGD
 from .pending import PendingGradients
 from .products import Products
 from .sharding import positions
-from .softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, streamed_loss, streamed_topk
+from .softmax import CHUNK_ROWS, MarginSoftmax, streamed_loss, streamed_topk
 from .stopwatch import Stopwatch
 
 Encode = Callable[[Tensor], Tensor]
@@ -323,7 +323,7 @@ class CenterHead(Head):
         """Embeddings (n, D) as rows meet them: of unit length, or with a last column of ones where there is a bias."""
         x_nD = embeddings.to(self.centers.like.dtype)
         if self.margin.normalize:
-            return torch.nn.functional.normalize(x_nD, eps=MIN_NORM)
+            return directions(x_nD)
         return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
 
     def sharded_state(self) -> dict[str, Tensor]:

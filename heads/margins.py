@@ -74,8 +74,8 @@ class CombinedMargin(Margin):
     """cos(m1 theta + m2) - m3 for the target (Deng et al., CVPR 2019).
 
     Where m1 theta + m2 would pass pi the cosine would rise again. There the target goes on as a line
-    of slope 1 in cos below everything before it: cos - m2 sin(m2), ArcFace's own, for m1 = 1, and
-    the line that continues the curve for other m1.
+    of slope 1 in cos below everything before it: cos - m2 sin(m2), ArcFace's own, for m1 = 1 and m2 up to 2.33,
+    and the line that continues the curve for others.
     """
 
     def __init__(
@@ -96,7 +96,9 @@ class CombinedMargin(Margin):
             inside = torch.cos(self.m1 * torch.atan2(sin, cos) + self.m2)
         last_angle = (math.pi - self.m2) / self.m1
         if last_angle < math.pi:
-            drop = self.m2 * math.sin(self.m2) if self.m1 == 1 else 1 + math.cos(last_angle)
+            drop = 1 + math.cos(last_angle)
+            if self.m1 == 1:
+                drop = max(drop, self.m2 * math.sin(self.m2))
             inside = torch.where(cos > math.cos(last_angle), inside, cos - drop)
         return inside - self.m3
 
@@ -105,6 +107,8 @@ class ArcFace(CombinedMargin):
     """cos(theta + m) for the target (Deng et al., CVPR 2019), cos - m sin(m) beyond theta + m = pi."""
 
     def __init__(self, s: float = 64.0, m: float = 0.5, *, filter_above: float | None = None):
+        if not 0 <= m < math.pi:
+            raise ValueError(f"margin m={m}: the angle added must lie in [0, pi)")
         super().__init__(s, m2=m, filter_above=filter_above)
 
 

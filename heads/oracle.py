@@ -200,6 +200,10 @@ class DenseRows:
     def release(self) -> None:
         """Nothing is held."""
 
+    @property
+    def changed(self) -> bool:
+        return False
+
 
 def _unit(rows: Tensor, margin: Margin) -> Tensor:
     return normalize(rows, eps=MIN_NORM) if margin.normalize else rows

@@ -57,6 +57,11 @@ class Rows(Stretches, Protocol):
         """They are not needed any more."""
         ...
 
+    @property
+    def changed(self) -> bool:
+        """Whether they are no longer those of the forward pass."""
+        ...
+
 
 def chunks(num_rows: int) -> Iterator[tuple[int, int]]:
     for a in range(0, num_rows, CHUNK_ROWS):
@@ -136,7 +141,15 @@ class MarginSoftmax:
         return torch.dot(self.weight_N, sum_N.log() - (self.target_logit_N - global_max_N))
 
     def backward(self, scale: Tensor) -> tuple[Tensor, "RowGradient"]:
-        """Pass two: scale x d loss / d x_ND (N, D), summed over processes, and the rows' own gradient."""
+        """Pass two: scale x d loss / d x_ND (N, D), summed over processes, and the rows' own gradient.
+
+        Raises:
+            RuntimeError: the rows have changed since pass one.
+        """
+        if self.rows.changed:
+            raise RuntimeError(
+                "the class centers have changed since this loss was computed; call backward before the optimizer steps"
+            )
         softmax = self._filtered() if self.filter_below else self
         gradient = RowGradient(softmax, scale)
         x_gradient_ND = torch.zeros_like(self.x_ND)
@@ -310,8 +323,8 @@ class _Loss(torch.autograd.Function):
     """Hangs a `MarginSoftmax` into autograd: the local embeddings get their slice of the gradient."""
 
     @staticmethod
-    def forward(ctx, x_nD, softmax, start, keep, on_backward, clock):  # type: ignore[no-untyped-def]
-        ctx.softmax, ctx.rows, ctx.on_backward, ctx.clock = softmax, slice(start, start + len(x_nD)), on_backward, clock
+    def forward(ctx, x_nD, leaf, softmax, start, keep, made, clock):  # type: ignore[no-untyped-def]
+        ctx.softmax, ctx.rows, ctx.made, ctx.clock = softmax, slice(start, start + len(x_nD)), made, clock
         with torch.autocast(x_nD.device.type, enabled=False):
             return softmax.loss(keep=keep)
 
@@ -320,10 +333,10 @@ class _Loss(torch.autograd.Function):
     def backward(ctx, scale):  # type: ignore[no-untyped-def]
         with ctx.clock("backward", scale.device), torch.autocast(scale.device.type, enabled=False):
             x_gradient_ND, row_gradient = ctx.softmax.backward(scale)
-        ctx.on_backward(row_gradient)
+        ctx.made.append(row_gradient)
         # DDP divides the backbone's gradient by the number of processes: this factor meets that.
         world_size = rank_and_size(ctx.softmax.group)[1]
-        return x_gradient_ND[ctx.rows] * world_size, None, None, None, None, None
+        return x_gradient_ND[ctx.rows] * world_size, torch.zeros_like(scale), None, None, None, None, None
 
 
 def streamed_loss(
@@ -340,10 +353,17 @@ def streamed_loss(
     Args:
         x_nD: this process's part of `softmax.x_ND`, at `start`, attached to the graph.
         keep: hold the cosines from pass one for pass two.
-        on_backward: receives the gradient of the rows; backward itself changes no row.
+        on_backward: receives the gradient of the rows where gradients are accumulated, as `backward` does and
+            `torch.autograd.grad` does not; backward itself changes no row.
         clock: takes the time of "backward".
     """
-    loss: Tensor = _Loss.apply(x_nD, softmax, start, keep, on_backward, clock)
+    made: list[RowGradient] = []  # by backward passes through this loss
+    leaf = None
+    if torch.is_grad_enabled() and x_nD.requires_grad:
+        # Stands for the rows, which are no parameters: autograd tells when their gradient would be accumulated.
+        leaf = x_nD.new_zeros((), requires_grad=True)
+        leaf.register_post_accumulate_grad_hook(lambda _: on_backward(made.pop()))
+    loss: Tensor = _Loss.apply(x_nD, leaf, softmax, start, keep, made, clock)
     return loss
 
 

@@ -185,7 +185,9 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, optio
         return None
     if resume == "auto":
         return _newest(home(run_folder, checkpoint_dir))
-    resume = resume.rstrip("/")
+    if isinstance(resume, bool) or not isinstance(resume, str | int):
+        raise ValueError(f"{option}={resume}: one run's folder, or one checkpoint, is needed")
+    resume = str(resume).rstrip("/")
     if "://" not in resume:
         path = Path(resume).resolve()
         if (settings := path / "config.yaml").exists():

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.options import flag, path_of, whole
+
 from ..models.model import Model
 from . import Result, bootstrap
 from .items import Items, dealt, items, own
-from .options import flag, path_of, ranks_of, whole
+from .options import ranks_of
 from .search import Known, strangers_above
 
 CMC_POINTS = 200

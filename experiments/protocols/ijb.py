@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data.loose import ImageFiles
+from data.options import flag, path_of, paths_of, whole
 from data.templates import Ids, read_pairs, read_subjects, read_templates, read_weights
 
 from ..models.model import Model
 from . import Result, bootstrap, rate
 from .items import Items, features
-from .options import flag, path_of, paths_of, ranks_of, rates_of, whole
+from .options import ranks_of, rates_of
 from .rates import Ranking, check, unresolved
 
 

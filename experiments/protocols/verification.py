@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.options import flag, path_of, paths_of, whole
 from data.pairs import Pairs, read_pairs
 
 from ..models.model import Model
 from . import Result, Same, Scores, bootstrap, rate
-from .options import flag, path_of, paths_of, rates_of, whole
+from .options import rates_of
 from .rates import Ranking, Weights, check, unresolved
 
 

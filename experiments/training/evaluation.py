@@ -32,15 +32,12 @@ class Evaluation(L.Callback):
     """
 
     def __init__(self, config: DictConfig, recorder: Recorder, judges: Sequence[Judge] = ()):
-        if config.interval is not None and config.interval < 1:
-            raise ValueError(f"evaluate.interval={config.interval}: must be at least 1; null evaluates at the end only")
         if not 0 < config.far < 1:
             raise ValueError(f"evaluate.far={config.far}: a rate in (0, 1) is needed")
-        if config.train_records is not None and config.train_records < 1:
-            raise ValueError(f"evaluate.train_records={config.train_records}: must be at least 1; null for none")
         self.interval, self.far, self.recorder = config.interval, config.far, recorder
         self.train_records = config.train_records
         self.judges = judges
+        self.failure: str | None = None  # of the protocols, at the last evaluation; the same on all processes
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
@@ -65,17 +62,31 @@ class Evaluation(L.Callback):
                 if module.data.heldout is not None:
                     metrics = evaluate(model, module.data.heldout, self.far)
                     metrics = {f"val/{name}": value for name, value in metrics.items()}
-                for judge in self.judges:
-                    for result in judge(model):
-                        metrics |= {f"val/{result.name}/{name}": value for name, value in told(result).items()}
-                if self.judges:
-                    module.processes.any(False)  # on the host: where there are GPUs, waiting has a limit there
+                metrics |= self._judged(model)
                 if self.train_records is not None and module.step == module.num_steps:
                     head = cast(CenterHead, module.head)
                     metrics |= against_all_centers(
                         model, head, module.data.train, self.train_records, module.config.seed
                     )
                 self.recorder.record(trainer, metrics, module.step)
+
+    def _judged(self, model: Model) -> dict[str, float]:
+        """What protocols find, on the first process. One that cannot judge is told of, and training goes on."""
+        metrics: dict[str, float] = {}
+        failures = []
+        for judge in self.judges:
+            failure = None
+            try:
+                for result in judge(model):
+                    metrics |= {f"val/{result.name}/{name}": value for name, value in told(result).items()}
+            except (ValueError, OSError) as error:
+                failure = str(error)
+            # On the host: where there are GPUs, waiting has a limit there.
+            failures += [each for each in model.processes.gather(failure) if each][:1]
+        before, self.failure = self.failure, "; ".join(failures) or None
+        if self.failure not in (None, before) and model.processes.first:
+            print(f"\nwarning: {self.failure}. Training goes on without these figures.", flush=True)
+        return metrics
 
 
 def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:

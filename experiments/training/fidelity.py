@@ -8,11 +8,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from data.options import whole
 from heads import CenterHead, Head
 from heads.fidelity import check_options, loss_fidelity, selection_fidelity
 from heads.sharding import Shard
 
-from ..protocols.options import whole
 from ..tables import bars_hidden
 from .class_means import class_means
 from .evaluation import model_in

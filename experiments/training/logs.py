@@ -18,20 +18,25 @@ COLUMNS = ("step", "time", "name", "value")
 class MetricsCSV(Logger):
     """metrics.csv in long format: one line a number, so that any metric can join at any step.
 
-    Lines are written as they come. A resumed run drops what the file holds beyond its checkpoint.
+    Lines are written as they come. With the first a resumed run drops what the file holds beyond its checkpoint: one
+    that is refused before leaves all as it is.
     """
 
     def __init__(self, folder: Path, resumed_step: int = 0):
         super().__init__()
-        self.path = folder / "metrics.csv"
+        self.path, self.resumed_step = folder / "metrics.csv", resumed_step
+        self._begun = False
+
+    def _begin(self) -> None:
         kept = []
-        if resumed_step and self.path.exists():
+        if self.resumed_step and self.path.exists():
             with self.path.open(newline="") as file:
                 rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]  # a kill may have cut the last
-                kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= resumed_step]
+                kept = [row for row in rows if row[0].isdigit() and int(row[0]) <= self.resumed_step]
         text = io.StringIO(newline="")
         csv.writer(text).writerows([COLUMNS, *kept])
         write_whole(self.path, text.getvalue())
+        self._begun = True
 
     @property
     def name(self) -> str:
@@ -45,6 +50,8 @@ class MetricsCSV(Logger):
         """config.yaml holds them."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if not self._begun:
+            self._begin()
         now = f"{time.time():.3f}"
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows((step, now, name, repr(float(value))) for name, value in metrics.items())

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from data.records import DataSet
@@ -23,6 +23,7 @@ from ..build import build
 from ..models.backbone import build_backbone
 from ..models.trained import about
 from ..processes import Processes
+from . import resuming
 from .precision import LossScale
 
 
@@ -62,8 +63,9 @@ class HeadModule(L.LightningModule):
         )
         self.head.prepare(self.backbone)
         self.accumulate = config.trainer.accumulate_grad_batches
-        if self.accumulate < 1:
-            raise ValueError(f"trainer.accumulate_grad_batches={self.accumulate}: must be at least 1")
+        clip = config.trainer.gradient_clip_val
+        if clip is not None and not 0 < clip < float("inf"):
+            raise ValueError(f"trainer.gradient_clip_val={clip}: must be positive; null for none")
         streams = {
             name: STREAMS[name](data, size, seed=config.seed, rank=processes.rank, world_size=processes.world_size)
             for name, size in self.head.stream_sizes(config.batch_size).items()
@@ -93,7 +95,8 @@ class HeadModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         options = self.config.optimizer
         backbone = build(options.backbone)([p for p in self.backbone.parameters() if p.requires_grad], lr=options.lr)
-        rows = self.head.optimizer(lr=options.lr, rule=build(options.rows))
+        rule = {} if options.rows is None else {"rule": build(options.rows)}
+        rows = self.head.optimizer(lr=options.lr, **rule)
         factor = build(self.config.schedule, num_steps=self.num_steps)
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (backbone, rows)]
         return [backbone, rows], schedules
@@ -155,6 +158,7 @@ class HeadModule(L.LightningModule):
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=self._random_states())
         checkpoint["class_names"] = self._class_names
         checkpoint["model"] = self._about
+        checkpoint["config"] = OmegaConf.to_container(self.config)
         if self.loss_scale is not None:
             checkpoint.update(loss_scale=self.loss_scale.state_dict(), skipped_steps=self.skipped_steps)
         # Lightning's own count of batches would fight with the loader's over where to resume.
@@ -173,6 +177,7 @@ class HeadModule(L.LightningModule):
         return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        resuming.check(checkpoint["config"], self.config)
         self.step = checkpoint["step"]
         self.loader.load_state_dict(checkpoint["loader"])
         if self.loader.handed_out != self.step * self.accumulate:
@@ -180,6 +185,11 @@ class HeadModule(L.LightningModule):
                 f"batch_size={self.config.batch_size}, trainer.accumulate_grad_batches={self.accumulate}: the "
                 f"checkpoint is of {self.step} steps and {checkpoint['loader']['samples']} samples; resume with the "
                 "sizes it was trained with"
+            )
+        if self.step >= self.num_steps:
+            raise ValueError(
+                f"resume={self.config.resume}: is of step {self.step:,}, and nothing is left to train of "
+                f"{self.num_steps:,}; raise trainer.max_steps or max_epochs, or judge it with experiments.evaluate"
             )
         host, device = checkpoint["random"]
         torch.set_rng_state(host)

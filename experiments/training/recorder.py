@@ -28,8 +28,6 @@ class Recorder(L.Callback):
     """
 
     def __init__(self, folder: Path, log_interval: int, processes: Processes):
-        if log_interval < 1:
-            raise ValueError(f"trainer.log_interval={log_interval}: must be at least 1")
         self.folder, self.log_interval, self.processes = folder, log_interval, processes
         self.latest: dict[str, float] = {}
         self.step_of: dict[str, int] = {}  # the step at which each was measured

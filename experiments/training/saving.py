@@ -20,11 +20,8 @@ class Saving(L.Callback):
     """
 
     def __init__(self, config: DictConfig, place: Place, recorder: Recorder):
-        for name in ("interval", "minutes"):
-            if config[name] is not None and config[name] <= 0:
-                raise ValueError(f"checkpoint.{name}={config[name]}: must be positive; null for none of that kind")
-        if config.keep < 1:
-            raise ValueError(f"checkpoint.keep={config.keep}: must be at least 1")
+        if config.minutes is not None and config.minutes <= 0:
+            raise ValueError(f"checkpoint.minutes={config.minutes}: must be positive; null for none by the clock")
         if config.best_mode not in ("max", "min"):
             raise ValueError(f"checkpoint.best_mode={config.best_mode!r}: must be max or min")
         self.interval, self.minutes, self.keep = config.interval, config.minutes, config.keep
@@ -32,6 +29,7 @@ class Saving(L.Callback):
         self.place, self.recorder = place, recorder
         self.saved_step, self.saved_time = -1, time.monotonic()
         self.best_value: float | None = None
+        self._unmeasured: str | None = None  # what is to be told of the last evaluation
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "value": self.best_value}
@@ -69,6 +67,8 @@ class Saving(L.Callback):
                 self.save(trainer, module)
         except CheckpointError as error:
             raise ValueError(f"{error}; {self._left()}. Make room or name another checkpoint.dir") from error
+        if module.processes.any(self._unmeasured is not None):
+            raise ValueError(self._unmeasured or f"checkpoint.best={self.best}: was not measured")
 
     def save(self, trainer: L.Trainer, module: HeadModule, better: bool = False) -> None:
         """Raises CheckpointError on all processes."""
@@ -100,7 +100,12 @@ class Saving(L.Callback):
         better = False
         if module.processes.first and (measured := self.recorder.measured_at(module.step, "val/")):
             if self.best not in measured:
-                raise ValueError(f"checkpoint.best={self.best}: is not measured; choose one of {', '.join(measured)}")
+                told = f"checkpoint.best={self.best}: was not measured; what was: {', '.join(measured)}"
+                if told != self._unmeasured:
+                    print(f"\nwarning: {told}. Training goes on without it.", flush=True)
+                self._unmeasured = told
+                return module.processes.any(False)
+            self._unmeasured = None
             better = self.best_value is None or self.sign * (measured[self.best] - self.best_value) > 0
         return module.processes.any(better)
 

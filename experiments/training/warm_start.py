@@ -47,15 +47,17 @@ class Source(Protocol):
         ...
 
 
+def check(config: DictConfig) -> None:
+    """Raises ValueError for choices that there are not."""
+    for name, choices in (("classes", ("name", "id")), ("rows", ("mean", "random"))):
+        if config[name] not in choices:
+            raise ValueError(f"warm_start.{name}={config[name]!r}: must be {' or '.join(choices)}")
+
+
 class WarmStart(L.Callback):
     """Puts `warm_start.checkpoint` into a module that has not trained yet."""
 
     def __init__(self, config: DictConfig):
-        for name, choices in (("classes", ("name", "id")), ("rows", ("mean", "random"))):
-            if config[name] not in choices:
-                raise ValueError(f"warm_start.{name}={config[name]!r}: must be {' or '.join(choices)}")
-        if config.images < 1:
-            raise ValueError(f"warm_start.images={config.images}: must be at least 1")
         self.config = config
         self.source = opened(config.checkpoint)
 

@@ -274,3 +274,66 @@ def test_a_selection_without_a_positive_is_a_bug():
     head.select = lambda embeddings, labels: heads.Selection(torch.tensor([1, 2]))
     with pytest.raises(AssertionError, match="every positive"):
         head(EMBEDDINGS[:1], torch.tensor([3]))
+
+
+@pytest.mark.parametrize("budget", [0, 512])
+@pytest.mark.parametrize("rate", [0.6, 1])
+def test_backward_after_a_step_is_refused_unless_all_was_kept(rate, budget):
+    """The gradient would mix rows before the step with rows after it."""
+    options = {"logits_budget_mb": budget}
+    head = FullFC(7, 8, **options) if rate == 1 else PartialFC(7, 8, sample_rate=rate, **options)
+    optimizer = head.optimizer(lr=0.5)
+    x = EMBEDDINGS.clone().requires_grad_()
+    late, early = head(x, LABELS), head(x, LABELS)
+    early.backward()
+    if rate < 1 and budget:
+        (expected,) = torch.autograd.grad(late, x, retain_graph=True)
+        optimizer.step()
+        assert torch.equal(torch.autograd.grad(late, x)[0], expected)
+    else:
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="class centers have changed since this loss was computed"):
+            late.backward()
+
+
+@pytest.mark.parametrize("budget", [0, 512])
+def test_asking_for_a_gradient_leaves_none_behind(budget):
+    """As of parameters, `torch.autograd.grad` accumulates nothing; `backward` does, also after it."""
+    rows = []
+    for asked in (False, True):
+        head = FullFC(7, 8, logits_budget_mb=budget)
+        optimizer = head.optimizer(lr=0.5)
+        x = EMBEDDINGS.clone().requires_grad_()
+        loss = head(x, LABELS)
+        before = head.centers.rows.clone()
+        if asked:
+            torch.autograd.grad(loss, x, retain_graph=True)
+            optimizer.step()
+            assert torch.equal(head.centers.rows, before)
+            loss = head(x, LABELS)
+            torch.autograd.grad(loss, x, retain_graph=True)
+        loss.backward()
+        optimizer.step()
+        rows.append(head.centers.rows)
+    torch.testing.assert_close(*rows)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-9])
+def test_an_embedding_without_direction_gets_no_gradient(length):
+    """And those of the others stay what they are."""
+    x = EMBEDDINGS.clone()
+    x[3] *= length / x[3].norm()
+    x.requires_grad_()
+    head = FullFC(7, 8)
+    head(x, LABELS).backward()
+    assert not x.grad[3].any() and x.grad.norm() < 1e3
+    others = torch.arange(12) != 3
+    again = EMBEDDINGS[others].clone().requires_grad_()
+    head(again, LABELS[others]).backward()
+    torch.testing.assert_close(x.grad[others] * 12, again.grad * 11, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e18, 1e30])
+def test_embeddings_of_any_length(scale):
+    (small, expected) = (FullFC(7, 8)(x, LABELS) for x in (EMBEDDINGS * scale, EMBEDDINGS))
+    torch.testing.assert_close(small, expected)

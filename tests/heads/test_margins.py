@@ -45,6 +45,12 @@ def test_target_never_falls_when_the_cosine_rises(margin):
     assert (margin.target(cos).diff() >= -1e-12).all()
 
 
+@pytest.mark.parametrize("m", [2.0, 2.33, 2.4, 2.8, 3.1])
+def test_arcface_never_falls_whatever_its_margin(m):
+    cos = torch.linspace(-1, 1, 20001, dtype=torch.float64)
+    assert (ArcFace(m=m).target(cos).diff() >= -1e-12).all()
+
+
 def test_formulas():
     cos = torch.linspace(-0.9999, 0.9999, 1001, dtype=torch.float64)
     torch.testing.assert_close(CosFace(m=0.4).target(cos), reference.cosface(cos))
@@ -110,7 +116,7 @@ def test_margin_inside_the_log_sum_exp():
     [
         (lambda: CosFace(s=0), "s=0"),
         (lambda: CosFace(m=math.nan), "m=nan"),
-        (lambda: ArcFace(m=4), "m2=4"),
+        (lambda: ArcFace(m=4), "margin m=4"),
         (lambda: CombinedMargin(m1=0), "m1=0"),
         (lambda: CosFace(filter_above=2), "filter_above=2"),
     ],
