@@ -221,7 +221,8 @@ def catalog(origin: Origin, cache: Path, on_corrupt: str = "stop") -> Catalog:
             f"{'; '.join(told)}{more}; {hint}"
         )
     if not len(made):
-        raise ValueError(f"{', '.join(origin.paths)}: there is no image in it")
+        folders = " in a folder of its class; put those of each class into a folder" * (origin.format == "folder")
+        raise ValueError(f"{', '.join(origin.paths)}: there is no image in it{folders}")
     return made
 
 

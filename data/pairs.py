@@ -53,7 +53,8 @@ def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:
         ValueError: no such file, no pair in it, a line that is none, a pickle that holds something else.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such list of pairs")
+        kind = "is a folder, not a list of pairs" if Path(path).is_dir() else "there is no such list of pairs"
+        raise ValueError(f"{path}: {kind}")
     pairs = _read_bin(Path(path)) if Path(path).suffix == ".bin" else _read_list(str(path), root)
     if not len(pairs):
         raise ValueError(f"{path}: there is no pair in it")
@@ -90,7 +91,9 @@ def _read_bin(path: Path) -> Pairs:
     images, same = held
     sizes = [len(each) for each in held if isinstance(each, list) or (isinstance(each, np.ndarray) and each.ndim == 1)]
     if len(sizes) != 2 or sizes[0] != 2 * sizes[1]:
-        raise ValueError(f"{path}: two images for each boolean are needed, there are {' and '.join(map(str, sizes))}")
+        raise ValueError(
+            f"{path}: two images for each boolean are needed, it holds {' and '.join(map(str, sizes)) or 'no lists'}"
+        )
     if not all(isinstance(each, bool | int | np.bool_ | np.integer) and each in (0, 1) for each in same):
         raise ValueError(f"{path}: whether pairs are of one class is told by something else than booleans")
     encoded: dict[bytes, int] = {}

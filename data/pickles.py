@@ -116,6 +116,10 @@ def _fill(target: Any, keys: Any, values: Any) -> Any:
     return target
 
 
+LONGEST_CODE = 20  # of a kind of numbers
+MOST_AXES = 64
+
+
 class _StandIns:
     """What names in a pickle stand for; made anew for each, so that none changes what another gets.
 
@@ -178,12 +182,19 @@ class _StandIns:
         self.spend(32 * len(pairs))
         return _fill({}, [key for key, _ in pairs], [value for _, value in pairs])
 
-    def array(self, raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
-        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray | str) or order not in ("C", "F"):
+    def array(self, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = ()) -> Any:
+        """
+        Args:
+            axes: of order "K": where the axes of what is stored in order "C" go.
+        """
+        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray | str) or not isinstance(order, str):
             raise _RefusedError("it holds an array of something else than numbers")
+        if order not in ("C", "F", "K") or not isinstance(axes, tuple | list | None) or len(axes or ()) > MOST_AXES:
+            raise _RefusedError("it holds an array in an unknown order")
         self.spend(2 * len(raw))
         raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
-        array = np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
+        array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+        array = array.transpose(axes) if order == "K" else array
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -210,14 +221,17 @@ class _Dtype:
 
     def __init__(self, code: Any, *_: Any):
         code = code.decode("latin1") if isinstance(code, bytes) else code
-        if not isinstance(code, str) or code.lstrip("<>|=")[:1] not in KINDS or not code.lstrip("<>|=")[1:].isdigit():
+        # Only what is short is told: a nested object may take for ever to be written.
+        if not isinstance(code, str) or len(code) > LONGEST_CODE:
+            raise _RefusedError("it holds an array of something else than numbers")
+        if code.lstrip("<>|=")[:1] not in KINDS or not code.lstrip("<>|=")[1:].isdigit():
             raise _RefusedError(f"it holds an array of {code!r}, not of numbers")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
         order: Any = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|"):
-            raise _RefusedError(f"it holds an array in the byte order {order!r}")
+            raise _RefusedError("it holds an array in an unknown byte order")
         self.dtype = self.dtype.newbyteorder(order)
 
 

@@ -20,7 +20,7 @@ from data.files import write_whole
 from data.images import images_at
 from data.loose import ImageFiles
 from data.options import absolute, whole
-from data.writers import plain
+from data.writers import one_line
 
 from .processes import joined
 from .tables import console
@@ -55,7 +55,10 @@ def cluster(config: DictConfig, folder: Path) -> None:
         embedder = model(config, processes)
         found = embedder.embed_all(*embedder.view(source), "images", mirrored=config.mirrored).numpy()
         if config.query is not None:
-            query = ImageFiles([os.fsencode(absolute(str(config.query)))])
+            path = absolute(str(config.query))
+            if not Path(path).is_file():
+                raise ValueError(f"query={config.query}: there is no such image")
+            query = ImageFiles([os.fsencode(path)])
             wanted = embedder.embed_all(*embedder.view(query), "query", mirrored=config.mirrored).numpy()[0]
         if not processes.first:
             return
@@ -68,8 +71,9 @@ def cluster(config: DictConfig, folder: Path) -> None:
 def grouped(embeddings: NDArray[np.float32], config: DictConfig) -> NDArray[np.int64]:
     """The group of each image (n,), by falling size from 0; -1 for none.
 
-    `hdbscan` (Campello et al. 2013) finds groups of any density by itself. `average` joins groups as long as the mean
-    similarity between them is at least `similarity`.
+    `hdbscan` (Campello et al. 2013) finds groups of any density by itself, and where there is one only, that one if its
+    images are as similar as `average` asks. `average` joins groups as long as the mean similarity between them is at
+    least `similarity`.
     """
     try:
         from sklearn.cluster import HDBSCAN, AgglomerativeClustering
@@ -78,7 +82,13 @@ def grouped(embeddings: NDArray[np.float32], config: DictConfig) -> NDArray[np.i
     if len(embeddings) < config.min_size:
         return np.full(len(embeddings), -1)
     if config.method == "hdbscan":
-        found = HDBSCAN(min_cluster_size=config.min_size, n_jobs=-1, copy=True).fit_predict(embeddings)
+        groups = HDBSCAN(min_cluster_size=config.min_size, n_jobs=-1, copy=True)
+        found = groups.fit_predict(embeddings)
+        if (found < 0).all():  # of several groups; all may be one
+            one = groups.set_params(allow_single_cluster=True).fit_predict(embeddings)
+            mean = embeddings[one >= 0].mean(0) if (one >= 0).any() else embeddings[0] * 0
+            if mean @ mean >= SIMILARITY:  # the mean similarity of all its pairs
+                found = one
     else:
         distance = 1 - (SIMILARITY if config.similarity is None else config.similarity)
         method = AgglomerativeClustering(None, metric="cosine", linkage="average", distance_threshold=distance)
@@ -91,7 +101,7 @@ def grouped(embeddings: NDArray[np.float32], config: DictConfig) -> NDArray[np.i
 
 def tell(source: Labelled, groups: NDArray[np.int64], config: DictConfig, folder: Path) -> None:
     """groups.tsv, contact_sheet.png, and a table on the screen."""
-    lines = [f"{plain(source.key(index))}\t{group}\n" for index, group in enumerate(groups.tolist())]
+    lines = [f"{one_line(source.key(index))}\t{group}\n" for index, group in enumerate(groups.tolist())]
     write_whole(folder / "groups.tsv", "".join(lines))
     count = int(groups.max()) + 1
     table = Table(show_header=False)
@@ -122,7 +132,7 @@ def tell(source: Labelled, groups: NDArray[np.int64], config: DictConfig, folder
 def search(source: Labelled, scores: NDArray[np.float32], query: ImageFiles, config: DictConfig, folder: Path) -> None:
     """results.tsv and contact_sheet.png, the most similar first."""
     best = np.argsort(-scores, kind="stable")[: config.results]
-    lines = [f"{plain(source.key(index))}\t{scores[index]:.4f}\n" for index in best.tolist()]
+    lines = [f"{one_line(source.key(index))}\t{scores[index]:.4f}\n" for index in best.tolist()]
     write_whole(folder / "results.tsv", "".join(lines))
     rows = [
         (f"{scores[best[start]]:.3f} and below", best[start : start + config.columns])

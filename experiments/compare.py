@@ -51,6 +51,8 @@ def main() -> None:
 
 
 LeftOut = list[tuple[Path, str]]
+NEVER_BEGAN = ("failed at step 0", "no summary.json: refused, still starting, or killed")
+TOLD = 12  # of what is left out, on the screen
 
 
 def show(paths: list[Path], axis: str = "images", at: float | None = None) -> tuple[Comparison, LeftOut] | None:
@@ -71,8 +73,12 @@ def show(paths: list[Path], axis: str = "images", at: float | None = None) -> tu
             screen.print(table)
         for note in comparison.notes(runs.names([run.folder for run in finished])):
             screen.print(escape(note), soft_wrap=True, highlight=False)
-    for folder, why in left_out:
+    # Those that never began are told last, and of many some.
+    told = sorted(left_out, key=lambda each: each[1] in NEVER_BEGAN)
+    for folder, why in told[:TOLD]:
         screen.print(escape(f"Left out: {folder} ({why})"), soft_wrap=True, highlight=False)
+    if len(told) > TOLD:
+        screen.print(f"Left out: {len(told) - TOLD} more", highlight=False)
     return None if comparison is None else (comparison, left_out)
 
 

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from data.encoded import Labelled
+from data.encoded import Labelled, UnreadableError
 from data.files import write_whole
 from data.images import images_at
 from data.options import absolute
@@ -102,7 +102,11 @@ def _fill(partial: Path, count: int, images: Source, prepare: Prepare, embedder:
     with (partial / "rows.npy").open("r+b") as rows, (partial / "done").open("r+b") as marks:
         for number in embedder.shown(own, "Embedding"):
             indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, count))
-            found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
+            try:
+                found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
+            except UnreadableError as error:
+                hint = "python -m data.convert on_corrupt=skip verify=true makes a copy without such images"
+                raise ValueError(f"{error}; {hint}") from None
             found = unit(found, config.source) if config.unit else found
             found = finite(found.to(getattr(torch, config.dtype)), config.source)  # float16 holds up to 65,504
             block = found.cpu().numpy()

@@ -57,6 +57,13 @@ def pretrained(config: DictConfig, folder: Path) -> None:
             f"weights={config.weights}: {len(missing):,} weights of {config.backbone._target_} are not in it in their "
             f"shape, {missing[0]} for one; another depth or embedding_size, or strict=false"
         )
+    parts = {name.partition(".")[0] for name in backbone.state_dict()}
+    beyond = [name for name in given if name not in fitting and name.partition(".")[0] in parts]
+    if beyond and config.strict:
+        raise ValueError(
+            f"weights={config.weights}: hold {len(beyond):,} weights more than {config.backbone._target_} has, "
+            f"{beyond[0]} for one; they are of another depth, or strict=false"
+        )
     backbone.load_state_dict(fitting, strict=False)
     kept = {name: config[name] for name in ("backbone", "embedding_size")}
     model = about(OmegaConf.create({**kept, "margin": None, "data": None}), preprocessing.shape, preprocessing)
@@ -75,6 +82,8 @@ def read(path: Path) -> dict[str, Tensor]:
     """Tensors by the names that they have here. Raises ValueError, also for a pickle that holds something else."""
     if path.is_dir():
         files = sorted(path.glob("*.pdparam"))
+        if not files:
+            raise ValueError(f"weights={path}: is a folder without .pdparam files")
         found = [loads(file.read_bytes(), str(file)) for file in files]
         for file, each in zip(files, found, strict=True):
             if not (isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str)):
@@ -94,7 +103,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except ImportError:
         raise ValueError("weights=: .safetensors needs pip install -e '.[export]'") from None
     except Exception as error:
-        raise ValueError(f"weights={path}: cannot be read ({error})") from None
+        raise ValueError(f"weights={path}: cannot be read ({str(error).splitlines()[0]})") from None
     for key in ("state_dict_backbone", "state_dict"):
         held = held.get(key, held) if isinstance(held, dict) else held
     return named(held, path, of_paddle=False)

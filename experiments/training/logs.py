@@ -66,7 +66,7 @@ def wandb_logger(config: DictConfig, folder: Path) -> WandbLogger | None:
     if options.mode == "disabled":
         return None
     head = config.head._target_.rpartition(".")[2]
-    return WandbLogger(
+    logger = WandbLogger(
         project=options.project,
         entity=options.entity,
         group=options.group,
@@ -77,3 +77,5 @@ def wandb_logger(config: DictConfig, folder: Path) -> WandbLogger | None:
         save_dir=str(folder),
         config=OmegaConf.to_container(config, resolve=True, throw_on_missing=True),
     )
+    logger._wandb_init.pop("anonymous", None)  # wandb warns of it, and Lightning passes it unasked
+    return logger

@@ -158,7 +158,7 @@ class HeadModule(L.LightningModule):
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=self._random_states())
         checkpoint["class_names"] = self._class_names
         checkpoint["model"] = self._about
-        checkpoint["config"] = OmegaConf.to_container(self.config)
+        checkpoint["config"] = OmegaConf.to_container(self.config, resolve=True)
         if self.loss_scale is not None:
             checkpoint.update(loss_scale=self.loss_scale.state_dict(), skipped_steps=self.skipped_steps)
         # Lightning's own count of batches would fight with the loader's over where to resume.

@@ -34,7 +34,7 @@ def check(began_with: Mapping[str, Any], config: DictConfig) -> None:
     Args:
         began_with: the config in the checkpoint that `config.resume` names.
     """
-    then, now = flat(began_with), flat(OmegaConf.to_container(config))
+    then, now = flat(began_with), flat(OmegaConf.to_container(config, resolve=True))
     names = sorted({*then, *now}, key=lambda name: (name.count("."), name))
     changed = [
         name for name in names if not name.startswith(MAY_CHANGE) and same(then.get(name)) != same(now.get(name))

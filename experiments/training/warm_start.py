@@ -176,7 +176,9 @@ class Arcface:
     @cached_property
     def backbone_state(self) -> dict[str, Tensor]:
         state = self._loaded(self.backbone_file)
-        weights: dict[str, Tensor] = state.get("state_dict_backbone", state)
+        weights = state.get("state_dict_backbone", state) if isinstance(state, dict) else None
+        if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
+            raise ValueError(f"warm_start.checkpoint={self.backbone_file}: holds no weights of a backbone by name")
         return {name.removeprefix("module."): each for name, each in weights.items()}
 
     def rows(self) -> Iterator[tuple[int, Tensor]]:
@@ -190,8 +192,10 @@ class Arcface:
     def _shard(self, path: Path) -> Tensor:
         state = self._loaded(path)
         if isinstance(state, dict):
-            state = state.get("state_dict_softmax_fc", state)["weight"]
-        assert isinstance(state, Tensor)
+            inner = state.get("state_dict_softmax_fc", state)
+            state = inner.get("weight") if isinstance(inner, dict) else None
+        if not isinstance(state, Tensor) or state.ndim != 2:
+            raise ValueError(f"warm_start.checkpoint={path}: holds no class centers (classes, embedding size)")
         return state
 
     def _loaded(self, path: Path) -> Any:

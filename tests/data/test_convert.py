@@ -468,7 +468,7 @@ class Broken:
     ("words", "message"),
     [
         ([], "source=null"),
-        (["source="], "source=null"),
+        (["source="], "source=: one path is needed"),
         (["source=[a"], "expected|parsing"),
         (["source=[1,2]", "target=a.rec"], "source=.*1: there is no such"),
         (["source=~nobodyx/a", "target=a.rec"], "there is no such"),

@@ -14,7 +14,17 @@ HARMLESS = (
     (IMAGES, [True, False, True]),
     ([np.frombuffer(each, np.uint8) for each in IMAGES], np.array([True, False])),
     ([bytearray(each) for each in IMAGES], [np.bool_(True), np.int64(0)]),
-    [np.arange(6.0).reshape(2, 3).T, np.zeros((0, 3)), np.ones(2, ">i4"), np.float32(3), 1.5, None, "text", 10**30],
+    [
+        np.arange(6.0).reshape(2, 3).T,
+        np.arange(24).reshape(2, 3, 4).transpose(2, 0, 1),
+        np.zeros((0, 3)),
+        np.ones(2, ">i4"),
+        np.float32(3),
+        1.5,
+        None,
+        "text",
+        10**30,
+    ],
     OrderedDict(a={"b": (1, [2])}),
     [],
 )
@@ -135,3 +145,13 @@ def test_arrays_are_checked_against_their_bytes():
     assert loads(raw, "f").tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="f: no pickle, or a damaged one"):
         loads(raw.replace(b"K\x04\x85", b"K\x64\x85"), "f")
+
+
+@pytest.mark.parametrize("place", ["code", "order"])
+def test_a_refusal_tells_nothing_that_takes_for_ever_to_write(place):
+    """A list that holds the one before twice, 60 levels deep, in place of numpy's kind of numbers, or their order."""
+    nested = b"]q\x000" + b"".join(b"](h%ch%ceq%c0" % (n, n, n + 1) for n in range(60)) + b"h\x3c"
+    dtype = {"code": b"%s\x89\x88\x87R", "order": b"\x8c\x02u1\x89\x88\x87R(K\x03%sNNNK\x01K\x01K\x00tb"}[place]
+    with pytest.raises(ValueError, match=r"something else than numbers|unknown byte order") as error:
+        loads(b"\x80\x04\x8c\x05numpy\x8c\x05dtype\x93" + dtype % nested + b".", "f")
+    assert len(str(error.value)) < 200

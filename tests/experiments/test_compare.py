@@ -105,6 +105,16 @@ def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, wide):
     ]
 
 
+def test_many_that_never_began_do_not_hide_what_did(tmp_path, capsys, wide):
+    for number in range(20):
+        run = made_run(tmp_path / str(number), seed=number, status="failed" if number == 19 else "finished")
+        if number < 18:
+            (run / "summary.json").unlink()
+            (run / "metrics.csv").unlink()
+    out = [line for line in printed(capsys, tmp_path).splitlines() if line.startswith("Left out")]
+    assert len(out) == 13 and out[0].endswith("19 (failed at step 100)") and out[-1] == "Left out: 7 more"
+
+
 def test_odd_folders_are_told_and_stop_nothing(tmp_path, capsys, wide):
     """What other programs leave, what a kill cut off, what no program wrote."""
     made_run(tmp_path / "good")

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from experiments import arguments
 from experiments.checkpoints.storage import Folder
 from experiments.train import train
+from experiments.world import PENDING
 from tests.experiments import offline
 from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, stored_rows, summary
 
@@ -116,8 +117,9 @@ def test_the_best_stays_and_minutes_count(tmp_path):
     again = [*SMOKE, "trainer.max_steps=12", "checkpoint.interval=null", "checkpoint.minutes=1e-9"]
     assert train(config(*again, "checkpoint.keep=99", "logger.wandb.mode=disabled"), tmp_path / "b") == 0
     assert len(Folder(tmp_path / "b" / "checkpoints").complete()) == 12
-    with pytest.raises(ValueError, match=r"checkpoint\.best=val/rank: is not measured; choose one of val/"):
+    with pytest.raises(ValueError, match=r"checkpoint\.best=val/rank: was not measured; what was: val/"):
         train(config(*words, "checkpoint.best=val/rank", "checkpoint.dir=memory://best"), tmp_path)
+    assert summary(tmp_path)["status"] == "finished"
 
 
 def test_resuming_what_is_finished_changes_nothing(finished, tmp_path):
@@ -128,6 +130,51 @@ def test_resuming_what_is_finished_changes_nothing(finished, tmp_path):
     assert train(resumed, again) == 0
     assert (again / "summary.json").read_text() == (folder / "summary.json").read_text()
     assert metrics(again, "train/loss") == metrics(folder, "train/loss")
+
+
+def test_nothing_left_to_train_is_told(finished, tmp_path):
+    """Elsewhere it would leave an empty run that counts as finished."""
+    with pytest.raises(ValueError, match=r"is of step 20, and nothing is left to train of 20; raise trainer.max_steps"):
+        train(config(*SMOKE, f"resume={finished[0]}", "logger.wandb.mode=disabled"), tmp_path)
+    assert summary(tmp_path)["status"] == "failed"
+
+
+def test_what_is_refused_leaves_the_run_that_is_there(finished, tmp_path):
+    again = tmp_path / "e"
+    shutil.copytree(finished[0], again, symlinks=True)
+    files = ("config.yaml", "summary.json", "metrics.csv")
+    before = [(again / name).read_text() for name in files]
+    for words in (["trainer.max_steps=60"], ["trainer.max_steps=60", "resume=auto", "margin.m=0.3"]):
+        printed = call("experiments.run", *SMOKE, *words, f"hydra.run.dir={again}", status=1)
+        assert "error: " in printed and "Traceback" not in printed
+        assert [(again / name).read_text() for name in files] == before
+        assert not (again / PENDING).exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["head=full"], r"was trained with head._target_=heads.pfc.PartialFC"),
+        (["sample_rate=0.2"], r"was trained with sample_rate=0.1, and this run has sample_rate=0.2; go on"),
+        (["optimizer.lr=0.5", "seed=3"], r"was trained with seed=0, optimizer.lr=.*, and this run has seed=3, opt"),
+        (["dtype=bf16"], "was trained with dtype=fp32, and this run has dtype=bf16"),
+        (["schedule=multistep"], "was trained with schedule._target_="),
+        (["data.augment=false"], "was trained with data.augment=True, and this run has data.augment=False"),
+    ],
+)
+def test_a_training_goes_on_as_what_it_was(finished, overrides, words, tmp_path):
+    """Most of these would be ignored, and all would make its config.yaml tell another training."""
+    half = finished[0] / "checkpoints" / "step-00000010"
+    with pytest.raises(ValueError, match=words):
+        train(config(*SMOKE, f"resume={half}", *overrides, "logger.wandb.mode=disabled"), tmp_path)
+
+
+def test_how_far_and_how_watched_may_change(finished, tmp_path):
+    half = finished[0] / "checkpoints" / "step-00000010"
+    words = [f"resume={half}", "trainer.max_steps=12", "evaluate.interval=5", "checkpoint.keep=9", "objective=x"]
+    words += ["batch_size=32", "trainer.accumulate_grad_batches=2", "logger.wandb.mode=disabled"]
+    assert train(config(*SMOKE, *words), tmp_path) == 0
+    assert summary(tmp_path)["steps"] == 12
 
 
 def assert_same_rows(one: Path, other: Path) -> None:
@@ -332,6 +379,45 @@ def test_options_of_nothing_here_are_told_where_they_belong(overrides, words):
         arguments.check(overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sample_rate=abc"], "sample_rate=abc: a number is needed"),
+        (["sample_rate=0.1,abc"], "sample_rate=abc: a number is needed"),
+        (["optimizer.lr='0.1'"], "optimizer.lr=0.1: a number is needed"),
+        (["head.log_q=no"], "head.log_q=no: must be true or false"),
+        (["data.augment=1"], "data.augment=1: must be true or false"),
+        (["num_active={0:100", "head=forest"], "num_active={0:100: is no option that Hydra can read"),
+        (["margin=arcface", "margin.m1=2"], "margin.m1: no option of margin=arcface; it belongs to margin=combined"),
+        (["margin=softmax", "margin.m=2"], "margin.m: no option of margin=softmax; it belongs to margin=arcface"),
+        (["head=ffc", "optimizer.rows.momentum=7"], "no option of head=ffc, where optimizer.rows is null"),
+    ],
+)
+def test_values_of_another_kind_are_told(overrides, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        arguments.check(overrides)
+
+
+def test_values_of_the_right_kind_pass():
+    arguments.check(["sample_rate=0.1,1", "num_workers=${seed}", "head.log_q=true", "--config-dir=x", "+new=a"])
+    arguments.check(["head=forest", "num_active={0:100,5:200}", "embedding_size=1e2", "data.cache_dir=2024"])
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [("source=../photos/人", "'source=\"../photos/人\"'"), ("source=a(b", "'source=\"a(b\"'")],
+)
+def test_a_text_that_hydra_cannot_read_is_quoted(word, quoted):
+    with pytest.raises(ValueError, match=re.escape(f"quote it: {quoted}")):
+        arguments.check([word], "embed")
+    arguments.check([quoted.strip("'")], "embed")
+
+
+def test_a_group_of_another_command_is_told():
+    with pytest.raises(ValueError, match=r"head=pfc: .*head"):
+        arguments.check(["head=pfc"], "plan")
+
+
 def test_protocols_are_chosen_together():
     arguments.check(["protocol=[lfw,ijb]", "protocol.ijb.pairs=x", "protocol.lfw.folds=5"])
     arguments.check(["protocol=[lfw,ijb]", "protocol.ijb.pairs=x", "checkpoint=run"], "evaluation")
@@ -345,6 +431,13 @@ def test_protocols_are_chosen_together():
         (["head=forest", "num_active=5000"], "num_active=5000: up to 2803 classes"),
         (["head=forest", "build=later"], "build='later': must be 'background' or 'blocking'"),
         (["head=ffc", "evaluate.train_records=9"], "evaluate.train_records=9: FFC keeps no class centers"),
+        (["trainer.gradient_clip_val=0"], "trainer.gradient_clip_val=0: must be positive; null for none"),
+        (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1: must be positive; null for none"),
+        (["trainer.max_steps=2.5"], "trainer.max_steps=2.5: a whole number, at least 1, is needed"),
+        (["evaluate.interval=0"], "evaluate.interval=0: a whole number, at least 1, is needed"),
+        (["embedding_size=abc"], "embedding_size=abc: a whole number, at least 1, is needed"),
+        (["warm_start.rows=mode"], "warm_start.rows='mode': must be mean or random"),
+        (["head=forest", "head.probe_interval=1.5"], "probe_interval=1.5: whole steps"),
     ],
 )
 def test_options_that_a_head_refuses(overrides, words, tmp_path):

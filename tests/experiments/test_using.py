@@ -106,6 +106,30 @@ def test_what_cannot_be_judged_is_told(words, message, trained, tmp_path):
         evaluate(config(f"checkpoint={trained}", *words, name="evaluation"), tmp_path)
 
 
+def test_protocols_of_one_name_are_told(trained, tmp_path):
+    words = written_for("lfw", tmp_path)
+    (tmp_path / "pairs.txt").rename(tmp_path / "closed_set.txt")
+    words[0] = words[0].replace("pairs.txt", "closed_set.txt")
+    with pytest.raises(ValueError, match="a list of pairs is called closed_set, as another protocol; rename it"):
+        evaluate(config(f"checkpoint={trained}", "protocol=[lfw,closed_set]", *words, name="evaluation"), tmp_path)
+
+
+def test_a_protocol_that_fails_ends_no_training(tmp_path, capfd):
+    """An image that cannot be decoded, not the first: it is told of, all is saved, and then the command fails."""
+    words = written_for("lfw", tmp_path)
+    (tmp_path / "3.jpg").write_bytes(b"no picture")
+    short = ["trainer.max_steps=4", "evaluate.interval=2", "logger.wandb.mode=disabled"]
+    with pytest.raises(ValueError, match=r"3\.jpg: it is no image.*; the training is complete, and exp"):
+        train(config(*SMOKE, *short, "protocol=[lfw,identification]", *words), tmp_path)
+    assert capfd.readouterr().out.count("Training goes on without these figures") == 1
+    found = summary(tmp_path)
+    assert found["status"] == "finished" and found["val/identification/rank1"] > 0 and found["val/rank1"] > 0
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000004"]
+    (tmp_path / "3.jpg").write_bytes(image(3))
+    words.append(f"checkpoint={tmp_path}")
+    assert evaluate(config("protocol=lfw", *words, name="evaluation"), tmp_path)[0].metrics["auc"] > 0
+
+
 def test_noise_is_of_the_data_too(tmp_path):
     """A class that was split in two is two classes afterwards, as it was in training."""
     words = ["noise.conflict=0.2", "protocol=closed_set", "protocol.closed_set.records=100"]
@@ -442,6 +466,16 @@ def test_weights_that_do_not_fit(network, tmp_path):
         pretrained(config(*words, name="pretrained"), tmp_path)
     with pytest.raises(ValueError, match="6 weights"):
         pretrained(config(*words, "backbone.depth=18", "embedding_size=16", name="pretrained"), tmp_path)
+    deeper = {f"module.{name}": each for name, each in IResNet(depth=34, embedding_size=8).state_dict().items()}
+    torch.save({**deeper, "module.head.weight": torch.ones(9, 8)}, tmp_path / "r34.pth")
+    words = [f"weights={tmp_path / 'r34.pth'}", "backbone.depth=18", words[1]]
+    with pytest.raises(ValueError, match=r"weights more than .*IResNet has, layer\d\..*they are of another depth"):
+        pretrained(config(*words, name="pretrained"), tmp_path)
+    words[0] = f"weights={tmp_path / 'a.pth'}"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"a folder without \.pdparam files"):
+        pretrained(config(f"weights={tmp_path / 'empty'}", words[2], name="pretrained"), tmp_path)
+    words = [words[0], words[2]]
     assert not (tmp_path / "imported").exists()
     pretrained(config(*words, "backbone.depth=18", "embedding_size=16", "strict=false", name="pretrained"), tmp_path)
     made = Trained(str(tmp_path / "imported")).backbone()
@@ -476,7 +510,7 @@ def test_groups(trained, tmp_path):
     query = next((tmp_path / "set").rglob("006.jpg"))
     cluster(config(*words, f"query={query}", "results=3", name="cluster"), folder)
     best = [line.split("\t") for line in (folder / "results.tsv").read_text().splitlines()]
-    assert len(best) == 3 and {key for key, _ in best[:2]} == {"class%20003/006.jpg", "class%20003/007.jpg"}
+    assert len(best) == 3 and {key for key, _ in best[:2]} == {"class 003/006.jpg", "class 003/007.jpg"}
     assert float(best[0][1]) == pytest.approx(1) and float(best[2][1]) < 1
 
 
@@ -486,10 +520,21 @@ def test_groups_go_by_size():
     assert found.tolist() == [2, 2, 0, 0, 0, 0, 0, -1, 1, 1, 1]
 
 
+def test_one_group_is_found_where_all_are_alike():
+    """And none where they are not."""
+    generator = np.random.default_rng(0)
+    alike, apart = np.ones((9, 32)) + 0.1 * generator.normal(size=(9, 32)), generator.normal(size=(9, 32))
+    for points, count in ((np.ones((9, 32)), 9), (alike, 9), (apart, 0)):
+        unit = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+        found = grouped(unit, config(name="cluster"))
+        assert (found == 0).sum() >= 0.6 * count and (count or (found == -1).all())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["method=kmeans"], "method=kmeans"),
+        (["query=/nowhere.jpg"], "query=/nowhere.jpg: there is no such image"),
         (["method=average", "similarity=2"], "similarity=2"),
         (["similarity=0.5"], "similarity=0.5: is an option of method=average"),
         (["min_size=1"], "min_size=1"),
@@ -557,4 +602,4 @@ def test_folders_with_images_beside_folders(trained, tmp_path):
     assert not list(tmp_path.glob("out*"))
     cluster(config(f"checkpoint={trained}", f"source={tmp_path / 'set'}", name="cluster"), tmp_path)
     keys = [line.split("\t")[0] for line in (tmp_path / "groups.tsv").read_text().splitlines()]
-    assert keys == ["class%20000/000.jpg", "class%20000/001.jpg", "cover.jpg"]
+    assert keys == ["class 000/000.jpg", "class 000/001.jpg", "cover.jpg"]

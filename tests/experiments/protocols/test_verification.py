@@ -179,7 +179,7 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({"threshold_step": True}, "protocol.lfw.threshold_step=True"),
         ({"mirrored": "no"}, "protocol.lfw.mirrored=no: must be true or false"),
         ({"root": ["a"]}, "protocol.lfw.root=.*: one path is needed"),
-        ({"source": 5}, "protocol.lfw.source=5: a path, or several"),
+        ({"source": 5}, "5: there is no such list of pairs"),
         ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "two lists are called pairs"),
     ],
 )
