@@ -92,7 +92,7 @@ def _read_bin(path: Path) -> Pairs:
     sizes = [len(each) for each in held if isinstance(each, list) or (isinstance(each, np.ndarray) and each.ndim == 1)]
     if len(sizes) != 2 or sizes[0] != 2 * sizes[1]:
         raise ValueError(
-            f"{path}: two images for each boolean are needed, it holds {' and '.join(map(str, sizes)) or 'no lists'}"
+            f"{path}: two images for each boolean are needed, there are {' and '.join(map(str, sizes)) or 'no lists'}"
         )
     if not all(isinstance(each, bool | int | np.bool_ | np.integer) and each in (0, 1) for each in same):
         raise ValueError(f"{path}: whether pairs are of one class is told by something else than booleans")

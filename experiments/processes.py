@@ -1,5 +1,6 @@
 """The processes of one run: how many, which one this is, and the group they form."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,9 @@ def joined(config: DictConfig) -> Iterator[Processes]:
     finally:
         if ours:
             dist.destroy_process_group()
+            # What has trained holds the group too. A thread of it that releases a tensor while the interpreter is
+            # finalized would abort the process.
+            gc.collect()
 
 
 def device_for(accelerator: str, local_rank: int = 0) -> torch.device:

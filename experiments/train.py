@@ -88,7 +88,8 @@ class StopOnInterrupt(L.Callback):
                 raise KeyboardInterrupt
             self.status = 128 + number
             if self.processes.first:
-                print("\nInterrupted: finishing this step; once more to stop at once.", flush=True)
+                with suppress(RuntimeError):  # the signal came while something else was printed
+                    print("\nInterrupted: finishing this step; once more to stop at once.", flush=True)
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
@@ -146,6 +147,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
     recorder = Recorder(folder, config.trainer.log_interval, processes)
     interrupt = StopOnInterrupt(processes)
     evaluation = Evaluation(config.evaluate, recorder, judges_of(config))
+    saving = Saving(config.checkpoint, checkpoints, recorder)
     callbacks = [
         TakesOver(folder),
         recorder,
@@ -153,7 +155,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         interrupt,
         Fidelity(config.fidelity, recorder),
         evaluation,
-        Saving(config.checkpoint, checkpoints, recorder),
+        saving,
     ]
     loggers: list[Logger] = []
     wandb_run = None
@@ -194,6 +196,8 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         print_summary(summary, folder)
     if evaluation.failure and status == "finished":
         raise ValueError(f"{evaluation.failure}; the training is complete, and experiments.evaluate can judge it")
+    if saving.failure and status == "finished":
+        raise ValueError(f"{saving.failure}; the training is complete")
     return interrupt.status if status == "interrupted" else 0
 
 

@@ -42,6 +42,7 @@ def check(began_with: Mapping[str, Any], config: DictConfig) -> None:
     if changed:
         # Of an option that others repeat, as head.sample_rate does sample_rate, one is enough.
         told = [name for name in changed if not any(name.endswith(f".{other}") for other in changed)]
+        told = [name for name in told if name.endswith("._target_")] or told  # another head, say, has other options
         before, after = ([f"{name}={values.get(name)}" for name in told] for values in (then, now))
         raise ValueError(
             f"resume={config.resume}: was trained with {', '.join(before)}, and this run has {', '.join(after)}; go on "

@@ -29,7 +29,7 @@ class Saving(L.Callback):
         self.place, self.recorder = place, recorder
         self.saved_step, self.saved_time = -1, time.monotonic()
         self.best_value: float | None = None
-        self._unmeasured: str | None = None  # what is to be told of the last evaluation
+        self.failure: str | None = None  # to tell what is best, at the last evaluation; of the first process
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "value": self.best_value}
@@ -67,8 +67,6 @@ class Saving(L.Callback):
                 self.save(trainer, module)
         except CheckpointError as error:
             raise ValueError(f"{error}; {self._left()}. Make room or name another checkpoint.dir") from error
-        if module.processes.any(self._unmeasured is not None):
-            raise ValueError(self._unmeasured or f"checkpoint.best={self.best}: was not measured")
 
     def save(self, trainer: L.Trainer, module: HeadModule, better: bool = False) -> None:
         """Raises CheckpointError on all processes."""
@@ -97,16 +95,15 @@ class Saving(L.Callback):
         """Whether the metric that decides was measured in this step, and is better than ever; the same on all."""
         if self.best is None:
             return False
-        better = False
+        better, failure = False, None
         if module.processes.first and (measured := self.recorder.measured_at(module.step, "val/")):
-            if self.best not in measured:
-                told = f"checkpoint.best={self.best}: was not measured; what was: {', '.join(measured)}"
-                if told != self._unmeasured:
-                    print(f"\nwarning: {told}. Training goes on without it.", flush=True)
-                self._unmeasured = told
-                return module.processes.any(False)
-            self._unmeasured = None
-            better = self.best_value is None or self.sign * (measured[self.best] - self.best_value) > 0
+            if self.best in measured:
+                better = self.best_value is None or self.sign * (measured[self.best] - self.best_value) > 0
+            else:
+                failure = f"checkpoint.best={self.best}: was not measured; what was: {', '.join(measured)}"
+                if failure != self.failure:
+                    print(f"\nwarning: {failure}. Training goes on without it.", flush=True)
+            self.failure = failure
         return module.processes.any(better)
 
     def _tidy(self, newest: str, better: bool) -> None:

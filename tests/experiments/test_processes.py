@@ -210,6 +210,32 @@ def test_two_machines_meet(swept, tmp_path):
     assert list(metrics(tmp_path, "train/loss").values()) == pytest.approx(list(whole.values()), rel=1e-5)
 
 
+TRAINS = """
+import sys
+from pathlib import Path
+from omegaconf import OmegaConf
+from experiments.train import train
+
+train(OmegaConf.load(sys.argv[1]), Path(sys.argv[1]).parent)
+names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+def test_no_thread_of_the_process_group_outlives_a_training(tmp_path):
+    """It would need the interpreter while that is finalized: one run in twenty ended by SIGABRT."""
+    (tmp_path / "trains.py").write_text(TRAINS)
+    (tmp_path / "config.yaml").write_text(
+        OmegaConf.to_yaml(config("head=full", "trainer.devices=2", *SHORT, "trainer.max_steps=2"), resolve=True)
+    )
+    words = command("torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "trains.py")
+    done = subprocess.run(
+        [*words, str(tmp_path / "config.yaml")], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_machines_of_a_slurm_job_meet_at_its_first(tmp_path, monkeypatch):
     (tmp_path / "scontrol").write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames n[3-4]" ] && echo n3 && echo n4\n')
     (tmp_path / "scontrol").chmod(0o755)
