@@ -27,6 +27,7 @@ from ..tables import shown
 # Images embedded together, and items of a gallery: a part of the whole whose bounds do not depend on how many processes
 # share it, so that all compute the same bits.
 BLOCK = 4096
+TINY = 1e-15  # lengths below it are computed from squares that float32 may not hold
 Prepare = Callable[[Tensor], Tensor]
 T = TypeVar("T")
 
@@ -163,13 +164,12 @@ class Model:
 
 def unit(embeddings: Tensor, what: str) -> Tensor:
     """Brought to unit length, in place; zeros stay zeros. Raises ValueError for NaN or Inf."""
-    largest = torch.linalg.vector_norm(embeddings, torch.inf, dim=1, keepdim=True)
-    if not torch.isfinite(largest).all():
-        raise ValueError(f"{what}: hold NaN or Inf")
-    # Where squares would be more than float32 holds, or less.
-    embeddings.div_(torch.where((largest > 2.0**-50) & (largest < 2.0**50) | (largest == 0), 1, largest))
     norms = embeddings.norm(dim=1, keepdim=True)
-    return embeddings.div_(norms.clamp_min_(torch.finfo(norms.dtype).tiny))
+    if not (torch.isfinite(norms) & (norms > TINY)).all():  # or squares are more than float32 holds, or less
+        largest = finite(embeddings, what).abs().amax(1, keepdim=True)
+        embeddings.div_(torch.where(largest > 0, largest, 1))
+        norms = embeddings.norm(dim=1, keepdim=True).clamp_min_(TINY)
+    return embeddings.div_(norms)
 
 
 def finite(embeddings: Tensor, what: str) -> Tensor:
