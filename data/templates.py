@@ -1,6 +1,7 @@
 """Lists of templates, as of IJB-B and IJB-C: which images and media a template holds, and whose it is."""
 
 import csv
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ def read_templates(path: str) -> tuple[list[bytes], Ids, Ids]:
     names, numbers = [], []
     for number, line in enumerate(_lines(path), 1):
         name, *rest = line.rsplit(maxsplit=2)
-        if len(rest) != 2 or not all(_is_number(each) for each in rest):
+        if len(rest) != 2 or not all(_is_number(each.decode("latin1")) for each in rest):
             raise ValueError(f"{path}, line {number}: `image template medium` is needed, it is {line!r}")
         names.append(name)
         numbers.append((int(rest[0]), int(rest[1])))
@@ -68,12 +69,15 @@ def read_subjects(path: str) -> tuple[Ids, Ids]:
     Columns are found by their names, TEMPLATE_ID and SUBJECT_ID; without a header they are the first two.
     """
     _check_there(path)
-    with open(path, newline="", encoding="utf-8-sig") as file:  # noqa: PTH123
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ValueError(f"{path}: is no CSV file ({error})") from None
     if not rows:
         raise ValueError(f"{path}: there is no line in it")
     columns = [0, 1]
-    start = int(not _is_number(rows[0][0].strip().encode()))
+    start = int(not _is_number(rows[0][0].strip()))
     if start:
         names = [name.strip().upper() for name in rows[0]]
         if missing := {"TEMPLATE_ID", "SUBJECT_ID"} - {*names}:
@@ -82,7 +86,7 @@ def read_subjects(path: str) -> tuple[Ids, Ids]:
     subjects: dict[int, int] = {}
     for number, row in enumerate(rows[start:], 1 + start):
         cells = [row[column].strip() for column in columns if column < len(row)]
-        if len(cells) != 2 or not all(_is_number(cell.encode()) for cell in cells):
+        if len(cells) != 2 or not all(map(_is_number, cells)):
             raise ValueError(f"{path}, line {number}: whole numbers of template and subject are needed, it is {row}")
         template, subject = map(int, cells)
         if subjects.setdefault(template, subject) != subject:
@@ -92,8 +96,8 @@ def read_subjects(path: str) -> tuple[Ids, Ids]:
     return np.array([*subjects], np.int64), np.array([*subjects.values()], np.int64)
 
 
-def _is_number(word: bytes) -> bool:
-    return word.lstrip(b"-").isdigit() and len(word) < 19
+def _is_number(word: str) -> bool:
+    return re.fullmatch("-?[0-9]{1,18}", word) is not None
 
 
 def _check_there(path: str) -> None:

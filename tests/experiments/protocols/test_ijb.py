@@ -117,6 +117,8 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({}, "G1.csv", "TEMPLATE,SUBJECT_ID\n100,0\n", "no column TEMPLATE_ID"),
         ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,0\n100,1\n", "template 100 is of two subjects, 0 and 1"),
         ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,a\n", "line 2: whole numbers of template and subject"),
+        ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,--1\n", "line 2: whole numbers of template and subject"),
+        ({}, "G1.csv", "\udcff\udcfe\0" + "a" * 200_000, "is no CSV file"),
         ({"mirrored": "no"}, None, "", "protocol.ijb.mirrored=no"),
         ({"templates": ["a"]}, None, "", "protocol.ijb.templates=.*: one path is needed"),
         ({}, "scores.txt", "".join(f"{n}.png 1\n" for n in range(24)), "line 1: is not of b'0.jpg'"),
@@ -127,6 +129,6 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
 def test_what_is_no_protocol_is_an_error(change, file, content, words, tmp_path):
     options = options_in(written_for("ijb", tmp_path))
     if file:
-        (tmp_path / file).write_text(content)
+        (tmp_path / file).write_text(content, errors="surrogateescape")
     with pytest.raises(ValueError, match=words):
         Ijb(**{**options, **change})(of_pixels())
