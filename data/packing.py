@@ -50,6 +50,8 @@ def pack(options: Options, progress: Progress) -> Report:
     target = Path(absolute(str(options.target)))
     if target.exists():
         raise taken(target, target.name)
+    if not target.parent.is_dir():
+        raise ValueError(f"target={target}: there is no folder {target.parent}")
     (source,) = paths_of("source", options.source)
     pairs = read_pairs(source, path_of("root", options.root))
     count = 2 * len(pairs)

@@ -143,6 +143,8 @@ def to_onnx(exported: Exported, shape: tuple[int, ...], about: Mapping[str, str]
     except ImportError as error:
         raise ValueError(f"format=onnx: {error.name} is not installed; pip install -e '.[export]'") from None
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of operators of packages that are not there
+    for name in ("onnxscript", "onnx_ir"):  # of each thing that they fold or remove
+        logging.getLogger(name).setLevel(logging.WARNING)
     outputs = ["embeddings", *(["scores"] if exported.rows is not None else [])]
     made = torch.onnx.export(
         exported,

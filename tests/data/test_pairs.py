@@ -126,6 +126,7 @@ def test_a_bin_is_made_of_pairs(lfw):
         (["target={}/new.bin", "source={}/bad.txt"], "pairs.txt: it is no image of a known format"),
         (["target={}/new.zip", "format=bin"], "must end in .bin"),
         (["target=s3://bucket/new.bin"], "is written to a path"),
+        (["target={}/none/new.bin"], "there is no folder .*/none"),
     ],
 )
 def test_a_bin_that_cannot_be_made(words, message, lfw):

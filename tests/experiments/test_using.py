@@ -280,13 +280,15 @@ def test_onnx_agrees_with_torch(backbone, trained, pictures, tmp_path):
     assert json.loads(about["embedding_size"]) == found.shape[1] and "class_names" not in about
 
 
-def test_the_script_of_the_documentation(trained, pictures, tmp_path):
+def test_the_script_of_the_documentation(trained, pictures, tmp_path, caplog):
     """It verifies two images with onnxruntime alone, and comes to our cosine."""
     text = (ROOT / "docs" / "evaluation.md").read_text()
     script = text.split("```python\n")[1].split("```")[0]
     (tmp_path / "verify.py").write_text(script)
     assert len([line for line in script.splitlines() if line]) <= 20
-    export(config(f"checkpoint={trained}", f"target={tmp_path / 'model.onnx'}", name="export"), tmp_path)
+    with caplog.at_level("INFO"):
+        export(config(f"checkpoint={trained}", f"target={tmp_path / 'model.onnx'}", name="export"), tmp_path)
+    assert not [record for record in caplog.records if record.name.startswith(("onnx", "torch.onnx"))]
     (tmp_path / "wide.png").write_bytes(image(3, side=60, kind="PNG"))
     with Image.open(tmp_path / "wide.png") as picture:
         picture.crop((0, 10, 60, 50)).save(tmp_path / "wide.png")
