@@ -80,6 +80,7 @@ class Identification:
         self.gallery, self.probes, self.distractors = opened("gallery"), opened("probes"), opened("distractors")
         self.mates, self.ranks, self.mirrored = mates, ranks_of(f"{option}.ranks", ranks), mirrored
         self.resamples = whole(f"{option}.resamples", resamples, 0)
+        self.among_distractors = mates == "each" and distractors is not None  # a mate among the distractors
         self.names = ["identification"]
 
     def check(self, model: Model) -> None:
@@ -116,8 +117,7 @@ class Identification:
 
     def _searched(self, gallery: Items) -> int:
         """How many items a probe is held against, its own class among them."""
-        alone = self.mates == "each" and self.distractors is not None
-        return (1 if alone else len(gallery)) + len(self.distractors or ())
+        return (1 if self.among_distractors else len(gallery)) + len(self.distractors or ())
 
     def __call__(self, model: Model) -> list[Result]:
         gallery, probes, probe_P, known = self._wanted(model)
@@ -127,8 +127,7 @@ class Identification:
         else:
             searched = gallery.blocks(model, "Gallery", keep=True)
         others = [self.distractors.blocks(model, "Distractors", keep=False)] if self.distractors else []
-        alone = self.mates == "each" and self.distractors is not None
-        _, above_M = strangers_above(probes_PD, known, searched, others, not alone, model.together)
+        _, above_M = strangers_above(probes_PD, known, searched, others, not self.among_distractors, model.together)
         if not model.processes.first:
             return []
         judged = Ranks(known, above_M.cpu(), probe_P, self.mates)
