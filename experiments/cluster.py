@@ -86,8 +86,8 @@ def grouped(embeddings: NDArray[np.float32], config: DictConfig) -> NDArray[np.i
         found = groups.fit_predict(embeddings)
         if (found < 0).all():  # of several groups; all may be one
             one = groups.set_params(allow_single_cluster=True).fit_predict(embeddings)
-            mean = embeddings[one >= 0].mean(0) if (one >= 0).any() else embeddings[0] * 0
-            if mean @ mean >= SIMILARITY:  # the mean similarity of all its pairs
+            count, total = int((one >= 0).sum()), embeddings[one >= 0].sum(0)
+            if count > 1 and (total @ total - count) / (count * (count - 1)) >= SIMILARITY:  # mean of all pairs
                 found = one
     else:
         distance = 1 - (SIMILARITY if config.similarity is None else config.similarity)

@@ -1,4 +1,5 @@
-"""Starts the processes of a run that has several: `python -m experiments.launch RUN_FOLDER [PROGRAM]`, on each machine.
+"""Starts the processes of a run that has several: `python -m experiments.launch RUN_FOLDER [PROGRAM [CONFIG]]`, on each
+machine.
 
 It is torchrun's launcher, called as a library, so that a wrong option gets one sentence and exit statuses stay what
 they are. When one process dies the others are stopped.
@@ -10,19 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from .world import config_in, end_with_parent
+from .world import CONFIG, end_with_parent
 
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 
 
-def launch(config: DictConfig, folder: Path, program: str = "train") -> int:
+def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> int:
     """The exit status: 0, or that of the process that failed first, or 128 and the signal that ended the run."""
-    options = config.trainer
+    options = OmegaConf.load(folder / config_name).trainer
+    words = [str(folder), *([config_name] if program == "train" else [])]
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.devices)))
     settings = LaunchConfig(
@@ -35,7 +37,7 @@ def launch(config: DictConfig, folder: Path, program: str = "train") -> int:
         max_restarts=0,
     )
     try:
-        elastic_launch(settings, sys.executable)("-m", f"experiments.{program}", str(folder))
+        elastic_launch(settings, sys.executable)("-m", f"experiments.{program}", *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -70,7 +72,7 @@ def main() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     folder = Path(sys.argv[1])
     try:
-        sys.exit(launch(OmegaConf.load(config_in(folder)), folder, *sys.argv[2:]))  # type: ignore[arg-type]
+        sys.exit(launch(folder, *sys.argv[2:]))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -48,11 +48,15 @@ def job(config: DictConfig) -> float | None:
     if sweeping and config.checkpoint.dir is not None:
         config.checkpoint.dir += f"/{settings.job.num}"  # none removes the checkpoints of another
     # What an earlier run left stays what it is until this one trains.
-    write_whole(folder / (PENDING if (folder / CONFIG).exists() else CONFIG), OmegaConf.to_yaml(config))
+    name = PENDING if (folder / CONFIG).exists() else CONFIG
+    write_whole(folder / name, OmegaConf.to_yaml(config))
     # Read when wandb is imported. How to upload an offline run is in the README.
     silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
-    status = start([sys.executable, "-m", f"experiments.{program}", str(folder)], {**silent, **os.environ})
-    (folder / PENDING).unlink(missing_ok=True)
+    words = [str(folder), *(["train"] if program == "launch" else []), name]
+    try:
+        status = start([sys.executable, "-m", f"experiments.{program}", *words], {**silent, **os.environ})
+    finally:
+        (folder / PENDING).unlink(missing_ok=True)
     if status == -signal.SIGTERM:  # before training had begun
         status = TERMINATED
     if status < 0:

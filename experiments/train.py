@@ -1,10 +1,10 @@
-"""One training, as one set of processes: `python -m experiments.train RUN_FOLDER` in each.
+"""One training, as one set of processes: `python -m experiments.train RUN_FOLDER [CONFIG]` in each.
 
 `experiments.run` starts it, or `experiments.launch` where there are several. It reads the run's resolved config.yaml
 and knows nothing of sweeps.
 """
 
-import json
+import gc
 import logging
 import os
 import signal
@@ -25,7 +25,7 @@ from data.options import whole
 from . import INTERRUPTED
 from .build import build
 from .checkpoints.checkpoint import find, home
-from .checkpoints.storage import Place, step_of
+from .checkpoints.storage import step_of
 from .processes import Processes, joined
 from .protocols import judges_of
 from .training import warm_start
@@ -39,7 +39,7 @@ from .training.recorder import Recorder, print_summary
 from .training.saving import Saving
 from .training.strategy import strategy_for
 from .training.warm_start import WarmStart
-from .world import CONFIG, PENDING, config_in, end_with_parent
+from .world import CONFIG, end_with_parent
 
 SPEAK_SECONDS = 3
 WHOLE = {  # options that are whole numbers, and the least that each may be
@@ -48,17 +48,28 @@ WHOLE = {  # options that are whole numbers, and the least that each may be
     **{"evaluate.interval": 1, "evaluate.train_records": 1, "checkpoint.interval": 1, "checkpoint.keep": 1},
     "warm_start.images": 1,
 }
+MAY_BE_NULL = ("trainer.max_steps", "evaluate.interval", "evaluate.train_records", "checkpoint.interval")
 
 
 class TakesOver(L.Callback):
-    """Once training starts, and not if it is refused, the folder's config.yaml is this run's."""
+    """Once training starts, and not if it is refused, the folder is this run's."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    began = False
+
+    def __init__(self, folder: Path, config_name: str):
+        self.folder, self.config_name = folder, config_name
+        self.was_used = (folder / "metrics.csv").exists()  # by an earlier run
+
+    @property
+    def refused(self) -> bool:
+        """Whether this run may leave nothing in the folder."""
+        return self.was_used and not self.began
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        with suppress(FileNotFoundError):  # not waiting, or another process of this folder was first
-            os.replace(self.folder / PENDING, self.folder / CONFIG)
+        self.began = True
+        if self.config_name != CONFIG:
+            with suppress(FileNotFoundError):  # another process was first
+                os.replace(self.folder / self.config_name, self.folder / CONFIG)
 
 
 class StopOnInterrupt(L.Callback):
@@ -95,15 +106,19 @@ class StopOnInterrupt(L.Callback):
         signal.signal(signal.SIGTERM, stop)
 
 
-def train(config: DictConfig, folder: Path) -> int:
-    """Trains to the end and leaves summary.json; the exit status."""
+def train(config: DictConfig, folder: Path, config_name: str = CONFIG) -> int:
+    """Trains to the end and leaves summary.json; the exit status.
+
+    Args:
+        config_name: the file of the folder that the config is from; it becomes config.yaml when training starts.
+    """
     with joined(config) as processes:
-        return train_in(processes, config, folder)
+        return train_in(processes, config, folder, config_name)
 
 
-def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
+def train_in(processes: Processes, config: DictConfig, folder: Path, config_name: str) -> int:
     for name, least in WHOLE.items():
-        if (value := OmegaConf.select(config, name)) is not None:
+        if (value := OmegaConf.select(config, name)) is not None or name not in MAY_BE_NULL:
             OmegaConf.update(config, name, whole(name, value, least))
     precision = plugin_for(config.trainer.precision, processes.device)
     if config.trainer.sync_batchnorm and processes.device.type == "cpu":
@@ -116,10 +131,6 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
             f"checkpoint.dir={checkpoints}: this training would mix with {there[-1]} there; go on from that with "
             "resume=auto, or remove it, or train in another folder"
         )
-    if checkpoint and finished(folder, checkpoint, checkpoints, config):
-        if processes.first:
-            print(f"{checkpoint} is of the last step: this training is finished", flush=True)
-        return 0
     L.seed_everything(config.seed, verbose=False)
     data = build(config.noise, _partial_=True)(build(config.data))
     found = processes.gather((data.train.num_classes, len(data.train), len(data.heldout or ())))
@@ -144,17 +155,19 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         module = HeadModule(config, data, processes)
     if not processes.first:  # initial weights are the same on all; what is drawn later is not
         L.seed_everything((config.seed + processes.rank) % 2**32, verbose=False)
+    module.may_be_finished = checkpoint is not None and checkpoint.startswith(f"{checkpoints}/")
     recorder = Recorder(folder, config.trainer.log_interval, processes)
     interrupt = StopOnInterrupt(processes)
     evaluation = Evaluation(config.evaluate, recorder, judges_of(config))
     saving = Saving(config.checkpoint, checkpoints, recorder)
+    takes_over = TakesOver(folder, config_name)
     callbacks = [
-        TakesOver(folder),
+        takes_over,
         recorder,
-        *started,
         interrupt,
         Fidelity(config.fidelity, recorder),
         evaluation,
+        *started,
         saving,
     ]
     loggers: list[Logger] = []
@@ -188,8 +201,8 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
         status = "interrupted" if interrupt.status and module.step < module.num_steps else "finished"
     finally:
         # Also of a failed run: what was measured until then.
-        summary = recorder.write_summary(module, status) if processes.first else {}
-        if wandb_run is not None:
+        summary = recorder.write_summary(module, status) if processes.first and not takes_over.refused else {}
+        if wandb_run is not None and takes_over.began:
             wandb_run.experiment.summary.update(summary)
             wandb_run.experiment.finish(exit_code=0 if status == "finished" else 1)
     if processes.first:
@@ -199,16 +212,6 @@ def train_in(processes: Processes, config: DictConfig, folder: Path) -> int:
     if saving.failure and status == "finished":
         raise ValueError(f"{saving.failure}; the training is complete")
     return interrupt.status if status == "interrupted" else 0
-
-
-def finished(folder: Path, checkpoint: str, checkpoints: Place, config: DictConfig) -> bool:
-    """Whether the training of this folder has ended with this checkpoint, and should not go further now."""
-    summary, before = folder / "summary.json", folder / CONFIG
-    if not summary.exists() or not before.exists() or not checkpoint.startswith(f"{checkpoints}/"):
-        return False
-    told, limits = json.loads(summary.read_text()), OmegaConf.load(before).trainer
-    ended = told["status"] == "finished" and told["steps"] == step_of(checkpoint.rpartition("/")[2])
-    return ended and all(limits[name] == config.trainer[name] for name in ("max_steps", "max_epochs"))
 
 
 def describe(module: HeadModule, folder: Path) -> str:
@@ -230,18 +233,23 @@ def main() -> None:
     )  # Lightning
     warnings.formatwarning = lambda message, *where, **more: f"warning: {message}\n"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    folder = Path(sys.argv[1])
+    folder, config_name = Path(sys.argv[1]), (*sys.argv[2:], CONFIG)[0]
+    status, failure = 0, None
     try:
-        sys.exit(train(OmegaConf.load(config_in(folder)), folder))  # type: ignore[arg-type]
+        status = train(OmegaConf.load(folder / config_name), folder, config_name)  # type: ignore[arg-type]
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        status = INTERRUPTED
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        if (rank := os.environ.get("RANK", "0")) != "0":
-            time.sleep(SPEAK_SECONDS)  # where all fail alike, the first has spoken, and the launcher ends the others
-            sys.exit(f"error: process {rank}: {error}")
-        sys.exit(f"error: {error}")
+        failure = str(error)
+    gc.collect()  # also of what the error held; see `joined`
+    if failure is None:
+        sys.exit(status)
+    if (rank := os.environ.get("RANK", "0")) != "0":
+        time.sleep(SPEAK_SECONDS)  # where all fail alike, the first has spoken, and the launcher ends the others
+        sys.exit(f"error: process {rank}: {failure}")
+    sys.exit(f"error: {failure}")
 
 
 if __name__ == "__main__":

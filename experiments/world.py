@@ -1,18 +1,13 @@
-"""A run's folder and processes, as its launcher and they agree on them. Imports no torch: the launcher asks."""
+"""What a run's launcher and its processes agree on. Imports no torch: the launcher asks."""
 
 import ctypes
 import signal
 import sys
-from pathlib import Path
 
 from omegaconf import DictConfig
 
+# The config of a folder's run, and of one that waits to take the folder over.
 CONFIG, PENDING = "config.yaml", "config.pending.yaml"
-
-
-def config_in(folder: Path) -> Path:
-    """The config to run: what waits to become the folder's config.yaml, if there is one already and it differs."""
-    return folder / (PENDING if (folder / PENDING).exists() else CONFIG)
 
 
 def number_of_processes(config: DictConfig) -> int:

@@ -85,9 +85,8 @@ class ActiveRows:
 
     @property
     def changed(self) -> bool:
-        """Whether some are no longer what the forward pass has read."""
-        kept = self.kept_KD is not None and self.num_kept == len(self)
-        return self.version != self.centers.version and not kept
+        """Whether an optimizer has stepped since the forward pass; the same on all processes."""
+        return self.version != self.centers.version
 
     def release(self) -> None:
         """No one reads these rows any more: their memory may be used again."""

@@ -333,7 +333,9 @@ class _Loss(torch.autograd.Function):
     def backward(ctx, scale):  # type: ignore[no-untyped-def]
         with ctx.clock("backward", scale.device), torch.autocast(scale.device.type, enabled=False):
             x_gradient_ND, row_gradient = ctx.softmax.backward(scale)
-        ctx.made.append(row_gradient)
+        for earlier in ctx.made:  # that nobody has accumulated
+            earlier.release()
+        ctx.made[:] = [row_gradient]
         # DDP divides the backbone's gradient by the number of processes: this factor meets that.
         world_size = rank_and_size(ctx.softmax.group)[1]
         return x_gradient_ND[ctx.rows] * world_size, torch.zeros_like(scale), None, None, None, None, None

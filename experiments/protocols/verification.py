@@ -75,13 +75,14 @@ class Verification:
             model.embed(*model.view(pairs.images), np.array([0]), mirrored=self.mirrored)
 
     def __call__(self, model: Model) -> list[Result]:
-        results = []
+        scores = {}
         for name, pairs in self.pairs.items():
             embeddings = model.embed_all(*model.view(pairs.images), name, mirrored=self.mirrored)
             if model.processes.first:
                 first, second = (embeddings[torch.from_numpy(each)].double() for each in (pairs.first, pairs.second))
-                results.append(self.judge(name, (first * second).sum(1).numpy(), pairs.same))
-        return results
+                scores[name] = (first * second).sum(1).numpy()
+        # When all is embedded: a set that cannot be judged leaves no process waiting.
+        return [self.judge(name, of_pairs, self.pairs[name].same) for name, of_pairs in scores.items()]
 
     def judge(self, name: str, scores: Scores, same: Same) -> Result:
         """Of cosines (n,)."""

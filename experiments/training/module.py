@@ -37,10 +37,12 @@ class HeadModule(L.LightningModule):
         step: optimizer steps so far, those skipped for overflow among them.
         skipped_steps: of these.
         num_steps: of the whole training.
+        may_be_finished: whether a checkpoint of the last step is one to resume from, as that of its own folder is.
         last_loss: of the last step, the mean over its micro-batches; a detached scalar.
     """
 
     head: Head
+    may_be_finished = False
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class HeadModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         options = self.config.optimizer
         backbone = build(options.backbone)([p for p in self.backbone.parameters() if p.requires_grad], lr=options.lr)
-        rule = {} if options.rows is None else {"rule": build(options.rows)}
+        rule = {"rule": build(options.rows)} if "_target_" in (options.rows or {}) else {}  # a head may have none
         rows = self.head.optimizer(lr=options.lr, **rule)
         factor = build(self.config.schedule, num_steps=self.num_steps)
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (backbone, rows)]
@@ -177,7 +179,7 @@ class HeadModule(L.LightningModule):
         return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        resuming.check(checkpoint["config"], self.config)
+        resuming.check(checkpoint.get("config", {}), self.config)
         self.step = checkpoint["step"]
         self.loader.load_state_dict(checkpoint["loader"])
         if self.loader.handed_out != self.step * self.accumulate:
@@ -186,7 +188,7 @@ class HeadModule(L.LightningModule):
                 f"checkpoint is of {self.step} steps and {checkpoint['loader']['samples']} samples; resume with the "
                 "sizes it was trained with"
             )
-        if self.step >= self.num_steps:
+        if self.step >= self.num_steps and not self.may_be_finished:
             raise ValueError(
                 f"resume={self.config.resume}: is of step {self.step:,}, and nothing is left to train of "
                 f"{self.num_steps:,}; raise trainer.max_steps or max_epochs, or judge it with experiments.evaluate"

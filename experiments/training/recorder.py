@@ -14,6 +14,7 @@ from rich.table import Table
 
 from data.files import write_whole
 
+from ..comparing.runs import Run
 from ..processes import Processes
 from ..tables import console, readable
 from .module import HeadModule
@@ -24,7 +25,7 @@ WARMUP_BATCHES = 5  # the first ones pay for allocation and set-up
 class Recorder(L.Callback):
     """Times the training, logs every `log_interval` steps, and writes summary.json.
 
-    Must be the first callback, so that what the others do in a batch's end is theirs to pause.
+    Must come before other callbacks that act at a batch's end, so that what they do is theirs to pause.
     """
 
     def __init__(self, folder: Path, log_interval: int, processes: Processes):
@@ -125,7 +126,10 @@ class Recorder(L.Callback):
         if self._batches == 0 and path.exists():
             existing: dict[str, Any] = json.loads(path.read_text())
             return existing
-        measured = {**self.latest, **(self.measure(module) if module.step else {})}
+        if self._batches:
+            measured = {**self.latest, **self.measure(module)}
+        else:  # nothing was left to train, and a kill came before the summary
+            measured = {name: float(values[-1]) for name, (_, values) in Run(self.folder, {}, {}).curves.items()}
         summary = {
             "status": status,
             "head": module.config.head._target_.rpartition(".")[2],

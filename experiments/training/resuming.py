@@ -10,40 +10,33 @@ from ..comparing.runs import flat, same
 # Beginnings of options that change how far a training goes, where it runs and how it is watched, but not what it is;
 # sizes of batches are compared by the images that a step sees.
 MAY_CHANGE = (
-    *(
-        "resume",
-        "objective",
-        "num_workers",
-        "logger.",
-        "checkpoint.",
-        "evaluate.",
-        "fidelity.",
-        "protocol",
-        "warm_start.",
-    ),
-    *("trainer.max_", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.rendezvous"),
-    *("trainer.log_interval", "trainer.sync_batchnorm", "trainer.accumulate_grad_batches", "batch_size"),
-    *("store_dir", "head.store", "head.logits_budget_mb"),
-    *("data.source", "data.root", "data.labels", "data.cache_dir"),
+    *("logger.", "checkpoint.", "evaluate.", "fidelity.", "protocol.", "warm_start.", "trainer.max_"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.rendezvous", "trainer.log_interval"),
+    *("trainer.sync_batchnorm", "trainer.accumulate_grad_batches", "head.store", "head.logits_budget_mb"),
+    *("data.format", "data.source", "data.root", "data.labels", "data.cache_dir"),
 )
+THESE_TOO = ("resume", "objective", "num_workers", "batch_size", "store_dir", "protocol")
 
 
 def check(began_with: Mapping[str, Any], config: DictConfig) -> None:
     """Raises ValueError for an option that would be ignored, or change in the midst of a training.
 
     Args:
-        began_with: the config in the checkpoint that `config.resume` names.
+        began_with: the config in the checkpoint that `config.resume` names. What only one of both has is of another
+            version of this program, or of another head.
     """
     then, now = flat(began_with), flat(OmegaConf.to_container(config, resolve=True))
-    names = sorted({*then, *now}, key=lambda name: (name.count("."), name))
+    both = sorted({*then} & {*now}, key=lambda name: (name.count("."), name))
     changed = [
-        name for name in names if not name.startswith(MAY_CHANGE) and same(then.get(name)) != same(now.get(name))
+        name
+        for name in both
+        if not name.startswith(MAY_CHANGE) and name not in THESE_TOO and same(then[name]) != same(now[name])
     ]
     if changed:
         # Of an option that others repeat, as head.sample_rate does sample_rate, one is enough.
         told = [name for name in changed if not any(name.endswith(f".{other}") for other in changed)]
         told = [name for name in told if name.endswith("._target_")] or told  # another head, say, has other options
-        before, after = ([f"{name}={values.get(name)}" for name in told] for values in (then, now))
+        before, after = ([f"{name}={values[name]}" for name in told] for values in (then, now))
         raise ValueError(
             f"resume={config.resume}: was trained with {', '.join(before)}, and this run has {', '.join(after)}; go on "
             "with the options that it began with, or begin a new training from it with warm_start.checkpoint="

@@ -132,6 +132,27 @@ def test_resuming_what_is_finished_changes_nothing(finished, tmp_path):
     assert metrics(again, "train/loss") == metrics(folder, "train/loss")
 
 
+def test_a_run_killed_before_its_summary_is_completed(finished, tmp_path):
+    again = tmp_path / "f"
+    shutil.copytree(finished[0], again, symlinks=True)
+    (again / "summary.json").unlink()
+    assert train(config(*SMOKE, "resume=auto", "logger.wandb.mode=disabled"), again) == 0
+    found, whole = summary(again), summary(finished[0])
+    assert found["status"] == "finished" and set(found) == set(whole)
+    for name in ("steps", "seed", "train/loss", "val/rank1", "train/seconds", "memory/head_bytes"):
+        assert found[name] == whole[name], name
+
+
+def test_a_refused_run_leaves_no_summary_of_its_own(finished, tmp_path):
+    """The one that is there was killed, and can go on."""
+    again = tmp_path / "g"
+    shutil.copytree(finished[0], again, symlinks=True)
+    (again / "summary.json").unlink()
+    with pytest.raises(ValueError, match="was trained with seed=0, and this run has seed=1"):
+        train(config(*SMOKE, "resume=auto", "seed=1", "trainer.max_steps=30"), again)
+    assert not (again / "summary.json").exists()
+
+
 def test_nothing_left_to_train_is_told(finished, tmp_path):
     """Elsewhere it would leave an empty run that counts as finished."""
     with pytest.raises(ValueError, match=r"is of step 20, and nothing is left to train of 20; raise trainer.max_steps"):
@@ -437,6 +458,7 @@ def test_protocols_are_chosen_together():
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1: must be positive; null for none"),
         (["trainer.max_steps=2.5"], "trainer.max_steps=2.5: a whole number, at least 1, is needed"),
         (["evaluate.interval=0"], "evaluate.interval=0: a whole number, at least 1, is needed"),
+        (["checkpoint.keep=null"], "checkpoint.keep=None: a whole number, at least 1, is needed"),
         (["embedding_size=abc"], "embedding_size=abc: a whole number, at least 1, is needed"),
         (["warm_start.rows=mode"], "warm_start.rows='mode': must be mean or random"),
         (["head=forest", "head.probe_interval=1.5"], "probe_interval=1.5: whole steps"),

@@ -278,7 +278,7 @@ def test_a_selection_without_a_positive_is_a_bug():
 
 @pytest.mark.parametrize("budget", [0, 512])
 @pytest.mark.parametrize("rate", [0.6, 1])
-def test_backward_after_a_step_is_refused_unless_all_was_kept(rate, budget):
+def test_backward_after_a_step_is_refused(rate, budget):
     """The gradient would mix rows before the step with rows after it."""
     options = {"logits_budget_mb": budget}
     head = FullFC(7, 8, **options) if rate == 1 else PartialFC(7, 8, sample_rate=rate, **options)
@@ -286,14 +286,9 @@ def test_backward_after_a_step_is_refused_unless_all_was_kept(rate, budget):
     x = EMBEDDINGS.clone().requires_grad_()
     late, early = head(x, LABELS), head(x, LABELS)
     early.backward()
-    if rate < 1 and budget:
-        (expected,) = torch.autograd.grad(late, x, retain_graph=True)
-        optimizer.step()
-        assert torch.equal(torch.autograd.grad(late, x)[0], expected)
-    else:
-        optimizer.step()
-        with pytest.raises(RuntimeError, match="class centers have changed since this loss was computed"):
-            late.backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="class centers have changed since this loss was computed"):
+        late.backward()
 
 
 @pytest.mark.parametrize("budget", [0, 512])
