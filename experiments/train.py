@@ -76,6 +76,7 @@ class StopOnInterrupt(L.Callback):
     """Ctrl-C and SIGTERM end the training after the batch at hand; a second one ends it at once."""
 
     status = 0  # 128 + the signal's number, once one has come
+    installed = got_one = False  # the handler; a signal of this process's own
 
     def __init__(self, processes: Processes):
         self.processes = processes
@@ -89,19 +90,22 @@ class StopOnInterrupt(L.Callback):
             self.status = self.status or 128 + signal.SIGTERM
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def restore(self) -> None:
+        """Once all is written. Another process's signal may have ended the training before one's own comes."""
+        if self.installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.status:
+            if self.got_one:
                 raise KeyboardInterrupt
-            self.status = 128 + number
+            self.got_one, self.status = True, 128 + number
             if self.processes.first:
                 with suppress(RuntimeError):  # the signal came while something else was printed
                     print("\nInterrupted: finishing this step; once more to stop at once.", flush=True)
 
+        self.installed = True
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
 
@@ -205,6 +209,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         if wandb_run is not None and takes_over.began:
             wandb_run.experiment.summary.update(summary)
             wandb_run.experiment.finish(exit_code=0 if status == "finished" else 1)
+        interrupt.restore()
     if processes.first:
         print_summary(summary, folder)
     if evaluation.failure and status == "finished":

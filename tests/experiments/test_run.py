@@ -149,7 +149,8 @@ def test_a_refused_run_leaves_no_summary_of_its_own(finished, tmp_path):
     shutil.copytree(finished[0], again, symlinks=True)
     (again / "summary.json").unlink()
     with pytest.raises(ValueError, match="was trained with seed=0, and this run has seed=1"):
-        train(config(*SMOKE, "resume=auto", "seed=1", "trainer.max_steps=30"), again)
+        words = ["resume=auto", "seed=1", "trainer.max_steps=30", "logger.wandb.mode=disabled"]
+        train(config(*SMOKE, *words), again)
     assert not (again / "summary.json").exists()
 
 
