@@ -73,7 +73,7 @@ class TakesOver(L.Callback):
 
 
 class StopOnInterrupt(L.Callback):
-    """Ctrl-C and SIGTERM end the training after the batch at hand; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the training after the batch at hand; a second Ctrl-C ends it at once."""
 
     status = 0  # 128 + the signal's number, once one has come
     installed = got_one = False  # the handler; a signal of this process's own
@@ -99,11 +99,13 @@ class StopOnInterrupt(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
             if self.got_one:
-                raise KeyboardInterrupt
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return  # launchers may send SIGTERM more than once
             self.got_one, self.status = True, 128 + number
             if self.processes.first:
                 with suppress(RuntimeError):  # the signal came while something else was printed
-                    print("\nInterrupted: finishing this step; once more to stop at once.", flush=True)
+                    print("\nInterrupted: finishing this step; Ctrl-C once more to stop at once.", flush=True)
 
         self.installed = True
         signal.signal(signal.SIGINT, stop)

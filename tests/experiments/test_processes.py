@@ -156,13 +156,13 @@ def test_when_one_is_killed_the_others_end_and_nothing_is_lost(tmp_path):
 def test_a_training_does_not_outlive_its_launcher(tmp_path):
     process = started(tmp_path, "checkpoint.interval=null")
     process.kill()
-    process.communicate()
+    printed, _ = process.communicate()
     deadline = time.monotonic() + 60
     while training_in(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     found = summary(tmp_path)
-    assert found["status"] == "interrupted"
+    assert found["status"] == "interrupted", printed
     assert (tmp_path / "checkpoints" / f"step-{found['steps']:08d}").exists()
 
 
