@@ -31,13 +31,17 @@ def path_of(option: str, value: Any) -> str | None:
 
 def paths_of(option: str, value: Any) -> list[str]:
     """One path, several or none, absolute."""
-    if value is None:
-        return []
-    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    found = [path_of(option, each) for each in values]
-    if not found or None in found:
+    found = [path_of(option, each) for each in several(value)]
+    if (value is not None and not found) or None in found:
         raise ValueError(f"{option}={value}: a path, or several, are needed")
     return [path for path in found if path is not None]
+
+
+def several(value: Any) -> list[Any]:
+    """What may be one, several or none, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
 def absolute(path: str) -> str:
