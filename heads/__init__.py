@@ -3,23 +3,31 @@
 Needs torch and numpy only, and serves in any training loop.
 """
 
+from . import fidelity
 from .ffc import FFC
 from .forest import HashingForest
 from .full import FullFC
 from .head import CenterHead, Head, Selection
+from .index import IVF, Annoy, Exact, Index
 from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax, SVSoftmax
 from .optim import RowAdagrad, RowAdamW, RowOptimizer, RowSGD
 from .pfc import PartialFC
 
+__version__ = "0.2.0"  # of the whole project: pyproject.toml reads it here
+
 __all__ = [
     "FFC",
+    "IVF",
+    "Annoy",
     "ArcFace",
     "CenterHead",
     "CombinedMargin",
     "CosFace",
+    "Exact",
     "FullFC",
     "HashingForest",
     "Head",
+    "Index",
     "Margin",
     "PartialFC",
     "RowAdagrad",
@@ -29,4 +37,5 @@ __all__ = [
     "SVSoftmax",
     "Selection",
     "Softmax",
+    "fidelity",
 ]
