@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from .collectives import gather_rows, gather_sizes, rank_and_size
+from .collectives import gather_rows, rank_and_size
 
 SHORTEST = 1e-6
 LARGE = 1e15  # beyond it squares might be more than float32 holds
@@ -41,32 +41,63 @@ class GlobalBatch:
     start: int
 
 
-def gather(x_nD: Tensor, labels: Tensor, weight: Tensor | None, group: ProcessGroup | None) -> GlobalBatch:
-    """Three collectives: sizes, embeddings with weights, labels."""
+def gather(
+    x_nD: Tensor, labels: Tensor, weight: Tensor | None, sizes: list[int], group: ProcessGroup | None
+) -> GlobalBatch:
+    """Gather the batches of all processes, of these sizes, in two collectives: embeddings with weights, labels."""
     weight_n = x_nD.new_ones(len(x_nD)) if weight is None else weight.detach().to(x_nD)
-    sizes = gather_sizes(len(x_nD), x_nD.device, group)
     packed = gather_rows(torch.cat([x_nD.detach(), weight_n[:, None]], dim=1), sizes, group)
     labels_N = gather_rows(labels.to(x_nD.device, torch.int64), sizes, group)
     start = sum(sizes[: rank_and_size(group)[0]])
     return GlobalBatch(packed[:, :-1].contiguous(), labels_N, packed[:, -1].contiguous(), start)
 
 
-def check_embeddings(embeddings: Tensor, embedding_size: int) -> None:
+def embeddings_fault(embeddings: Tensor, embedding_size: int, device: torch.device) -> ValueError | None:
+    """Return what keeps the embeddings of this process from being used: their type, shape, dtype or device."""
+    if not isinstance(embeddings, Tensor):
+        return ValueError(
+            f"embeddings must be a tensor (batch, embedding_size={embedding_size}), not {_kind(embeddings)}"
+        )
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
-        raise ValueError(
-            f"embeddings of {list(embeddings.shape)} {embeddings.dtype}: "
-            f"(batch, embedding_size={embedding_size}) of a float dtype is needed"
+        return ValueError(
+            f"embeddings of {list(embeddings.shape)} {embeddings.dtype} must be "
+            f"(batch, embedding_size={embedding_size}) of a float dtype"
         )
+    if embeddings.device != device:
+        return ValueError(
+            f"embeddings on device {embeddings.device} must be on the head's device, {device}; "
+            f"move them, or the head with head.to({str(embeddings.device)!r})"
+        )
+    return None
 
 
-def check_labels(embeddings: Tensor, labels: Tensor, weight: Tensor | None) -> None:
+def batch_fault(
+    embeddings: Tensor, labels: Tensor, weight: Tensor | None, embedding_size: int, device: torch.device
+) -> ValueError | None:
+    """Return what keeps the batch of this process from being used."""
+    if (fault := embeddings_fault(embeddings, embedding_size, device)) is not None:
+        return fault
+    if not isinstance(labels, Tensor):
+        return ValueError(
+            f"labels must be a tensor of integer class ids, not {_kind(labels)}; torch.as_tensor makes one"
+        )
     if labels.shape != embeddings.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels of {list(labels.shape)} {labels.dtype}: one integer class id for each of the "
-            f"{len(embeddings)} embeddings is needed"
+        return ValueError(
+            f"labels of {list(labels.shape)} {labels.dtype} must be one integer class id for each of the "
+            f"{len(embeddings)} embeddings"
         )
-    if weight is not None and weight.shape != labels.shape:
-        raise ValueError(f"weight of {list(weight.shape)}: one number for each of the {len(labels)} labels is needed")
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor) or weight.shape != labels.shape:
+        given = list(weight.shape) if isinstance(weight, Tensor) else _kind(weight)
+        return ValueError(f"weight of {given} must be a tensor with one number for each of the {len(labels)} labels")
+    if weight.requires_grad and torch.is_grad_enabled():
+        return ValueError("weight requires a gradient, but a head computes none for weights; pass weight.detach()")
+    return None
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def check_values(batch: GlobalBatch, num_classes: int, step: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from . import keyed, rounding, stores
-from .collectives import rank_and_size
+from .collectives import portable, rank_and_size, restored
 from .scratch import Scratch
 from .sharding import Shard
 
@@ -45,7 +45,7 @@ class ActiveRows:
 
     def __init__(self, centers: "ClassCenters", ids: Tensor | None, *, keep: bool):
         self.centers, self.ids = centers, ids
-        self.version = centers.version
+        self.stamp = centers.stamp
         self.kept_KD: Tensor | None = None
         self.num_kept = 0  # rows are read in order; those before this one are kept
         if keep and not (ids is None and centers.in_place):
@@ -64,29 +64,23 @@ class ActiveRows:
     def subset(self, positions: Tensor) -> "ActiveRows":
         """The rows at these sorted positions, as those of a forward of their own."""
         rows = ActiveRows(self.centers, positions if self.ids is None else self.ids[positions], keep=False)
-        rows.version = self.version
+        rows.stamp = self.stamp
         return rows
 
     def stretch(self, a: int, b: int) -> Tensor:
-        """Rows a to b as they were in the forward pass, while kept; else as they are."""
+        """Return rows a to b, (b - a, width): views where they lie in place or are kept, else copies."""
         if self.kept_KD is None:
             return self._read(a, b)
         if b > self.num_kept:
-            if self.version != self.centers.version:
-                return self._read(a, b)
             assert a == self.num_kept
             self._read(a, b, out=self.kept_KD[a:b])
             self.num_kept = b
         return self.kept_KD[a:b]
 
-    def take(self, a: int, b: int) -> Tensor:
-        """Rows a to b as they are now, for the caller to change and write back."""
-        return self.stretch(a, b) if self.version == self.centers.version else self._read(a, b)
-
     @property
     def changed(self) -> bool:
-        """Whether an optimizer has stepped since the forward pass; the same on all processes."""
-        return self.version != self.centers.version
+        """Whether the rows are no longer those of the forward pass: a step, a load, or a change in place."""
+        return self.stamp != self.centers.stamp
 
     def release(self) -> None:
         """No one reads these rows any more: their memory may be used again."""
@@ -138,15 +132,36 @@ class ClassCenters(nn.Module):
         self.embedding_size, self.width, self.seed = embedding_size, embedding_size + bias, seed
         self.rounding = rounding
         self.scratch = Scratch()
-        # An empty tensor where arithmetic is done and in its dtype, for others to be made like it.
-        self.like = torch.empty(0, dtype=torch.promote_types(dtype, torch.float32), device=device)
         self.store = stores.make(store, store_dir, self.shard, {"seed": seed})
-        self.rows = self.store.zeros("rows", (self.shard.size, self.width), dtype, self.like.device)
         self.state: dict[str, Tensor] = {}
         self.version = 0  # counts the changes of rows as a whole: steps and loads
         self._loaded: dict[str, Tensor] = {}  # state that came from a checkpoint before its optimizer was made
-        if not self.store.lazy:
-            self._draw_blank(all_are=True)
+        with torch.inference_mode(False):  # rows made there could never be trained
+            # An empty tensor where arithmetic is done and in its dtype, for others to be made like it.
+            self.like = torch.empty(0, dtype=torch.promote_types(dtype, torch.float32), device=device)
+            self.rows = self.store.zeros("rows", (self.shard.size, self.width), dtype, self.like.device)
+            if not self.store.lazy:
+                self._draw_blank(all_are=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold rows and row state, and find the default process group where they are loaded."""
+        return {**self.__dict__, "process_group": portable(self.process_group), "scratch": Scratch()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.process_group = restored(state["process_group"])
+        rank, world_size = rank_and_size(self.process_group)
+        if (rank, world_size) != (self.shard.rank, self.shard.world_size):
+            raise ValueError(
+                f"this copy of a head holds the classes of process {self.shard.rank} of {self.shard.world_size}, and "
+                f"here is process {rank} of {world_size}; use state_dict() or full_state_dict() to move a head"
+            )
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Identifies the rows as they are now. The second number is torch's own count of changes in place, which also
+        sees a user who writes into `rows`; the first is the same on all processes."""
+        return self.version, self.rows._version
 
     @property
     def in_place(self) -> bool:
@@ -173,7 +188,7 @@ class ClassCenters(nn.Module):
         if isinstance(index, slice):
             return self.read(index, name)
         width = self._table(name).shape[1]
-        return self.read(index, name, out=self.scratch.lend(name, (count, width), self.like))
+        return self.read(index, name, out=self.scratch.lend(f"state {name}", (count, width), self.like))
 
     def write(self, index: Index, name: str, values: Tensor, step: int = 0) -> None:
         """Put back what `read` gave, changed or not. `step` keys the rounding to bfloat16."""
@@ -186,8 +201,17 @@ class ClassCenters(nn.Module):
         elif table[index].data_ptr() != values.data_ptr():
             table[index] = values
 
-    def claim(self, state: Mapping[str, RowState]) -> None:
-        """Make room for a row optimizer. State starts at zero or as loaded."""
+    def claim(self, state: Mapping[str, RowState], *, keep: bool = False) -> None:
+        """Make room for the state of a row optimizer. State starts at zero or as loaded.
+
+        Args:
+            keep: state of these names that is there already stays.
+
+        Raises:
+            ValueError: a name that the rows themselves have; loaded state that this optimizer does not keep.
+        """
+        if "rows" in state:
+            raise ValueError("a row optimizer must not name its state 'rows', which names the class centers themselves")
         unclaimed = sorted(set(self._loaded) - set(state))
         if unclaimed:
             raise ValueError(
@@ -198,13 +222,18 @@ class ClassCenters(nn.Module):
             shape = [self.shard.size, state[name].width]
             if list(loaded.shape) != shape:
                 raise ValueError(f"loaded row state {name!r}: {list(loaded.shape)}, not {shape}")
-        self.state = {
-            name: self.store.zeros(name, (self.shard.size, each.width), each.dtype or self.like.dtype, self.like.device)
-            for name, each in state.items()
-        }
+        with torch.inference_mode(False):
+            self.state = {
+                name: self.state[name] if keep and name in self.state else self._blank_state(name, each)
+                for name, each in state.items()
+            }
         for name, loaded in self._loaded.items():
             self.state[name].copy_(loaded)
         self._loaded = {}
+
+    def _blank_state(self, name: str, state: RowState) -> Tensor:
+        shape, dtype = (self.shard.size, state.width), state.dtype or self.like.dtype
+        return self.store.zeros(name, shape, dtype, self.like.device)
 
     @property
     def memory_bytes(self) -> int:
@@ -299,7 +328,13 @@ class ClassCenters(nn.Module):
         for name, value in found.items():
             local = self._local_part(value)
             known = self.rows if name == "rows" else self.state.get(name)
-            if len(local) != self.shard.size or (known is not None and local.shape != known.shape):
+            if (foreign := self._foreign_part(value)) is not None:
+                error_msgs.append(
+                    f"{prefix}{name}: the file holds only {foreign} of {list(value.shape)}, as torch.save wrote it on "
+                    f"one process; this is process {self.shard.rank} of {self.shard.world_size}. Save with "
+                    "torch.distributed.checkpoint, or torch.save(head.full_state_dict())"
+                )
+            elif len(local) != self.shard.size or (known is not None and local.shape != known.shape):
                 expected = list(known.shape) if known is not None else f"{self.shard.size} rows"
                 error_msgs.append(
                     f"{prefix}{name}: got {list(value.shape)}, this process holds {expected} "
@@ -320,6 +355,18 @@ class ClassCenters(nn.Module):
         if not self.store.lazy:
             self._draw_blank()  # a lazy store was saved with rows that it had not drawn yet
 
+    def _foreign_part(self, value: Any) -> str | None:
+        """Describe the part of a DTensor that another process held when it was pickled; None where it is this one's.
+
+        Such a part may have the right shape and would pass for the rows of this process.
+        """
+        if not hasattr(value, "to_local"):
+            return None
+        there = Shard(len(value), value.device_mesh.get_coordinate()[0], value.device_mesh.size())
+        if (there.start, there.stop) == (self.shard.start, self.shard.stop) or len(value) != self.shard.num_classes:
+            return None
+        return f"rows {there.start} to {there.stop - 1}"
+
     def _local_part(self, value: Tensor) -> Tensor:
         if hasattr(value, "to_local"):
             value = value.to_local()
@@ -329,6 +376,7 @@ class ClassCenters(nn.Module):
 
 
 @lru_cache
+@torch.inference_mode(False)
 def normal_quantiles(device: torch.device) -> Tensor:
     """N(0, 0.01) as 2^16 equally likely values, its quantiles in the middle of as many parts, float32."""
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)

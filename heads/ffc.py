@@ -7,8 +7,9 @@ momentum copy; a probe whose class is not in the pool is pushed away from what l
 """
 
 import copy
+import inspect
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,16 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from . import dtypes, keyed
-from .batch import check_embeddings, check_labels, directions
+from .batch import batch_fault, directions
 from .centers import RowState
 from .collectives import default_group, gather_rows, gather_sizes, rank_and_size, sum_over_processes
 from .cost import Case, Cost, number_bytes
 from .head import Batch, Encode, Head
-from .margins import CosFace, Margin
+from .margins import CosFace, Margin, checked_margin
+from .optim import RowSGD
+from .options import number, whole
 from .pool import ClassPool, Plan
-from .softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, streamed_topk
+from .softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, refuse_second_derivative, streamed_topk
 
 HEADER = 2  # numbers that travel with the labels: the pool's checksum, and whether all values are finite
 
@@ -69,19 +72,16 @@ class FFC(Head):
         device: torch.device | str | None = None,
     ):
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: at least one class is needed")
-        if embedding_size < 1:
-            raise ValueError(f"embedding_size={embedding_size}: must be at least 1")
+        num_classes = whole("num_classes", num_classes, 1)
+        embedding_size = whole("embedding_size", embedding_size, 1)
         capacity = slots(queue_size, num_classes)
-        self.margin = margin if margin is not None else CosFace(s=32)
+        self.margin = CosFace(s=32) if margin is None else checked_margin(margin)
         if not self.margin.normalize:
             raise ValueError(f"margin={self.margin}: FFC compares directions and needs a margin that normalizes")
-        if not 0 <= gallery_momentum <= 1:
+        if not 0 <= number("gallery_momentum", gallery_momentum) <= 1:
             raise ValueError(f"gallery_momentum={gallery_momentum}: must lie in [0, 1]")
-        if not outlier_weight >= 0:
-            raise ValueError(f"outlier_weight={outlier_weight}: must not be negative")
-        if not 0 < identity_share < 1:
+        number("outlier_weight", outlier_weight, least=0)
+        if not 0 < number("identity_share", identity_share) < 1:
             raise ValueError(f"identity_share={identity_share}: must lie between 0 and 1")
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.identity_share = identity_share
@@ -91,10 +91,11 @@ class FFC(Head):
         self.pool = ClassPool(capacity)
         # Plain tensors as class centers are: DDP would broadcast all of a buffer at every step.
         shape = (2, self.pool.capacity, embedding_size)
-        self.queue = torch.zeros(shape, dtype=dtypes.named("dtype", dtype), device=device)
-        if not mask_unfilled:
-            random = torch.rand(shape, generator=keyed.generator("queue", seed))
-            self.queue.copy_(normalize(random, dim=2))
+        with torch.inference_mode(False):  # features made there could never be replaced in training
+            self.queue = torch.zeros(shape, dtype=dtypes.named("dtype", dtype), device=device)
+            if not mask_unfilled:
+                random = torch.rand(shape, generator=keyed.generator("queue", whole("seed", seed, 0)))
+                self.queue.copy_(normalize(random, dim=2))
         self.next_row = np.zeros(self.pool.capacity, dtype=np.int64)
         self.checksum = 0  # of every change of the pool so far
         self.gallery: nn.Module | None = None
@@ -161,7 +162,7 @@ class FFC(Head):
         b, half = len(pairs) // 2, len(images) // 2
         both = torch.cat([pairs[:b], images[:half], pairs[b:], images[half:]])
         both_labels = torch.cat([pair_labels[:b], labels[:half], pair_labels[b:], labels[half:]])
-        if self.micro_batch == 0:
+        if self.micro_batch == 0 and torch.is_grad_enabled():
             self._follow()
         with torch.no_grad(), self.stopwatch("gallery", both.device):
             features = self.gallery(both)
@@ -169,8 +170,10 @@ class FFC(Head):
         (x, y), (x_labels, y_labels) = (t.split([b + half, len(t) - b - half]) for t in (probes, both_labels))
         x_features, y_features = features.split([len(x), len(y)])
         what_if = self(x, x_labels, y_features, y_labels, keep=False)
-        loss: Tensor = what_if + self(y, y_labels, x_features, x_labels)
-        self.micro_batch += 1
+        learns = torch.is_grad_enabled()
+        loss: Tensor = what_if + self(y, y_labels, x_features, x_labels, keep=learns)
+        if learns:
+            self.count_forward()
         return loss
 
     def forward(
@@ -183,7 +186,8 @@ class FFC(Head):
             labels: (n,) integer class ids in [0, C).
             gallery: (m, D) features of the momentum copy; no gradient goes there.
             gallery_labels: (m,)
-            keep: leave the gallery in the pool afterwards; False, and eval mode, only ask what if.
+            keep: leave the gallery in the pool afterwards, also under `torch.no_grad()`: filling the pool needs no
+                gradient. False, and eval mode, only ask what the loss would be.
 
         Returns:
             Scalar, float32: the mean margin softmax loss, over all processes, of the probes whose class is in
@@ -191,31 +195,42 @@ class FFC(Head):
             of the others. A mean over nothing is 0.
 
         Raises:
-            ValueError: wrong shapes, labels outside [0, C), NaN or Inf, a pool smaller than the gallery of all
-                processes; on all processes alike where the fault lies in the values.
+            ValueError: wrong shapes, dtypes or devices, labels outside [0, C), NaN or Inf, a pool smaller than the
+                gallery of all processes; on all processes, also where one alone has such input.
+            RuntimeError: in backward with `create_graph=True`.
         """
-        for embeddings, its_labels in ((probe, labels), (gallery, gallery_labels)):
-            check_embeddings(embeddings, self.embedding_size)
-            check_labels(embeddings, its_labels, None)
         device = self.queue.device
         with self.stopwatch("forward", device), torch.autocast(device.type, enabled=False):
+            fault = batch_fault(probe, labels, None, self.embedding_size, device) or batch_fault(
+                gallery, gallery_labels, None, self.embedding_size, device
+            )
+            sizes = gather_sizes(0 if fault else len(gallery), device, self.process_group, fault)
             x_nD = directions(probe.float())
-            features, keys, probe_classes = self._gather(x_nD, labels, gallery, gallery_labels)
+            features, keys, probe_classes = self._gather(x_nD, labels, gallery, gallery_labels, sizes)
             self._check_room(len(keys))
             plan = self.pool.plan(keys)
             change = _Change(self, plan, features)
             slots = self.pool.lookup(probe_classes, plan)
-            loss, gradient = self._loss(x_nD.detach(), torch.from_numpy(slots), change)
+            loss, gradient = self._loss(x_nD, torch.from_numpy(slots), change)
             if self.training:
                 self._counts["in_pool_share"] = float((slots >= 0).mean()) if len(slots) else 0.0
                 self._counts["gallery_images"] = float(2 * len(keys))
                 if keep:
                     self._counts["evicted_classes"] = float(len(plan.evicted))
                     change.commit()
+            if gradient is None:
+                return loss
             return _KnownGradient.apply(x_nD, loss, gradient)  # type: ignore[no-any-return]
 
-    def optimizer(self, lr: float, **options: Any) -> torch.optim.Optimizer:
-        """There are no rows to update: it counts the steps, and lets schedulers work. Options are those of rows."""
+    def optimizer(self, lr: float, *, rule: Callable[..., Any] = RowSGD, **options: Any) -> torch.optim.Optimizer:
+        """Return an optimizer that counts the steps, so that loops and schedulers work as with other heads.
+
+        There are no rows to update: `rule` and its options, which other heads need, have no effect.
+
+        Raises:
+            TypeError: an option that `rule` does not have.
+        """
+        inspect.signature(rule).bind(self, lr=lr, **options)
         return _StepCounter(self, lr)
 
     def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -286,7 +301,7 @@ class FFC(Head):
             )
 
     def _gather(
-        self, x_nD: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor
+        self, x_nD: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor, sizes: list[int]
     ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
         """Features (M, D) of all processes, their classes (M,), and the classes of this process's probes, on the
         host. What the others must know to raise together, or to find that pools differ, travels with the labels."""
@@ -295,7 +310,6 @@ class FFC(Head):
         finite = torch.isfinite(x_nD.detach()).all() & torch.isfinite(features).all()
         outside = ((labels < 0) | (labels >= self.num_classes)).any()
         header = torch.stack([torch.tensor(self.checksum, device=device), finite.to(torch.int64) + 2 * outside])
-        sizes = gather_sizes(len(gallery), device, group)
         packed = gather_rows(
             torch.cat([header, gallery_labels.to(device, torch.int64)]), [size + HEADER for size in sizes], group
         )
@@ -314,9 +328,10 @@ class FFC(Head):
             )
         return gather_rows(features, sizes, group), keys, probe_classes
 
-    def _loss(self, x_nD: Tensor, slot_n: Tensor, change: "_Change") -> tuple[Tensor, Tensor]:
-        """The loss over all processes, and its gradient with respect to this process's probes times the number of
-        processes, which DDP's averaging takes away."""
+    def _loss(self, x_nD: Tensor, slot_n: Tensor, change: "_Change") -> tuple[Tensor, Tensor | None]:
+        """Return the loss over all processes, and, where the probes require one, its gradient with respect to this
+        process's probes times the number of processes, which DDP's averaging takes away."""
+        wanted, x_nD = x_nD.requires_grad, x_nD.detach()
         inside, outside = (mask_n.nonzero()[:, 0].to(x_nD.device) for mask_n in (slot_n >= 0, slot_n < 0))
         slot_i = slot_n[slot_n >= 0]
         sums = x_nD.new_tensor([0.0, 0.0, len(inside), len(outside)])
@@ -325,16 +340,19 @@ class FFC(Head):
             if len(inside):
                 weight = x_nD.new_ones(len(inside))
                 softmax = MarginSoftmax(x_nD[inside], weight, slot_i, rows, self.margin)
-                sums[0] += softmax.loss(keep=True) * len(inside)
-                gradients[0][inside] += softmax.backward(x_nD.new_tensor(float(len(inside))))[0]
-            if len(outside) and self.outlier_weight:
+                sums[0] += softmax.loss(keep=wanted) * len(inside)
+                if wanted:
+                    gradients[0][inside] += softmax.backward(x_nD.new_tensor(float(len(inside))))[0]
+            if len(outside) and len(rows) and self.outlier_weight:
                 term, gradient = self._nearest(x_nD[outside], rows)
                 sums[1] += term
                 gradients[1][outside] += gradient
         sums = sum_over_processes(sums, self.process_group)
         scale = torch.stack([1 / sums[2].clamp(min=1), self.outlier_weight / sums[3].clamp(min=1)])
-        world_size = rank_and_size(self.process_group)[1]
-        return torch.dot(sums[:2], scale), (gradients[0] * scale[0] + gradients[1] * scale[1]) * world_size
+        loss, world_size = torch.dot(sums[:2], scale), rank_and_size(self.process_group)[1]
+        if not wanted:
+            return loss, None
+        return loss, (gradients[0] * scale[0] + gradients[1] * scale[1]) * world_size
 
     def _nearest(self, x_oD: Tensor, rows: "_PoolRows") -> tuple[Tensor, Tensor]:
         """Sum over probes of the mean of their highest cosines, none below 0; and its gradient."""
@@ -464,16 +482,26 @@ class _KnownGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        refuse_second_derivative()
         (gradient_nD,) = ctx.saved_tensors
         return gradient_nD * scale, None, None
 
 
 class _StepCounter(torch.optim.Optimizer):
-    """Stands where other heads have the optimizer of their rows."""
+    """Stands where other heads have the optimizer of their rows.
+
+    Its one parameter has a gradient of 1 at any time, for `torch.amp.GradScaler` to find no overflow in.
+    """
 
     def __init__(self, head: FFC, lr: float):
-        super().__init__([{"params": []}], {"lr": lr})
+        self.proxy = torch.zeros((), device=head.queue.device, requires_grad=True)
+        super().__init__([{"params": [self.proxy]}], {"lr": number("lr", lr, least=0)})
         self.head = head
+        head.has_optimizer = True
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.proxy.grad = torch.ones_like(self.proxy)
 
     def step(self, closure: Any = None) -> Any:
         loss = None

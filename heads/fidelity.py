@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from .batch import check_embeddings, check_labels, check_values, directions, gather
+from .batch import batch_fault, check_values, directions, gather
 from .centers import ActiveRows
 from .collectives import gather_rows, gather_sizes, rank_and_size
 from .head import CenterHead, Selection
@@ -55,11 +55,17 @@ def selection_fidelity(
         ValueError: as `CenterHead.forward`; options out of range.
     """
     check_options(probes, repeats, hardest)
-    check_embeddings(embeddings, head.embedding_size)
-    check_labels(embeddings, labels, None)
-    group = head.process_group
-    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False), _in_other_draws(head):
-        batch = gather(head.to_rows_space(embeddings), labels, None, group)
+    group, device = head.process_group, head.centers.like.device
+    # Margins are differentiated, which inference mode does not allow.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        _in_other_draws(head),
+    ):
+        fault = batch_fault(embeddings, labels, None, head.embedding_size, device)
+        sizes = gather_sizes(0 if fault else len(embeddings), device, group, fault)
+        batch = gather(head.to_rows_space(embeddings), labels, None, sizes, group)
         check_values(batch, head.centers.shard.num_classes, head.step)
         chosen = spread_over(len(batch.x_ND), probes)
         x_QD, labels_Q = batch.x_ND[chosen], batch.labels_N[chosen]
@@ -73,11 +79,11 @@ def selection_fidelity(
             masses.append(exact.mass(rows, selection.ids))
             recalls.append(exact.recall(selection.ids))
             gradients.append(_gradient(head, exact, rows, selection))
-    return {
-        "mass": float(torch.stack(masses).mean()),
-        "hardest_recall": float(torch.stack(recalls).mean()),
-        **compared(torch.stack(gradients), exact.gradient_QD),
-    }
+        return {
+            "mass": float(torch.stack(masses).mean()),
+            "hardest_recall": float(torch.stack(recalls).mean()),
+            **compared(torch.stack(gradients), exact.gradient_QD),
+        }
 
 
 def loss_fidelity(
@@ -124,8 +130,8 @@ def loss_fidelity(
         x_nD = directions(embeddings.float())
         # Of unit embeddings; every process has its own times the number of processes.
         gradient_nD = gradient_nD.float() * embeddings.float().norm(dim=1, keepdim=True) / world_size
-        batch = gather(x_nD, labels, None, group)
         sizes = gather_sizes(len(x_nD), x_nD.device, group)
+        batch = gather(x_nD, labels, None, sizes, group)
         # Of each one's own loss in the mean, as the exact gradient is of the mean over Q.
         chosen = spread_over(len(batch.x_ND), probes)
         gradient_QD = gather_rows(gradient_nD, sizes, group)[chosen] * (len(batch.x_ND) / len(chosen))
@@ -198,10 +204,11 @@ def _gradient(head: CenterHead, exact: Oracle, rows: ActiveRows, selection: Sele
 def _in_other_draws(head: CenterHead) -> Iterator[None]:
     """Selections are drawn by other keys, and their time is not the head's."""
     micro_batch, stopwatch = head.micro_batch, head.stopwatch
-    head.stopwatch, head.probing = Stopwatch(), True
+    head.stopwatch = Stopwatch()
     device = head.centers.like.device
+    draws = torch.random.fork_rng([device] if device.type == "cuda" else [])  # of a head that draws without a key
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of a head that draws without a key
+        with head.only_looking(), draws:
             yield
     finally:
-        head.micro_batch, head.stopwatch, head.probing = micro_batch, stopwatch, False
+        head.micro_batch, head.stopwatch = micro_batch, stopwatch

@@ -2,7 +2,7 @@
 Dynamic Class Selection", AAAI 2018): the classes nearest to the batch, for they hold the softmax's mass."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 from . import keyed
 from .allocation import Allocation, Varying
 from .cost import Case, Cost
-from .head import CenterHead, Selection
+from .head import CenterHead, CenterOptions, Selection
 from .index import Annoy, CenterVectors, Index
+from .options import number, whole
 from .oracle import coverage
 from .renewal import Renewal
 from .sampling import filled
@@ -58,20 +59,21 @@ class HashingForest(CenterHead):
         target_mass: float | None = None,
         probe_interval: int | None = None,
         probes: int = 8,
-        **options: Any,
+        **options: Unpack[CenterOptions],
     ):
-        if not 0 <= neighbours_share <= 1:
+        if not 0 <= number("neighbours_share", neighbours_share) <= 1:
             raise ValueError(f"neighbours_share={neighbours_share}: a share of the negatives in [0, 1] is needed")
         if build not in ("background", "blocking"):
             raise ValueError(f"build={build!r}: must be 'background' or 'blocking'")
-        allocation = Allocation(num_classes, num_active, interval, target_mass)
+        allocation = Allocation(whole("num_classes", num_classes, 1), num_active, interval, target_mass)
         super().__init__(num_classes, embedding_size, **options)
         if probe_interval is not None and (probe_interval < 1 or probe_interval != int(probe_interval)):
             raise ValueError(
                 f"probe_interval={probe_interval}: whole steps, at least 1, are needed; null for no probes"
             )
-        if probes < 1:
-            raise ValueError(f"probes={probes}: at least one embedding is needed; probe_interval=null for no probes")
+        probes = whole("probes", probes, 1)
+        if index is not None and not isinstance(index, Index):
+            raise ValueError(f"index={index!r} must be an index object, such as index=Annoy(num_trees=50) or Exact()")
         if target_mass is not None and probe_interval is None:
             raise ValueError(f"target_mass={target_mass}: needs probe_interval, the steps between its corrections")
         self.allocation = allocation
@@ -166,6 +168,12 @@ class HashingForest(CenterHead):
         self.renewal.index, self.renewal.as_of = index, saved["as_of"]
         index.radius = saved["radius"]
         self.next_renewal, self._changed = saved["next_renewal"], saved["changed"].clone()
+
+    def full_state_dict(self) -> dict[str, Any]:
+        """As `CenterHead.full_state_dict`, without the index: it holds the rows of one process, and is built again."""
+        state = super().full_state_dict()
+        state["_extra_state"].pop("index", None)
+        return state
 
     def extra_repr(self) -> str:
         return f"index={self.index}, neighbours_share={self.neighbours_share}, {super().extra_repr()}"

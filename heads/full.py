@@ -1,10 +1,11 @@
 """The full head: the exact margin softmax over all classes, model-parallel over the processes."""
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
-from .head import CenterHead, Selection
+from .head import CenterHead, CenterOptions, Selection
+from .options import number
 
 
 class FullFC(CenterHead):
@@ -16,8 +17,10 @@ class FullFC(CenterHead):
         options: of `CenterHead`.
     """
 
-    def __init__(self, num_classes: int, embedding_size: int, *, filter_below: float = 0.0, **options: Any):
-        if not 0 <= filter_below < 1:
+    def __init__(
+        self, num_classes: int, embedding_size: int, *, filter_below: float = 0.0, **options: Unpack[CenterOptions]
+    ):
+        if not 0 <= number("filter_below", filter_below) < 1:
             raise ValueError(f"filter_below={filter_below}: a probability in [0, 1) is needed; 0 leaves nothing out")
         super().__init__(num_classes, embedding_size, **options)
         self.filter_below = filter_below

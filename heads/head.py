@@ -6,27 +6,41 @@ optimizer steps. Subclasses override `select`, and `selected` if they note anyth
 """
 
 import os
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from . import dtypes
-from .batch import check_embeddings, check_labels, check_values, directions, gather
+from .batch import batch_fault, check_values, directions, embeddings_fault, gather
 from .centers import ActiveRows, ClassCenters, RowState
-from .collectives import default_group, gather_columns, gather_rows, gather_sizes, rank_and_size
+from .collectives import (
+    default_group,
+    gather_columns,
+    gather_rows,
+    gather_sizes,
+    portable,
+    rank_and_size,
+    restored,
+)
 from .cost import Case, Cost, number_bytes, state_bytes
-from .margins import CosFace, Margin
+from .margins import CosFace, Margin, checked_margin
 from .optim import RowOptimizer, RowSGD
-from .pending import PendingGradients
+from .options import keywords, number, refuse_unknown, whole
+from .pending import MOST_WITHOUT_OPTIMIZER, PendingGradients
 from .products import Products
 from .sharding import positions
-from .softmax import CHUNK_ROWS, MarginSoftmax, streamed_loss, streamed_topk
+from .softmax import CHUNK_ROWS, MarginSoftmax, RowGradient, streamed_loss, streamed_topk
 from .stopwatch import Stopwatch
+from .uncompiled import run_uncompiled
+from .warn import warn_user
+
+# Training batches without a step before a warning: where no optimizer was made, and where one may be accumulating.
+FEW_FORWARDS, MANY_FORWARDS = MOST_WITHOUT_OPTIMIZER, 100
 
 Encode = Callable[[Tensor], Tensor]
 Batch = Mapping[str, tuple[Tensor, Tensor]]
@@ -46,9 +60,12 @@ class Head(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        run_uncompiled(type(self))
         self.step = 0  # optimizer steps so far
         self.micro_batch = 0  # training forwards since the last of them
+        self.has_optimizer = False  # whether one was made
         self.stopwatch = Stopwatch()
+        self._told_of_steps = False
 
     def stream_sizes(self, batch_size: int) -> dict[str, int]:
         """How many of a step's images, over all processes, come from each of `streams`."""
@@ -78,9 +95,33 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def advance(self) -> None:
-        """The optimizer has stepped."""
+        """Count a step of the optimizer."""
         self.step += 1
         self.micro_batch = 0
+
+    def count_forward(self) -> None:
+        """Count a training forward, and warn once where no optimizer of the head steps."""
+        self.micro_batch += 1
+        if self._told_of_steps or self.micro_batch <= (MANY_FORWARDS if self.has_optimizer else FEW_FORWARDS):
+            return
+        self._told_of_steps = True
+        remedy = "call its step()" if self.has_optimizer else "make one with head.optimizer(lr) and call its step()"
+        warn_user(
+            f"{type(self).__name__} has seen {self.micro_batch} training batches without a step of its optimizer and "
+            f"learns nothing; {remedy}. What stands for the classes is not among head.parameters()"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle has no optimizer yet. It shares the default process group, which it looks up."""
+        state = {**self.__dict__, "has_optimizer": False, "micro_batch": 0}
+        if "process_group" in state:
+            state["process_group"] = portable(state["process_group"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "process_group" in state:
+            self.process_group = restored(state["process_group"])
 
     @classmethod
     def cost(cls, case: Case, *, row_state: Mapping[str, RowState], **options: Any) -> Cost:
@@ -110,6 +151,21 @@ class Selection:
 
     ids: Tensor | None = None
     log_q: Tensor | None = None
+
+
+class CenterOptions(TypedDict, total=False):
+    """Keyword options of every `CenterHead`; it documents them."""
+
+    margin: Margin | None
+    seed: int
+    logits_budget_mb: float
+    process_group: ProcessGroup | None
+    device: torch.device | str | None
+    dtype: torch.dtype | str
+    rounding: str
+    store: str
+    store_dir: str | os.PathLike[str] | None
+    compute: str
 
 
 class CenterHead(Head):
@@ -150,18 +206,15 @@ class CenterHead(Head):
         store: str = "device",
         store_dir: str | os.PathLike[str] | None = None,
         compute: str = "fp32",
+        **unknown: Any,
     ):
+        refuse_unknown(type(self).__name__, unknown, keywords(type(self)))
         super().__init__()
-        if embedding_size < 1:
-            raise ValueError(f"embedding_size={embedding_size}: must be at least 1")
-        if seed < 0:
-            raise ValueError(f"seed={seed}: must not be negative")
-        if logits_budget_mb < 0:
-            raise ValueError(f"logits_budget_mb={logits_budget_mb}: must not be negative; 0 always recomputes")
-        self.margin = margin if margin is not None else CosFace()
-        self.embedding_size = embedding_size
-        self.seed = seed
-        self.logits_budget_mb = logits_budget_mb
+        num_classes = whole("num_classes", num_classes, 1)
+        self.embedding_size = embedding_size = whole("embedding_size", embedding_size, 1)
+        self.seed = seed = whole("seed", seed, 0)
+        self.logits_budget_mb = number("logits_budget_mb", logits_budget_mb, least=0)
+        self.margin = CosFace() if margin is None else checked_margin(margin)
         self.products = Products(compute)
         self.process_group = process_group if process_group is not None else default_group()
         self.centers = ClassCenters(
@@ -176,10 +229,19 @@ class CenterHead(Head):
             store=store,
             store_dir=store_dir,
         )
-        self.pending = PendingGradients()
+        self.pending = PendingGradients(self.centers.like.device)
         self.probing = False  # whether a selection is only looked at
         self.active_classes = self.sampled_negatives = 0
         self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Like parameters, copies and pickles leave gradients behind."""
+        return {**super().__getstate__(), "pending": PendingGradients(self.centers.like.device)}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CenterHead":
+        super()._apply(fn, recurse)
+        self.pending.to(self.centers.like.device)
+        return self
 
     @classmethod
     def cost(
@@ -212,9 +274,9 @@ class CenterHead(Head):
     def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
         """The classes of this training step, from the gathered batch: (N, D) and (N,), all processes'.
 
-        Random draws are keyed by step and micro-batch. `heads.fidelity` asks, with `probing` set, what would have been
-        drawn for other micro-batches; that must change nothing. What a step changes for later ones belongs into
-        `selected`.
+        Random draws are keyed by step and micro-batch. With `probing` set it must change nothing: `heads.fidelity` asks
+        what would have been drawn for other micro-batches, and a forward under `torch.no_grad()` only looks. What a
+        step changes for later ones belongs into `selected`.
         """
         raise NotImplementedError
 
@@ -223,6 +285,9 @@ class CenterHead(Head):
 
     def forward(self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss over the global batch; in eval mode exact over all classes and without a trace.
+
+        In training mode under `torch.no_grad()` it is the loss over classes selected as in training, and nothing that
+        the head holds changes either. It runs as it is inside `torch.compile`.
 
         Args:
             embeddings: (n, D) of this process, any float dtype; n may differ between processes and be 0.
@@ -233,24 +298,29 @@ class CenterHead(Head):
             Scalar, float32 (float64 for such rows).
 
         Raises:
-            ValueError: wrong shapes, labels outside [0, C), NaN or Inf among the embeddings; on all
-                processes alike where the fault lies in the values.
+            ValueError: wrong shapes, dtypes or devices, labels outside [0, C), NaN or Inf among the embeddings; on all
+                processes, also where one alone has such input.
+            RuntimeError: in backward, if the rows have changed since, or with `create_graph=True`.
         """
-        check_embeddings(embeddings, self.embedding_size)
-        check_labels(embeddings, labels, weight)
-        if self.training and torch.is_grad_enabled() and not embeddings.requires_grad:
-            embeddings = embeddings.detach().requires_grad_()  # a frozen backbone still trains the rows
-        with self.stopwatch("forward", embeddings.device), torch.autocast(embeddings.device.type, enabled=False):
+        device, learns = self.centers.like.device, self.training and torch.is_grad_enabled()
+        with self.stopwatch("forward", device), torch.autocast(device.type, enabled=False):
+            fault = batch_fault(embeddings, labels, weight, self.embedding_size, device)
+            sizes = gather_sizes(0 if fault else len(embeddings), device, self.process_group, fault)
+            if learns and not embeddings.requires_grad:
+                embeddings = embeddings.detach().requires_grad_()  # a frozen backbone still trains the rows
             x_nD = self.to_rows_space(embeddings)
-            batch = gather(x_nD, labels, weight, self.process_group)
+            batch = gather(x_nD, labels, weight, sizes, self.process_group)
             check_values(batch, self.centers.shard.num_classes, self.step)
-            selection = self.select(batch.x_ND, batch.labels_N) if self.training else Selection()
+            selection = Selection()
+            if self.training:
+                with self.only_looking(not learns):
+                    selection = self.select(batch.x_ND, batch.labels_N)
             num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)
             keep_logits = keep_rows = False
             if x_nD.requires_grad:
                 keep_logits, keep_rows = self._what_to_keep(num_active, len(batch.x_ND))
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
-            if self.training:
+            if learns:
                 self.selected(batch.x_ND, batch.labels_N, selection.ids)
                 self._count(num_active, batch.labels_N)
             softmax = MarginSoftmax(
@@ -265,15 +335,24 @@ class CenterHead(Head):
                 products=self.products if self.training else None,
                 scratch=self.centers.scratch,
             )
-            training = self.training
+
+            def wait_for_step(gradient: RowGradient, finite: Tensor) -> None:
+                if learns:
+                    self.pending.append(gradient, finite, has_optimizer=self.has_optimizer)
+
             return streamed_loss(
                 x_nD,
                 softmax,
                 start=batch.start,
                 keep=keep_logits,
-                on_backward=lambda gradient: self.pending.append(gradient) if training else None,
+                on_backward=wait_for_step,
                 clock=self.stopwatch,
             )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the pending gradients of the rows, as `zero_grad` of their optimizer does."""
+        super().zero_grad(set_to_none)
+        self.pending.clear()
 
     def optimizer(self, lr: float, *, rule: Callable[..., RowOptimizer] = RowSGD, **options: Any) -> RowOptimizer:
         """The optimizer of the rows: `rule` from `heads.optim`, RowSGD unless given, with its options."""
@@ -290,13 +369,13 @@ class CenterHead(Head):
         Returns:
             Cosines (inner products plus bias for `Softmax`), highest first, and class ids; both (n, k).
         """
-        shard = self.centers.shard
-        if not 1 <= k <= shard.num_classes:
+        shard, device = self.centers.shard, self.centers.like.device
+        if not 1 <= whole("k", k, 1) <= shard.num_classes:
             raise ValueError(f"k={k}: must lie between 1 and the number of classes, {shard.num_classes}")
-        check_embeddings(embeddings, self.embedding_size)
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
+            fault = embeddings_fault(embeddings, self.embedding_size, device)
+            sizes = gather_sizes(0 if fault else len(embeddings), device, self.process_group, fault)
             x_nD = self.to_rows_space(embeddings)
-            sizes = gather_sizes(len(x_nD), x_nD.device, self.process_group)
             x_ND = gather_rows(x_nD, sizes, self.process_group)
             values, ids = streamed_topk(
                 x_ND, ActiveRows(self.centers, None, keep=False), k, normalize=self.margin.normalize
@@ -325,6 +404,25 @@ class CenterHead(Head):
         if self.margin.normalize:
             return directions(x_nD)
         return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
+
+    def full_state_dict(self) -> dict[str, Any]:
+        """Return the state dict with the rows of all processes, as plain tensors in host memory, for `torch.save`.
+
+        All processes must call it; each of them needs memory for all classes while it runs. Heads on any number of
+        processes load it. For heads too large for one process see torch.distributed.checkpoint.
+        """
+        state = self.state_dict()
+        full = {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in state.items()}
+        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in full.items()}
+
+    @contextmanager
+    def only_looking(self, looking: bool = True) -> Iterator[None]:
+        """Within it, `select` must leave no trace where `looking`."""
+        before, self.probing = self.probing, self.probing or looking
+        try:
+            yield
+        finally:
+            self.probing = before
 
     def sharded_state(self) -> dict[str, Tensor]:
         return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}
@@ -356,13 +454,12 @@ class CenterHead(Head):
         local_N = self.centers.shard.local(labels_N)
         self.active_classes = num_active
         self.sampled_negatives = num_active - len(torch.unique(local_N[local_N >= 0]))
-        self.micro_batch += 1
+        self.count_forward()
         if self.sampled_negatives == 0 and num_active < self.centers.shard.size and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_user(
                 f"step {self.step}: all {num_active} active classes of this process are positives of the batch and no "
-                "negative was sampled; sample more classes or use a smaller batch",
-                stacklevel=3,
+                "negative was sampled; sample more classes or use a smaller batch"
             )
 
 

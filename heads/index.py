@@ -96,6 +96,7 @@ class Index(ABC):
     """Positions of the vectors of highest cosine. `build` once, then `query`."""
 
     refreshable: ClassVar[bool] = True
+    of_library: ClassVar[tuple[str, ...]] = ()  # attributes that hold a library's objects
     radius: float = 0.0  # that `CenterVectors` had
 
     @abstractmethod
@@ -149,6 +150,16 @@ class Index(ABC):
     @abstractmethod
     def blank(self) -> "Index":
         """With the same options, not built."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go through `state_dict`, since a library's objects may allow neither."""
+        own = {name: None if name in self.of_library else value for name, value in self.__dict__.items()}
+        return {"own": own, "built": self.state_dict() if len(self) else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state["own"])
+        if state["built"] is not None:
+            self.load_state_dict(state["built"])
 
 
 class Exact(Index):
@@ -213,6 +224,7 @@ class Annoy(Index):
     """
 
     refreshable = False
+    of_library = ("forest",)
 
     def __init__(self, num_trees: Varying = 50, search_k: int | None = None, threads: int = 1):
         check_varying("num_trees", num_trees, 1)
@@ -314,6 +326,8 @@ class IVF(Index):
         nprobe: how many lists a query looks through; a number, or {from this step on: number}.
         retrain: a successor keeps the centroids, except every so many times.
     """
+
+    of_library = ("lists", "_searcher", "_resources")
 
     def __init__(self, num_lists: int | None = None, nprobe: Varying = 16, retrain: int = 10):
         if num_lists is not None and num_lists < 1:

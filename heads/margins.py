@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from .options import number
+
 # Below this, sin^2 is rounding noise; holding it there keeps d cos(theta + m) / d cos finite at cos = +-1.
 MIN_SIN_SQUARED = 1e-12
 
@@ -28,7 +30,7 @@ class Margin:
     normalize = True  # rows and embeddings to unit length; False: plain inner products and a bias
 
     def __init__(self, s: float = 64.0, *, filter_above: float | None = None):
-        if not (math.isfinite(s) and s > 0):
+        if not _finite("s", s) > 0:
             raise ValueError(f"margin s={s}: the scale of the logits must be a positive number")
         if filter_above is not None and not -1 < filter_above <= 1:
             raise ValueError(
@@ -82,9 +84,9 @@ class CombinedMargin(Margin):
         self, s: float = 64.0, m1: float = 1.0, m2: float = 0.0, m3: float = 0.0, *, filter_above: float | None = None
     ):
         super().__init__(s, filter_above=filter_above)
-        if not (math.isfinite(m1) and m1 > 0):
+        if not _finite("m1", m1) > 0:
             raise ValueError(f"margin m1={m1}: the factor on the angle must be positive; 1 leaves the angle as it is")
-        if not 0 <= m2 < math.pi:
+        if not 0 <= _finite("m2", m2) < math.pi:
             raise ValueError(f"margin m2={m2}: the angle added must lie in [0, pi)")
         self.m1, self.m2, self.m3 = float(m1), float(m2), _finite("m3", m3)
 
@@ -107,7 +109,7 @@ class ArcFace(CombinedMargin):
     """cos(theta + m) for the target (Deng et al., CVPR 2019), cos - m sin(m) beyond theta + m = pi."""
 
     def __init__(self, s: float = 64.0, m: float = 0.5, *, filter_above: float | None = None):
-        if not 0 <= m < math.pi:
+        if not 0 <= _finite("m", m) < math.pi:
             raise ValueError(f"margin m={m}: the angle added must lie in [0, pi)")
         super().__init__(s, m2=m, filter_above=filter_above)
 
@@ -121,7 +123,7 @@ class SVSoftmax(Margin):
 
     def __init__(self, s: float = 64.0, m: float = 0.4, t: float = 1.2, *, filter_above: float | None = None):
         super().__init__(s, filter_above=filter_above)
-        if not (math.isfinite(t) and t >= 1):
+        if not _finite("t", t) >= 1:
             raise ValueError(f"margin t={t}: the weight of hard negatives must be at least 1, which leaves them alone")
         self.m, self.t = _finite("m", m), float(t)
 
@@ -144,7 +146,14 @@ class Softmax(Margin):
         super().__init__(s=1.0)
 
 
+def checked_margin(margin: object) -> Margin:
+    """Return the margin, or raise a ValueError where it is no `Margin`."""
+    if not isinstance(margin, Margin):
+        raise ValueError(f"margin={margin!r} must be a margin object, such as margin=CosFace(s=64, m=0.4)")
+    return margin
+
+
 def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"margin {name}={value}: must be a finite number")
+    if not math.isfinite(number(f"margin {name}", value)):
+        raise ValueError(f"margin {name}={value} must be a finite number")
     return float(value)

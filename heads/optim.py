@@ -13,16 +13,18 @@ from torch import Tensor
 
 from . import dtypes
 from .centers import ClassCenters, RowState
+from .options import number
 from .pending import ChunkGradient, PendingGradients
 from .stopwatch import Stopwatch
 
 
 class RowOwner(Protocol):
-    """What a row optimizer needs of a head."""
+    """What a row optimizer needs of a head, and what it sets: `has_optimizer`."""
 
     centers: ClassCenters
     pending: PendingGradients
     stopwatch: Stopwatch
+    has_optimizer: bool
     step: int
 
     def advance(self) -> None:
@@ -30,18 +32,20 @@ class RowOwner(Protocol):
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """A torch optimizer without parameters, so that learning-rate schedulers work on it.
+    """A torch optimizer of the rows, for learning-rate schedulers and `torch.amp.GradScaler` as any other.
 
-    Subclasses name their row state and update a chunk of rows in place.
+    Its one parameter is a scalar that stands for the rows (`PendingGradients.proxy`); the rows themselves are no
+    parameters. Subclasses name their row state and update a chunk of rows in place.
     """
 
     def __init__(self, head: RowOwner, defaults: dict[str, Any]):
-        super().__init__([{"params": []}], defaults)
+        super().__init__([{"params": [head.pending.proxy]}], defaults)
         self.head = head
+        head.has_optimizer = True
         head.centers.claim(self.row_state(head.centers.width))
 
     def row_state(self, width: int) -> dict[str, RowState]:
-        """What is remembered of each row, by name; all start at zero."""
+        """Return what is remembered of each row, by name; all start at zero. It may depend on `param_groups`."""
         raise NotImplementedError
 
     def update(self, rows: Tensor, gradient: ChunkGradient, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -50,12 +54,21 @@ class RowOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update the rows of all pending gradients, and their state.
+
+        Raises:
+            RuntimeError: the rows have changed since a pending gradient was computed, as after a step without
+                `zero_grad()`.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         (group,) = self.param_groups
         centers = self.head.centers
+        state_now = self.row_state(centers.width)
+        if not state_now.keys() <= centers.state.keys():  # schedulers and users may change a group's options
+            centers.claim(state_now, keep=True)
         with self.head.stopwatch("update", centers.like.device):
             for index, rows, gradient in self.head.pending.stream(centers):
                 state = {name: centers.borrow(index, name, len(rows)) for name in centers.state}
@@ -96,20 +109,19 @@ class RowSGD(RowOptimizer):
         momentum_dtype: torch.dtype | str | None = None,
     ):
         _check(lr=lr, weight_decay=weight_decay)
-        if not 0 <= momentum < 1:
+        if not 0 <= number("momentum", momentum) < 1:
             raise ValueError(f"momentum={momentum}: must lie in [0, 1)")
         if nesterov and momentum == 0:
             raise ValueError("nesterov=True: needs a momentum above 0")
-        self._momentum = momentum
         self._momentum_dtype = dtypes.named("momentum_dtype", momentum_dtype) if momentum_dtype is not None else None
         super().__init__(head, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
 
     def row_state(self, width: int) -> dict[str, RowState]:
-        return {"momentum": RowState(width, self._momentum_dtype)} if self._momentum else {}
+        return {"momentum": RowState(width, self._momentum_dtype)} if self.param_groups[0]["momentum"] else {}
 
     def update(self, rows: Tensor, gradient: ChunkGradient, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-        if not state:
+        if not momentum:
             direction = gradient.dense(decay=decay)
         elif group["nesterov"]:
             direction = gradient.dense(decay=decay)
@@ -138,7 +150,7 @@ class RowAdamW(RowOptimizer):
         bias_correction: str = "row",
     ):
         _check(lr=lr, eps=eps, weight_decay=weight_decay)
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        if len(betas) != 2 or not all(0 <= number("betas", beta) < 1 for beta in betas):
             raise ValueError(f"betas={tuple(betas)}: two numbers in [0, 1) are needed")
         if bias_correction not in ("row", "global"):
             raise ValueError(f"bias_correction={bias_correction!r}: must be 'row' or 'global'")
@@ -194,5 +206,4 @@ class RowAdagrad(RowOptimizer):
 
 def _check(**options: float) -> None:
     for name, value in options.items():
-        if not value >= 0:
-            raise ValueError(f"{name}={value}: must not be negative")
+        number(name, value, least=0)

@@ -2,6 +2,9 @@
 
 Backward appends one entry for each graph it passes; `step()` streams their sum chunk by chunk, and
 `zero_grad()` drops them. So micro-batches, two forwards in a step and a skipped step need no special case.
+
+An entry computes the gradient from the rows when the step asks for it, so it belongs to the rows of its forward
+pass: once these have changed, applying it is refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +15,9 @@ from torch import Tensor
 from .centers import ActiveRows, ClassCenters, Index
 from .scratch import Scratch
 from .softmax import RowGradient, chunks
+
+MOST_WITHOUT_OPTIMIZER = 8  # entries that are kept for an optimizer which may still be made
+MOST = 1000  # entries: that many backward passes without a step are a mistake, and each takes memory
 
 
 class ChunkGradient:
@@ -39,39 +45,92 @@ class ChunkGradient:
 
 
 class PendingGradients:
-    """Pairs of the rows of a forward and the gradient that its backward found for them."""
+    """Pairs of the rows of a forward and the gradient that its backward found for them.
 
-    def __init__(self) -> None:
+    Attributes:
+        proxy: a scalar that stands for all rows in the optimizer's parameter group. Its `grad` is None while nothing
+            waits, else 1, or NaN after an overflow on any process. Whatever multiplies this `grad` multiplies the
+            gradient of the rows: so `torch.amp.GradScaler` unscales rows and skips their step as it does with
+            parameters.
+        dropped: whether an entry was dropped, since there was no optimizer to wait for.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self.entries: list[tuple[ActiveRows, RowGradient]] = []
+        with torch.inference_mode(False):
+            self.proxy = torch.zeros((), device=device, requires_grad=True)
+        self.dropped = False
 
-    def append(self, gradient: RowGradient) -> None:
+    def to(self, device: torch.device) -> None:
+        """Move the proxy where the head is now; as `nn.Module` moves parameters, it stays the same tensor."""
+        moved = self.proxy.data.to(device)
+        if torch._has_compatible_shallow_copy_type(self.proxy, moved):
+            self.proxy.data = moved
+
+    def append(self, gradient: RowGradient, finite: Tensor, *, has_optimizer: bool) -> None:
+        """Keep the gradient of one backward pass.
+
+        Args:
+            finite: boolean scalar, the same on all processes; False where the gradient overflowed.
+            has_optimizer: whether an optimizer has been made. Without one only a few entries are kept.
+        """
         assert isinstance(gradient.rows, ActiveRows)
+        if not has_optimizer and len(self.entries) >= MOST_WITHOUT_OPTIMIZER:
+            self.dropped = True
+            gradient.rows.release()
+            gradient.release()
+            return
+        if len(self.entries) >= MOST:
+            raise RuntimeError(
+                f"{MOST} backward passes have come since the row optimizer last stepped; call step() and then "
+                "zero_grad() on what head.optimizer(lr) returned"
+            )
         self.entries.append((gradient.rows, gradient))
+        one = torch.where(finite, 1.0, torch.nan).to(self.proxy)
+        self.proxy.grad = one if self.proxy.grad is None else self.proxy.grad * one
 
     def clear(self) -> None:
+        """Drop all entries."""
         for rows, gradient in self.entries:
             rows.release()
             gradient.release()
         self.entries.clear()
+        self.proxy.grad, self.dropped = None, False
 
     @property
     def kept_bytes(self) -> int:
         return sum(rows.kept_bytes + gradient.kept_bytes for rows, gradient in self.entries)
 
     def stream(self, centers: ClassCenters) -> Iterator[tuple[Index, Tensor, ChunkGradient]]:
-        """(index, rows, gradient) of each chunk of the rows that any entry touches.
+        """Yield (index, rows, gradient) of each chunk of the rows that any entry touches.
 
         The caller may change the rows of a chunk once it has the gradient: no later chunk reads them again.
+
+        Raises:
+            RuntimeError: the rows have changed since an entry's forward pass, or entries were dropped.
         """
+        if self.dropped:
+            raise RuntimeError(
+                "gradients of the class centers were dropped before this optimizer was made; make it with "
+                "head.optimizer(lr) before training, or call its zero_grad() and run the batch again"
+            )
+        if any(rows.changed for rows, _ in self.entries):
+            raise RuntimeError(
+                "the class centers have changed since these gradients were computed, by step(), load_state_dict() or a "
+                "write into rows; call zero_grad() after each step() and compute gradients from the rows as they are"
+            )
         if not self.entries:
             return
+        assert self.proxy.grad is not None
+        for _, entry in self.entries:
+            entry.multiply(self.proxy.grad.to(centers.like.device))
         (active, _), *others = self.entries
         ids = active.ids
         if any(rows.ids is not ids for rows, _ in others):
             yield from self._stream_union(centers)
             return
         for a, b in chunks(len(active)):
-            rows = active.take(a, b)
+            rows = active.stretch(a, b)
             parts = [_part(gradient, a, b, rows) for _, gradient in self.entries]
             yield slice(a, b) if ids is None else ids[a:b], rows, ChunkGradient(rows, parts, centers.scratch)
 

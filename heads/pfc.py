@@ -1,13 +1,14 @@
 """PartialFC: positives and a uniform sample of the negatives (An et al., CVPR 2022)."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from . import keyed
 from .cost import Case, Cost
-from .head import CenterHead, Selection
+from .head import CenterHead, CenterOptions, Selection
+from .options import number
 from .sampling import filled
 
 
@@ -24,7 +25,13 @@ class PartialFC(CenterHead):
     """
 
     def __init__(
-        self, num_classes: int, embedding_size: int, *, sample_rate: float = 0.1, log_q: bool = False, **options: Any
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        sample_rate: float = 0.1,
+        log_q: bool = False,
+        **options: Unpack[CenterOptions],
     ):
         check_rate(sample_rate)
         super().__init__(num_classes, embedding_size, **options)
@@ -54,5 +61,5 @@ class PartialFC(CenterHead):
 
 
 def check_rate(sample_rate: float) -> None:
-    if not 0 < sample_rate <= 1:
+    if not 0 < number("sample_rate", sample_rate) <= 1:
         raise ValueError(f"sample_rate={sample_rate}: must lie in (0, 1]; 0.1 samples a tenth of the classes")

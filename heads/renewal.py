@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from .index import Index
 
@@ -31,6 +32,10 @@ class Renewal:
         self._thread: threading.Thread | None = None
         self._made: Index | BaseException | None = None
         self._begun = (0, 0.0)  # step, seconds
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the index in force; what is in the making stays with the original."""
+        return {**self.__dict__, "_thread": None, "_made": None}
 
     @property
     def under_way(self) -> bool:

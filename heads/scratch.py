@@ -17,12 +17,15 @@ class Scratch:
         numel = math.prod(shape)
         free = self._free.pop(name, None)
         if free is None or len(free) < numel or (free.dtype, free.device) != (like.dtype, like.device):
-            free = like.new_empty(numel)
+            # A buffer born in torch.inference_mode() could never be written in training.
+            with torch.inference_mode(False):
+                free = like.new_empty(numel)
         return free[:numel].view(shape)
 
     def give(self, name: str, buffer: Tensor) -> None:
         """The caller is done with what it took."""
-        self._free[name] = torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(buffer.untyped_storage())
+        with torch.inference_mode(False):
+            self._free[name] = torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(buffer.untyped_storage())
 
     def lend(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """The same, until the name is lent again."""

@@ -18,7 +18,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from .collectives import max_over_processes, rank_and_size, sum_over_processes
@@ -148,7 +147,8 @@ class MarginSoftmax:
         """
         if self.rows.changed:
             raise RuntimeError(
-                "the class centers have changed since this loss was computed; call backward before the optimizer steps"
+                "the class centers have changed since this loss was computed; call backward before the optimizer steps "
+                "and before rows are loaded or written"
             )
         softmax = self._filtered() if self.filter_below else self
         gradient = RowGradient(softmax, scale)
@@ -250,6 +250,7 @@ class RowGradient:
         self.kept_KN, softmax.kept_KN = softmax.kept_KN, None
         self.radial_K = None if self.kept_KN is None else softmax.x_ND.new_zeros(softmax.num_rows)
         self.sealed = False
+        self.x_ND, self.factor = softmax.x_ND, softmax.x_ND.new_ones(())
         with torch.enable_grad():
             cos_N = softmax.target_cos_N.clone().requires_grad_()
             logit_N = softmax.margin.target_logits(cos_N)
@@ -276,6 +277,10 @@ class RowGradient:
             self.softmax.scratch.give("cosines", self.kept_KN)
             self.kept_KN = None
 
+    def multiply(self, factor: Tensor) -> None:
+        """Multiply all that is added from here on by a scalar tensor, which no host has to wait for."""
+        self.x_ND, self.factor = self.softmax.x_ND * factor, factor
+
     def add_to(
         self, total_kD: Tensor, a: int, b: int, rows_kD: Tensor, *, beta: float = 1.0, decay: float = 0.0
     ) -> Tensor:
@@ -286,8 +291,8 @@ class RowGradient:
             products_kN, radial_k = self.kept_KN[a:b], self.radial_K[a:b]
         else:
             products_kN, radial_k = self._differentiate(a, b, softmax._cosines(a, b, rows_kD))
-        softmax.products.addmm_(total_kD, products_kN, softmax.x_ND, beta=beta)
-        return total_kD.addcmul_((decay - radial_k)[:, None], rows_kD)
+        softmax.products.addmm_(total_kD, products_kN, self.x_ND, beta=beta)
+        return total_kD.addcmul_((decay - radial_k * self.factor)[:, None], rows_kD)
 
     def of_products(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
         """G of active rows a to b: the gradient of their inner products with the batch, (b - a, N)."""
@@ -319,6 +324,18 @@ class RowGradient:
         return gradient_kN, (gradient_kN * cos_kN).sum(1).div_(norm_k)
 
 
+def refuse_second_derivative() -> None:
+    """Raise where autograd builds a graph of a backward pass that is not differentiable itself.
+
+    Without it the derivative of the gradient would silently be that of a constant.
+    """
+    if torch.is_grad_enabled():  # in a backward pass only where create_graph=True
+        raise RuntimeError(
+            "the loss of a head cannot be differentiated twice, so create_graph=True must not reach it; "
+            "compute gradient penalties on the embeddings or on another loss"
+        )
+
+
 class _Loss(torch.autograd.Function):
     """Hangs a `MarginSoftmax` into autograd: the local embeddings get their slice of the gradient."""
 
@@ -329,13 +346,15 @@ class _Loss(torch.autograd.Function):
             return softmax.loss(keep=keep)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, scale):  # type: ignore[no-untyped-def]
+        refuse_second_derivative()
         with ctx.clock("backward", scale.device), torch.autocast(scale.device.type, enabled=False):
             x_gradient_ND, row_gradient = ctx.softmax.backward(scale)
-        for earlier in ctx.made:  # that nobody has accumulated
+        for earlier, _ in ctx.made:  # that nobody has accumulated
             earlier.release()
-        ctx.made[:] = [row_gradient]
+        # One more pass over numbers that all processes hold alike: they agree on an overflow without a message.
+        finite = torch.isfinite(x_gradient_ND).all()
+        ctx.made[:] = [(row_gradient, finite)]
         # DDP divides the backbone's gradient by the number of processes: this factor meets that.
         world_size = rank_and_size(ctx.softmax.group)[1]
         return x_gradient_ND[ctx.rows] * world_size, torch.zeros_like(scale), None, None, None, None, None
@@ -347,7 +366,7 @@ def streamed_loss(
     *,
     start: int,
     keep: bool,
-    on_backward: Callable[[RowGradient], None],
+    on_backward: Callable[[RowGradient, Tensor], None],
     clock: Stopwatch,
 ) -> Tensor:
     """The loss of `softmax` as a scalar that backpropagates into this process's embeddings.
@@ -355,16 +374,17 @@ def streamed_loss(
     Args:
         x_nD: this process's part of `softmax.x_ND`, at `start`, attached to the graph.
         keep: hold the cosines from pass one for pass two.
-        on_backward: receives the gradient of the rows where gradients are accumulated, as `backward` does and
-            `torch.autograd.grad` does not; backward itself changes no row.
+        on_backward: receives the gradient of the rows, and a boolean scalar that is false where it overflowed, when
+            gradients are accumulated, as `backward` does and `torch.autograd.grad` does not; backward itself changes
+            no row.
         clock: takes the time of "backward".
     """
-    made: list[RowGradient] = []  # by backward passes through this loss
+    made: list[tuple[RowGradient, Tensor]] = []  # by backward passes through this loss
     leaf = None
     if torch.is_grad_enabled() and x_nD.requires_grad:
         # Stands for the rows, which are no parameters: autograd tells when their gradient would be accumulated.
         leaf = x_nD.new_zeros((), requires_grad=True)
-        leaf.register_post_accumulate_grad_hook(lambda _: on_backward(made.pop()))
+        leaf.register_post_accumulate_grad_hook(lambda _: on_backward(*made.pop()))
     loss: Tensor = _Loss.apply(x_nD, leaf, softmax, start, keep, made, clock)
     return loss
 

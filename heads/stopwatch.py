@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -18,6 +19,10 @@ class Stopwatch:
         self._total: dict[str, float] = defaultdict(float)
         self._steps = 0
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._collect(wait=True)  # CUDA's events can be neither copied nor pickled
+        return self.__dict__
 
     @contextmanager
     def __call__(self, part: str, device: torch.device) -> Iterator[None]:

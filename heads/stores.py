@@ -77,6 +77,12 @@ class DiskStore(DeviceStore):
         except OSError:
             raise ValueError(f"store_dir={os.fspath(folder)}: another head has {self.folder} open") from None
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise ValueError(
+            f"store='disk' cannot be copied or pickled, since {self.folder} belongs to one head; save state_dict() and "
+            "load it into a head with a store_dir of its own"
+        )
+
     def zeros(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """The table as the file holds it; zeros where it is new."""
         path = self.folder / f"{name}.bin"

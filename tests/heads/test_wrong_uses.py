@@ -1,0 +1,565 @@
+"""Uses that would give a wrong number: each ends with the right one, or with an error that says what to do."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import heads
+from heads import FFC, IVF, Annoy, CosFace, Exact, FullFC, HashingForest, PartialFC, RowAdamW, RowOptimizer, RowSGD
+from heads.centers import RowState
+from heads.fidelity import selection_fidelity
+from tests.workers import rank_and_world
+
+C, D, N = 40, 8, 12
+X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(N) * 3
+CENTER_HEADS = {
+    "full": lambda **options: FullFC(C, D, **options),
+    "pfc": lambda **options: PartialFC(C, D, sample_rate=0.5, **options),
+    "forest": lambda **options: HashingForest(
+        C, D, num_active=0.5, index=Annoy(2), interval=1, build="blocking", **options
+    ),
+}
+
+
+def ffc(**options) -> FFC:
+    return FFC(C, D, queue_size=20, **options)
+
+
+def loss_of(head, x=X, y=Y):
+    """The loss of embeddings that require a gradient, and these."""
+    x = x.clone().requires_grad_()
+    return (head(x, y, normalize(x.detach() + 0.1), y) if isinstance(head, FFC) else head(x, y)), x
+
+
+# --- gradients belong to the rows they were computed from
+
+
+@pytest.mark.parametrize("budget", [0, 512])
+@pytest.mark.parametrize("name", CENTER_HEADS)
+def test_a_step_without_zero_grad_is_refused(name, budget):
+    head = CENTER_HEADS[name](logits_budget_mb=budget)
+    optimizer = head.optimizer(lr=0.1, momentum=0.9)
+    loss_of(head)[0].backward()
+    optimizer.step()
+    after = head.centers.rows.clone()
+    with pytest.raises(RuntimeError, match=r"call zero_grad\(\) after each step\(\)"):
+        optimizer.step()
+    loss_of(head)[0].backward()
+    with pytest.raises(RuntimeError, match=r"zero_grad"):
+        optimizer.step()
+    assert torch.equal(head.centers.rows, after) and head.step == 1
+    optimizer.zero_grad()
+    loss_of(head)[0].backward()
+    optimizer.step()
+    assert head.step == 2
+
+
+def load(head):
+    head.load_state_dict(copy.deepcopy(head.state_dict()))
+
+
+def normalise_in_place(head):
+    head.centers.rows.div_(head.centers.rows.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("change", [load, normalise_in_place])
+@pytest.mark.parametrize("store", ["device", "host", "disk"])
+def test_rows_that_change_between_backward_and_step_are_noticed(change, store, tmp_path):
+    head = FullFC(C, D, store=store, store_dir=tmp_path if store == "disk" else None)
+    optimizer = head.optimizer(lr=0.1)
+    loss_of(head)[0].backward()
+    change(head)
+    with pytest.raises(RuntimeError, match="load_state_dict"):
+        optimizer.step()
+    optimizer.zero_grad()
+    loss = loss_of(head)[0]
+    change(head)
+    with pytest.raises(RuntimeError, match="class centers have changed"):
+        loss.backward()
+
+
+def test_zero_grad_of_the_head_drops_the_gradients_of_its_rows():
+    head = FullFC(C, D)
+    optimizer = head.optimizer(lr=0.1)
+    before = head.centers.rows.clone()
+    loss_of(head)[0].backward()
+    head.zero_grad()
+    optimizer.step()
+    assert torch.equal(head.centers.rows, before)
+
+
+# --- torch.amp.GradScaler
+
+
+def scaled_training(
+    scale: float, steps: int, overflow_at: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """In a worker: rows, momentum and the head's count of steps after each, with a GradScaler unless scale is 0."""
+    rank, world_size = rank_and_world()
+    torch.manual_seed(0)
+    backbone = torch.nn.Linear(D, D)
+    head = PartialFC(C, D, sample_rate=0.5)
+    optimizers = [torch.optim.SGD(backbone.parameters(), lr=0.1), head.optimizer(lr=0.1, momentum=0.9)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=bool(scale), growth_interval=10**6)
+    counts = []
+    for step in range(steps):
+        own = slice(rank * N // world_size, (rank + 1) * N // world_size)
+        loss = head(backbone(X[own]), Y[own])
+        if step == overflow_at and rank == world_size - 1:
+            loss = loss * torch.tensor(1e38)  # on one process alone
+        scaler.scale(loss).backward()
+        for parameter in backbone.parameters():
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # each optimizer decides for itself: let this one step
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        counts.append(head.step)
+    return head.centers.rows.clone(), head.centers.state["momentum"].clone(), counts
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_grad_scaler_scales_rows_back(world_size, workers):
+    """A power of two is exact: the rows are those of a training without it, bit for bit."""
+    plain = workers(world_size).run(scaled_training, 0.0, 3)
+    for (rows, momentum, _), scaled in zip(plain, workers(world_size).run(scaled_training, 2.0**16, 3), strict=True):
+        assert torch.equal(scaled[0], rows) and torch.equal(scaled[1], momentum)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_overflow_skips_the_rows_on_all_processes(world_size, workers):
+    one = workers(world_size).run(scaled_training, 2.0**16, 1)
+    for (rows, momentum, _), skipped in zip(one, workers(world_size).run(scaled_training, 2.0**16, 2, 1), strict=True):
+        assert torch.equal(skipped[0], rows) and torch.equal(skipped[1], momentum) and skipped[2] == [1, 1]
+
+
+def test_unscaling_before_the_step_and_accumulating():
+    rows = []
+    for scale in (1.0, 2.0**10):
+        head = FullFC(C, D)
+        optimizer = head.optimizer(lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for _ in range(2):
+            scaler.scale(loss_of(head)[0] / 2).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        rows.append(head.centers.rows)
+    assert torch.equal(*rows)
+
+
+def test_a_grad_scaler_counts_the_steps_of_ffc():
+    head = ffc()
+    optimizer, scaler = head.optimizer(lr=0.1), torch.amp.GradScaler("cpu")
+    for step in range(1, 3):
+        loss, x = loss_of(head)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert head.step == step and x.grad.any()
+
+
+# --- a head whose optimizer never steps
+
+
+@pytest.mark.parametrize("name", CENTER_HEADS)
+def test_a_head_that_never_steps_is_reported_once_and_keeps_little(name):
+    head = CENTER_HEADS[name]()
+    with pytest.warns(UserWarning, match=r"make one with head.optimizer\(lr\)") as caught:
+        for _ in range(30):
+            loss_of(head)[0].backward()
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert len(head.pending.entries) <= 8
+    optimizer = head.optimizer(lr=0.1)
+    with pytest.raises(RuntimeError, match="were dropped before this optimizer was made"):
+        optimizer.step()
+    optimizer.zero_grad()
+    loss_of(head)[0].backward()
+    optimizer.step()
+
+
+def test_an_optimizer_that_never_steps_is_reported_and_ends(monkeypatch):
+    monkeypatch.setattr("heads.pending.MOST", 120)
+    head = FullFC(C, D)
+    head.optimizer(lr=0.1)
+    with pytest.warns(UserWarning, match=r"call its step\(\)"):
+        for _ in range(120):
+            loss_of(head)[0].backward()
+    with pytest.raises(RuntimeError, match="since the row optimizer last stepped"):
+        loss_of(head)[0].backward()
+
+
+def test_a_momentum_copy_that_never_follows_is_reported():
+    backbone = torch.nn.Linear(D, D)
+    head = ffc()
+    head.prepare(backbone)
+    batch = {"identity": (X[:8], Y[:4].repeat(2)), "instance": (X[8:], Y[8:])}
+    with pytest.warns(UserWarning, match="FFC has seen 9 training batches without a step"):
+        for _ in range(10):
+            head.training_loss(backbone, batch)
+
+
+# --- inference mode, no_grad, second derivatives
+
+
+@pytest.mark.parametrize("name", [*CENTER_HEADS, "ffc"])
+def test_inference_mode_around_an_evaluation_leaves_no_trace(name):
+    results = []
+    for looked in (False, True):
+        head = {**CENTER_HEADS, "ffc": ffc}[name]()
+        optimizer = head.optimizer(lr=0.1)
+        for _ in range(3):
+            if looked:
+                with torch.inference_mode():
+                    head.eval()
+                    loss_of_eval = loss_of_plain(head)
+                    head.train()
+                assert torch.isfinite(loss_of_eval)
+            loss, x = loss_of(head)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append((loss.detach(), x.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+def loss_of_plain(head):
+    return head(X, Y, normalize(X), Y) if isinstance(head, FFC) else head(X, Y)
+
+
+@pytest.mark.parametrize("store", ["device", "host"])
+def test_a_head_made_in_inference_mode_can_be_trained(store):
+    with torch.inference_mode():
+        head = FullFC(C, D, store=store)
+        optimizer = head.optimizer(lr=0.1, momentum=0.9)
+    loss_of(head)[0].backward()
+    optimizer.step()
+    assert head.step == 1
+
+
+def test_fidelity_in_inference_mode():
+    head = CENTER_HEADS["pfc"]()
+    expected = selection_fidelity(head, X, Y)
+    with torch.inference_mode():
+        assert selection_fidelity(head, X, Y) == expected
+
+
+@pytest.mark.parametrize("name", ["pfc", "forest"])
+def test_a_training_forward_under_no_grad_moves_nothing(name):
+    losses = []
+    for looked in (False, True):
+        head = CENTER_HEADS[name]()
+        optimizer = head.optimizer(lr=0.1)
+        for _ in range(3):
+            if looked:
+                with torch.no_grad():
+                    head(X, Y)
+            loss, _ = loss_of(head)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+    assert torch.equal(torch.stack(losses[:3]), torch.stack(losses[3:]))
+
+
+def test_ffc_computes_no_gradient_that_nobody_wants(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a gradient was computed")
+
+    monkeypatch.setattr("heads.ffc.MarginSoftmax.backward", refuse)
+    with torch.no_grad():
+        assert torch.isfinite(loss_of_plain(ffc()))
+
+
+@pytest.mark.parametrize("name", [*CENTER_HEADS, "ffc"])
+def test_a_second_derivative_is_refused(name):
+    loss, x = loss_of({**CENTER_HEADS, "ffc": ffc}[name]())
+    with pytest.raises(RuntimeError, match="create_graph=True must not reach it"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+# --- copies, pickles, torch.compile
+
+
+def train(head, optimizer, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        loss, _ = loss_of(head)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def copied(head):
+    return copy.deepcopy(head)
+
+
+def pickled(head):
+    return pickle.loads(pickle.dumps(head))
+
+
+def saved_whole(head):
+    file = io.BytesIO()
+    torch.save(head, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("again", [copied, pickled, saved_whole])
+@pytest.mark.parametrize("index", [None, Annoy(3), Exact(), IVF(2)], ids=["none", "annoy", "exact", "ivf"])
+def test_copies_train_like_the_original(index, again):
+    """Without the optimizer, whose state is in the head and is kept."""
+    options = {"index": index, "num_active": 0.5, "interval": 2, "build": "blocking"} if index else {"sample_rate": 0.5}
+    head = (HashingForest if index else PartialFC)(C, D, **options)
+    optimizer = head.optimizer(lr=0.1)
+    train(head, optimizer, 3)
+    loss_of(head)[0].backward()  # like parameters, a copy has no gradient
+    head.micro_batch = 0
+    other = again(head)
+    optimizer.zero_grad()
+    assert not other.has_optimizer and not other.pending.entries
+    if index:
+        assert torch.equal(other.renewal.index.query(X, 4), head.renewal.index.query(X, 4))
+    before = head.centers.rows.clone()
+    losses = train(other, other.optimizer(lr=0.1), 3)
+    assert torch.equal(head.centers.rows, before), "the copy shares rows"
+    assert train(head, optimizer, 3) == losses
+
+
+def test_a_copy_while_an_index_is_built():
+    head = HashingForest(C, D, num_active=0.5, index=Annoy(2), interval=1, build="background")
+    optimizer = head.optimizer(lr=0.1)
+    train(head, optimizer, 1)
+    other = copy.deepcopy(head)
+    assert not other.renewal.under_way
+    train(other, other.optimizer(lr=0.1), 3)
+    for each in (head, other):
+        each.renewal.wait()
+
+
+def test_rows_on_disk_are_not_copied(tmp_path):
+    head = FullFC(C, D, store="disk", store_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"store='disk'.*cannot be copied or pickled.*state_dict"):
+        copy.deepcopy(head)
+
+
+def copy_and_foreign_file(path: str) -> list[str]:
+    """In a worker: copies on two processes, and what becomes of a state dict that one process saved alone."""
+    rank, _ = rank_and_world()
+    head = PartialFC(C, D, seed=rank + 1)
+    head.optimizer(lr=0.1, momentum=0.9)
+    train(head, head.optimizer(lr=0.1, momentum=0.9), 1)
+    other = copy.deepcopy(head)
+    assert other.process_group is head.process_group
+    assert train(other, other.optimizer(lr=0.1, momentum=0.9), 1) == train(
+        head, head.optimizer(lr=0.1, momentum=0.9), 1
+    )
+    whole = head.full_state_dict()
+    assert whole["centers.rows"].shape == (C, D) and whole["centers.momentum"].shape == (C, D)
+    shard = head.centers.shard
+    assert torch.equal(whole["centers.rows"][shard.start : shard.stop], head.centers.rows)
+    if rank == 0:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.save(head.state_dict(), f"{path}/half.pt")
+        torch.save(whole, f"{path}/whole.pt")
+    torch.distributed.barrier()
+    again = PartialFC(C, D)
+    again.optimizer(lr=0.1, momentum=0.9)
+    again.load_state_dict(torch.load(f"{path}/whole.pt"))
+    assert torch.equal(again.centers.rows, head.centers.rows)
+    before = again.centers.rows.clone()
+    try:
+        again.load_state_dict(torch.load(f"{path}/half.pt", weights_only=False))
+    except RuntimeError as error:
+        assert torch.equal(again.centers.rows, before)
+        return [str(error)]
+    return []
+
+
+def test_a_state_dict_of_one_process_does_not_pass_for_that_of_another(workers, tmp_path):
+    """The part of process 0 has the shape of that of process 1, and was loaded as its own without a word."""
+    first, second = workers(2).run(copy_and_foreign_file, str(tmp_path))
+    assert first == []
+    (message,) = second
+    for words in (f"holds only rows 0 to 19 of [{C}, {D}]", "torch.distributed.checkpoint", "full_state_dict()"):
+        assert words in message
+    alone = PartialFC(C, D)
+    alone.optimizer(lr=0.1, momentum=0.9)
+    with pytest.raises(RuntimeError, match=r"rows 0 to 19 .*process 0 of 1"):
+        alone.load_state_dict(torch.load(tmp_path / "half.pt", weights_only=False))
+    alone.load_state_dict(torch.load(tmp_path / "whole.pt"))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, at any break
+@pytest.mark.parametrize("name", [*CENTER_HEADS, "ffc"])
+def test_heads_inside_torch_compile(name):
+    """The backbone may be compiled with the head in one function; the head then runs as it is."""
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        backbone, head = torch.nn.Linear(D, D), {**CENTER_HEADS, "ffc": ffc}[name]()
+        optimizer = head.optimizer(lr=0.1)
+
+        def step(x, backbone=backbone, head=head):
+            gallery = (normalize(x), Y) if isinstance(head, FFC) else ()
+            return head(backbone(x), Y, *gallery)
+
+        run = torch.compile(step, backend="eager") if compiled else step
+        for _ in range(2):
+            loss = run(X)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+    torch.testing.assert_close(torch.stack(losses[:2]), torch.stack(losses[2:]))
+
+
+# --- options of optimizers and heads
+
+
+def test_momentum_set_later_is_used():
+    """As in torch: also by schedulers such as OneCycleLR, and switched off again."""
+    ours = FullFC(C, D, dtype="fp64")
+    optimizer = ours.optimizer(lr=0.1)
+    parameter = torch.nn.Parameter(ours.centers.rows.clone())
+    theirs = torch.optim.SGD([parameter], lr=0.1)
+    for momentum in (0.0, 0.9, 0.9, 0.0, 0.5):
+        for each in (optimizer, theirs):
+            each.param_groups[0]["momentum"] = momentum
+        loss_of(ours)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        cos = normalize(X.double()) @ normalize(parameter).T
+        margin = 0.4 * torch.nn.functional.one_hot(Y, C).double()
+        torch.nn.functional.cross_entropy(64 * (cos - margin), Y).backward()
+        theirs.step()
+        theirs.zero_grad()
+    torch.testing.assert_close(ours.centers.rows, parameter.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gradient", "unit", "cosines", "x"])
+def test_row_state_of_any_name_trains_the_right_rows(name):
+    class Named(RowOptimizer):
+        def row_state(self, width):
+            return {name: RowState(width)}
+
+        def update(self, rows, gradient, state, group):
+            direction = gradient.add_to(state[name], beta=0.9)
+            rows.add_(direction, alpha=-group["lr"])
+
+    expected = PartialFC(C, D, sample_rate=0.5)
+    train(expected, expected.optimizer(lr=0.1, momentum=0.9), 3)
+    head = PartialFC(C, D, sample_rate=0.5)
+    train(head, Named(head, {"lr": 0.1}), 3)
+    assert torch.equal(head.centers.rows, expected.centers.rows)
+
+
+def test_row_state_named_rows_is_refused():
+    class Named(RowOptimizer):
+        def row_state(self, width):
+            return {"rows": RowState(width)}
+
+    with pytest.raises(ValueError, match="must not name its state 'rows'"):
+        Named(FullFC(C, D), {"lr": 0.1})
+
+
+def test_an_empty_pool_and_an_empty_gallery():
+    head = ffc()
+    x = X.clone().requires_grad_()
+    loss = head(x, Y, X[:0], Y[:0])
+    loss.backward()
+    assert loss.item() == 0 and not x.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: PartialFC(C, D, margn=CosFace()), TypeError, r"PartialFC\(\).*'margn'.*did you mean 'margin'"),
+        (
+            lambda: FullFC(C, D, sample_rate=0.1),
+            TypeError,
+            r"FullFC\(\).*'sample_rate'.*its options are .*filter_below",
+        ),
+        (lambda: HashingForest(C, D, num_actve=4), TypeError, r"HashingForest\(\).*did you mean 'num_active'"),
+        (lambda: FullFC(C, D, margin="cosface"), ValueError, r"margin='cosface' must be a margin object"),
+        (lambda: FFC(C, D, margin=CosFace), ValueError, "must be a margin object"),
+        (lambda: FullFC(2000.5, D), ValueError, "num_classes=2000.5 must be a whole number"),
+        (lambda: FullFC("7", D), ValueError, "num_classes='7' must be a whole number"),
+        (lambda: FullFC(True, D), ValueError, "num_classes=True must be a whole number"),
+        (lambda: FullFC(C, D, seed="a"), ValueError, "seed='a' must be a whole number"),
+        (lambda: FFC(C, 8.5), ValueError, "embedding_size=8.5 must be a whole number"),
+        (lambda: PartialFC(C, D, sample_rate="0.1"), ValueError, "sample_rate='0.1' must be a number"),
+        (lambda: HashingForest(C, D, index="annoy"), ValueError, "index='annoy' must be an index object"),
+        (lambda: CosFace(s="64"), ValueError, "margin s='64' must be a number"),
+        (lambda: FullFC(C, D).optimizer(lr="0.1"), ValueError, "lr='0.1' must be a number"),
+        (lambda: FullFC(C, D).optimizer(lr=0.1, momentm=0.9), TypeError, "momentm"),
+        (lambda: ffc().optimizer(lr=0.1, momentm=0.9), TypeError, "momentm"),
+        (lambda: FullFC(C, D).topk(X, 2.5), ValueError, "k=2.5 must be a whole number"),
+        (lambda: FullFC(C, D)(X.numpy(), Y), ValueError, "embeddings must be a tensor .* not ndarray"),
+        (lambda: FullFC(C, D)(X, Y.tolist()), ValueError, "labels must be a tensor .* not list"),
+        (lambda: FullFC(C, D)(X, Y, torch.ones(N, requires_grad=True)), ValueError, "weight requires a gradient"),
+        (lambda: FullFC(C, D)(X.to("meta"), Y), ValueError, "embeddings on device meta .* head's device, cpu"),
+        (lambda: FullFC(C, D).topk(X.to("meta"), 1), ValueError, "embeddings on device meta .* head's device, cpu"),
+        (lambda: ffc()(X.to("meta"), Y, X, Y), ValueError, "embeddings on device meta .* head's device, cpu"),
+    ],
+)
+def test_wrong_options_and_input_are_answered(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_whole_numbers_of_other_types_are_taken():
+    assert FullFC(2000.0, D).centers.shard.num_classes == 2000
+    assert FullFC(torch.tensor(7), D).centers.shard.num_classes == 7
+
+
+def one_bad_process(kind: str) -> list[str]:
+    """In a worker: the last process passes unusable input once; then all train on."""
+    rank, world_size = rank_and_world()
+    head, pool = PartialFC(C, D, sample_rate=0.5), ffc()
+    bad = rank == world_size - 1
+    x = X.double().long() if bad and kind == "dtype" else X[:, :5] if bad and kind == "shape" else X
+    y = Y[:3] if bad and kind == "labels" else Y
+    messages = []
+    for call in (
+        lambda: head(x, y),
+        lambda: head.topk(x if kind != "labels" else X[:, :5] if bad else X, 2),
+        lambda: pool(x, y, X, Y),
+        lambda: selection_fidelity(head, x, y),
+    ):
+        try:
+            call()
+            messages.append("no error")
+        except ValueError as error:
+            messages.append(str(error))
+    losses = train(head, head.optimizer(lr=0.1), 2)
+    assert losses[0] == losses[0] and head.step == 2
+    return [*messages, losses[-1].hex()]
+
+
+@pytest.mark.parametrize("kind", ["dtype", "shape", "labels"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_bad_input_of_one_process_raises_on_all(kind, world_size, workers):
+    *others, last = workers(world_size).run(one_bad_process, kind)
+    for messages in others:
+        assert all(f"process {world_size - 1} cannot use its input" in words for words in messages[:-1])
+        assert messages[-1] == last[-1], "the processes no longer agree"
+    assert all("must be" in words for words in last[:-1])
+
+
+def test_what_the_package_offers():
+    assert heads.fidelity.selection_fidelity is selection_fidelity
+    assert {"Annoy", "Exact", "IVF", "fidelity", "RowSGD", "RowAdamW"} <= set(heads.__all__)
+    assert all(hasattr(heads, name) for name in heads.__all__)
+    assert RowSGD and RowAdamW and heads.__version__.count(".") == 2
