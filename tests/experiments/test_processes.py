@@ -65,8 +65,13 @@ def test_processes_train_like_one(swept, workers, tmp_path):
     assert list(one) == list(range(1, 21))
     for folder in (swept / "1", tmp_path):
         assert list(metrics(folder, "train/loss").values()) == pytest.approx(list(one.values()), rel=1e-5)
-        for name in ("train/exact_loss", "train/top1", "val/rank1"):
-            assert summary(folder)[name] == pytest.approx(summary(swept / "0")[name], rel=1e-3)
+        # A share may move by some of its images: two nearest ones at almost one distance change places by rounding.
+        for name, tolerance in (
+            ("train/exact_loss", {"rel": 1e-3}),
+            ("train/top1", {"abs": 0.03}),
+            ("val/rank1", {"abs": 0.01}),
+        ):
+            assert summary(folder)[name] == pytest.approx(summary(swept / "0")[name], **tolerance)
 
 
 def test_sampled_heads_train_alike(workers, tmp_path):

@@ -61,15 +61,15 @@ def test_folds(seed, ties, far):
     accuracies, validation = slow_folds(scores, same, folds, far)
     judged = Folds(scores, same, folds)
     found, (share,) = judged.judge([far])
-    assert found.tolist() == pytest.approx(accuracies, abs=1e-15)
-    assert share == pytest.approx(validation, abs=1e-15)
+    assert found.tolist() == pytest.approx(accuracies, abs=1e-12)
+    assert share == pytest.approx(validation, abs=1e-12)
     # A weight of two is as good as being there twice.
     twice = np.random.default_rng(seed).integers(1, 3, len(scores))
     repeated = [np.repeat(each, twice) for each in (scores, same, folds)]
     accuracies, validation = slow_folds(*repeated, far)
     found, (share,) = judged.judge([far], twice.astype(float))
-    assert found.tolist() == pytest.approx(accuracies, abs=1e-15)
-    assert share == pytest.approx(validation, abs=1e-15)
+    assert found.tolist() == pytest.approx(accuracies, abs=1e-12)
+    assert share == pytest.approx(validation, abs=1e-12)
 
 
 def test_folds_are_contiguous_and_as_those_of_sklearn():
@@ -100,7 +100,7 @@ def test_thresholds_of_a_grid_are_those_of_insightface():
         best = grid[np.argmax([np.mean((distances[train] < t) == same[train]) for t in grid])]
         accuracies.append(np.mean((distances[test] < best) == same[test]))
     found = judge(scores, same, step=0.01).metrics
-    assert found["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-15)
+    assert found["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-12)
     assert found["accuracy_se"] == pytest.approx(np.std(accuracies, ddof=1) / 10**0.5)
 
 
@@ -108,11 +108,13 @@ def test_perfect_and_useless_scores():
     """Perfect ones also where no two are equal: the lowest of one class is not refused by a threshold at the next."""
     same = np.arange(40) % 2 == 0
     apart = judge(same + np.random.default_rng(0).uniform(-0.4, 0.4, 40), same).metrics
-    assert apart["accuracy"] == apart["auc"] == 1
+    assert apart["accuracy"] == 1 and apart["auc"] == pytest.approx(1, abs=1e-12)
     perfect = judge(same * 1.0, same).metrics
-    assert (perfect["accuracy"], perfect["val_at_far_1e-3"], perfect["auc"], perfect["eer"]) == (1, 1, 1, 0)
+    assert (perfect["accuracy"], perfect["val_at_far_1e-3"], perfect["eer"]) == (1, 1, 0)
+    assert perfect["auc"] == pytest.approx(1, abs=1e-12)
     useless = judge(np.zeros(40), same).metrics
-    assert (useless["accuracy"], useless["val_at_far_1e-3"], useless["auc"]) == (0.5, 0, 0.5)
+    assert (useless["accuracy"], useless["val_at_far_1e-3"]) == (0.5, 0)
+    assert useless["auc"] == pytest.approx(0.5, abs=1e-12)
 
 
 @pytest.mark.parametrize(
