@@ -40,7 +40,7 @@ from .uncompiled import run_uncompiled
 from .warn import warn_user
 
 # Training batches without a step before a warning: where no optimizer was made, and where one may be accumulating.
-FEW_FORWARDS, MANY_FORWARDS = MOST_WITHOUT_OPTIMIZER, 100
+FEW_FORWARDS, MANY_FORWARDS = MOST_WITHOUT_OPTIMIZER, 256
 
 Encode = Callable[[Tensor], Tensor]
 Batch = Mapping[str, tuple[Tensor, Tensor]]

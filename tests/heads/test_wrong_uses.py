@@ -187,11 +187,11 @@ def test_a_head_that_never_steps_is_reported_once_and_keeps_little(name):
 
 
 def test_an_optimizer_that_never_steps_is_reported_and_ends(monkeypatch):
-    monkeypatch.setattr("heads.pending.MOST", 120)
+    monkeypatch.setattr("heads.pending.MOST", 300)
     head = FullFC(C, D)
     head.optimizer(lr=0.1)
     with pytest.warns(UserWarning, match=r"call its step\(\)"):
-        for _ in range(120):
+        for _ in range(300):
             loss_of(head)[0].backward()
     with pytest.raises(RuntimeError, match="since the row optimizer last stepped"):
         loss_of(head)[0].backward()
