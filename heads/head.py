@@ -133,6 +133,16 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
+    def full_state_dict(self) -> dict[str, Any]:
+        """Return the state dict with the rows of all processes, as plain tensors in host memory, for `torch.save`.
+
+        All processes must call it; each of them needs memory for all classes while it runs. Heads on any number of
+        processes load it. For heads too large for one process see torch.distributed.checkpoint.
+        """
+        state = self.state_dict()
+        full = {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in state.items()}
+        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in full.items()}
+
     def sharded_state(self) -> dict[str, Tensor]:
         """Of the state dict, what each process holds a part of, by name; checkpoints write it in parts."""
         return {}
@@ -370,7 +380,7 @@ class CenterHead(Head):
             Cosines (inner products plus bias for `Softmax`), highest first, and class ids; both (n, k).
         """
         shard, device = self.centers.shard, self.centers.like.device
-        if not 1 <= whole("k", k, 1) <= shard.num_classes:
+        if (k := whole("k", k, 1)) > shard.num_classes:
             raise ValueError(f"k={k}: must lie between 1 and the number of classes, {shard.num_classes}")
         with torch.autocast(device.type, enabled=False):
             fault = embeddings_fault(embeddings, self.embedding_size, device)
@@ -404,16 +414,6 @@ class CenterHead(Head):
         if self.margin.normalize:
             return directions(x_nD)
         return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
-
-    def full_state_dict(self) -> dict[str, Any]:
-        """Return the state dict with the rows of all processes, as plain tensors in host memory, for `torch.save`.
-
-        All processes must call it; each of them needs memory for all classes while it runs. Heads on any number of
-        processes load it. For heads too large for one process see torch.distributed.checkpoint.
-        """
-        state = self.state_dict()
-        full = {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in state.items()}
-        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in full.items()}
 
     @contextmanager
     def only_looking(self, looking: bool = True) -> Iterator[None]:
