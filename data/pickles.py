@@ -109,9 +109,10 @@ class _Reader(pickle._Unpickler):
 
 
 def _fill(target: Any, keys: Any, values: Any) -> Any:
-    """Keys are plain: to hash what is nested deeply would end the process."""
-    if not isinstance(target, dict) or not all(isinstance(key, str | bytes | int) for key in keys):
-        raise _RefusedError("it holds a dict with other keys than text and numbers")
+    """Keys are text: to hash what is nested deeply would end the process, and whole numbers can be chosen so that
+    each collides with all before, which takes hours."""
+    if not isinstance(target, dict) or not all(isinstance(key, str | bytes) for key in keys):
+        raise _RefusedError("it holds a dict with other keys than text")
     target.update(zip(keys, values, strict=True))
     return target
 

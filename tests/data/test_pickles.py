@@ -105,7 +105,14 @@ def test_what_is_malicious_is_refused_and_runs_nothing(call, protocol, tmp_path)
         (b"\x80\x04]r\xff\xff\xff\x7f.", "room for 2,147,483,647"),
         (b"\x80\x02cnumpy\nndarray\n.", "holds an object"),
         # A tuple that is nested too deeply to be hashed, in a dict or a set.
-        (b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s.", "a dict with other keys than text and numbers"),
+        (b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s.", "a dict with other keys than text"),
+        # Whole numbers can be chosen so that all of them collide.
+        (
+            b"\x80\x04}("
+            + b"".join(b"\x8a\x09%bN" % (k * (2**61 - 1)).to_bytes(9, "little") for k in range(9))
+            + b"u.",
+            "a dict with other keys than text",
+        ),
         (b"\x80\x04(cnumpy\nndarray\nK\x01d.", "a dict with other keys"),
         (b"\x80\x04\x8f.", "instruction EMPTY_SET"),
         (b"\x80\x04)" + b"\x85" * 200_000 + b".", "no pickle"),
