@@ -25,8 +25,9 @@ from .image_lists import ImageFolder, ImageList
 from .lmdb_images import LmdbImages
 from .recordio import RecordFile
 from .records import ByClass, Indices
+from .sources import check_source
 
-VERSION = 2  # of the files of a catalog
+VERSION = 3  # of the files of a catalog, and of which images are found
 CHUNK = 2**16  # images written together
 MERGE = 2**20  # labels merged together at least
 TOLD = 3  # of the unreadable images, in an error
@@ -57,6 +58,7 @@ class Origin:
             raise ValueError(f"{len(self.labels)} key-label files for {len(self.paths)} sources: one each is needed")
         files: list[Format] = []
         for k, path in enumerate(self.paths):
+            check_source(path)
             if self.format == "lmdb":
                 files.append(LmdbImages(path, self.labels[k] if self.labels else None))
             elif self.format == "rec":
@@ -126,6 +128,10 @@ class Catalog:
     def key(self, index: int) -> str:
         """What its file calls it."""
         return self._file(index).key(int(self._places[index]))
+
+    def place(self, index: int) -> int:
+        """Return where it lies in its file, in the unit of the format."""
+        return int(self._places[index])
 
     def label(self, index: int) -> int:
         """As its file has it; the class id where each of several files has its own."""

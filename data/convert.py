@@ -24,11 +24,12 @@ from yaml import YAMLError
 from .cache import cache_folder
 from .catalog import Origin, catalog
 from .conversion import CONF, Options, Report, look, target_format, upload, write
-from .images import FORMATS, format_of
+from .images import FORMATS
 from .lmdb_images import FIELDS
 from .options import absolute, path_of, paths_of
 from .packing import check_packing, pack
 from .records import forget_opened
+from .sources import format_of
 
 SMALL = 5000  # images for which starting workers takes longer than the work
 TOLD = 20  # of the unreadable images, on the screen

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .files import open_file
+
 JPEG = b"\xff\xd8"  # the first bytes
 
 
@@ -118,7 +120,11 @@ def read_names(path: Path) -> list[str] | None:
     """Class names, a line each; None where there is no such file."""
     if not path.exists():
         return None
-    return path.read_text(encoding="utf-8-sig", errors="surrogateescape").removesuffix("\n").split("\n")
+    try:
+        with open(open_file(path), encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
+            return file.read().removesuffix("\n").split("\n")
+    except OSError as error:
+        raise ValueError(f"{path}: the class names cannot be read: {error.strerror or error}") from None
 
 
 def text(raw: bytes) -> str:

@@ -4,13 +4,56 @@ Imports no torch: the launcher writes too.
 """
 
 import codecs
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 FIRST = 2**9  # bytes read at first: most lines are shorter
 CHUNK = 2**22
+LARGEST = 2**29  # bytes of a file that is read whole; no image that is decoded takes more
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_file(path: str | bytes | os.PathLike[str]) -> int:
+    """Open a regular file to read and return its descriptor. A named pipe would block, and a device may never end.
+
+    Raises:
+        OSError: it cannot be opened, or it is something else than a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for the writer of a pipe
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"it is {KINDS.get(kind, 'something else')}, not a file", os.fspath(path))
+    return descriptor
+
+
+def check_file(path: str | os.PathLike[str], what: str) -> None:
+    """Raise ValueError for a path that is no regular file; `what` names what is needed there."""
+    if not os.path.exists(path):  # noqa: PTH110
+        raise ValueError(f"{os.fspath(path)}: there is no such {what}")
+    kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116
+    if kind != stat.S_IFREG:
+        raise ValueError(f"{os.fspath(path)}: is {KINDS.get(kind, 'something else')}, not a {what}")
+
+
+def read_file(path: str | bytes | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file. Raises OSError, also for one that is too large for an image."""
+    with open(open_file(path), "rb") as file:  # noqa: PTH123
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST:
+            told = f"it has {size:,} bytes; at most {LARGEST:,} are read as one image"
+            raise OSError(errno.EFBIG, told, os.fspath(path))
+        return file.read(LARGEST + 1)
 
 
 class ReadFile:
@@ -33,7 +76,7 @@ class ReadFile:
     def read(self, place: int, length: int) -> bytes:
         """Fewer bytes where the file ends before."""
         if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
+            self._descriptor = open_file(self.path)
         return os.pread(self._descriptor, length, place)
 
 
@@ -53,7 +96,7 @@ class LineFile(ReadFile):
     def lines(self) -> Iterator[tuple[int, int, bytes]]:
         """(number from 1, place, line), of those that are not empty."""
         place = 0
-        with open(self.path, "rb", buffering=CHUNK) as file:  # noqa: PTH123
+        with open(open_file(self.path), "rb", buffering=CHUNK) as file:  # noqa: PTH123
             for number, line in enumerate(file, 1):
                 begin = place
                 place += len(line)

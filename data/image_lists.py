@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .encoded import Bad, Found, UnreadableError, label_of, read_names, text
-from .files import LineFile
+from .files import LineFile, check_file, read_file
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-BASE64_BEGINS = (b"/9j/", b"iVBORw0KGgo", b"Qk", b"UklGR", b"SUkqA", b"TU0AK")  # JPEG, PNG, BMP, WebP, TIFF
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+PNM = [base64.b64encode(b"P%d%b" % (kind, after)) for kind in range(1, 7) for after in (b"\n", b" ", b"\r", b"\t")]
+# Of JPEG, PNG, BMP, WebP, TIFF, GIF, and PBM, PGM and PPM.
+BASE64_BEGINS = (b"/9j/", b"iVBORw0KGgo", b"Qk", b"UklGR", b"SUkqA", b"TU0AK", b"R0lGODdh", b"R0lGODlh", *PNM)
 
 
 class ImageList:
@@ -37,8 +39,7 @@ class ImageList:
         return Path(self.path).with_suffix(".classes.txt")
 
     def scan(self) -> Iterator[Found | Bad]:
-        if not Path(self.path).is_file():
-            raise ValueError(f"{self.path}: there is no such list")
+        check_file(self.path, "list")
         for number, place, line in self.list.lines():
             try:
                 yield Found(place, label_of(self._columns(line)[1]))
@@ -130,8 +131,3 @@ def images_below(folder: str) -> Iterator[str]:
 def looks_encoded(column: bytes) -> bool:
     """Whether it is an image in base64, and no path."""
     return column.startswith(BASE64_BEGINS) and b"." not in column
-
-
-def read_file(path: bytes) -> bytes:
-    with open(path, "rb") as file:  # noqa: PTH123
-        return file.read()

@@ -11,13 +11,15 @@ from torch.utils.data import get_worker_info
 
 from .augment import Unchanged
 from .cache import cache_folder
-from .catalog import Origin, catalog
+from .catalog import Catalog, Origin, catalog
 from .decode import Decoder
 from .encoded import Images, Labelled, UnreadableError
 from .loose import Photos, has_folders, has_loose
 from .options import absolute, path_of, paths_of, whole
 from .preprocessing import preprocessing_of
+from .recordio import RecordFile
 from .records import Augmentation, DataSet, Indices, RecordSet
+from .sources import format_of
 from .split import hold_out
 
 FORMATS = {
@@ -72,6 +74,8 @@ def images(
         num_heldout = whole("data.num_heldout", num_heldout, 0)
     origin = Origin(format, paths, tuple(paths_of("data.labels", labels)), path_of("data.root", root), shared)
     files = catalog(origin, cache_folder(cache_dir))
+    if files.num_classes == 1:
+        raise ValueError(f"data.source={paths[0]}: {_one_class(files)}; training needs images of two classes or more")
     records = RecordSet(EncodedImages(files, preprocessing.decoder), files.labels, files.num_classes, files.by_class)
     train, heldout, names = hold_out(records, files.class_names, num_heldout, seed)
     return DataSet(
@@ -83,6 +87,19 @@ def images(
         augment=augment or Unchanged(),
         class_names=names,
     )
+
+
+def _one_class(files: Catalog) -> str:
+    """Say what was found where all images are of one class, and what to pass instead."""
+    path = files.origin.paths[0]
+    if files.origin.format == "folder":
+        name = files.names[0]
+        found = f"the only folder with images in it is {name!r}, and a folder is a class"
+        return f"{found}; pass data.source={path}/{name}" if has_folders(f"{path}/{name}") else found
+    found = f"all of its {len(files):,} images have the label {files.label(0)}"
+    if files.origin.format == "rec" and (several := RecordFile(path).num_labels(files.place(0))) > 1:
+        return f"{found}, the first of {several} in a record (as in files for detection, whose labels are boxes)"
+    return found
 
 
 def images_at(
@@ -119,13 +136,6 @@ def images_at(
         return Photos(path)
     origin = Origin(kind, (path,), tuple(paths_of("labels", labels)), path_of("root", root))
     return catalog(origin, cache_folder())
-
-
-def format_of(path: str) -> str:
-    """Of a file or folder, by its looks."""
-    if Path(path).is_dir():
-        return "lmdb" if Path(path, "data.mdb").exists() else "folder"
-    return "rec" if path.endswith(".rec") else "list"
 
 
 @dataclass(frozen=True)

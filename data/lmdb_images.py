@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from .encoded import JPEG, Bad, Found, UnreadableError, label_of, read_names, text
-from .files import LineFile
+from .files import LineFile, check_file
 from .records import opened
 
 FIELDS = {"ffc": 1, "caffe": 4}  # of the data
@@ -69,8 +69,7 @@ class LmdbImages:
         return Path(self.path, "classes.txt")
 
     def scan(self) -> Iterator[Found | Bad]:
-        if not Path(self.list.path).is_file():
-            raise ValueError(f"{self.list.path}: there is no such key-label file")
+        check_file(self.list.path, "key-label file")
         opened(self.path, self._inode)
         for number, place, line in self.list.lines():
             key, _, label = line.rpartition(b" ")

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoded import UnreadableError, text
-from .image_lists import ENDINGS, images_below, read_file
+from .files import read_file
+from .image_lists import ENDINGS, images_below
 from .records import Indices
 
 ANY = b"*"  # at the end of a path: whatever ending the image has

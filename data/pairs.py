@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoded import Images, UnreadableError, text
-from .files import LineFile
+from .files import LineFile, check_file
 from .loose import ANY, ImageFiles
 from .pickles import loads
 from .records import Indices
@@ -52,9 +52,7 @@ def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:
     Raises:
         ValueError: no such file, no pair in it, a line that is none, a pickle that holds something else.
     """
-    if not Path(path).is_file():
-        kind = "is a folder, not a list of pairs" if Path(path).is_dir() else "there is no such list of pairs"
-        raise ValueError(f"{path}: {kind}")
+    check_file(path, "list of pairs")
     pairs = _read_bin(Path(path)) if Path(path).suffix == ".bin" else _read_list(str(path), root)
     if not len(pairs):
         raise ValueError(f"{path}: there is no pair in it")
@@ -100,7 +98,8 @@ def _read_bin(path: Path) -> Pairs:
     places: list[int] = []
     where = []
     for place, image in enumerate(images):
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 1:
+        # OpenCV's encoder gives (n,), and its older versions (n, 1).
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size == max(image.shape, default=0):
             image = image.tobytes()
         if not isinstance(image, bytes | bytearray):
             shape = f" {image.dtype} array {list(image.shape)}" if isinstance(image, np.ndarray) else ""

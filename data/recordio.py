@@ -7,8 +7,8 @@ id, second id), `flag` further labels if that is not 0, and the encoded image. `
 for each record, in any order.
 
 InsightFace's files begin with a header record, key 0: no image, and two labels, of which the first tells that
-keys 1 .. label - 1 are images; what follows tells about identities and is not read. As float32 that label is exact up
-to 2^24 only: near a larger one, records without an image are taken for identities.
+keys 1 .. label - 1 are images; what follows tells about identities and is not read. As float32 that label is exact
+below 2^24 only: near a larger one, records without an image are taken for identities.
 """
 
 import math
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoded import Bad, Found, UnreadableError, read_names
-from .files import ReadFile
+from .files import ReadFile, check_file, open_file
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -31,7 +31,7 @@ IMAGE = struct.Struct("<IfQQ")
 SHORT = struct.Struct("<IIIf")  # the beginnings of both
 LONGEST = 2**29 - 1
 SEARCHED = 2**20  # bytes looked through at a time
-EXACT = 2**24  # labels are float32: whole numbers up to here
+EXACT = 2**24 - 1  # labels are float32: up to here no other whole number is rounded to the same one
 
 
 class Image(NamedTuple):
@@ -78,12 +78,15 @@ class RecordFile:
         except UnreadableError:
             return f"the record at byte {place}"
 
+    def num_labels(self, place: int) -> int:
+        """Return how many labels a record has."""
+        return len(unpack(self._payload(place)[0]).labels)
+
     def read(self, place: int) -> bytes:
         return unpack(self._payload(place)[0]).encoded
 
     def scan(self) -> Iterator[Found | Bad]:
-        if not Path(self.path).is_file():
-            raise ValueError(f"{self.path}: there is no such file")
+        check_file(self.path, "file")
         size = self.file.size()
         if size == 0:
             raise ValueError(f"{self.path}: the file is empty")
@@ -199,6 +202,11 @@ class RecordFile:
 def _class_id(label: float) -> int:
     if not (math.isfinite(label) and label >= 0 and label == int(label)):
         raise UnreadableError(f"label {label} is no class id: a whole number, at least 0, is needed")
+    if label > EXACT:
+        raise UnreadableError(
+            f"label {int(label):,} is too large: .rec holds labels as float32, which merges classes above {EXACT:,}; "
+            "write the set as LMDB or as a list"
+        )
     return int(label)
 
 
@@ -222,7 +230,7 @@ def read_index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     numbers = []
     carried = b""
-    with path.open("rb") as file:
+    with open(open_file(path), "rb") as file:  # noqa: PTH123
         while chunk := file.read(2**24):
             chunk, _, carried = (carried + chunk).rpartition(b"\n")
             numbers.append(_numbers(chunk, path))

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .files import check_file
+
 Ids = NDArray[np.int64]
 
 
@@ -46,7 +48,7 @@ def read_weights(path: str, names: Sequence[bytes]) -> Tensor:
 
 def read_pairs(path: str) -> tuple[Ids, Ids, NDArray[np.bool_]]:
     """Templates, and whether both are of one subject, of lines `template template same`."""
-    _check_there(path)
+    check_file(path, "file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is told below
@@ -68,7 +70,7 @@ def read_subjects(path: str) -> tuple[Ids, Ids]:
 
     Columns are found by their names, TEMPLATE_ID and SUBJECT_ID; without a header they are the first two.
     """
-    _check_there(path)
+    check_file(path, "file")
     try:
         with Path(path).open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
@@ -100,11 +102,6 @@ def _is_number(word: str) -> bool:
     return re.fullmatch("-?[0-9]{1,18}", word) is not None
 
 
-def _check_there(path: str) -> None:
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file")
-
-
 def _lines(path: str) -> list[bytes]:
-    _check_there(path)
+    check_file(path, "file")
     return [line.strip() for line in Path(path).read_bytes().split(b"\n") if line.strip()]

@@ -19,8 +19,10 @@ from .recordio import EXACT, IMAGE, framed
 MAP_SIZE = 2**42  # address space, not memory or disk
 LONGEST_KEY = 511  # of LMDB
 LONGEST_NAME = 255  # of a file, in bytes
-ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"}
-
+ENDINGS = {  # by the first two bytes
+    **{b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"},
+    **{b"GI": ".gif", b"P1": ".pbm", b"P4": ".pbm", b"P2": ".pgm", b"P5": ".pgm", b"P3": ".ppm", b"P6": ".ppm"},
+}
 ENDINGS_ALIKE = {".jpeg": ".jpg", ".tiff": ".tif"}
 
 State = dict[str, int]  # where a writer stands
@@ -121,7 +123,7 @@ class RecordWriter:
 
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
         if label > EXACT:
-            raise ValueError(f"label {label:,}: .rec holds float32, exact up to {EXACT:,}; renumber=true")
+            raise ValueError(f"label {label:,}: .rec holds float32, which is exact up to {EXACT:,}; renumber=true")
         self.files["index"].write(b"%d\t%d\n" % (number, self.files["records"].tell()))
         self.files["records"].write(framed(IMAGE.pack(0, label, number, 0) + encoded))
 

@@ -51,11 +51,11 @@ def test_pairs_of_lfw(lfw):
     assert encoded(pairs, "second") == [image(2), image(6, kind="PNG"), image(6, kind="PNG"), image(2)]
 
 
-@pytest.mark.parametrize("as_arrays", [False, True])
+@pytest.mark.parametrize("shape", [None, (-1,), (-1, 1), (1, -1)])  # of arrays; OpenCV's older versions made columns
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_pairs_of_a_bin(as_arrays, protocol, tmp_path):
+def test_pairs_of_a_bin(shape, protocol, tmp_path):
     images = [image(n) for n in (0, 1, 2, 0)]
-    held = [np.frombuffer(each, np.uint8) for each in images] if as_arrays else images
+    held = [np.frombuffer(each, np.uint8).reshape(shape) for each in images] if shape else images
     (tmp_path / "set.bin").write_bytes(pickle.dumps((held, [True, False]), protocol))
     pairs = read_pairs(tmp_path / "set.bin")
     assert pairs.same.tolist() == [True, False] and len(pairs.images) == 3
