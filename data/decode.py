@@ -1,10 +1,12 @@
 """Encoded images to pixels.
 
 JPEG goes through libjpeg-turbo (simplejpeg), straight into the batch. What it has an objection to, other formats, and
-images of another size go through Pillow.
+images of another size go through Pillow. Every image is decoded at its full size and then scaled by an antialiased
+bilinear filter: JPEG and PNG of one picture give nearly the same pixels, and any program with Pillow can do the same.
 """
 
 import io
+import re
 import struct
 import warnings
 
@@ -12,12 +14,15 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .encoded import JPEG, UnreadableError
 
 MODES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}  # channels -> names in the two libraries
 MAX_PIXELS = 64 * 2**20  # more are refused before they are decoded
+MAX_SCANNED = 2**30  # pixels of a JPEG times its scans: a second or two; usual progressive files have about ten scans
 FITS = ("crop", "stretch")
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 class Decoder:
@@ -41,7 +46,7 @@ class Decoder:
         Raises:
             UnreadableError: no image, a damaged one, or one of too many pixels.
         """
-        if encoded[:2] == JPEG:
+        if encoded[:2] == JPEG and not _many_scans(encoded, pixels.shape[0] * pixels.shape[1]):
             try:
                 # Of another size, it is not written there or comes back with its own shape.
                 if simplejpeg.decode_jpeg(encoded, self.color, buffer=pixels).shape == self.shape:
@@ -54,7 +59,6 @@ class Decoder:
         height, width, _ = self.shape
         image = opened(encoded)
         try:
-            image.draft(self.mode, (width, height))  # a large JPEG is decoded at a half, a quarter or an eighth
             image = _eight_bits(image).convert(self.mode)
             if image.size != (width, height):
                 if self.fit == "crop":
@@ -75,12 +79,37 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # of others, som
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Of 16 bits the upper 8: Pillow would make white of them."""
+    """Keep the upper 8 bits of 16 or fewer: Pillow would make white of them. Refuse pixels of an unknown range."""
     if image.mode == "F":
         raise UnreadableError("its pixels are real numbers without a known range")
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image
+    if not image.mode.startswith("I"):
+        return image
+    bits = 16
+    if isinstance(image, TiffImageFile):
+        bits = int(image.tag_v2.get(BITS_PER_SAMPLE, (1,))[0])
+        if image.mode == "I":  # 32 bits, or signed
+            raise UnreadableError(
+                f"its pixels are integers of {bits} bits without a known range; save it with 8 bits a channel"
+            )
+    return Image.fromarray((np.asarray(image) >> (bits - 8)).clip(0, 255).astype(np.uint8))
+
+
+MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # in the coded data of a scan, 0 or a restart number follows
+
+
+def _many_scans(encoded: bytes, pixels: int) -> bool:
+    """Return whether decoding a JPEG would take far longer than its size suggests: each scan goes over all pixels."""
+    scans = encoded.count(b"\xff\xda")  # a bound, found fast: what else the file holds may look the same
+    return scans * pixels > MAX_SCANNED and _scans(encoded) * pixels > MAX_SCANNED
+
+
+def _scans(encoded: bytes) -> int:
+    """Count the scans of a JPEG."""
+    place, scans = 2, 0
+    while (marker := MARKER.search(encoded, place)) and marker[1] != b"\xd9":  # the end of the image
+        scans += marker[1] == b"\xda"
+        place = marker.end() + int.from_bytes(encoded[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def opened(encoded: bytes) -> Image.Image:
@@ -98,6 +127,10 @@ def opened(encoded: bytes) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnreadableError(f"its {width:,} x {height:,} pixels are more than {MAX_PIXELS:,}")
+    if encoded[:2] == JPEG and _many_scans(encoded, width * height):
+        raise UnreadableError(
+            f"its {_scans(encoded):,} scans of {width:,} x {height:,} pixels take too long to decode; save it anew"
+        )
     return image
 
 

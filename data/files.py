@@ -48,7 +48,7 @@ def check_file(path: str | os.PathLike[str], what: str) -> None:
 
 def read_file(path: str | bytes | os.PathLike[str]) -> bytes:
     """Return the content of a regular file. Raises OSError, also for one that is too large for an image."""
-    with open(open_file(path), "rb") as file:  # noqa: PTH123
+    with open(open_file(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > LARGEST:
             told = f"it has {size:,} bytes; at most {LARGEST:,} are read as one image"
@@ -96,7 +96,7 @@ class LineFile(ReadFile):
     def lines(self) -> Iterator[tuple[int, int, bytes]]:
         """(number from 1, place, line), of those that are not empty."""
         place = 0
-        with open(open_file(self.path), "rb", buffering=CHUNK) as file:  # noqa: PTH123
+        with open(open_file(self.path), "rb", buffering=CHUNK) as file:
             for number, line in enumerate(file, 1):
                 begin = place
                 place += len(line)

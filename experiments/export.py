@@ -1,13 +1,14 @@
 """`python -m experiments.export checkpoint=RUN format=onnx`: a model for elsewhere, checked against this one.
 
 `onnx` runs in onnxruntime, `pt2` is torch.export's own format, and `safetensors` holds the class centers. How images
-become the input is in the metadata of the file; the batch may be of any size.
+become the input is in the metadata of the file, and is checked too; the batch may be of any size.
 """
 
+import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
+from PIL import Image, ImageOps
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from data.images import images_at
 from data.options import absolute
+from data.preprocessing import Preprocessing
 from data.writers import write_names
 
 from .models.model import Model
@@ -35,6 +38,8 @@ METADATA = "headcount.json"  # of a .pt2
 CHECKED = 16  # images
 BATCHES = (1, 2, 5)  # sizes of random batches
 TOLERANCE = 1e-4
+SIMILAR = 0.9999  # least cosine between embeddings of an image prepared here and as the metadata says
+SCALES = (1, 2, 3.7)  # of test pictures, in sizes of the model's input
 LARGEST = 2**30  # bytes of class centers in a model
 
 Run = Callable[[Tensor], list[NDArray[np.float32]]]
@@ -92,7 +97,8 @@ def export(config: DictConfig, folder: Path) -> None:
     exported = Exported(trained.backbone(), rows, unit=rows is not None and trained.normalize).eval()
     aside = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
-        run = WRITERS[config.format](exported, trained.shape, metadata(trained, config.scores), aside)
+        about = metadata(trained, config.scores)
+        run = WRITERS[config.format](exported, trained.shape, about, aside)
         model = model_of(trained, Processes(0, 1, torch.device("cpu")), "32-true")
         differences = compare(exported, run, inputs(config, trained, model))
         tell(differences)
@@ -102,6 +108,8 @@ def export(config: DictConfig, folder: Path) -> None:
                     f"tolerance={tolerance}: the exported model differs by {difference:.2g} from torch, on values up "
                     f"to {value:.3g} ({what}); nothing was written"
                 )
+        if trained.preprocessing is not None:
+            check_preprocessing(run, trained.preprocessing, about)
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
@@ -114,6 +122,7 @@ def metadata(trained: Trained, scores: bool) -> dict[str, str]:
     if trained.preprocessing is not None:
         told |= asdict(trained.preprocessing)
         told["color"] = "RGB" if trained.preprocessing.channels == 3 else "grey"
+        told |= {"resampling": "bilinear", "antialias": True}  # of images of another size, over all of their pixels
     if scores and len(trained.class_names):
         told["class_names"] = list(trained.class_names)
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
@@ -210,6 +219,44 @@ def compare(exported: Exported, run: Run, batches: Mapping[str, Tensor]) -> dict
             difference = np.abs(ours.numpy() - theirs).max()
             differences[f"{output}, {name}"] = (float(difference), float(ours.abs().max()))
     return differences
+
+
+def check_preprocessing(run: Run, preprocessing: Preprocessing, about: Mapping[str, str]) -> None:
+    """Raise ValueError where images that are prepared as the metadata says give other embeddings than here."""
+    least = 1.0
+    for encoded in pictures(preprocessing.width, preprocessing.height):
+        pixels = np.empty((1, preprocessing.height, preprocessing.width, preprocessing.channels), np.uint8)
+        preprocessing.decoder.into(pixels[0], encoded)
+        ours, theirs = run(preprocessing.normalize(torch.from_numpy(pixels))), run(documented(encoded, about))
+        least = min(least, float(cosine_similarity(torch.from_numpy(ours[0]), torch.from_numpy(theirs[0]))))
+    print(f"Images of other sizes, prepared as the metadata says: cosine {least:.6f} or more", flush=True)
+    if not least >= SIMILAR:
+        raise ValueError(
+            f"the metadata does not say how images become the input: their embeddings have a cosine of {least:.6f}, "
+            f"and {SIMILAR} is needed; nothing was written"
+        )
+
+
+def documented(encoded: bytes, about: Mapping[str, str]) -> Tensor:
+    """Prepare an image as docs/evaluation.md says, with Pillow and the metadata alone."""
+    told = {name: value if value.isalpha() else json.loads(value) for name, value in about.items()}
+    image, size = Image.open(io.BytesIO(encoded)), (told["width"], told["height"])
+    image = image.convert("RGB" if told["channels"] == 3 else "L")
+    bilinear = Image.Resampling.BILINEAR
+    image = ImageOps.fit(image, size, bilinear) if told["fit"] == "crop" else image.resize(size, bilinear)
+    pixels = np.asarray(image).reshape(*size[::-1], -1) / 255
+    return torch.from_numpy(((pixels - told["mean"]) / told["std"]).transpose(2, 0, 1)[None].astype(np.float32))
+
+
+def pictures(width: int, height: int) -> Iterator[bytes]:
+    """Make encoded pictures of several sizes, as JPEG and PNG, with detail down to the model's pixels."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    for scale in SCALES:
+        size = round(scale * width), round(scale * height)
+        picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        for kind in ("JPEG", "PNG"):
+            picture.save(file := io.BytesIO(), kind)
+            yield file.getvalue()
 
 
 def tell(differences: Mapping[str, tuple[float, float]]) -> None:

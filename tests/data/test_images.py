@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import pickle
+import struct
 import threading
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from data.augment import Faces
-from data.decode import Decoder, decodable
+from data.decode import Decoder, decodable, opened
 from data.encoded import UnreadableError
 from data.images import images as build
 from data.noise import with_noise
@@ -63,6 +64,91 @@ def test_sixteen_bits_become_eight():
     Image.fromarray(deep.astype(np.float32)).save(file := io.BytesIO(), "TIFF")
     with pytest.raises(UnreadableError, match="real numbers"):
         decoded(file.getvalue())
+
+
+def tiff(bits: int, signed: bool = False) -> bytes:
+    """Four grey pixels of so many bits, from black to white, from the description of the format."""
+    values = [value - (signed << bits - 1) for value in (0, 2 ** (bits - 2), 2 ** (bits - 1), 2**bits - 1)]
+    if bits == 12:
+        data = bytes.fromhex(2 * "".join(f"{value:03x}" for value in values))
+    else:
+        data = 2 * b"".join(value.to_bytes(bits // 8, "little", signed=signed) for value in values)
+    tags = [(256, 4), (257, 2), (258, bits), (259, 1), (262, 1), (273, 134), (277, 1), (278, 2), (279, len(data))]
+    tags += [(339, 1 + signed)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0" + data
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "found"),
+    [
+        (8, False, [0, 64, 128, 255]),
+        (12, False, [0, 64, 128, 255]),
+        (16, False, [0, 64, 128, 255]),
+        (16, True, "integers of 16 bits without a known range"),
+        (32, False, "integers of 32 bits without a known range"),
+        (32, True, "integers of 32 bits without a known range"),
+    ],
+)
+def test_tiff_of_any_depth(bits, signed, found):
+    pixels = np.zeros((2, 4, 1), np.uint8)
+    if isinstance(found, list):
+        Decoder(2, 4, 1).into(pixels, tiff(bits, signed))
+        assert pixels[0, :, 0].tolist() == found == pixels[1, :, 0].tolist()
+        return
+    for attempt in (lambda encoded: Decoder(2, 4, 1).into(pixels, encoded), decodable):
+        with pytest.raises(UnreadableError, match=found):
+            attempt(tiff(bits, signed))
+
+
+def progressive(scans: int, side: int) -> bytes:
+    """A JPEG that says it has so many pixels on a side, and comes to its last scan again and again."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(image(0))).save(file, "JPEG", progressive=True)
+    encoded = bytearray(file.getvalue())
+    size = encoded.index(b"\xff\xc2") + 5
+    encoded[size : size + 4] = struct.pack(">HH", side, side)
+    last, there = encoded.rindex(b"\xff\xda"), encoded.count(b"\xff\xda")
+    return bytes(encoded[:-2] + encoded[last:-2] * (scans - there) + encoded[-2:])
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    """200 scans of 64 million pixels take 11 seconds. Small images and usual files may have many."""
+    for attempt in (decoded, decodable):
+        with pytest.raises(UnreadableError, match=r"its 200 scans of 8,000 x 8,000 pixels take too long"):
+            attempt(progressive(200, 8000))
+    assert opened(progressive(16, 8000)).size == (8000, 8000)
+    decoded(progressive(200, SIDE))
+    thumbnails = progressive(16, 8000) + b"\xff\xda" * 200  # after its end, as of a film that a telephone adds
+    assert opened(thumbnails).size == (8000, 8000)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+@pytest.mark.parametrize("size", [(112, 112), (120, 100), (224, 224), (300, 500), (1200, 1000), (40, 50), (1792, 896)])
+def test_jpeg_and_png_of_one_picture_become_the_same_pixels(size, fit, channels):
+    """At every scale, and those of an antialiased filter over the whole picture, by a formula."""
+    rough = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC)
+    found = []
+    for kind, options in (("PNG", {}), ("JPEG", {"quality": 100, "subsampling": 0})):
+        picture.save(file := io.BytesIO(), kind, **options)
+        found.append(decoded(file.getvalue(), 112, channels, fit).astype(float) / 127.5 - 1)
+    cosine = (found[0] * found[1]).sum() / np.linalg.norm(found[0]) / np.linalg.norm(found[1])
+    assert cosine > 0.9999 and np.abs(found[0] - found[1]).max() < 6 / 127.5
+    if fit == "stretch" and channels == 3:
+        weights = [triangle(side, 112) for side in size]
+        scaled = np.einsum("hi,wj,ijc->hwc", weights[1], weights[0], np.asarray(picture, float), optimize=True)
+        expected = scaled / 127.5 - 1
+        assert np.abs(found[0] - expected).max() < 3 / 127.5
+
+
+def triangle(old: int, new: int) -> np.ndarray:
+    """(new, old): weights that fall linearly to 0 within one new pixel, or one old pixel where it is enlarged."""
+    reach = max(1, old / new)
+    distance = np.abs((np.arange(new)[:, None] + 0.5) * old / new - np.arange(old) - 0.5) / reach
+    weights = np.maximum(0, 1 - distance)
+    return weights / weights.sum(1, keepdims=True)
 
 
 def test_other_sizes_are_cropped_or_stretched():

@@ -21,6 +21,7 @@ from backbones.iresnet import IResNet
 from backbones.mobilefacenet import MobileFaceNet
 from data.loose import ImageFiles
 from experiments import embed as embedding
+from experiments import export as exporting
 from experiments.cluster import cluster, grouped
 from experiments.embed import embed
 from experiments.evaluate import evaluate
@@ -300,7 +301,38 @@ def test_the_script_of_the_documentation(trained, pictures, tmp_path, caplog):
     assert done.returncode == 0, done.stderr
     model = model_in(trained)
     a, b = model.embed_all(*model.view(ImageFiles([path.encode() for path in two])), "images")
-    assert float(done.stdout.split()[1]) == pytest.approx(float(a @ b), abs=2e-3)
+    assert float(done.stdout.split()[1]) == pytest.approx(float(a @ b), abs=1e-4)
+
+
+SIZES = [(32, 32), (20, 30), (64, 64), (67, 71), (500, 375), (1024, 512)]  # the model takes 32 x 32
+
+
+def test_the_script_of_the_documentation_and_embed_agree(trained, tmp_path, monkeypatch):
+    """On JPEG and PNG of any size."""
+    (tmp_path / "set").mkdir()
+    for number, size in enumerate(SIZES):
+        coarse = np.random.default_rng(number).integers(0, 256, (11, 11, 3), np.uint8)
+        picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        for ending in ("jpg", "png"):
+            picture.save(tmp_path / "set" / f"{number}.{ending}")
+    export(config(f"checkpoint={trained}", f"target={tmp_path / 'model.onnx'}", name="export"), tmp_path)
+    script = (ROOT / "docs" / "evaluation.md").read_text().split("```python\n")[1].split("\n\n\na, b = ")[0]
+    monkeypatch.setattr(sys, "argv", ["verify.py", str(tmp_path / "model.onnx")])
+    exec(compile(script, "verify.py", "exec"), script_names := {})
+    embed(embed_config(trained, tmp_path / "set", tmp_path / "out.npy"), tmp_path)
+    rows = np.load(tmp_path / "out.npy")
+    names = [line.split("\t")[0] for line in (tmp_path / "out.txt").read_text().splitlines()]
+    assert len(names) == 2 * len(SIZES)
+    for name, row in zip(names, rows, strict=True):
+        found = script_names["embedding"](tmp_path / "set" / name)
+        assert found @ row / np.linalg.norm(found) >= 0.9999, name
+
+
+def test_a_model_whose_preprocessing_is_told_wrong_is_not_exported(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "documented", lambda encoded, about: torch.zeros(1, 1, 32, 32))
+    with pytest.raises(ValueError, match=r"metadata does not say how images become the input.*nothing was written"):
+        export(config(f"checkpoint={trained}", f"target={tmp_path / 'model.onnx'}", name="export"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_pt2_with_scores_of_all_classes(trained, tmp_path):
