@@ -23,9 +23,26 @@ def cached(root: Path, of: dict[str, Any], intact: Callable[[Path], bool], write
         of: all that decides what is in it.
         intact: whether a folder is what was written.
         write: fills an empty folder.
+
+    Raises:
+        ValueError: the cache folder cannot be written, and what is wanted is not in it.
     """
     digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / digest
+    if intact(folder):  # a cache that is shared may be read-only
+        return folder
+    try:
+        _make(folder, intact, write)
+    except OSError as error:
+        path = Path(os.fsdecode(error.filename or root))
+        within = path == root or root in path.parents or path in root.parents
+        remedy = "; data.cache_dir or $HEADCOUNT_CACHE names a folder that can be written" if within else ""
+        raise ValueError(f"{path}: {error.strerror or error}{remedy}") from error
+    return folder
+
+
+def _make(folder: Path, intact: Callable[[Path], bool], write: Callable[[Path], None]) -> None:
+    root, digest = folder.parent, folder.name
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{digest}.lock"):
         if not intact(folder):
@@ -35,4 +52,3 @@ def cached(root: Path, of: dict[str, Any], intact: Callable[[Path], bool], write
             making.mkdir()
             write(making)
             making.rename(folder)
-    return folder

@@ -211,10 +211,7 @@ def catalog(origin: Origin, cache: Path, on_corrupt: str = "stop") -> Catalog:
         "origin": [origin.format, origin.paths, origin.labels, origin.root, origin.shared],
         "files": [_state(path) for file in files for path in file.files()],
     }
-    try:
-        folder = cached(cache / "catalogs", of, _intact, partial(_write, origin=origin))
-    except OSError as error:  # no permission, no room
-        raise ValueError(f"{error.filename or cache}: {error.strerror or error}") from error
+    folder = cached(cache / "catalogs", of, _intact, partial(_write, origin=origin))
     made = Catalog(folder, origin)
     if made.bad and on_corrupt == "stop":
         told = [f"{bad.key}: {bad.reason}" for bad, _ in zip(made.unreadable(), range(TOLD), strict=False)]
