@@ -6,14 +6,9 @@ What is written lies in `TARGET.partial` meanwhile, with a journal of how far it
 import hashlib
 import json
 import shutil
-import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,6 +24,7 @@ from .decode import Decoder, decodable, opened
 from .encoded import Bad, UnreadableError
 from .files import write_whole
 from .keyed import permute, uniforms
+from .workers import in_order
 from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "convert.yaml"
@@ -36,6 +32,8 @@ CHUNK = 256  # images that a worker handles together
 FLUSH = 8  # chunks between two safe states
 QUALITY = 95  # of encode=jpeg
 VALIDATION = 0.1  # share of the images, of format=folder
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -96,7 +94,7 @@ def look(source: Catalog, options: Options, progress: Progress) -> Report:
     """Decodes everything and writes nothing."""
     report = Report(source.num_classes, 0, 0, list(source.unreadable()))
     task = progress.add_task("Looking", total=len(source))
-    for chunk, images in in_order(Reader(source, options).chunk, chunks(len(source)), options.num_workers or 0):
+    for chunk, images in _worked(Reader(source, options).chunk, chunks(len(source)), source, options):
         for image in images:
             if image.reason is None:
                 report.images += 1
@@ -241,7 +239,7 @@ def _copy(
             figures = {"position": position, "images": report.images, "bytes": report.bytes}
             journal.note({**writer.flush(), **notes.flush(), **figures})
 
-        work = in_order(Reader(source, options).chunk, order, options.num_workers or 0)
+        work = _worked(Reader(source, options).chunk, order, source, options)
         for number, (chunk, images) in enumerate(work, 1):
             for image in images:
                 if image.reason is None:
@@ -285,7 +283,7 @@ def compare(source: Catalog, options: Options, kind: str, made: Path, target: Pa
         )
     pairs = (np.stack([chunk, written[chunk]], axis=1) for chunk in chunks(len(written)))
     task = progress.add_task(f"Comparing {target.name}", total=len(written))
-    for chunk, wrong in in_order(Comparer(Reader(source, options), again).chunk, pairs, options.num_workers or 0):
+    for chunk, wrong in _worked(Comparer(Reader(source, options), again).chunk, pairs, source, options):
         if wrong:
             raise ValueError(f"{made}: read back wrong: {wrong[0]}; remove it and try again")
         progress.advance(task, len(chunk))
@@ -322,6 +320,12 @@ class Journal:
 def chunks(count: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
     for begin in range(start, count, CHUNK):
         yield np.arange(begin, min(begin + CHUNK, count))
+
+
+def _worked(
+    work: Callable[[NDArray[np.int64]], T], chunks: Iterable[NDArray[np.int64]], source: Catalog, options: Options
+) -> Iterator[tuple[NDArray[np.int64], T]]:
+    return in_order(work, chunks, options.num_workers or 0, ", ".join(source.origin.paths))
 
 
 def _order(positions: NDArray[np.int64], count: int, options: Options) -> NDArray[np.int64]:
@@ -436,43 +440,3 @@ class Comparer:
             return "other bytes than its source has"
         same = self.target.label(of_target) == self.reader.label(of_source)
         return None if same else "another label than its source has"
-
-
-T = TypeVar("T")
-Chunk = NDArray[np.int64]
-
-
-def in_order(work: Callable[[Chunk], T], chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, T]]:
-    """(chunk, what the work makes of it), by so many processes, a few chunks ahead; in this one if there are none."""
-    if not workers:
-        for chunk in chunks:
-            yield chunk, work(chunk)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_take, initargs=(work,)) as pool:
-        waiting: deque[tuple[Chunk, Future[T]]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append((chunk, pool.submit(_do, chunk)))
-                if len(waiting) > 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
-        except BrokenProcessPool:
-            raise ValueError("a worker was killed, perhaps for want of memory; the same command goes on") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _take(work: Callable[[Chunk], Any]) -> None:
-    """Of a worker: what it is there for, which is sent once."""
-    global WORK
-    WORK = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
-
-
-def _do(chunk: Chunk) -> Any:
-    return WORK(chunk)
-
-
-WORK: Any = None

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import lmdb
@@ -436,32 +435,12 @@ def test_only_names_of_rec_files(tmp_path):
     assert source.read_bytes() == before
 
 
-def test_a_worker_that_is_killed_and_images_that_cannot_be_encoded(tmp_path, monkeypatch):
+def test_images_that_cannot_be_encoded(tmp_path):
     wide = io.BytesIO()
     Image.new("L", (70_000, 4)).save(wide, "PNG")
     source = write_folder(tmp_path / "set", [(0, image(0)), (1, wide.getvalue())])
     report = run(f"source={source}", f"target={tmp_path / 'a.rec'}", "encode=jpeg", "on_corrupt=skip")
     assert report.images == 1 and "it cannot be encoded" in report.unreadable[0].reason
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
-    with pytest.raises(ValueError, match="a worker was killed, perhaps for want of memory; the same command goes on"):
-        run(f"source={source}", f"target={tmp_path / 'b.rec'}", "num_workers=1")
-
-
-class Broken:
-    def __init__(self, *arguments, **options):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        pass
-
-    def submit(self, *arguments):
-        raise BrokenProcessPool
-
-    def shutdown(self, **options):
-        pass
 
 
 @pytest.mark.parametrize(
