@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from .encoded import JPEG, Bad, Found, UnreadableError, label_of, read_names, text
 from .files import LineFile, check_file
+from .lmdb_pages import Damage
 from .records import opened
 
 FIELDS = {"ffc": 1, "caffe": 4}  # of the data
@@ -70,12 +71,15 @@ class LmdbImages:
 
     def scan(self) -> Iterator[Found | Bad]:
         check_file(self.list.path, "key-label file")
-        opened(self.path, self._inode)
+        damage = Damage(self.path, opened(self.path, self._inode))
         for number, place, line in self.list.lines():
             key, _, label = line.rpartition(b" ")
             try:
                 if not key:
                     raise ValueError("a key, a space and a class id are needed")
+                if damage.pages and (page := damage.of(key)) is not None:
+                    yield Bad(text(key), f"page {page:,} of data.mdb is damaged")
+                    continue
                 yield Found(place, label_of(label), key)
             except ValueError as error:
                 yield Bad(f"line {number}", str(error))

@@ -3,20 +3,20 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lmdb
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
 from .cache import cached
+from .lmdb_growing import GrowingLmdb
 from .preprocessing import Preprocessing
 from .records import LmdbArrays, RecordSet, key_of
 
-MAP_SIZE = 2**36  # address space, not memory or disk
 FILES = ("data.mdb", "labels.npy", "faces.npy")
 
 
@@ -90,16 +90,14 @@ def write(folder: Path, of: dict[str, Any], drawn: Callable[[], Iterable[Drawn]]
     names: list[str] = []
     labels: list[int] = []
     faces: list[int] = []
-    with (
-        lmdb.open(str(folder), map_size=MAP_SIZE, lock=False) as environment,
-        environment.begin(write=True) as transaction,
-    ):
+    with closing(GrowingLmdb(folder, lock=False)) as database:
         for each in drawn():
             for picture in each.pictures:
-                transaction.put(key_of(len(labels)), picture, append=True)
+                database.put(key_of(len(labels)), picture, append=True)
                 labels.append(len(names))
             faces += each.faces
             names.append(each.name)
+        database.commit()
     np.save(folder / "labels.npy", np.array(labels, np.int64))
     np.save(folder / "faces.npy", np.array(faces, np.int16))
     digests = {name: file_digest(folder / name) for name in FILES}

@@ -145,16 +145,29 @@ def opened(path: str, inode: int) -> lmdb.Environment:
     Raises:
         ValueError: no database, or one that is cut off: reading past its end would end the process.
     """
+    size = Path(path, "data.mdb").stat().st_size
+    if not size:
+        raise ValueError(f"{path}: data.mdb is empty; copy or make the database again")
     try:
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.MemoryError:
+        raise no_address_space(path, size) from None
     except lmdb.Error as error:
         raise ValueError(f"{path}: LMDB cannot open it ({error})") from None
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    size = Path(path, "data.mdb").stat().st_size
     if size < needed:
         environment.close()
         raise ValueError(f"{path}: data.mdb is cut off, {size:,} of {needed:,} bytes are there")
     return environment
+
+
+def no_address_space(path: str, size: int) -> ValueError:
+    """Return the error for a database that cannot be mapped."""
+    import resource  # of Unix only
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    told = "" if limit == resource.RLIM_INFINITY else f", and this process may use {limit:,} (ulimit -v)"
+    return ValueError(f"{path}: LMDB maps all {size:,} bytes of data.mdb into the address space{told}; raise the limit")
 
 
 # An environment must not be used across a fork: workers open their own.

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import lmdb
-
 from .image_lists import ENDINGS as READ
+from .lmdb_growing import GrowingLmdb
 from .lmdb_images import value_of
 from .recordio import EXACT, IMAGE, framed
 
-MAP_SIZE = 2**42  # address space, not memory or disk
 LONGEST_KEY = 511  # of LMDB
 LONGEST_NAME = 255  # of a file, in bytes
 ENDINGS = {  # by the first two bytes
@@ -80,35 +78,30 @@ class LmdbWriter:
     def __init__(self, folder: Path, stem: str, state: State, datum: str = "ffc"):
         folder.mkdir(exist_ok=True)
         self.folder, self.datum = folder, datum
-        self.environment = lmdb.open(str(folder), map_size=MAP_SIZE)
+        self.database = GrowingLmdb(folder)
         self.list = Files(state, list=folder / f"{stem}_kv.txt")
-        self.transaction = self.environment.begin(write=True)
         # After a kill the database may hold images of after the state: the same ones come again.
-        self.again = self.environment.stat()["entries"] - state.get("entries", 0)
+        self.again = self.database.environment.stat()["entries"] - state.get("entries", 0)
 
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
         raw = plain(key).encode()
         if len(raw) > LONGEST_KEY:
             raise ValueError(f"key {key!r} of {len(raw)} bytes: LMDB takes {LONGEST_KEY} at most; keys=number")
         value = value_of(encoded, self.datum)
-        if not self.transaction.put(raw, value, overwrite=False):
-            if self.again <= 0 or self.transaction.get(raw) != value:
+        if not self.database.put(raw, value, overwrite=False):
+            if self.again <= 0 or self.database.get(raw) != value:
                 raise ValueError(f"key {key!r} is there twice, and LMDB takes each once; keys=number")
             self.again -= 1
         self.list["list"].write(b"%b %d\n" % (raw, label))
 
     def flush(self) -> State:
-        self.transaction.commit()
-        entries = self.environment.stat()["entries"]
-        self.transaction = self.environment.begin(write=True)
-        return {**self.list.flush(), "entries": entries}
+        return {"entries": self.database.commit(), **self.list.flush()}
 
     def name(self, class_names: Sequence[str]) -> None:
         write_names(self.folder / "classes.txt", class_names)
 
     def close(self) -> None:
-        self.transaction.abort()
-        self.environment.close()
+        self.database.close()
         self.list.close()
         (self.folder / "lock.mdb").unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -329,11 +330,54 @@ def test_an_lmdb_that_is_cut_off(tmp_path):
         opened(path, "lmdb").read(0)
 
 
-@pytest.mark.parametrize("content", [b"", b"no database" * 1000])
-def test_an_lmdb_that_is_none(content, tmp_path):
+def damaged_page(what: str, page: np.ndarray, another: np.ndarray) -> None:
+    if what == "zeros":
+        page[:16] = page[512:] = 0
+    elif what == "garbage":
+        page[:] = np.random.default_rng(0).integers(0, 256, len(page))
+    elif what == "lengths":  # of keys and values
+        for place in page[16:26].view("<u2"):
+            page[place : place + 8] = 255
+    elif what == "another page":
+        page[:] = another
+    else:  # the page's number
+        page[3] += 1
+
+
+@pytest.mark.parametrize("what", ["zeros", "garbage", "lengths", "another page", "number"])
+def test_a_damaged_page_of_an_lmdb(what, tmp_path):
+    """Reading through it may end the process. The keys that are looked up in it are named, the others are read."""
+    keys = [b"%06d/%064d" % (7919 * number % 3000, number) for number in range(3000)]
+    path = write_lmdb(tmp_path / "set.lmdb", [(number % 9, b"\xff\xd8%d" % number) for number in range(3000)], keys)
+    whole = np.fromfile(path / "data.mdb", np.uint8).reshape(-1, 4096)
+    told = [struct.unpack_from("<Q2xH", page.tobytes()) for page in whole]  # number and kind
+    branches = [number for number in range(2, len(whole)) if told[number] == (number, 1)]
+    leaves = [number for number in range(2, len(whole)) if told[number] == (number, 2)]
+    assert len(branches) > 2  # one of them is the root
+    lost = set()
+    for number in (*branches, leaves[0], leaves[len(leaves) // 2], leaves[-1]):
+        damaged = whole.copy()
+        damaged_page(what, damaged[number], whole[leaves[1]])
+        damaged.tofile(path / "data.mdb")
+        with pytest.raises(ValueError, match=rf"of 3,000 entries.*: page {number} of data\.mdb is damaged") as error:
+            opened(path, "lmdb")
+        bad = int(re.search(r"([\d,]+) of", str(error.value))[1].replace(",", ""))
+        lost.add("some" if bad < 100 else "many" if bad < 3000 else "all")
+        if bad < 3000:
+            found = opened(path, "lmdb", on_corrupt="skip")
+            assert len(found) == 3000 - bad
+            for index in range(len(found)):
+                assert found.read(index) == b"\xff\xd8%d" % int(found.key(index).rpartition("/")[2])
+    assert lost == {"some", "many", "all"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "data.mdb is empty"), (b"no database" * 1000, "LMDB cannot open it")]
+)
+def test_an_lmdb_that_is_none(content, message, tmp_path):
     path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
     (path / "data.mdb").write_bytes(content)
-    with pytest.raises(ValueError, match=r"set.lmdb"):
+    with pytest.raises(ValueError, match=rf"set.lmdb: {message}"):
         opened(path, "lmdb").read(0)
 
 
