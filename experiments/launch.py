@@ -11,11 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from .ended import ended, how_to_go_on
 from .world import CONFIG, end_with_parent
 
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
@@ -27,6 +28,8 @@ def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> i
     words = [str(folder), *([config_name] if program == "train" else [])]
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.devices)))
+    config = OmegaConf.load(folder / config_name)  # a training gives the file another name
+    assert isinstance(config, DictConfig)
     settings = LaunchConfig(
         min_nodes=options.num_nodes,
         max_nodes=options.num_nodes,
@@ -41,8 +44,8 @@ def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> i
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            hint = f"; resume={folder} goes on from the newest checkpoint" if program == "train" else ""
-            message = f"error: process {rank} was ended by signal {-failure.exitcode}, and the others were stopped"
+            hint = f"; {how_to_go_on(config, folder)}" if program == "train" else ""
+            message = f"error: process {rank} was ended by {ended(-failure.exitcode, config)}; the others were stopped"
             print(message + hint, file=sys.stderr)
             return 128 - failure.exitcode
         return int(failure.exitcode)

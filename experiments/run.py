@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.files import write_whole
 
 from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
+from .ended import ended, how_to_go_on
 from .world import CONFIG, PENDING, number_of_processes
 
 
@@ -60,7 +61,7 @@ def job(config: DictConfig) -> float | None:
     if status == -signal.SIGTERM:  # before training had begun
         status = TERMINATED
     if status < 0:
-        print(f"error: the training was ended by signal {-status}; resume={folder} goes on from its newest checkpoint")
+        print(f"error: the training was ended by {ended(-status, config)}; {how_to_go_on(config, folder)}")
         status = 128 - status
     if status in (INTERRUPTED, TERMINATED) or (status and not sweeping):
         sys.exit(status)  # of the sweep too: whoever sent the signal wants it to end
