@@ -59,6 +59,16 @@ def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:
     return pairs
 
 
+def names_of(option: str, paths: Sequence[str]) -> list[str]:
+    """Return a name for each file: its own without the ending, after as many of its folders as tell all apart."""
+    for depth in range(1, max((len(Path(path).parts) for path in paths), default=0)):
+        for whole in (False, True):
+            names = ["_".join((path if whole else path.with_suffix("")).parts[-depth:]) for path in map(Path, paths)]
+            if len({*names}) == len(paths):
+                return names
+    raise ValueError(f"{option}={', '.join(paths)}: one of these files is given twice")
+
+
 @dataclass(frozen=True)
 class ImageBytes:
     """Encoded images in memory.

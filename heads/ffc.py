@@ -366,6 +366,11 @@ class FFC(Head):
 def slots(queue_size: float, num_classes: int) -> int:
     """Of a pool for `queue_size` classes, or a share of all."""
     capacity = round(queue_size * num_classes) if 0 < queue_size < 1 else queue_size
+    if capacity == 0 < queue_size:
+        raise ValueError(
+            f"queue_size={queue_size}: this share of num_classes={num_classes} is no class at all; give the number of "
+            f"classes, up to {num_classes}, or a larger share"
+        )
     if not (capacity >= 1 and capacity == int(capacity) and capacity <= num_classes):
         raise ValueError(
             f"queue_size={queue_size}: a whole number of classes up to num_classes={num_classes}, or a share of "

@@ -5,14 +5,13 @@ For LFW itself, CFP, AgeDB, CALFW, CPLFW and whatever else comes as pairs.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from data.options import flag, path_of, paths_of, whole
-from data.pairs import Pairs, read_pairs
+from data.pairs import Pairs, names_of, read_pairs
 
 from ..models.model import Model
 from . import Result, Same, Scores, bootstrap, rate
@@ -58,10 +57,7 @@ class Verification:
         self.far = rates_of(f"{option}.far", far)
         self.resamples = whole(f"{option}.resamples", resamples, 0)
         self.pairs: dict[str, Pairs] = {}
-        for path in paths:
-            name = Path(path).stem
-            if name in self.pairs:
-                raise ValueError(f"{option}.source: two lists are called {name}; rename one")
+        for path, name in zip(paths, names_of(f"{option}.source", paths), strict=True):
             self.pairs[name] = pairs = read_pairs(path, root)
             check(np.zeros(len(pairs)), pairs.same, path)
             fold_of(pairs.same, self.folds, path)

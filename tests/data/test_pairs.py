@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.convert import convert, parse
-from data.pairs import read_pairs
+from data.pairs import names_of, read_pairs
 from tests.data.sets import image
 
 
@@ -61,6 +61,22 @@ def test_pairs_of_a_bin(shape, protocol, tmp_path):
     assert pairs.same.tolist() == [True, False] and len(pairs.images) == 3
     assert encoded(pairs, "first") == [image(0), image(2)] and encoded(pairs, "second") == [image(1), image(0)]
     assert names(pairs, "first")[1].endswith("set.bin: image 2")
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/a/lfw.bin"], ["lfw"]),
+        (["/a/lfw.bin", "/a/cfp_fp.bin"], ["lfw", "cfp_fp"]),
+        (["/a/lfw.bin", "/a/lfw.txt"], ["lfw.bin", "lfw.txt"]),
+        (["/a/lfw.bin", "/b/lfw.bin", "/b/cfp.bin"], ["a_lfw", "b_lfw", "b_cfp"]),
+        (["/a/v1/lfw.bin", "/b/v1/lfw.bin"], ["a_v1_lfw", "b_v1_lfw"]),
+    ],
+)
+def test_lists_are_told_apart_by_their_names(paths, names):
+    assert names_of("source", paths) == names
+    with pytest.raises(ValueError, match=r"source=.*lfw\.bin: one of these files is given twice"):
+        names_of("source", [*paths, paths[0]])
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,12 @@ def test_bf16_features_stay_close():
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.02 * losses[0]
 
 
+def test_a_share_that_is_no_class_is_told():
+    with pytest.raises(ValueError, match=r"queue_size=0.1: this share of num_classes=4 is no class at all; give .* 4"):
+        FFC(4, 8, queue_size=0.1)
+    assert FFC(6, 8, queue_size=0.1).pool.capacity == 1
+
+
 def test_memory_does_not_grow_with_classes():
     held = {FFC(c, 16, queue_size=1000).stats()["memory_bytes"] for c in (10_000, 10_000_000)}
     assert len(held) == 1

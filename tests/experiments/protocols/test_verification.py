@@ -182,7 +182,7 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({"mirrored": "no"}, "protocol.lfw.mirrored=no: must be true or false"),
         ({"root": ["a"]}, "protocol.lfw.root=.*: one path is needed"),
         ({"source": 5}, "5: there is no such list of pairs"),
-        ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "two lists are called pairs"),
+        ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "one of these files is given twice"),
     ],
 )
 def test_wrong_options(options, words, tmp_path):
