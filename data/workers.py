@@ -116,7 +116,7 @@ def _serve(work: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
         except (EOFError, OSError):
             return
         try:
-            answer = work(chunk), None
+            answer: tuple[Any, Exception | None] = work(chunk), None
         except Exception as error:
             error.add_note(traceback.format_exc())
             answer = None, error

@@ -4,11 +4,10 @@
 become the input is in the metadata of the file, and is checked too; the batch may be of any size.
 """
 
-import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
 from data.images import images_at
 from data.options import absolute
-from data.preprocessing import Preprocessing
 from data.writers import write_names
 
+from .documented import Run, check_preprocessing
 from .models.model import Model
 from .models.trained import READ, Trained, model_of
 from .processes import Processes
@@ -38,11 +36,7 @@ METADATA = "headcount.json"  # of a .pt2
 CHECKED = 16  # images
 BATCHES = (1, 2, 5)  # sizes of random batches
 TOLERANCE = 1e-4
-SIMILAR = 0.9999  # least cosine between embeddings of an image prepared here and as the metadata says
-SCALES = (1, 2, 3.7)  # of test pictures, in sizes of the model's input
 LARGEST = 2**30  # bytes of class centers in a model
-
-Run = Callable[[Tensor], list[NDArray[np.float32]]]
 
 
 class Exported(nn.Module):
@@ -219,44 +213,6 @@ def compare(exported: Exported, run: Run, batches: Mapping[str, Tensor]) -> dict
             difference = np.abs(ours.numpy() - theirs).max()
             differences[f"{output}, {name}"] = (float(difference), float(ours.abs().max()))
     return differences
-
-
-def check_preprocessing(run: Run, preprocessing: Preprocessing, about: Mapping[str, str]) -> None:
-    """Raise ValueError where images that are prepared as the metadata says give other embeddings than here."""
-    least = 1.0
-    for encoded in pictures(preprocessing.width, preprocessing.height):
-        pixels = np.empty((1, preprocessing.height, preprocessing.width, preprocessing.channels), np.uint8)
-        preprocessing.decoder.into(pixels[0], encoded)
-        ours, theirs = run(preprocessing.normalize(torch.from_numpy(pixels))), run(documented(encoded, about))
-        least = min(least, float(cosine_similarity(torch.from_numpy(ours[0]), torch.from_numpy(theirs[0]))))
-    print(f"Images of other sizes, prepared as the metadata says: cosine {least:.6f} or more", flush=True)
-    if not least >= SIMILAR:
-        raise ValueError(
-            f"the metadata does not say how images become the input: their embeddings have a cosine of {least:.6f}, "
-            f"and {SIMILAR} is needed; nothing was written"
-        )
-
-
-def documented(encoded: bytes, about: Mapping[str, str]) -> Tensor:
-    """Prepare an image as docs/evaluation.md says, with Pillow and the metadata alone."""
-    told = {name: value if value.isalpha() else json.loads(value) for name, value in about.items()}
-    image, size = Image.open(io.BytesIO(encoded)), (told["width"], told["height"])
-    image = image.convert("RGB" if told["channels"] == 3 else "L")
-    bilinear = Image.Resampling.BILINEAR
-    image = ImageOps.fit(image, size, bilinear) if told["fit"] == "crop" else image.resize(size, bilinear)
-    pixels = np.asarray(image).reshape(*size[::-1], -1) / 255
-    return torch.from_numpy(((pixels - told["mean"]) / told["std"]).transpose(2, 0, 1)[None].astype(np.float32))
-
-
-def pictures(width: int, height: int) -> Iterator[bytes]:
-    """Make encoded pictures of several sizes, as JPEG and PNG, with detail down to the model's pixels."""
-    coarse = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    for scale in SCALES:
-        size = round(scale * width), round(scale * height)
-        picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-        for kind in ("JPEG", "PNG"):
-            picture.save(file := io.BytesIO(), kind)
-            yield file.getvalue()
 
 
 def tell(differences: Mapping[str, tuple[float, float]]) -> None:

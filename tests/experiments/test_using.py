@@ -20,8 +20,8 @@ from torch.nn.functional import normalize
 from backbones.iresnet import IResNet
 from backbones.mobilefacenet import MobileFaceNet
 from data.loose import ImageFiles
+from experiments import documented
 from experiments import embed as embedding
-from experiments import export as exporting
 from experiments.cluster import cluster, grouped
 from experiments.embed import embed
 from experiments.evaluate import evaluate
@@ -329,7 +329,7 @@ def test_the_script_of_the_documentation_and_embed_agree(trained, tmp_path, monk
 
 
 def test_a_model_whose_preprocessing_is_told_wrong_is_not_exported(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "documented", lambda encoded, about: torch.zeros(1, 1, 32, 32))
+    monkeypatch.setattr(documented, "documented", lambda encoded, about: torch.zeros(1, 1, 32, 32))
     with pytest.raises(ValueError, match=r"metadata does not say how images become the input.*nothing was written"):
         export(config(f"checkpoint={trained}", f"target={tmp_path / 'model.onnx'}", name="export"), tmp_path)
     assert not list(tmp_path.iterdir())
