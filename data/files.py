@@ -29,7 +29,9 @@ def open_file(path: str | bytes | os.PathLike[str]) -> int:
     Raises:
         OSError: it cannot be opened, or it is something else than a regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for the writer of a pipe
+    # Does not wait for the writer of a pipe. Windows has the second flag instead of the first.
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_RDONLY | flags)
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:
         os.close(descriptor)

@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 AHEAD = 2  # chunks that each worker has at most; they must fit into a pipe, results need not
-DAMAGED = (signal.SIGBUS, signal.SIGSEGV)  # what reading a damaged file through memory ends in
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has fewer
+DAMAGED = (getattr(signal, "SIGBUS", signal.SIGSEGV), signal.SIGSEGV)  # what reading a damaged file as memory ends in
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def ended_by(number: int, source: str) -> str:
     told = f"signal {number} ({name})"
     if number in DAMAGED and source:
         return f"{told}, perhaps because {source} is damaged: what is read through memory ends a process like that"
-    return f"{told}, perhaps because the memory was used up" if number == signal.SIGKILL else told
+    return f"{told}, perhaps because the memory was used up" if number == KILL else told
 
 
 class _Worker:
@@ -107,7 +108,7 @@ class _Worker:
 
 def _serve(work: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
-    end_with_parent(signal.SIGKILL)
+    end_with_parent(KILL)
     if os.getppid() != parent:  # it died before
         return
     while True:
