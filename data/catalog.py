@@ -219,6 +219,8 @@ def catalog(origin: Origin, cache: Path, on_corrupt: str = "stop") -> Catalog:
         hint = "on_corrupt=skip of python -m data.convert makes a set without them"
         if not len(made):
             hint = f"is it of format={origin.format}?"
+            if origin.format == "lmdb":
+                hint = "is the key-label file of this database, and is that undamaged?"
         raise ValueError(
             f"{', '.join(origin.paths)}: {made.bad:,} of {made.bad + len(made):,} entries cannot be read: "
             f"{'; '.join(told)}{more}; {hint}"
