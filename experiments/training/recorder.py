@@ -14,6 +14,7 @@ from rich.table import Table
 
 from data.files import write_whole
 
+from .. import program
 from ..comparing.runs import Run
 from ..processes import Processes
 from ..tables import console, readable
@@ -139,6 +140,7 @@ class Recorder(L.Callback):
             "seed": module.config.seed,
             "steps": module.step,
             "epochs": round(module.epoch, 3),
+            **program.about(),
             **dict(sorted(measured.items())),
         }
         write_whole(path, json.dumps(summary, indent=2) + "\n")
@@ -166,7 +168,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in summary.items():
-        if name != "status":
+        if name != "status" and value is not None:
             table.add_row(name, readable(name, value))
     screen = console()
     screen.print(table)
