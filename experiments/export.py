@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from data.images import images_at
-from data.options import absolute
+from data.options import absolute, several
 from data.writers import write_names
 
 from .documented import Run, check_preprocessing
@@ -82,7 +82,7 @@ def export(config: DictConfig, folder: Path) -> None:
     tolerance = TOLERANCE if config.tolerance is None else config.tolerance
     if not isinstance(tolerance, int | float):
         raise ValueError(f"tolerance={tolerance}: a number is needed")
-    trained = Trained(config.checkpoint)
+    trained = Trained(config.checkpoint, trust=several(config.trust))
     print(trained, flush=True)
     if config.format == "safetensors":
         write_centers(trained, target)

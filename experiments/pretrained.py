@@ -69,7 +69,7 @@ def pretrained(config: DictConfig, folder: Path) -> None:
     model = about(OmegaConf.create({**kept, "margin": None, "data": None}), preprocessing.shape, preprocessing)
     weights = {f"backbone.{name}": each for name, each in backbone.state_dict().items()}
     alone = Processes(0, 1, torch.device("cpu"))
-    shared = {"state_dict": weights, "class_names": b"", "model": model}
+    shared = {"state_dict": weights, "class_names": b"[]", "model": model}
     try:
         checkpoint.write(shared, None, {}, Folder(target / "checkpoints"), "step-00000000", alone)
     except checkpoint.CheckpointError as error:

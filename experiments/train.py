@@ -24,7 +24,7 @@ from data.options import whole
 
 from . import INTERRUPTED
 from .build import build
-from .checkpoints.checkpoint import find, home
+from .checkpoints.finding import find, home
 from .checkpoints.storage import step_of
 from .processes import Processes, joined
 from .protocols import judges_of

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from data.files import write_whole
-from data.options import whole
+from data.options import several, whole
 from data.records import DataSet
 
 from . import INTERRUPTED, arguments
@@ -79,7 +79,7 @@ def model(config: DictConfig, processes: Processes) -> Model:
     """Of `checkpoint=`, and tells what it is; without one, a model that embeds nothing, for what needs none."""
     if config.checkpoint is None:
         return Model(torch.nn.Identity(), 0, processes, nullcontext, None, _no_data)
-    trained = Trained(config.checkpoint)
+    trained = Trained(config.checkpoint, trust=several(config.trust))
     if processes.first:
         print(trained, flush=True)
     return model_of_config(config, trained, processes)

@@ -12,7 +12,7 @@ import torch
 from heads import CenterHead, HashingForest, PartialFC
 from heads.index import IVF, Annoy
 
-from ..checkpoints.checkpoint import read, write
+from ..checkpoints.checkpoint import Stored, write
 from ..checkpoints.storage import Folder
 from ..processes import Processes
 from ..training.strategy import rows_of
@@ -56,13 +56,14 @@ def _save_and_load(processes: Processes, name: str, C: int, D: int, folder: str)
 
     def save() -> None:
         own = head.get_extra_state() if head.state_differs else None
-        write({}, own, rows, place, "step-00000001", processes)
+        write({"state_dict": {}}, own, rows, place, "step-00000001", processes)
 
     def load() -> None:
         if isinstance(head, HashingForest):
             head.renewal.index = None  # as when a training begins
-        _, state = read(f"{place}/step-00000001", rows, processes)
-        if state is not None:
+        stored = Stored(f"{place}/step-00000001")
+        stored.fill(rows, processes)
+        if (state := stored.own(processes)) is not None:
             head.set_extra_state(state)
 
     line = {"held_bytes": held}

@@ -2,57 +2,80 @@
 
 Lightning's own file would hold the first process's rows only. Here the rows and row state of the head are tensors of
 their own, in blocks which every process writes for itself and reads as it needs them. So a checkpoint loads on any
-number of processes, and neither saving nor loading needs much memory beside what is trained.
+number of processes, and neither saving nor loading needs much memory beside what is trained. All else is JSON with
+tensors aside (`state.py`): reading a checkpoint runs nothing of it.
 """
 
-import io
-import pickle
+import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ..processes import Processes
 from .blocks import BLOCK_BYTES, InBlocks, Stretch
-from .storage import COMPLETE, Folder, Place, place
+from .files import Reader, Writer, metadata_of
+from .manifest import Block, DamageError, manifest_of, wrong_sizes
+from .state import packed, unpacked
+from .storage import Place, place
 
 SHARED = "lightning"
+CENTERS = "head.centers."  # tensors of all classes begin so: rows and row state
+ROWS = f"{CENTERS}rows"
 
 
 class CheckpointError(Exception):
     """A checkpoint could not be written or read; one sentence that says which, why, and what is left."""
 
 
-def write(shared: Any, own: Any, rows: dict[str, Tensor], to: Place, name: str, processes: Processes) -> None:
+def write(
+    shared: Any,
+    own: Any,
+    rows: dict[str, Tensor],
+    to: Place,
+    name: str,
+    processes: Processes,
+    initial: dict[str, int] | None = None,
+) -> None:
     """Writes a checkpoint: it is there in full on return.
 
     Args:
         shared: what all processes hold alike; the first one's is kept.
         own: what is this process's alone.
         rows: tensors of all processes' classes, as `Head.sharded_state` has them.
+        initial: seed and embedding_size of the class centers, by which rows that were never written are drawn.
 
     Raises:
         CheckpointError: on all processes; what was there before stays.
     """
-    state = {**rows, **packed(own, own_name(processes))}
-    if processes.first:
-        state |= packed(shared, SHARED)
+    state, failure = rows, None
+    try:
+        state = {**rows, **packed(own, own_name(processes)), **(packed(shared, SHARED) if processes.first else {})}
+    except ValueError as error:
+        failure = str(error)
+    if failures := [each for each in processes.gather(failure) if each]:
+        raise CheckpointError(f"checkpoint.dir={to}: {name} could not be written ({failures[0]})")
+    write_tensors(state, to, name, processes, initial)
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], to: Place, name: str, processes: Processes, initial: dict[str, int] | None = None
+) -> None:
+    """Writes a checkpoint of these tensors, each process its own and its part of those of all."""
 
     def attempt() -> None:
         processes.by_first(lambda: to.begin(name))
         with quiet():
             dcp.save(
-                state,
-                storage_writer=to.writer(name),
+                tensors,
+                storage_writer=Writer(to, name, processes.rank, initial),
                 planner=InBlocks(),
                 process_group=processes.control,
                 no_dist=processes.world_size == 1,
@@ -61,32 +84,6 @@ def write(shared: Any, own: Any, rows: dict[str, Tensor], to: Place, name: str, 
         processes.by_first(lambda: to.point("latest", name))
 
     _persistently(attempt, f"checkpoint.dir={to}: {name} could not be written", to)
-
-
-def read(path: str, rows: dict[str, Tensor], processes: Processes) -> tuple[Any, Any]:
-    """Fills `rows` in place and returns what `write` got as shared and own, which is the first process's if another
-    number of them wrote it. Nothing is touched if the shapes do not fit.
-    """
-    stored = Stored(path)
-    kept = {name for name in stored.tensors if name.startswith("head.")}
-    if kept != set(rows):
-        there, wanted = (sorted(key.rpartition(".")[2] for key in names) for names in (kept, rows))
-        raise ValueError(
-            f"resume={path}: holds the row state {there}, and this run's head and optimizer keep {wanted}; resume with "
-            "those it was trained with"
-        )
-    for name, tensor in rows.items():
-        if stored.tensors[name].size != tensor.shape:
-            raise ValueError(
-                f"resume={path}: its class centers are {list(stored.tensors[name].size)} (classes, embedding size), "
-                f"this run's {list(tensor.shape)}; resume with the same data and embedding_size"
-            )
-    mine = own_name(processes)
-    if mine not in stored.tensors:
-        mine = next(key for key in stored.tensors if key.startswith("process-0-of-") and "/" not in key)
-    tensors = {**rows, **stored.blank(SHARED), **stored.blank(mine, in_file=True)}
-    stored.load(tensors, processes)
-    return unpacked(tensors, SHARED), unpacked(tensors, mine)
 
 
 class Stored:
@@ -107,18 +104,102 @@ class Stored:
         folder, _, self.name = path.rstrip("/").rpartition("/")
         self.place = place(folder)
         try:
-            self.metadata: Metadata = _retried(self.place.reader(self.name).read_metadata, self.place)
-            tensors = self.metadata.state_dict_metadata.items()
-            self.tensors = {name: each for name, each in tensors if isinstance(each, TensorStorageMetadata)}
-            if SHARED not in self.tensors:
-                raise KeyError(SHARED)
-        except Exception as error:
-            raise ValueError(
-                f"{option}={path}: not a readable checkpoint of this program ({error!r}){self._others()}"
-            ) from error
-        self._check_files()
+            manifest = _retried(lambda: manifest_of(self.place, self.name), self.place)
+            self.initial = manifest.initial
+            self.metadata = metadata_of(manifest)
+            for _, sentence in wrong_sizes(manifest, self.place.sizes(self.name)):
+                raise DamageError(sentence)
+            if SHARED not in manifest.tensors:
+                raise DamageError("it is no checkpoint of a training")
+        except (DamageError, ValueError, OSError) as error:
+            raise self.refused(error) from error
+        found = self.metadata.state_dict_metadata.items()
+        self.tensors = {name: each for name, each in found if isinstance(each, TensorStorageMetadata)}
 
-    def blank(self, prefix: str, *, in_file: bool = False) -> dict[str, Tensor]:
+    def shared(self, processes: Processes | None = None) -> Any:
+        """Return what `write` got as shared. With `processes` all of them call."""
+        tensors = self._blank(SHARED)
+        self.load(tensors, processes)
+        try:
+            shared = unpacked(tensors, SHARED)
+            weights = shared["state_dict"].items()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self.refused(error) from error
+        for name, each in weights:
+            if isinstance(each, Tensor) and each.is_floating_point() and each.isnan().any():
+                raise self.refused(_diverged(name))
+        return shared
+
+    def own(self, processes: Processes) -> Any:
+        """Return what `write` got of this process, or of the first if another number of them wrote it."""
+        mine = own_name(processes)
+        if mine not in self.tensors:
+            mine = next(key for key in self.tensors if key.startswith("process-0-of-") and "/" not in key)
+        tensors = self._blank(mine, in_file=True)
+        self.load(tensors, processes)
+        try:
+            return unpacked(tensors, mine)
+        except ValueError as error:
+            raise self.refused(error) from error
+
+    def fill(self, rows: dict[str, Tensor], processes: Processes) -> None:
+        """Fills the rows and row state of a head in place. Nothing is touched if names or shapes do not fit."""
+        kept = {name for name in self.tensors if name.startswith("head.")}
+        if kept != set(rows):
+            there, wanted = (sorted(key.rpartition(".")[2] for key in names) for names in (kept, rows))
+            raise ValueError(
+                f"{self.option}={self.path}: holds the row state {there}, and this run's head and optimizer keep "
+                f"{wanted}; resume with those it was trained with"
+            )
+        for name, tensor in rows.items():
+            if self.tensors[name].size != tensor.shape:
+                raise ValueError(
+                    f"{self.option}={self.path}: its class centers are {list(self.tensors[name].size)} (classes, "
+                    f"embedding size), this run's {list(tensor.shape)}; resume with the same data and embedding_size"
+                )
+        self.load(rows, processes)
+
+    def stretch(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of a tensor, whoever wrote them."""
+        stored = self.tensors[name]
+        rows = torch.empty((stop - start, *stored.size[1:]), dtype=stored.properties.dtype)
+        self.load({name: rows}, planner=Stretch(name, start, rows))
+        return rows
+
+    def load(
+        self, tensors: Mapping[str, Tensor], processes: Processes | None = None, planner: dcp.LoadPlanner | None = None
+    ) -> None:
+        """Fills tensors in place. With `processes` all of them call, and where it fails for one it fails for all."""
+
+        def attempt() -> None:
+            with quiet():
+                dcp.load(
+                    dict(tensors),
+                    storage_reader=Reader(self.place, self.name, self.metadata, self._mend),
+                    planner=planner,
+                    process_group=processes.control if processes else None,
+                    no_dist=processes is None or processes.world_size == 1,
+                )
+
+        try:
+            _persistently(attempt, f"{self.option}={self.path}: could not be read", self.place)
+        except CheckpointError as error:
+            raise ValueError(f"{error}{self._others()}") from error
+        except DamageError as error:
+            raise self.refused(error) from error
+
+    def refused(self, reason: object) -> ValueError:
+        return ValueError(f"{self.option}={self.path}: {reason}{self._others()}")
+
+    def _mend(self, name: str, block: Block, values: Tensor) -> None:
+        """Refuse a block of class centers with NaN or Inf."""
+        if not name.startswith(CENTERS) or not values.is_floating_point():
+            return
+        if not math.isfinite(values.sum()) and not values.isfinite().all():  # finite numbers may have no finite sum
+            wrong = int((~values.flatten(1).isfinite()).any(1).nonzero()[0]) + block.offsets[0]
+            raise DamageError(_diverged(f"{name} of class {wrong:,}"))
+
+    def _blank(self, prefix: str, *, in_file: bool = False) -> dict[str, Tensor]:
         """Room for the tensors that `packed` made under this prefix; large ones in a file, where that is enough."""
         blank = {}
         for name, each in self.tensors.items():
@@ -131,47 +212,6 @@ class Stored:
                     blank[name] = torch.empty(size, dtype=dtype)
         return blank
 
-    def load(
-        self, tensors: dict[str, Tensor], processes: Processes | None = None, planner: dcp.LoadPlanner | None = None
-    ) -> None:
-        """Fills tensors in place. With `processes` all of them call, and where it fails for one it fails for all."""
-
-        def attempt() -> None:
-            with quiet():
-                dcp.load(
-                    dict(tensors),
-                    storage_reader=self.place.reader(self.name),
-                    planner=planner,
-                    process_group=processes.control if processes else None,
-                    no_dist=processes is None or processes.world_size == 1,
-                )
-
-        try:
-            _persistently(attempt, f"{self.option}={self.path}: could not be read", self.place)
-        except CheckpointError as error:
-            raise ValueError(f"{error}{self._others()}") from error
-
-    def stretch(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of a tensor, whoever wrote them."""
-        stored = self.tensors[name]
-        rows = torch.empty((stop - start, *stored.size[1:]), dtype=stored.properties.dtype)
-        self.load({name: rows}, planner=Stretch(name, start, rows))
-        return rows
-
-    def _check_files(self) -> None:
-        """A file that was cut short, before anything is read into live rows."""
-        ends: dict[str, int] = {}
-        for info in self.metadata.storage_data.values():
-            ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
-        sizes = self.place.sizes(self.name)
-        for file, end in ends.items():
-            size = sizes.get(file, -1)
-            if size < end:
-                found = "is missing" if size < 0 else f"has {size:,} bytes"
-                raise ValueError(
-                    f"{self.option}={self.path}: damaged, its file {file} of {end:,} bytes {found}{self._others()}"
-                )
-
     def _others(self) -> str:
         others = [name for name in self.place.complete() if name != self.name]
         if not others:
@@ -179,71 +219,16 @@ class Stored:
         return f"; remove it, and go on with {self.option}={self.place}/{others[-1]}"
 
 
-def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, option: str = "resume") -> str | None:
-    """The checkpoint that `resume=` names, as a path or URL: auto, a run's folder, a folder of checkpoints, or one."""
-    if resume is None:
-        return None
-    if resume == "auto":
-        return _newest(home(run_folder, checkpoint_dir))
-    if isinstance(resume, bool) or not isinstance(resume, str | int):
-        raise ValueError(f"{option}={resume}: one run's folder, or one checkpoint, is needed")
-    resume = str(resume).rstrip("/")
-    if "://" not in resume:
-        path = Path(resume).resolve()
-        if (settings := path / "config.yaml").exists():
-            written_to = OmegaConf.select(OmegaConf.load(settings), "checkpoint.dir")
-            if newest := _newest(home(path, written_to)):
-                return newest
-        resume = str(path)
-    folder, _, name = resume.rpartition("/")
-    above = place(folder)
-    if COMPLETE in above.sizes(name):
-        return resume
-    if pointed := above.pointed(name):  # latest, best
-        return f"{folder}/{pointed}"
-    for inside in (f"{resume}/checkpoints", resume):
-        if newest := _newest(place(inside)):
-            return newest
-    raise ValueError(f"{option}={resume}: holds no checkpoint; give a run's folder or one of its checkpoints/step-*")
-
-
-def home(run_folder: Path, checkpoint_dir: str | None) -> Place:
-    """Where the checkpoints of a run lie."""
-    return place(checkpoint_dir) if checkpoint_dir else Folder(run_folder / "checkpoints")
-
-
-def _newest(where: Place) -> str | None:
-    complete = where.complete()
-    return f"{where}/{complete[-1]}" if complete else None
-
-
 def own_name(processes: Processes) -> str:
     """What a process keeps for itself alone."""
     return f"process-{processes.rank}-of-{processes.world_size}"
 
 
-def packed(state: Any, prefix: str) -> dict[str, Tensor]:
-    """As tensors: those in it as they are, not copied, and all else pickled into one."""
-    tensors: list[Tensor] = []
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
-
-    def aside(value: Any) -> int | None:
-        if not isinstance(value, Tensor):
-            return None
-        tensors.append(value.detach())
-        return len(tensors) - 1
-
-    pickler.persistent_id = aside  # type: ignore[method-assign, assignment]
-    pickler.dump(state)
-    rest = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-    return {prefix: rest, **{f"{prefix}/{number}": tensor for number, tensor in enumerate(tensors)}}
-
-
-def unpacked(tensors: dict[str, Tensor], prefix: str) -> Any:
-    unpickler = pickle.Unpickler(io.BytesIO(tensors[prefix].numpy()))  # type: ignore[arg-type]
-    unpickler.persistent_load = lambda number: tensors[f"{prefix}/{number}"]  # type: ignore[method-assign, misc]
-    return unpickler.load()
+def _diverged(what: str) -> str:
+    return (
+        f"{what} holds NaN or Inf, and did when it was written: the training had diverged by then, or its memory was "
+        "faulty"
+    )
 
 
 def _persistently(attempt: Callable[[], None], failed: str, where: Place) -> None:
@@ -252,7 +237,7 @@ def _persistently(attempt: Callable[[], None], failed: str, where: Place) -> Non
         _retried(attempt, where)
     except (CheckpointException, OSError) as error:
         cause = _cause(error)
-        if isinstance(cause, KeyboardInterrupt):
+        if isinstance(cause, KeyboardInterrupt | DamageError):
             raise cause from error
         raise CheckpointError(f"{failed} ({cause if isinstance(cause, OSError) else repr(cause)})") from error
 
@@ -262,7 +247,7 @@ def _retried(attempt: Callable[[], Any], where: Place) -> Any:
         try:
             return attempt()
         except (CheckpointException, OSError) as error:
-            if isinstance(_cause(error), FileNotFoundError | PermissionError | KeyboardInterrupt):
+            if isinstance(_cause(error), FileNotFoundError | PermissionError | KeyboardInterrupt | DamageError):
                 raise  # waiting changes nothing
         time.sleep(wait)
     return attempt()
@@ -278,6 +263,6 @@ def _cause(error: BaseException) -> BaseException:
     if isinstance(error, CheckpointException) and error.failures:
         error = error.failures[min(error.failures)][0]
     deeper: BaseException | None = error
-    while deeper is not None and not isinstance(deeper, OSError | KeyboardInterrupt):
-        deeper = deeper.__cause__ or deeper.__context__  # torch.save ends in an error of its own
+    while deeper is not None and not isinstance(deeper, OSError | KeyboardInterrupt | DamageError):
+        deeper = deeper.__cause__ or deeper.__context__
     return deeper or error

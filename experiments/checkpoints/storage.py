@@ -1,25 +1,29 @@
 """Where checkpoints lie: a folder, or any URL that fsspec knows, such as s3:// or hdfs://.
 
-A checkpoint is a folder `step-N`. It is complete once it has its `.metadata`, which is written last, and only
-complete ones are ever listed. `latest` (and `best`) point to one of them.
+A checkpoint is a folder `step-N`. It is complete once it has its `manifest.json`, which is written last, and only
+complete ones are ever listed. `latest` (and `best`) point to one of them. Imports no torch: the launcher and
+`experiments.verify` read here too.
 """
 
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-import torch.distributed.checkpoint as dcp
 from fsspec.core import url_to_fs
 
-COMPLETE = ".metadata"  # the file that torch.distributed.checkpoint writes last
+COMPLETE = "manifest.json"
+OLD_COMPLETE = ".metadata"  # of version 0.1; such checkpoints are listed, so that none is removed or mixed with others
 NAME = re.compile(r"step-(\d{8,})")
 ASIDE = re.compile(rf"\.{NAME.pattern}\.partial")
 
 
 class Place(Protocol):
-    """A folder or a URL with checkpoints. All but `writer` and `reader` are for one process to call."""
+    """A folder or a URL with checkpoints. All but `create` and `read` are for one process to call."""
 
     retry_seconds: tuple[float, ...]  # waits before each further attempt to write or read
 
@@ -31,7 +35,13 @@ class Place(Protocol):
         """Makes room for a new checkpoint, and removes what a killed save left behind."""
         ...
 
-    def writer(self, name: str) -> dcp.StorageWriter: ...
+    def create(self, name: str, file: str) -> AbstractContextManager[BinaryIO]:
+        """The binary file of a checkpoint that has begun, open for writing; safe on disk at its end."""
+        ...
+
+    def put(self, name: str, file: str, content: bytes) -> None:
+        """Write a small file of a checkpoint that has begun, whole or not at all."""
+        ...
 
     def commit(self, name: str) -> None:
         """All processes have written: from here on it is there."""
@@ -47,7 +57,9 @@ class Place(Protocol):
         """The complete checkpoint that a pointer leads to."""
         ...
 
-    def reader(self, name: str) -> dcp.FileSystemReader: ...
+    def read(self, name: str, file: str, begin: int = 0, length: int | None = None) -> bytes | bytearray:
+        """Bytes of a file of a complete checkpoint; fewer than `length` where the file ends before."""
+        ...
 
     def sizes(self, name: str) -> dict[str, int]:
         """Bytes of each file of a checkpoint; none if it is missing."""
@@ -71,18 +83,27 @@ class Folder:
         return str(self.path)
 
     def complete(self) -> list[str]:
-        found = [path.parent.name for path in self.path.glob(f"*/{COMPLETE}")]
+        found = {path.parent.name for mark in (COMPLETE, OLD_COMPLETE) for path in self.path.glob(f"*/{mark}")}
         return sorted((name for name in found if NAME.fullmatch(name)), key=step_of)
 
     def begin(self, name: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        complete = self.complete()
         for left in self.path.iterdir():
-            if (NAME.fullmatch(left.name) and not (left / COMPLETE).exists()) or ASIDE.fullmatch(left.name):
+            if (NAME.fullmatch(left.name) and left.name not in complete) or ASIDE.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
         self._aside(name).mkdir()
 
-    def writer(self, name: str) -> dcp.StorageWriter:
-        return dcp.FileSystemWriter(self._aside(name), sync_files=True)
+    @contextmanager
+    def create(self, name: str, file: str) -> Iterator[BinaryIO]:
+        with (self._aside(name) / file).open("wb") as opened:
+            yield opened
+            opened.flush()
+            os.fsync(opened.fileno())
+
+    def put(self, name: str, file: str, content: bytes) -> None:
+        with self.create(name, file) as opened:
+            opened.write(content)
 
     def commit(self, name: str) -> None:
         flush(self._aside(name))
@@ -90,7 +111,8 @@ class Folder:
         flush(self.path)
 
     def remove(self, name: str) -> None:
-        (self.path / name / COMPLETE).unlink()  # first: what is half removed is not complete
+        for mark in (COMPLETE, OLD_COMPLETE):  # first: what is half removed is not complete
+            (self.path / name / mark).unlink(missing_ok=True)
         shutil.rmtree(self.path / name)
 
     def point(self, pointer: str, name: str) -> None:
@@ -102,10 +124,13 @@ class Folder:
 
     def pointed(self, pointer: str) -> str | None:
         target = self.path / pointer
-        return target.resolve().name if (target / COMPLETE).exists() else None
+        there = any((target / mark).exists() for mark in (COMPLETE, OLD_COMPLETE))
+        return target.resolve().name if there else None
 
-    def reader(self, name: str) -> dcp.FileSystemReader:
-        return dcp.FileSystemReader(self.path / name)
+    def read(self, name: str, file: str, begin: int = 0, length: int | None = None) -> bytes | bytearray:
+        with (self.path / name / file).open("rb", buffering=0) as opened:
+            opened.seek(begin)
+            return opened.readall() if length is None else _read(opened, length)
 
     def sizes(self, name: str) -> dict[str, int]:
         return {path.name: path.stat().st_size for path in (self.path / name).glob("*")}
@@ -115,7 +140,7 @@ class Folder:
 
 
 class Remote:
-    """Object stores have neither rename nor links: files go straight to their place, `.metadata` last, and a pointer
+    """Object stores have neither rename nor links: files go straight to their place, the manifest last, and a pointer
     is a file with a name in it."""
 
     retry_seconds: tuple[float, ...] = (1.0, 5.0, 25.0)
@@ -132,7 +157,7 @@ class Remote:
 
     def complete(self) -> list[str]:
         names = [name for name in self._listed("") if NAME.fullmatch(name)]
-        return sorted((name for name in names if COMPLETE in self._listed(name)), key=step_of)
+        return sorted((name for name in names if {COMPLETE, OLD_COMPLETE} & {*self._listed(name)}), key=step_of)
 
     def begin(self, name: str) -> None:
         self.files.makedirs(self.path, exist_ok=True)
@@ -140,19 +165,22 @@ class Remote:
         for left in self._listed(""):
             if NAME.fullmatch(left) and left not in complete:
                 self.files.rm(f"{self.path}/{left}", recursive=True)
+        self.files.makedirs(f"{self.path}/{name}", exist_ok=True)
 
-    def writer(self, name: str) -> dcp.StorageWriter:
-        from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+    @contextmanager
+    def create(self, name: str, file: str) -> Iterator[BinaryIO]:
+        with self.files.open(f"{self.path}/{name}/{file}", "wb") as opened:
+            yield opened
 
-        # Nothing to flush: a file of an object store is there once it is closed.
-        writer: dcp.StorageWriter = FsspecWriter(f"{self.url}/{name}", sync_files=False)
-        return writer
+    def put(self, name: str, file: str, content: bytes) -> None:
+        self.files.pipe_file(f"{self.path}/{name}/{file}", content)
 
     def commit(self, name: str) -> None:
         """It is complete already."""
 
     def remove(self, name: str) -> None:
-        self.files.rm(f"{self.path}/{name}/{COMPLETE}")
+        for mark in {COMPLETE, OLD_COMPLETE} & {*self._listed(name)}:
+            self.files.rm(f"{self.path}/{name}/{mark}")
         self.files.rm(f"{self.path}/{name}", recursive=True)
 
     def point(self, pointer: str, name: str) -> None:
@@ -162,13 +190,14 @@ class Remote:
         if self._listed("").get(pointer, {}).get("type") != "file":
             return None
         name: str = self.files.cat_file(f"{self.path}/{pointer}").decode()
-        return name if COMPLETE in self._listed(name) else None
+        return name if name in self.complete() else None
 
-    def reader(self, name: str) -> dcp.FileSystemReader:
-        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
-
-        reader: dcp.FileSystemReader = FsspecReader(f"{self.url}/{name}")
-        return reader
+    def read(self, name: str, file: str, begin: int = 0, length: int | None = None) -> bytes:
+        if length == 0:
+            return b""  # a range of nothing is an error to some stores
+        end = None if length is None else begin + length
+        content: bytes = self.files.cat_file(f"{self.path}/{name}/{file}", start=begin, end=end)
+        return content
 
     def sizes(self, name: str) -> dict[str, int]:
         return {file: each["size"] or 0 for file, each in self._listed(name).items()}
@@ -183,6 +212,15 @@ class Remote:
         except Exception as error:  # whatever its library has for no connection, no permission, no bucket
             raise ValueError(f"{self.url}: cannot be listed ({error})") from error
         return {each["name"].rstrip("/").rpartition("/")[2]: each for each in details}
+
+
+def _read(file: FileIO, length: int) -> bytearray:
+    """Read so many bytes, or those up to the end of the file; a system call may give fewer than it was asked for."""
+    content, got = bytearray(length), 0
+    with memoryview(content) as view:
+        while got < length and (count := file.readinto(view[got:])):
+            got += count
+    return content if got == length else content[:got]
 
 
 def step_of(name: str) -> int:

@@ -1,6 +1,7 @@
 """A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoints.checkpoint`'s."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from data.preprocessing import Preprocessing
 from data.records import DataSet
 
 from ..build import build
-from ..checkpoints.checkpoint import SHARED, Stored, find, unpacked
+from ..checkpoints.checkpoint import ROWS, Stored
+from ..checkpoints.finding import find
 from ..processes import Processes
+from . import targets
 from .backbone import autocast, build_backbone, check_precision
 from .model import BLOCK, Centers, Model
 
@@ -35,6 +39,7 @@ class Trained:
     Args:
         path: of a run's folder, or one of its checkpoints, or a URL.
         option: that names it, for errors.
+        trust: classes and functions that its config may name, besides those of this project's conf/.
 
     Attributes:
         config: of the training, resolved.
@@ -48,39 +53,50 @@ class Trained:
         ValueError: no readable checkpoint of this program.
     """
 
-    ROWS = "head.centers.rows"
+    ROWS = ROWS
 
-    def __init__(self, path: str, option: str = "checkpoint"):
+    def __init__(self, path: str, option: str = "checkpoint", trust: Collection[str] = ()):
         if path == "auto" or (found := find(path, Path(), None, option)) is None:
             raise ValueError(f"{option}={path}: the folder of a run, or one of its checkpoints, is needed")
-        self.path = found
+        self.path, self.trust = found, trust
         self.stored = Stored(self.path, option)
-        tensors = self.stored.blank(SHARED)
-        self.stored.load(tensors)
-        shared: dict[str, Any] = unpacked(tensors, SHARED)
-        names: str = shared["class_names"].decode("utf-8", "surrogateescape")
-        self.class_names: Sequence[str] = names.split("\n") if names else ()
+        shared: dict[str, Any] = self.stored.shared()
         self.num_classes = self.stored.tensors[self.ROWS].size[0] if self.ROWS in self.stored.tensors else 0
         weights = shared["state_dict"].items()
         self.backbone_state = {name.removeprefix("backbone."): w for name, w in weights if name.startswith("backbone.")}
-        if "model" not in shared:
-            raise ValueError(f"{option}={path}: was written before checkpoints told of their data; train it again")
-        model = shared["model"]  # as `about` has it
-        self.config: DictConfig = OmegaConf.create(model["config"])  # type: ignore[assignment]
-        self.shape: tuple[int, ...] = tuple(model["shape"])
-        told = model["preprocessing"]
-        self.preprocessing = Preprocessing.of(told) if told else None
+        try:
+            self.class_names: Sequence[str] = json.loads(shared["class_names"])
+            model = shared["model"]  # as `about` has it
+            self.config: DictConfig = OmegaConf.create(model["config"])  # type: ignore[assignment]
+            self.shape: tuple[int, ...] = tuple(model["shape"])
+            told = model["preprocessing"]
+            self.preprocessing = Preprocessing.of(told) if told else None
+            targets.check_resolved(self.config, "config")
+        except (ValueError, TypeError, KeyError, YAMLError) as error:
+            raise self.stored.refused(f"it does not tell of its model ({error!r})") from error
 
     def __str__(self) -> str:
-        backbone = self.config.backbone._target_.rpartition(".")[2]
+        backbone = str(OmegaConf.select(self.config, "backbone._target_")).rpartition(".")[2]
         of = f", {self.num_classes:,} class centers" if self.num_classes else ""
         return f"{backbone} with embeddings of {self.config.embedding_size}{of}: {self.path}"
 
     def backbone(self) -> nn.Module:
         """Built and filled, in eval mode."""
+        self.check_targets("backbone")
         backbone = build_backbone(self.config, self.shape)
         backbone.load_state_dict(self.backbone_state)
         return backbone.eval()
+
+    def data(self) -> DataSet:
+        """Built as it was trained on."""
+        self.check_targets("noise", "data")
+        made: DataSet = build(self.config.noise, _partial_=True)(build(self.config.data))
+        return made
+
+    def check_targets(self, *names: str) -> None:
+        """Raise ValueError unless these parts of its config may be built."""
+        for name in names:
+            targets.check(self.config[name], name, self.trust, f"{self.stored.option}={self.path}")
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
         """First class and rows (k, width), in order."""
@@ -92,6 +108,7 @@ class Trained:
     def normalize(self) -> bool:
         """Whether embeddings and rows are brought to unit length; otherwise the rows' last column is a bias. Of a head
         with class centers only."""
+        self.check_targets("margin")
         return bool(build(self.config.margin).normalize)
 
 
@@ -112,12 +129,6 @@ class StoredCenters:
                     yield first + at, rows[at : at + BLOCK].float().to(self.processes.device)
 
 
-def _data(config: DictConfig) -> DataSet:
-    """As it was trained on."""
-    made: DataSet = build(config.noise, _partial_=True)(build(config.data))
-    return made
-
-
 def _no_data() -> DataSet:
     raise ValueError("this checkpoint was imported, and has no data of its own")
 
@@ -131,7 +142,7 @@ def model_of(
     if trained.config.data is None:
         data: Callable[[], DataSet] = _no_data
     else:
-        data = cache(partial(_data, trained.config))
+        data = cache(trained.data)
 
     return Model(
         trained.backbone().to(processes.device),

@@ -4,6 +4,7 @@ Optimization is manual because the head's rows are no parameters. Steps are coun
 `global_step` belongs to one call of `fit`, this count to the whole training.
 """
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -23,7 +24,6 @@ from ..build import build
 from ..models.backbone import build_backbone
 from ..models.trained import about
 from ..processes import Processes
-from . import resuming
 from .precision import LossScale
 
 
@@ -168,7 +168,7 @@ class HeadModule(L.LightningModule):
 
     @cached_property
     def _class_names(self) -> bytes:
-        return "\n".join(self.data.class_names).encode("utf-8", "surrogateescape")
+        return json.dumps([str(name) for name in self.data.class_names]).encode()
 
     @cached_property
     def _about(self) -> dict[str, Any]:
@@ -179,7 +179,6 @@ class HeadModule(L.LightningModule):
         return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        resuming.check(checkpoint.get("config", {}), self.config)
         self.step = checkpoint["step"]
         self.loader.load_state_dict(checkpoint["loader"])
         if self.loader.handed_out != self.step * self.accumulate:

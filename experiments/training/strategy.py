@@ -6,11 +6,12 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from heads import Head
+from heads import CenterHead, Head
 
-from ..checkpoints.checkpoint import CheckpointError, read, write
+from ..checkpoints.checkpoint import CheckpointError, Stored, write
 from ..checkpoints.storage import place
 from ..processes import Processes
+from . import resuming
 from .module import HeadModule
 
 
@@ -39,19 +40,27 @@ class ShardedCheckpointMixin:
         own = {"random": checkpoint.pop("random"), "state_dict": {key: weights[key] for key in own_keys}}
         checkpoint["state_dict"] = {key: weights[key] for key in weights if key not in rows and key not in own_keys}
         folder, _, name = str(filepath).rpartition("/")
-        write(checkpoint, own, rows, place(folder), name, module.processes)
+        write(checkpoint, own, rows, place(folder), name, module.processes, initial_of(module.head))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads straight into the live rows, once their shapes are known to fit."""
+        """Reads straight into the live rows, once all else is known to fit: a store on disk is not to be spoilt."""
         module = self._module()
-        rows = rows_of(module.head)
-        checkpoint: dict[str, Any]
-        checkpoint, own = read(str(checkpoint_path), rows, module.processes)
+        stored = Stored(str(checkpoint_path))
+        checkpoint: dict[str, Any] = stored.shared(module.processes)
+        if "step" not in checkpoint:
+            raise ValueError(
+                f"resume={checkpoint_path}: it holds imported weights and no training; begin one from them with "
+                "warm_start.checkpoint="
+            )
+        resuming.check(checkpoint["config"], module.config)
         there = {key: each.shape for key, each in checkpoint["state_dict"].items() if key.startswith("backbone.")}
         if there != {f"backbone.{key}": each.shape for key, each in module.backbone.state_dict().items()}:
             raise ValueError(
                 f"resume={checkpoint_path}: its backbone is another; resume with the one it was trained with"
             )
+        rows = rows_of(module.head)
+        stored.fill(rows, module.processes)
+        own = stored.own(module.processes)
         checkpoint["random"] = own["random"]
         checkpoint["state_dict"] |= own["state_dict"] | rows
         return checkpoint
@@ -76,6 +85,13 @@ def strategy_for(processes: Processes) -> SingleDevice | DDP:
 def rows_of(head: Head) -> dict[str, Tensor]:
     """Its rows and row state, by their names in the state dict of a HeadModule."""
     return {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
+
+
+def initial_of(head: Head) -> dict[str, int] | None:
+    """Return how rows that were never written are drawn; None for a head without class centers."""
+    if not isinstance(head, CenterHead):
+        return None
+    return {"seed": head.centers.seed, "embedding_size": head.centers.embedding_size}
 
 
 def own_state_keys(module: HeadModule) -> list[str]:

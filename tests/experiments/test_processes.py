@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.arguments import CONF
+from experiments.checkpoints.storage import Folder, step_of
 from experiments.launch import rendezvous
 from experiments.processes import joined
 from experiments.train import train
@@ -151,7 +152,7 @@ def test_when_one_is_killed_the_others_end_and_nothing_is_lost(tmp_path):
     assert process.returncode == 137 and not training_in(tmp_path)
     assert re.search(rf"was ended by signal 9 \(SIGKILL\).*; the others were stopped; resume={tmp_path}", printed)
     # not where `latest` points: the kill may have struck between a checkpoint and its pointer
-    step = max(int(each.parent.name.removeprefix("step-")) for each in tmp_path.glob("checkpoints/step-*/.metadata"))
+    step = step_of(Folder(tmp_path / "checkpoints").complete()[-1])
     words = ["head=pfc", "trainer.devices=2", *SHORT, "checkpoint.interval=10"]
     resumed = OmegaConf.load(tmp_path / "config.yaml").trainer.max_steps
     assert resumed == 50000 and step >= 10

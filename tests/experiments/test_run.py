@@ -23,6 +23,7 @@ SHORT = ("data.heldout=0.05", "trainer.max_steps=4", "trainer.log_interval=2", "
 SHORT += ("fidelity.interval=2", "fidelity.probes=8", "logger.wandb.mode=disabled")
 WANTED = {
     *("head", "num_classes", "embedding_size", "world_size", "seed", "steps", "epochs", "train/loss"),
+    *("version", "commit"),
     *("throughput/images_per_second", "head/step_ms", "head/active_classes", "memory/peak_bytes"),
     *("memory/head_bytes", "val/verification_accuracy", "val/tar_at_far_1e-3", "val/rank1"),
 }
@@ -209,31 +210,31 @@ def assert_same_rows(one: Path, other: Path) -> None:
     ("overrides", "words"),
     [
         (["resume=/nowhere"], "resume=/nowhere: holds no checkpoint"),
-        (["embedding_size=64", "resume={}"], "class centers are"),
-        (
-            ["optimizer=adamw", "resume={}"],
-            r"row state \['momentum', 'rows'\], .* keep \['exp_avg', 'exp_avg_sq'",
-        ),
+        (["embedding_size=64", "resume={}"], "was trained with embedding_size=128, and this run has embedding_size=64"),
+        (["optimizer=adamw", "resume={}"], r"was trained with .*optimizer\.rows\._target_=heads\.optim\.RowSGD"),
         (["batch_size=60", "resume={}"], "batch_size=60"),
-        (["head=ffc", "resume={}"], r"row state \['momentum', 'rows'\], .* keep \[\]"),
-        (["data.heldout=0.1", "resume={}"], r"class centers are \[2803, 128\].*this run's \[2656, 128\]"),
+        (["head=ffc", "resume={}"], r"was trained with head\._target_=heads\.pfc\.PartialFC"),
         (
-            ["resume={cut}/step-00000013"],
-            "not a readable checkpoint.*; remove it, and go on with .*/step-00000020",
+            ["data.heldout=0.1", "resume={}"],
+            r"was trained with data\.heldout=0\.05, and this run has data\.heldout=0\.1",
         ),
-        (["resume={cut}/step-00000017"], r"damaged, its file __0_0\.distcp of .* bytes has 9 bytes; remove it"),
+        (["resume={cut}/step-00000013"], r"manifest\.json is damaged.*; remove it, and go on with .*/step-00000020"),
+        (["resume={cut}/step-00000017"], r"damaged: its file process-0\.bin of .* bytes has 9 bytes; remove it"),
+        (["resume={cut}/step-00000019"], r"damaged: its file process-0\.bin does not have the bytes that were written"),
         (["trainer.accumulate_grad_batches=2", "resume={}"], "of 10 steps and 640 samples; resume with the sizes"),
         (["batch_size=32", "resume={}"], "batch_size=32, .* of 10 steps and 640 samples"),
-        (["backbone=mlp", "resume={}"], "its backbone is another"),
+        (["backbone=mlp", "resume={}"], r"was trained with backbone\._target_=backbones\.tiny\.Tiny"),
     ],
 )
 def test_what_cannot_be_resumed_is_told(finished, overrides, words, tmp_path):
     saved = finished[0] / "checkpoints" / "step-00000010"
     shutil.copytree(saved.with_name("step-00000020"), tmp_path / "cut" / "step-00000020")
-    for step, file, length in ((13, ".metadata", 100), (17, "__0_0.distcp", 9)):
+    for step, file, length in ((13, "manifest.json", 100), (17, "process-0.bin", 9), (19, "process-0.bin", None)):
         broken = tmp_path / "cut" / f"step-{step:08d}"
         shutil.copytree(saved, broken)
-        (broken / file).write_bytes((broken / file).read_bytes()[:length])
+        content = bytearray((broken / file).read_bytes()[:length])
+        content[len(content) // 2] ^= 1
+        (broken / file).write_bytes(content)
     filled = [override.format(saved, cut=tmp_path / "cut") for override in overrides]
     with pytest.raises(ValueError, match=words):
         train(config(*SMOKE, *filled, "logger.wandb.mode=disabled"), tmp_path)

@@ -10,9 +10,10 @@ import torch
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from experiments.checkpoints import blocks
-from experiments.checkpoints.checkpoint import CheckpointError, Stored, find, read, write
-from experiments.checkpoints.storage import Folder, Place, Remote, place
+from experiments.checkpoints import blocks, files
+from experiments.checkpoints.checkpoint import CheckpointError, Stored, write
+from experiments.checkpoints.finding import find
+from experiments.checkpoints.storage import COMPLETE, Folder, Place, Remote, place
 from experiments.processes import Processes
 from experiments.train import train
 from tests.experiments.commands import SMOKE, call, config, metrics, summary
@@ -81,7 +82,11 @@ def bucket() -> Remote:
     return found
 
 
-STATE = {"step": 3, "weights": [torch.arange(5.0), torch.tensor(2, dtype=torch.int64), torch.empty(0)]}
+STATE = {
+    "step": 3,
+    "state_dict": {},
+    "weights": [torch.arange(5.0), torch.tensor(2, dtype=torch.int64), torch.empty(0)],
+}
 
 
 def state(seed: int) -> dict[str, torch.Tensor]:
@@ -93,8 +98,10 @@ def test_what_is_written_is_read(where):
         write(STATE, {"mine": step}, state(step), where, f"step-{step:08d}", ONE)
     assert where.complete() == ["step-00000005", "step-00000040"] and where.pointed("latest") == "step-00000040"
     rows = {name: torch.zeros_like(tensor) for name, tensor in state(5).items()}
-    shared, own = read(f"{where}/step-00000005", rows, ONE)
-    assert shared["step"] == 3 and own == {"mine": 5}
+    stored = Stored(f"{where}/step-00000005")
+    stored.fill(rows, ONE)
+    shared = stored.shared()
+    assert shared["step"] == 3 and stored.own(ONE) == {"mine": 5}
     assert all(torch.equal(a, b) for a, b in zip(shared["weights"], STATE["weights"], strict=True))
     assert torch.equal(rows["head.centers.rows"], state(5)["head.centers.rows"])
     some = Stored(f"{where}/step-00000040").stretch("head.centers.rows", 123, 456)
@@ -108,7 +115,7 @@ def test_what_is_removed_is_gone_at_once(where):
     assert where.pointed("best") == "step-00000001"
     where.remove("step-00000001")
     assert where.complete() == ["step-00000002"] and where.pointed("best") is None
-    assert where.sizes("step-00000001").get(".metadata", -1) == -1
+    assert where.sizes("step-00000001").get(COMPLETE, -1) == -1
 
 
 def test_half_a_checkpoint_is_never_listed_and_makes_way(where, monkeypatch):
@@ -119,16 +126,15 @@ def test_half_a_checkpoint_is_never_listed_and_makes_way(where, monkeypatch):
         seen.append(where.complete())  # all data is written, and the last file is not
         raise OSError(28, "No space left on device")
 
-    writer = type(where.writer("step-00000009"))
     monkeypatch.setattr(type(where), "retry_seconds", ())
-    monkeypatch.setattr(writer, "finish", fail)
+    monkeypatch.setattr(files.Writer, "finish", fail)
     with pytest.raises(CheckpointError, match=r"step-00000002 could not be written \(.*No space left on device"):
         write(STATE, None, state(2), where, "step-00000002", ONE)
     monkeypatch.undo()
     assert seen == [["step-00000001"]] and where.complete() == ["step-00000001"]
     assert where.pointed("latest") == "step-00000001"
     write(STATE, None, state(3), where, "step-00000003", ONE)
-    assert where.sizes("step-00000002").get("__0_0.distcp", -1) == -1
+    assert where.sizes("step-00000002").get("process-0.bin", -1) == -1
 
 
 def test_transient_errors_are_waited_out(s3, monkeypatch):
@@ -139,7 +145,7 @@ def test_transient_errors_are_waited_out(s3, monkeypatch):
         write(STATE, None, state(refused), where, f"step-{refused:08d}", ONE)
         assert s3.refuse == 0 and len(where.complete()) == refused
         rows = {"head.centers.rows": torch.zeros(1000, 16)}
-        read(f"{where}/step-{refused:08d}", rows, ONE)
+        Stored(f"{where}/step-{refused:08d}").fill(rows, ONE)
         assert torch.equal(rows["head.centers.rows"], state(refused)["head.centers.rows"])
 
 
@@ -159,7 +165,7 @@ def test_the_file_that_makes_it_complete_comes_last(s3):
     s3.put.clear()
     write(STATE, None, state(1), where, "step-00000001", ONE)
     names = [path.rpartition("/")[2] for path in s3.put]
-    assert names.index("__0_0.distcp") < names.index(".metadata") < names.index("latest")
+    assert names.index("process-0.bin") < names.index(COMPLETE) < names.index("latest")
 
 
 def test_a_run_keeps_its_checkpoints_in_a_bucket_and_resumes_from_it(s3, tmp_path):
@@ -168,7 +174,8 @@ def test_a_run_keeps_its_checkpoints_in_a_bucket_and_resumes_from_it(s3, tmp_pat
     call("experiments.run", *words, f"checkpoint.dir={where}", f"hydra.run.dir={tmp_path / 'a'}")
     assert where.complete() == ["step-00000010", "step-00000020"] and not (tmp_path / "a" / "checkpoints").exists()
     where.remove("step-00000020")
-    assert find(str(tmp_path / "a"), tmp_path, None) == f"{where}/step-00000010"  # by the run's folder
+    with pytest.raises(ValueError, match=f"its config.yaml says that its checkpoints are in {where}, which is not fol"):
+        find(str(tmp_path / "a"), tmp_path, None)
     again = [f"resume={where}", f"hydra.run.dir={tmp_path / 'b'}"]
     call("experiments.run", *words, *again)
     whole, resumed = (metrics(tmp_path / name, "train/loss") for name in "ab")

@@ -1,5 +1,6 @@
 """Starting from another training: rows by name, rows from images, and the files that arcface_torch leaves."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch.nn.functional import normalize
 
 from data.glyphs import glyphs
 from data.records import RecordSet
-from experiments.checkpoints.checkpoint import SHARED, Stored, unpacked
+from experiments.checkpoints.checkpoint import Stored
 from experiments.train import train
 from experiments.training.class_means import first_images
 from experiments.training.module import build_backbone
@@ -36,12 +37,10 @@ def begun(folder: Path) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor
     """Rows, class names, backbone of the first step."""
     newest = folder / "checkpoints" / "latest"
     stored = Stored(str(newest.resolve()))
-    tensors = stored.blank(SHARED)
-    stored.load(tensors)
-    shared = unpacked(tensors, SHARED)
+    shared = stored.shared()
     return (
         stored_rows(newest.resolve()).get("head.centers.rows"),
-        shared["class_names"].decode().split("\n"),
+        json.loads(shared["class_names"]),
         shared["state_dict"],
     )
 

@@ -1,0 +1,71 @@
+"""Find the checkpoint that an option names. Imports no torch."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from .storage import COMPLETE, OLD_COMPLETE, Folder, Place, place
+
+
+def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, option: str = "resume") -> str | None:
+    """Return the checkpoint that `resume=` names, as a path or URL.
+
+    Args:
+        resume: auto, for the newest of this run; a run's folder; a folder of checkpoints; or a checkpoint.
+        run_folder, checkpoint_dir: of this run.
+        option: what the first is called, for errors.
+
+    Raises:
+        ValueError: there is none, or it is not where `resume=` says. What a file beside a checkpoint says is never
+            followed: folders of others may say anything.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        return _newest(home(run_folder, checkpoint_dir))
+    if isinstance(resume, bool) or not isinstance(resume, str | int):
+        raise ValueError(f"{option}={resume}: one run's folder, or one checkpoint, is needed")
+    resume = str(resume).rstrip("/")
+    if "://" not in resume:
+        resume = str(Path(resume).resolve())
+    folder, _, name = resume.rpartition("/")
+    above = place(folder)
+    if {COMPLETE, OLD_COMPLETE} & {*above.sizes(name)}:
+        return resume
+    if pointed := above.pointed(name):  # latest, best
+        return f"{folder}/{pointed}"
+    if "://" not in resume and (elsewhere := _written_to(Path(resume))) is not None:
+        here = f", or {option}={resume}/checkpoints for those here" if Path(resume, "checkpoints").exists() else ""
+        raise ValueError(
+            f"{option}={resume}: its config.yaml says that its checkpoints are in {elsewhere}, which is not followed; "
+            f"give {option}={elsewhere} if that is where you want to read{here}"
+        )
+    for inside in (f"{resume}/checkpoints", resume):
+        if newest := _newest(place(inside)):
+            return newest
+    raise ValueError(f"{option}={resume}: holds no checkpoint; give a run's folder or one of its checkpoints/step-*")
+
+
+def home(run_folder: Path, checkpoint_dir: str | None) -> Place:
+    """Where the checkpoints of a run lie."""
+    return place(checkpoint_dir) if checkpoint_dir else Folder(run_folder / "checkpoints")
+
+
+def _written_to(run_folder: Path) -> str | None:
+    """Return the place that a run's config.yaml names for its checkpoints, if it is not the run's folder."""
+    if not (run_folder / "config.yaml").exists():
+        return None
+    try:
+        named = OmegaConf.select(OmegaConf.load(run_folder / "config.yaml"), "checkpoint.dir")
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError):
+        return None  # it names none
+    if not isinstance(named, str) or ("://" not in named and Path(named).resolve() == run_folder / "checkpoints"):
+        return None
+    return named
+
+
+def _newest(where: Place) -> str | None:
+    complete = where.complete()
+    return f"{where}/{complete[-1]}" if complete else None

@@ -1,0 +1,83 @@
+"""`python -m experiments.verify CHECKPOINT`: whether a checkpoint is what was written, byte for byte.
+
+CHECKPOINT is a run's folder (its newest), a checkpoint, or a URL; several may be given. Each file is read once and held
+against the digests in the manifest; nothing in it is used. The exit status is 1 where anything is damaged.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from .checkpoints.finding import find
+from .checkpoints.manifest import Block, DamageError, checked, manifest_of, wrong_sizes
+from .checkpoints.storage import Place, place
+from .tables import console, shown
+
+
+def verify(path: str) -> bool:
+    """Print a table of the files of a checkpoint; return whether all are as they were written.
+
+    Raises:
+        ValueError: there is no checkpoint, or none that this version reads.
+    """
+    found = find(path, Path(), None, "checkpoint") if path != "auto" else None
+    if found is None:
+        raise ValueError(f"{path}: the folder of a run, or one of its checkpoints, is needed")
+    folder, _, name = found.rpartition("/")
+    where = place(folder)
+    try:
+        manifest = manifest_of(where, name)
+    except DamageError as error:
+        raise ValueError(f"{found}: {error}") from error
+    wrong = dict(wrong_sizes(manifest, where.sizes(name)))
+    table = Table("file", "bytes", "", title=Text(found), title_justify="left")
+    table.columns[1].justify = "right"
+    damaged = 0
+    for file, blocks in shown(manifest.by_file().items(), "Verifying", len(manifest.by_file())):
+        faults = [wrong[file]] if file in wrong else _faults(where, name, blocks)
+        damaged += bool(faults)
+        size = sum(block.length for _, block in blocks)
+        table.add_row(Text(file), f"{size:,}", Text("\n".join(faults) or "as it was written"))
+    screen = console()
+    screen.print(table)
+    written_by = f"version {manifest.program['version']}, commit {manifest.program['commit'] or 'unknown'}"
+    of_all = f"{damaged} of {len(manifest.by_file())} files are damaged"
+    told = of_all if damaged else "All files are as they were written"
+    screen.print(f"{told}, by {written_by}", markup=False, highlight=False)
+    return not damaged
+
+
+def _faults(where: Place, name: str, blocks: Sequence[tuple[str, Block]]) -> list[str]:
+    faults = []
+    for tensor, block in blocks:
+        try:
+            checked(where.read(name, block.file, block.begin, block.length), tensor, block)
+        except DamageError as error:
+            faults.append(str(error))
+    return faults
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="a run's folder, a checkpoint, or a URL")
+    intact = True
+    for path in parser.parse_args().checkpoints:
+        try:
+            intact &= verify(path)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            intact = False
+        except OSError as error:
+            print(f"error: {error.filename or path}: {error.strerror or error}", file=sys.stderr)
+            intact = False
+    sys.exit(not intact)
+
+
+if __name__ == "__main__":
+    main()

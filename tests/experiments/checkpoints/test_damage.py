@@ -1,0 +1,238 @@
+"""Whatever happens to the bytes of a checkpoint is told, by reading it and by `experiments.verify`."""
+
+import json
+import random
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments import program, verify
+from experiments.checkpoints.checkpoint import ROWS, Stored, write
+from experiments.checkpoints.manifest import digest
+from experiments.checkpoints.storage import Folder
+from experiments.processes import Processes
+
+ONE = Processes(0, 1, torch.device("cpu"))
+FILE, MANIFEST = "process-0.bin", "manifest.json"
+C, D = 300, 16
+
+
+def state() -> tuple[dict, dict, dict[str, Tensor]]:
+    """Shared, own and rows."""
+    generator = torch.Generator().manual_seed(1)
+    rows = {name: torch.randn(C, D, generator=generator) for name in (ROWS, "head.centers.momentum")}
+    shared = {"state_dict": {"backbone.weight": torch.randn(4, 3, generator=generator)}, "step": 7}
+    return shared, {"random": torch.arange(9)}, rows
+
+
+def written(folder: Path, change: Callable[[dict, dict, dict[str, Tensor]], None] = lambda *_: None) -> Path:
+    """A checkpoint, of a changed state if wanted."""
+    shared, own, rows = state()
+    change(shared, own, rows)
+    write(shared, own, rows, Folder(folder), "step-00000007", ONE, {"seed": 0, "embedding_size": D})
+    return folder / "step-00000007"
+
+
+def everything(path: Path) -> tuple:
+    """All that a resume reads, as bytes and numbers that can be compared."""
+    stored = Stored(str(path))
+    shared, own = stored.shared(ONE), stored.own(ONE)
+    rows = {name: torch.zeros(C, D) for name in state()[2]}
+    stored.fill(rows, ONE)
+    tensors = [*shared["state_dict"].values(), own["random"], *(rows[name] for name in sorted(rows))]
+    return shared["step"], *(each.tolist() for each in tensors)
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+def edited(path: Path, change: Callable[[dict], None]) -> None:
+    """The manifest, changed by someone who knows how its digest is made."""
+    told = json.loads((path / MANIFEST).read_text())
+    change(told)
+    told["sha256"] = digest(json.dumps(told["content"], sort_keys=True, separators=(",", ":")).encode())
+    (path / MANIFEST).write_text(json.dumps(told))
+
+
+def at(path: Path, tensor: str) -> int:
+    """Where the bytes of a tensor begin."""
+    return json.loads((path / MANIFEST).read_text())["content"]["tensors"][tensor]["blocks"][0][1]
+
+
+def old(path: Path) -> None:
+    (path / MANIFEST).rename(path / ".metadata")
+
+
+def elsewhere(told: dict) -> None:
+    told["content"]["tensors"][ROWS]["blocks"][0][0] = "../secret.bin"
+
+
+DAMAGE = {
+    "bit in the rows": (lambda p: flip(p / FILE, at(p, ROWS) + 5), rf"{FILE} .*in rows 0 to 299 of {ROWS}"),
+    "bit in the momentum": (lambda p: flip(p / FILE, at(p, "head.centers.momentum")), "of head.centers.momentum"),
+    "bit in the state": (lambda p: flip(p / FILE, at(p, "lightning") + 3), "of lightning"),
+    "bit in the weights": (lambda p: flip(p / FILE, at(p, "lightning/0")), "of lightning/0"),
+    "bit in a process's own": (lambda p: flip(p / FILE, at(p, "process-0-of-1")), "of process-0-of-1"),
+    "file cut short": (lambda p: (p / FILE).write_bytes((p / FILE).read_bytes()[:-9]), f"file {FILE} of .* has"),
+    "file missing": (lambda p: (p / FILE).unlink(), f"file {FILE} of .* bytes is missing"),
+    "bit in the manifest": (lambda p: flip(p / MANIFEST, -60), f"{MANIFEST} is damaged"),
+    "bit in the manifest's digest": (lambda p: flip(p / MANIFEST, 30), f"{MANIFEST} is damaged: .* digest"),
+    "manifest cut short": (lambda p: (p / MANIFEST).write_text('{"format": 2'), f"{MANIFEST} is damaged"),
+    "manifest empty": (lambda p: (p / MANIFEST).write_text(""), f"{MANIFEST} is damaged"),
+    "manifest missing": (lambda p: (p / MANIFEST).unlink(), f"has no {MANIFEST}"),
+    "block in another folder": (lambda p: edited(p, elsewhere), r"is damaged .*'\.\./secret\.bin'"),
+    "version 0.1": (old, r"written by version 0\.1, whose checkpoints .* finish or export it with that version"),
+    "format of the future": (
+        lambda p: edited(p, lambda told: told.update(format=3)),
+        "is of format 3, and this version",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return written(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_told_when_a_checkpoint_is_read(name, whole, tmp_path):
+    damage, words = DAMAGE[name]
+    path = shutil.copytree(whole, tmp_path / whole.name)
+    assert everything(path) == everything(whole)
+    damage(path)
+    with pytest.raises(ValueError, match=f"^resume={re.escape(str(path))}: .*{words}.*; there is no other beside it$"):
+        everything(path)
+    shutil.copytree(whole, path.with_name("step-00000003"))
+    with pytest.raises(ValueError, match=r"; remove it, and go on with resume=.*/step-00000003$"):
+        everything(path)
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_verify_tells_it_too(name, whole, tmp_path, capsys, monkeypatch):
+    damage, words = DAMAGE[name]
+    path = shutil.copytree(whole, tmp_path / whole.name)
+    damage(path)
+    monkeypatch.setattr(sys, "argv", ["verify", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        verify.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 1 and "Traceback" not in printed.err
+    if name == "manifest missing":
+        words = "holds no checkpoint"
+    assert re.search(words, re.sub(r"\s+", " ", printed.out + printed.err))
+
+
+def test_verify_is_content_with_what_was_written(whole, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["verify", str(whole), str(whole.parent)])
+    with pytest.raises(SystemExit) as ended:
+        verify.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 0 and not printed.err and printed.out.count("All files are as they were written") == 2
+    assert f"by version {program.about()['version']}, commit {program.about()['commit'] or 'unknown'}" in printed.out
+
+
+def test_any_flipped_bit_is_told_or_changes_nothing(whole, tmp_path):
+    """The one of many kinds of damage that no one sees coming, at random places of all files."""
+    draws, expected = random.Random(0), everything(whole)
+    path = shutil.copytree(whole, tmp_path / whole.name)
+    unseen = 0
+    for file in (FILE, MANIFEST):
+        size = (path / file).stat().st_size
+        for _ in range(100):
+            place, bit = draws.randrange(size), draws.randrange(8)
+            flip(path / file, place, bit)
+            try:
+                found = everything(path)
+            except ValueError:
+                pass
+            else:
+                unseen += 1
+                assert found == expected, (file, place, bit)  # white space of the manifest, say
+            flip(path / file, place, bit)
+    assert unseen <= 5 and everything(path) == expected
+
+
+def spoilt(part: int, *names: str, value: float) -> Callable[[dict, dict, dict[str, Tensor]], None]:
+    def change(*parts) -> None:
+        held = parts[part]
+        for name in names:
+            held = held[name]
+        held[2, 1] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (spoilt(2, ROWS, value=torch.nan), f"{ROWS} of class 2 holds NaN or Inf"),
+        (spoilt(2, ROWS, value=-torch.inf), f"{ROWS} of class 2 holds NaN or Inf"),
+        (spoilt(2, "head.centers.momentum", value=torch.inf), "momentum of class 2 holds NaN or Inf"),
+        (spoilt(0, "state_dict", "backbone.weight", value=torch.nan), "backbone.weight holds NaN or Inf"),
+    ],
+)
+def test_what_was_written_with_nan_is_told_as_that(change, words, tmp_path):
+    """Not as a learning rate that is too high now."""
+    path = written(tmp_path, change)
+    assert verify.verify(str(path))  # it is what was written
+    with pytest.raises(ValueError, match=rf"{words}, and did when it was written: the training had diverged"):
+        everything(path)
+
+
+def test_large_finite_rows_are_no_damage(tmp_path):
+    """Their sum is not finite."""
+
+    def change(shared: dict, own: dict, rows: dict[str, Tensor]) -> None:
+        rows[ROWS].fill_(3e38)
+
+    assert everything(written(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ({ROWS: torch.zeros(C, D)}, r"holds the row state \['momentum', 'rows'\], .* keep \['rows'\]"),
+        (
+            {ROWS: torch.zeros(C, 8), "head.centers.momentum": torch.zeros(C, 8)},
+            r"are \[300, 16\] .* this run's \[300, 8\]",
+        ),
+    ],
+)
+def test_rows_of_another_shape_are_left_alone(rows, words, whole):
+    with pytest.raises(ValueError, match=words):
+        Stored(str(whole)).fill(rows, ONE)
+    assert not any(each.any() for each in rows.values())
+
+
+def test_a_checkpoint_names_the_program(whole):
+    told = json.loads((whole / MANIFEST).read_text())
+    assert told["format"] == 2
+    assert {name: told["content"][name] for name in ("version", "commit")} == program.about()
+
+
+def test_the_commit_is_null_outside_of_a_checkout(tmp_path, monkeypatch):
+    """And git is not asked: it would tell of a repository that this folder lies in."""
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+
+    def never(*arguments, **options):
+        raise AssertionError("git was started")
+
+    monkeypatch.setattr("subprocess.run", never)
+    assert program.about.__wrapped__()["commit"] is None
+
+
+def test_state_that_is_no_data_is_a_failed_save(tmp_path):
+    from experiments.checkpoints.checkpoint import CheckpointError
+
+    with pytest.raises(CheckpointError, match=r"step-00000007 could not be written \(lightning\.odd: a object cannot"):
+        written(tmp_path, lambda shared, own, rows: shared.update(odd=object()))
+    assert not list(tmp_path.glob("*"))
