@@ -263,10 +263,7 @@ class ClassCenters(nn.Module):
                 rows[blank, : self.embedding_size] = self._drawn(self._classes(index)[blank]).to(rows)
 
     def _drawn(self, classes: Tensor) -> Tensor:
-        """Initial rows of these classes (k, embedding_size), without the bias."""
-        draws = keyed.uniform16(classes, self.embedding_size, "initialisation", self.seed)
-        places = draws.to(torch.int32).add_(1 << 15)
-        return normal_quantiles(self.like.device).index_select(0, places.reshape(-1)).view(places.shape).to(self.like)
+        return initial_rows(classes, self.embedding_size, self.seed).to(self.like)
 
     def _drawn_where_blank(self, index: Index, values: Tensor) -> Tensor:
         """Rows of zeros, which were never written, as the initial rows of their classes."""
@@ -373,6 +370,13 @@ class ClassCenters(nn.Module):
         if len(value) == self.shard.num_classes:
             return value[self.shard.start : self.shard.stop]
         return value
+
+
+def initial_rows(classes: Tensor, embedding_size: int, seed: int) -> Tensor:
+    """Draw the initial rows of these classes (k, embedding_size), without the bias, in float32."""
+    draws = keyed.uniform16(classes, embedding_size, "initialisation", seed)
+    places = draws.to(torch.int32).add_(1 << 15)
+    return normal_quantiles(classes.device).index_select(0, places.reshape(-1)).view(places.shape)
 
 
 @lru_cache

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from heads.centers import initial_rows
+
 from ..processes import Processes
 from .blocks import BLOCK_BYTES, InBlocks, Stretch
 from .files import Reader, Writer, metadata_of
@@ -192,12 +194,20 @@ class Stored:
         return ValueError(f"{self.option}={self.path}: {reason}{self._others()}")
 
     def _mend(self, name: str, block: Block, values: Tensor) -> None:
-        """Refuse a block of class centers with NaN or Inf."""
+        """Refuse a block of class centers with NaN or Inf; draw the rows that were never written, which are zeros.
+
+        All that reads rows of a checkpoint reads them through here.
+        """
         if not name.startswith(CENTERS) or not values.is_floating_point():
             return
         if not math.isfinite(values.sum()) and not values.isfinite().all():  # finite numbers may have no finite sum
             wrong = int((~values.flatten(1).isfinite()).any(1).nonzero()[0]) + block.offsets[0]
             raise DamageError(_diverged(f"{name} of class {wrong:,}"))
+        if name == ROWS and self.initial is not None and (values[:, 0] == 0).any():
+            blank = (values == 0).all(dim=1)
+            classes = torch.arange(block.offsets[0], block.offsets[0] + len(values))[blank]
+            D = self.initial["embedding_size"]
+            values[blank, :D] = initial_rows(classes, D, self.initial["seed"]).to(values)
 
     def _blank(self, prefix: str, *, in_file: bool = False) -> dict[str, Tensor]:
         """Room for the tensors that `packed` made under this prefix; large ones in a file, where that is enough."""

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from experiments import program, verify
+from experiments.checkpoints import blocks
 from experiments.checkpoints.checkpoint import ROWS, Stored, write
 from experiments.checkpoints.manifest import digest
 from experiments.checkpoints.storage import Folder
 from experiments.processes import Processes
+from heads import PartialFC
 
 ONE = Processes(0, 1, torch.device("cpu"))
 FILE, MANIFEST = "process-0.bin", "manifest.json"
@@ -195,6 +197,25 @@ def test_large_finite_rows_are_no_damage(tmp_path):
         rows[ROWS].fill_(3e38)
 
     assert everything(written(tmp_path, change))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_rows_that_were_never_written_are_drawn_wherever_they_are_read(dtype, tmp_path, monkeypatch):
+    """store=disk holds zeros for them. Read in stretches, across blocks, and as a whole."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 37 * 16 * 4)
+    fresh = PartialFC(C, D, seed=5, dtype=dtype).centers.rows
+    rows = fresh.clone()
+    rows[100:110] += 1  # were written, and all others were not
+    stored_rows = torch.zeros_like(rows)
+    stored_rows[100:110] = rows[100:110]
+    write({"state_dict": {}}, None, {ROWS: stored_rows}, Folder(tmp_path), "step-00000001", ONE,
+          {"seed": 5, "embedding_size": D})  # fmt: skip
+    stored = Stored(str(tmp_path / "step-00000001"))
+    for start, stop in ((0, C), (95, 105), (299, 300), (7, 7)):
+        assert torch.equal(stored.stretch(ROWS, start, stop), rows[start:stop])
+    filled = {ROWS: torch.full_like(rows, 9)}
+    stored.fill(filled, ONE)
+    assert torch.equal(filled[ROWS], rows)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from data.glyphs import glyphs
 from data.records import RecordSet
 from experiments.checkpoints.checkpoint import Stored
+from experiments.export import export
+from experiments.models.trained import StoredCenters, Trained
+from experiments.processes import Processes
 from experiments.train import train
 from experiments.training.class_means import first_images
 from experiments.training.module import build_backbone
+from heads import PartialFC
 from heads.sharding import Shard
 from tests.experiments.commands import config, stored_rows, summary
 from tests.experiments.test_processes import trained
@@ -184,6 +189,31 @@ def test_classes_without_names_go_by_number(tmp_path):
         train(config(*again), tmp_path / "b")
     assert train(config(*again, "warm_start.classes=id"), tmp_path / "b") == 0
     assert torch.allclose(begun(tmp_path / "b")[0][:2000], begun(tmp_path)[0], atol=1e-9)
+
+
+def test_rows_that_no_step_touched_are_the_initial_ones_for_all_who_read_them(tmp_path):
+    """A checkpoint of store=disk holds zeros for them, which would be classes of length 0."""
+    words = ["data=sphere", "backbone=mlp", "data.num_classes=2000", "sample_rate=0.1", *STILL]
+    for name, store in (("disk", ["store=disk", f"store_dir={tmp_path / 'rows'}"]), ("device", [])):
+        (tmp_path / name).mkdir()
+        assert train(config(*words, *store), tmp_path / name) == 0
+    initial = PartialFC(2000, 128, seed=0).centers.rows
+    raw = np.fromfile(next((tmp_path / "disk" / "checkpoints").glob("step-*/process-0.bin")), np.float32, offset=0)
+    assert (raw.reshape(-1)[: len(raw) // 128 * 128].reshape(-1, 128) == 0).all(1).sum() > 1500
+    for name in ("disk", "device"):
+        found = Trained(str(tmp_path / name))
+        centers = StoredCenters(found, Processes(0, 1, torch.device("cpu")))
+        for blocks in (found.rows(), centers.blocks()):
+            assert torch.allclose(torch.cat([rows for _, rows in blocks]), initial, atol=1e-9)
+        target = tmp_path / f"{name}.safetensors"
+        export(
+            config(f"checkpoint={tmp_path / name}", f"target={target}", "format=safetensors", name="export"), tmp_path
+        )
+        assert torch.allclose(load_file(target)["centers"], initial, atol=1e-9)
+        begun_from = [f"warm_start.checkpoint={tmp_path / name}", "warm_start.classes=id", "seed=7"]
+        (tmp_path / name / "on").mkdir()
+        assert train(config(*words, *begun_from), tmp_path / name / "on") == 0
+        assert torch.allclose(begun(tmp_path / name / "on")[0], initial, atol=1e-9)
 
 
 def test_first_images_of_each_class(monkeypatch):
