@@ -4,7 +4,6 @@ Optimization is manual because the head's rows are no parameters. Steps are coun
 `global_step` belongs to one call of `fit`, this count to the whole training.
 """
 
-import json
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -24,6 +23,7 @@ from ..build import build
 from ..models.backbone import build_backbone
 from ..models.trained import about
 from ..processes import Processes
+from . import resuming
 from .precision import LossScale
 
 
@@ -159,6 +159,7 @@ class HeadModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(step=self.step, loader=self.loader.state_dict(), random=self._random_states())
         checkpoint["class_names"] = self._class_names
+        checkpoint["data"] = self._about_data
         checkpoint["model"] = self._about
         checkpoint["config"] = OmegaConf.to_container(self.config, resolve=True)
         if self.loss_scale is not None:
@@ -168,7 +169,11 @@ class HeadModule(L.LightningModule):
 
     @cached_property
     def _class_names(self) -> bytes:
-        return json.dumps([str(name) for name in self.data.class_names]).encode()
+        return resuming.names_of(self.data)
+
+    @cached_property
+    def _about_data(self) -> dict[str, Any]:
+        return resuming.about_data(self.data, self._class_names)
 
     @cached_property
     def _about(self) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class ShardedCheckpointMixin:
                 "warm_start.checkpoint="
             )
         resuming.check(checkpoint["config"], module.config)
+        resuming.check_data(checkpoint["data"], checkpoint["class_names"], module.data, module.config.resume)
         there = {key: each.shape for key, each in checkpoint["state_dict"].items() if key.startswith("backbone.")}
         if there != {f"backbone.{key}": each.shape for key, each in module.backbone.state_dict().items()}:
             raise ValueError(

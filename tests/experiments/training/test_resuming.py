@@ -1,0 +1,109 @@
+"""A training goes on with the options and the data that it began with, or not at all."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from data.records import DataSet, RecordSet
+from experiments.train import train
+from experiments.training import resuming
+from tests.data.sets import images, write_folder
+from tests.experiments.commands import config
+
+SHORT = ("backbone=mlp", "head=full", "logger.wandb.mode=disabled", "evaluate.interval=null", "batch_size=4")
+SHORT += ("data.size=16", "data.num_heldout=0", "trainer.log_interval=1")
+
+
+class Nothing:
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def data(labels: list[int], names: list[str]) -> DataSet:
+    train = RecordSet(Nothing(len(labels)), np.array(labels), len(names) or max(labels) + 1)
+    return DataSet(train, None, (3, 4, 4), torch.Tensor.float, lambda examples, draws: examples, names)
+
+
+BEGAN = data([0, 0, 1, 1, 2, 2], ["a", "b\n", "c\udc80"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            data([0, 0, 1, 1, 2, 2], ["a", "b\n", "d"]),
+            r"class 2 was 'c.*' when it was trained, and is 'd' .*\(1 of 3 cl",
+        ),
+        (data([0, 0, 1, 1, 2, 2], ["c\udc80", "a", "b\n"]), r"class 0 was 'a' .* \(3 of 3 classes"),
+        (data([0, 0, 1, 1, 2, 2, 3], ["a", "b\n", "c\udc80", "d"]), "on 3 classes, and the data now have 4"),
+        (data([0, 0, 1, 1, 2, 2, 2], ["a", "b\n", "c\udc80"]), "on 6 records, and the data now have 7"),
+        (data([0, 0, 1, 2, 1, 2], ["a", "b\n", "c\udc80"]), "have other labels"),
+        (data([0, 0, 1, 1, 2, 2], []), "have other labels or class names"),
+    ],
+)
+def test_other_data_are_refused(changed, words):
+    names = resuming.names_of(BEGAN)
+    then = resuming.about_data(BEGAN, names)
+    resuming.check_data(then, names, data([0, 0, 1, 1, 2, 2], ["a", "b\n", "c\udc80"]), "x")
+    with pytest.raises(
+        ValueError, match=rf"^resume=x: .*{words}.*; .* warm_start\.checkpoint=, which knows classes by"
+    ):
+        resuming.check_data(then, names, changed, "x")
+
+
+def test_the_fingerprint_reads_few_labels_and_no_image():
+    class Counted:
+        asked = 0
+
+        def __len__(self) -> int:
+            return 10**9
+
+        def __getitem__(self, indices):
+            self.asked += len(indices)
+            return indices % 7
+
+    labels = Counted()
+    many = RecordSet(Nothing(10**9), labels, 7)
+    told = resuming.about_data(DataSet(many, None, (1,), torch.Tensor.float, lambda e, d: e), b"[]")
+    assert told["records"] == 10**9 and labels.asked == resuming.LABELS
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [("trainer.sync_batchnorm", True), ("seed", 1), ("optimizer.lr", 1.0), ("backbone.hidden", [1])],
+)
+def test_these_options_may_not_change(then, now):
+    here = config("backbone=mlp", "resume=x")
+    began = OmegaConf.to_container(here, resolve=True)
+    resuming.check(began, here)
+    OmegaConf.update(here, then, now)
+    with pytest.raises(ValueError, match=f"^resume=x: was trained with {then}=.*, and this run has {then}="):
+        resuming.check(began, here)
+
+
+def test_a_folder_that_is_renamed_is_another_class(tmp_path):
+    """Rows go by number: a training that went on would use those of other classes."""
+    photos = write_folder(tmp_path / "photos", images([n // 4 for n in range(24)]))
+    words = ["data=folder", f"data.source={photos}", f"data.cache_dir={tmp_path / 'cache'}", *SHORT]
+    (tmp_path / "a").mkdir()
+    assert train(config(*words, "trainer.max_steps=2"), tmp_path / "a") == 0
+    moved = shutil.copytree(photos, tmp_path / "moved")
+    again = [*words, "trainer.max_steps=3", f"resume={tmp_path / 'a'}", f"data.source={moved}"]
+    (tmp_path / "b").mkdir()
+    assert train(config(*again), tmp_path / "b") == 0  # the same classes in another place
+    first = sorted(path for path in Path(moved).iterdir() if path.is_dir())[0]
+    first.rename(moved / "zebra")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match=rf"class 0 was '{first.name}' .* \(6 of 6 classes have another name\)"):
+        train(config(*again), tmp_path / "c")
+    rows = f"store_dir={tmp_path / 'rows'}"
+    with pytest.raises(ValueError, match=rf"class 0 was '{first.name}'"):
+        train(config(*again, "store=disk", rows), tmp_path / "c")
+    assert not np.fromfile(tmp_path / "rows" / "0-of-1" / "rows.bin", np.uint8).any()  # nothing was read into them
