@@ -16,6 +16,7 @@ from experiments.checkpoints.finding import find
 from experiments.checkpoints.storage import COMPLETE, Folder, Place, Remote, place
 from experiments.processes import Processes
 from experiments.train import train
+from experiments.verify import verify
 from tests.experiments.commands import SMOKE, call, config, metrics, summary
 
 ONE = Processes(0, 1, torch.device("cpu"))
@@ -104,6 +105,7 @@ def test_what_is_written_is_read(where):
     assert shared["step"] == 3 and stored.own(ONE) == {"mine": 5}
     assert all(torch.equal(a, b) for a, b in zip(shared["weights"], STATE["weights"], strict=True))
     assert torch.equal(rows["head.centers.rows"], state(5)["head.centers.rows"])
+    assert verify(f"{where}/latest")
     some = Stored(f"{where}/step-00000040").stretch("head.centers.rows", 123, 456)
     assert torch.equal(some, state(40)["head.centers.rows"][123:456])
 
