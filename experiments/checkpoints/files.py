@@ -5,7 +5,7 @@ before anything of it is used, whichever rows of it are wanted.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,7 +28,7 @@ from .. import program
 from .manifest import Block, Manifest, Stretches, checked, digest
 from .storage import COMPLETE, Place
 
-TOGETHER = 4  # blocks that are read, and checked, at the same time
+TOGETHER = 2  # blocks that are read, and checked, at the same time
 
 Mend = Callable[[str, Block, Tensor], None]
 
@@ -112,22 +112,21 @@ class Reader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        for item, tensor in self._tensors(plan.items):
+        def read(item: ReadItem) -> None:
+            tensor = self._tensor(item)
             for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 tensor = tensor.narrow(dim, offset, length)
             target = planner.resolve_tensor(item).detach()
             target.copy_(tensor)
             planner.commit_tensor(item, target)
+
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            for _ in pool.map(read, plan.items):  # raises what one of them raises, and cancels the rest
+                pass
         return _done(None)
 
-    def _tensors(self, items: list[ReadItem]) -> Iterator[tuple[ReadItem, Tensor]]:
-        """Yield each item with the block that it wants a part of."""
-        with ThreadPoolExecutor(TOGETHER) as pool:
-            for start in range(0, len(items), TOGETHER):
-                some = items[start : start + TOGETHER]
-                yield from zip(some, pool.map(self._tensor, some), strict=True)
-
     def _tensor(self, item: ReadItem) -> Tensor:
+        """Return the block that a part is wanted of."""
         name, block = item.storage_index.fqn, self.metadata.storage_data[item.storage_index]
         content = self.where.read(self.name, block.file, block.begin, block.length)
         checked(content, name, block)
