@@ -20,6 +20,7 @@ from ..checkpoints.finding import find
 from ..processes import Processes
 from . import targets
 from .backbone import autocast, build_backbone, check_precision
+from .fingerprint import difference
 from .model import BLOCK, Centers, Model
 
 READ = 16 * BLOCK  # rows read together
@@ -65,7 +66,9 @@ class Trained:
         weights = shared["state_dict"].items()
         self.backbone_state = {name.removeprefix("backbone."): w for name, w in weights if name.startswith("backbone.")}
         try:
-            self.class_names: Sequence[str] = json.loads(shared["class_names"])
+            self._names: bytes = shared["class_names"]
+            self._about_data: Any = shared.get("data")  # imported ones have none
+            self.class_names: Sequence[str] = json.loads(self._names)
             model = shared["model"]  # as `about` has it
             self.config: DictConfig = OmegaConf.create(model["config"])  # type: ignore[assignment]
             self.shape: tuple[int, ...] = tuple(model["shape"])
@@ -88,9 +91,11 @@ class Trained:
         return backbone.eval()
 
     def data(self) -> DataSet:
-        """Built as it was trained on."""
+        """Built as it was trained on. Raises ValueError where the files have changed since."""
         self.check_targets("noise", "data")
         made: DataSet = build(self.config.noise, _partial_=True)(build(self.config.data))
+        if (told := difference(self._about_data, self._names, made)) is not None:
+            raise ValueError(f"{self.stored.option}={self.path}: its own data have changed: {told}; name others to use")
         return made
 
     def check_targets(self, *names: str) -> None:

@@ -20,10 +20,10 @@ from heads import Head
 from heads.collectives import default_group, max_over_processes
 
 from ..build import build
+from ..models import fingerprint
 from ..models.backbone import build_backbone
 from ..models.trained import about
 from ..processes import Processes
-from . import resuming
 from .precision import LossScale
 
 
@@ -169,11 +169,11 @@ class HeadModule(L.LightningModule):
 
     @cached_property
     def _class_names(self) -> bytes:
-        return resuming.names_of(self.data)
+        return fingerprint.names_of(self.data)
 
     @cached_property
     def _about_data(self) -> dict[str, Any]:
-        return resuming.about_data(self.data, self._class_names)
+        return fingerprint.about_data(self.data, self._class_names)
 
     @cached_property
     def _about(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 from omegaconf import OmegaConf
 
 from data.records import DataSet, RecordSet
+from experiments.evaluate import evaluate
+from experiments.models import fingerprint
 from experiments.train import train
 from experiments.training import resuming
 from tests.data.sets import images, write_folder
@@ -49,8 +51,8 @@ BEGAN = data([0, 0, 1, 1, 2, 2], ["a", "b\n", "c\udc80"])
     ],
 )
 def test_other_data_are_refused(changed, words):
-    names = resuming.names_of(BEGAN)
-    then = resuming.about_data(BEGAN, names)
+    names = fingerprint.names_of(BEGAN)
+    then = fingerprint.about_data(BEGAN, names)
     resuming.check_data(then, names, data([0, 0, 1, 1, 2, 2], ["a", "b\n", "c\udc80"]), "x")
     with pytest.raises(
         ValueError, match=rf"^resume=x: .*{words}.*; .* warm_start\.checkpoint=, which knows classes by"
@@ -71,8 +73,8 @@ def test_the_fingerprint_reads_few_labels_and_no_image():
 
     labels = Counted()
     many = RecordSet(Nothing(10**9), labels, 7)
-    told = resuming.about_data(DataSet(many, None, (1,), torch.Tensor.float, lambda e, d: e), b"[]")
-    assert told["records"] == 10**9 and labels.asked == resuming.LABELS
+    told = fingerprint.about_data(DataSet(many, None, (1,), torch.Tensor.float, lambda e, d: e), b"[]")
+    assert told["records"] == 10**9 and labels.asked == fingerprint.LABELS
 
 
 @pytest.mark.parametrize(
@@ -107,3 +109,8 @@ def test_a_folder_that_is_renamed_is_another_class(tmp_path):
     with pytest.raises(ValueError, match=rf"class 0 was '{first.name}'"):
         train(config(*again, "store=disk", rows), tmp_path / "c")
     assert not np.fromfile(tmp_path / "rows" / "0-of-1" / "rows.bin", np.uint8).any()  # nothing was read into them
+    judged = config(f"checkpoint={tmp_path / 'b'}", "protocol=closed_set", name="evaluation")
+    with pytest.raises(ValueError, match=rf"^checkpoint=.*: its own data have changed: class 0 was '{first.name}'"):
+        evaluate(judged, tmp_path / "c")
+    (moved / "zebra").rename(first)
+    assert evaluate(judged, tmp_path / "c")
