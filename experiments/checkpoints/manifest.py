@@ -98,7 +98,7 @@ def manifest_of(where: Place, name: str) -> Manifest:
         if OLD_COMPLETE in files:
             raise DamageError(
                 "it was written by version 0.1, whose checkpoints can hold programs and are not read any more; finish "
-                "or export it with that version, or train again"
+                "or export it with that version, or train (or import) again with this one"
             )
         raise DamageError(f"it has no {COMPLETE}, so it is no checkpoint or was never finished")
     try:

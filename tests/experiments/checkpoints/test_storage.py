@@ -207,6 +207,18 @@ def test_other_files_of_a_folder_are_left_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"step-one", "notes", "step-00000009", "latest"}
 
 
+def test_checkpoints_of_version_0_1_stay_and_are_not_mixed_with_others(tmp_path):
+    old = tmp_path / "checkpoints" / "step-00000007"
+    old.mkdir(parents=True)
+    (old / ".metadata").write_bytes(b"a pickle")
+    with pytest.raises(ValueError, match=r"this training would mix with step-00000007 there"):
+        train(config(*SMOKE, "logger.wandb.mode=disabled"), tmp_path)
+    with pytest.raises(ValueError, match=r"resume=.*step-00000007: it was written by version 0\.1"):
+        train(config(*SMOKE, "resume=auto", "logger.wandb.mode=disabled"), tmp_path)
+    write(STATE, None, state(1), Folder(old.parent), "step-00000009", ONE)
+    assert (old / ".metadata").exists() and Folder(old.parent).complete() == ["step-00000007", "step-00000009"]
+
+
 def test_large_tensors_are_written_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 16 * 4 * 300)
     write(STATE, None, state(1), Folder(tmp_path), "step-00000001", ONE)
