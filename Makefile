@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Two test files run at a time, each with one thread: torch with more threads than cores is many times slower.
 # Tests that need a browser are left out, and listed: `make test SYSTEM=--system` runs them too.
 SYSTEM ?=
 
@@ -12,7 +13,7 @@ run: $(READY) ## train PartialFC on glyphs and print what it gave
 	$(BIN)/python -m experiments.run head=pfc sample_rate=0.1
 
 test: $(READY) ## the test suite
-	$(BIN)/python -m pytest $(SYSTEM)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile $(SYSTEM)
 
 lint: $(READY)
 	$(BIN)/ruff check .

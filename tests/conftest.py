@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With -n the tests are collected by workers: what they left out goes to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    if not error:  # of a worker that died there is nothing to tell
+        node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", [])
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if left_out := config.stash[LEFT_OUT]:
+    if left_out := config.stash.get(LEFT_OUT, []):
         terminalreporter.section("left out: these need Debian's chromium, and --system")
         for name in left_out:
             terminalreporter.line(name)
