@@ -5,6 +5,10 @@ conversion that was killed goes on where it was (a .bin begins anew), is read ba
 the end. The source is never written to.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m data.convert")
+
+
 import difflib
 import os
 import sys

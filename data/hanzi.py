@@ -8,6 +8,10 @@ class, or with `conflict=keep` two classes of one identity whose truth is known.
 result. `python -m data.hanzi --picture PATH` shows some.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m data.hanzi")
+
+
 import argparse
 import os
 import sys

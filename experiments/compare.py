@@ -5,6 +5,10 @@ with its deviation. Prints tables, and leaves comparison.html, a page with plots
 comparison.csv and differences.csv.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m experiments.compare")
+
+
 import argparse
 import csv
 import io

@@ -4,6 +4,14 @@ Prints a table with 95% intervals, and leaves evaluation.json and a picture of e
 it is N processes that share the images; the figures are the same.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.evaluate")
+    from .arguments import check_or_exit
+
+    check_or_exit("evaluation")
+
+
 import json
 from pathlib import Path
 from typing import Any

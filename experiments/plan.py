@@ -4,6 +4,14 @@ Memory, bytes between processes and multiply-adds come from the heads' own formu
 step at least from what the hardware is said to do.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.plan")
+    from .arguments import check_or_exit
+
+    check_or_exit("plan")
+
+
 import json
 import sys
 from collections.abc import Callable, Mapping

@@ -6,6 +6,14 @@ So each run of a sweep has processes, memory and loggers of its own, and the tra
 neither Hydra nor how it was started.
 """
 
+if __name__ == "__main__":
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.run")
+    from .arguments import check_or_exit
+
+    check_or_exit()
+
+
 import json
 import os
 import signal
@@ -22,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.files import write_whole
 
-from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
+from . import INTERRUPTED, TERMINATED, compare, options, sweep
 from .ended import ended, how_to_go_on
 from .world import CONFIG, PENDING, number_of_processes
 
@@ -41,7 +49,10 @@ def job(config: DictConfig) -> float | None:
         config.logger.wandb.group = study(settings)
     try:
         program = "train" if number_of_processes(config) == 1 else "launch"
+        options.check(config)
     except ValueError as error:
+        if sweeping:
+            raise  # the other runs of the sweep go on
         sys.exit(f"error: {error}")
     if config.resume is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         config.resume = "auto"  # a job that was put back into the queue
@@ -104,7 +115,6 @@ def start(command: list[str], environment: dict[str, str]) -> int:
 
 
 def main() -> None:
-    arguments.check_or_exit()
     try:
         job()
     finally:
