@@ -77,7 +77,7 @@ def embed(config: DictConfig, folder: Path) -> None:
             lock.release()
         if processes.first:
             told = f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {keys.name}: key and class of each"
-            console().print(told, soft_wrap=True, highlight=False, markup=False)
+            console().print(told, soft_wrap=True, highlight=False)
 
 
 def _locked(lock: FileLock, partial: Path) -> bool:
