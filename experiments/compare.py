@@ -186,10 +186,21 @@ def _cell(comparison: Comparison, figure: Figure, number: int) -> Cell:
 def _csv(lines: list[dict[str, Any]]) -> str:
     text = io.StringIO(newline="")
     names = list(dict.fromkeys(name for line in lines for name in line))
-    writer = csv.DictWriter(text, names, restval="")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(text)
+    writer.writerow(map(_harmless, names))
+    writer.writerows([_harmless(line.get(name, "")) for name in names] for line in lines)
     return text.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    """A spreadsheet takes text that begins so for a formula and runs it; numbers stay numbers."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch import profilers
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from . import INTERRUPTED, options
+from . import INTERRUPTED, options, reading
 from .build import build
 from .checkpoints.finding import find, home
 from .checkpoints.storage import step_of
@@ -264,9 +264,11 @@ def main() -> None:
     folder, config_name = Path(sys.argv[1]), (*sys.argv[2:], CONFIG)[0]
     status, failure = 0, None
     try:
-        status = train(OmegaConf.load(folder / config_name), folder, config_name)  # type: ignore[arg-type]
+        status = train(reading.config(folder / config_name), folder, config_name)
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except reading.DamagedError as error:
+        failure = f"{folder}: {error}"
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
