@@ -95,7 +95,8 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any, least: int = 0) -> bool:
-    return is_number(value) and math.isfinite(value) and value == int(value) and value >= least
+    """Whether it is a whole number that a float holds exactly."""
+    return is_number(value) and math.isfinite(value) and value == int(value) and least <= value <= 2**53
 
 
 def _check_regular(path: Path) -> int:

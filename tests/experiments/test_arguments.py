@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments import arguments, options
+from experiments import arguments, options, sweep
 from experiments.describe import description
 from experiments.hints import COMMANDS, CONF
 from tests.experiments.commands import ROOT, config
@@ -198,6 +198,16 @@ def test_a_sweep_composes_each_choice_once(monkeypatch):
             arguments.check([*words, option])
     with pytest.raises(ValueError, match=r"where optimizer\.rows is null"):
         arguments.check([*words, "optimizer.rows.weight_decay=0"])
+
+
+def test_hydra_composes_each_word_of_a_sweep_once(monkeypatch):
+    """Before the first run starts; its own check composes every run."""
+    composed = []
+    monkeypatch.setattr(sweep, "_validate", lambda sweeper, batch: composed.extend(batch))
+    runs = [[f"head={head}", f"margin={margin}", f"seed={seed}"] for head in "ab" for margin in "xyz" for seed in "01"]
+    sweep._validate_each_word(None, runs)
+    assert len(composed) == 1 + 1 + 2 + 1
+    assert {word for words in composed for word in words} == {word for words in runs for word in words}
 
 
 @pytest.mark.parametrize("primary", COMMANDS)

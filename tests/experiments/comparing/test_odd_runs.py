@@ -37,6 +37,7 @@ ODD = {
     "a list": ("summary.json", "[1, 2]", "it holds no object"),
     "null batch": ("config.yaml", {"batch_size": None}, "batch_size must be a whole number"),
     "no batch": ("config.yaml", {"batch_size": 0}, "batch_size must be a whole number, at least 1"),
+    "a batch beyond all numbers": ("config.yaml", {"batch_size": 1e308}, "batch_size must be a whole number"),
     "null accumulation": ("config.yaml", {"trainer": TRAINER}, "trainer.accumulate_grad_batches must be"),
     "steps in words": ("config.yaml", {"trainer": STEPS}, "trainer.max_steps must be a whole number"),
     "a tag that runs": (
