@@ -37,7 +37,7 @@ def check(arguments: list[str], primary: str = "config") -> None:
     Raises:
         ValueError: a word is no option, no choice of its group, or breaks a rule that is known without torch.
     """
-    overrides = [_parsed(word) for word in words_of(arguments, primary)]
+    overrides = [_parsed(word) for word in split(arguments, primary)[1]]
     rules = options.RULES if primary == "config" else options.RULES_IN_USE
     if any(override.key_or_group == "hydra/launcher" for override in overrides):  # it runs on another machine
         rules = {name: rule for name, rule in rules.items() if name not in options.PATHS}
@@ -67,16 +67,18 @@ def check(arguments: list[str], primary: str = "config") -> None:
                 raise ValueError(_of_a_sweep(override, primary))
 
 
-def completed(arguments: list[str]) -> list[str]:
-    """Return the arguments, with `trainer.max_steps=null` where they give `trainer.max_epochs`, and the reverse.
+def completed(arguments: list[str], primary: str = "config") -> list[str]:
+    """Return checked arguments as Hydra takes them: flags first, and `trainer.max_steps=null` with
+    `trainer.max_epochs=N`, or the reverse.
 
-    Both have a default or a value of an experiment, and a command line means the one that it names.
+    Both of these have a value by default or in an experiment, and a command line means the one that it names.
     """
-    given = [override for override in map(_parsed, words_of(arguments)) if override.key_or_group in EITHER]
-    if len(given) == 1 and _decides(given[0]):
+    flags, words = split(arguments, primary)
+    given = [override for override in map(_parsed, words) if override.key_or_group in EITHER]
+    if primary == "config" and len(given) == 1 and _decides(given[0]):
         (other,) = set(EITHER) - {given[0].key_or_group}
-        return [*arguments, f"{other}=null"]
-    return arguments
+        words.append(f"{other}=null")
+    return [*flags, *words]
 
 
 def check_or_exit(primary: str = "config") -> None:
@@ -90,21 +92,19 @@ def check_or_exit(primary: str = "config") -> None:
         sys.exit()
     try:
         check(sys.argv[1:], primary)
-        if primary == "config":
-            sys.argv[1:] = completed(sys.argv[1:])
+        sys.argv[1:] = completed(sys.argv[1:], primary)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
 
-def words_of(arguments: list[str], primary: str = "config") -> list[str]:
-    """Return the overrides among the arguments, without Hydra's own flags. Raises ValueError for other words."""
-    words = []
+def split(arguments: list[str], primary: str = "config") -> tuple[list[str], list[str]]:
+    """Return Hydra's own flags with what follows them, and the overrides. Raises ValueError for other words."""
+    flags, words = [], []
     rest = iter(arguments)
     for word in rest:
         flag, equals, _ = word.partition("=")
         if flag in FLAGS:
-            if FLAGS[flag] and not equals:
-                next(rest, None)
+            flags += [word, *([value] if FLAGS[flag] and not equals and (value := next(rest, "")) else [])]
         elif flag in ("--shell-completion", "-sc"):
             raise ValueError(f"{word}: completion does not work with python -m; --help lists all options")
         elif word.startswith("-"):
@@ -113,7 +113,7 @@ def words_of(arguments: list[str], primary: str = "config") -> list[str]:
             words.append(word)
         else:
             raise ValueError(hints.of_a_bare_word(word, primary))
-    return words
+    return flags, words
 
 
 def covering(combinations: Iterable[tuple[T, ...]]) -> Iterator[tuple[T, ...]]:

@@ -51,8 +51,8 @@ def job(config: DictConfig) -> float | None:
         program = "train" if number_of_processes(config) == 1 else "launch"
         options.check(config)
     except ValueError as error:
-        if sweeping:
-            raise  # the other runs of the sweep go on
+        if sweeping:  # its other runs go on
+            raise RuntimeError(f"run {settings.job.num} was refused: {error}") from None
         sys.exit(f"error: {error}")
     if config.resume is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         config.resume = "auto"  # a job that was put back into the queue

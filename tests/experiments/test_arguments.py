@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments import arguments, options, sweep
 from experiments.describe import description
@@ -185,6 +186,13 @@ def test_steps_or_epochs_of_the_command_line_decide(line, added):
     assert arguments.completed(line.split()) == [*line.split(), *added]
 
 
+def test_flags_may_stand_anywhere():
+    """Hydra takes all options in one go."""
+    words = ["head=full,pfc", "-m", "seed=0,1", "--cfg", "job", "trainer.max_epochs=1"]
+    overrides = ["head=full,pfc", "seed=0,1", "trainer.max_epochs=1", "trainer.max_steps=null"]
+    assert arguments.completed(words) == ["-m", "--cfg", "job", *overrides]
+
+
 def test_a_sweep_composes_each_choice_once(monkeypatch):
     """Not every combination, and a wrong one is still found."""
     composed = []
@@ -203,9 +211,16 @@ def test_a_sweep_composes_each_choice_once(monkeypatch):
 def test_hydra_composes_each_word_of_a_sweep_once(monkeypatch):
     """Before the first run starts; its own check composes every run."""
     composed = []
-    monkeypatch.setattr(sweep, "_validate", lambda sweeper, batch: composed.extend(batch))
+
+    class Sweeper:
+        def validate_batch_is_legal(self, batch):
+            composed.extend(batch)
+
+    monkeypatch.setattr(sweep.basic_sweeper, "BasicSweeper", Sweeper)
+    monkeypatch.setattr(sweep, "folder", None)
+    sweep.Remember().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": "x"}}}))
     runs = [[f"head={head}", f"margin={margin}", f"seed={seed}"] for head in "ab" for margin in "xyz" for seed in "01"]
-    sweep._validate_each_word(None, runs)
+    Sweeper().validate_batch_is_legal(runs)
     assert len(composed) == 1 + 1 + 2 + 1
     assert {word for words in composed for word in words} == {word for words in runs for word in words}
 
