@@ -158,7 +158,7 @@ def _parsed(word: str) -> Override:
 
 def _check_option(override: Override, config: DictConfig, choices: list[str], primary: str) -> None:
     """Check that the config has the option, or that something reads it if it is added."""
-    key, line = override.key_or_group, override.input_line
+    key, line = override.key_or_group, override.input_line or ""
     there = hints.has(config, key)
     if override.is_delete():
         if not _within_target(config, key):

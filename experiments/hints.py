@@ -80,7 +80,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF)
     turned = [each for each in names if sorted(each) == sorted(name)]  # pcf -> pfc
-    return (close or turned or [None])[0]
+    return next(iter(close or turned), None)
 
 
 def of_no_option(key: str, value: str | None, config: DictConfig, chosen: list[str], primary: str) -> str:
@@ -136,7 +136,7 @@ def of_no_choice(group: str, name: str, primary: str) -> str:
 
 def of_several(key: str, value: object, node: DictConfig) -> str:
     """Return the sentence for a value given to what holds options of its own."""
-    names = [f"{key}.{name}" for name in node if not str(name).startswith("_")]
+    names = [f"{key}.{name}" for name in map(str, node) if not name.startswith("_")]
     reason = f"; {REASONS[key]}" if key in REASONS else ""
     return f"{key}={value}: stands for several options, {', '.join(names)}{reason}"
 

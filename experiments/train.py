@@ -261,14 +261,20 @@ def main() -> None:
     )  # Lightning
     warnings.formatwarning = lambda message, *where, **more: f"warning: {message}\n"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if len(sys.argv) not in (2, 3):
+        sys.exit("error: write python -m experiments.train RUN_FOLDER; experiments.run makes that folder")
     folder, config_name = Path(sys.argv[1]), (*sys.argv[2:], CONFIG)[0]
+    try:
+        config = reading.config(folder / config_name)
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    except reading.DamagedError as error:
+        sys.exit(f"error: {folder}: {error}")
     status, failure = 0, None
     try:
-        status = train(reading.config(folder / config_name), folder, config_name)
+        status = train(config, folder, config_name)
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except reading.DamagedError as error:
-        failure = f"{folder}: {error}"
     except ValueError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -35,8 +35,11 @@ class Whole(NamedTuple):
     or_null: bool = False
 
 
-OF_CONFIG = (Whole("batch_size", 1), Whole("trainer.accumulate_grad_batches", 1, optional=True))
-OF_CONFIG += (Whole("trainer.max_steps", 1, optional=True, or_null=True),)
+OF_CONFIG = (
+    Whole("batch_size", 1),
+    Whole("trainer.accumulate_grad_batches", 1, optional=True),
+    Whole("trainer.max_steps", 1, optional=True, or_null=True),
+)
 OF_SUMMARY = (Whole("steps", 0), Whole("seed", 0, optional=True), Whole("num_classes", 0, optional=True))
 
 

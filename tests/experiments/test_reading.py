@@ -39,6 +39,17 @@ def test_a_damaged_config_of_a_training(text, words, tmp_path, monkeypatch):
         train.main()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([], "write python -m experiments.train RUN_FOLDER"), (["/nowhere"], "/nowhere/config.yaml: No such file")],
+)
+def test_a_training_without_a_folder(words, told, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    monkeypatch.setattr(train, "end_with_parent", lambda: None)
+    with pytest.raises(SystemExit, match=f"error: {told}"):
+        train.main()
+
+
 @pytest.mark.parametrize("inside", ["latest", "latest/x", "checkpoints/latest"])
 def test_a_link_to_itself_is_told(inside, tmp_path):
     for folder in (tmp_path, tmp_path / "checkpoints"):
