@@ -43,28 +43,19 @@ def check(arguments: list[str], primary: str = "config") -> None:
         rules = {name: rule for name, rule in rules.items() if name not in options.PATHS}
     own = hints.own_options(primary)
     groups = [group for group in hints.groups_of(primary) if group not in own]
-    chosen = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in groups and not o.is_delete()}
-    for group, names in chosen.items():
-        for name in (name for choice in names for name in choice.strip("[]").split(",")):
-            if name not in (*hints.choices_of(group), "null", "None") and (name or names == [""]):
-                raise ValueError(hints.of_no_choice(group, name, primary))
-    for name in chosen.get("experiment", []):  # what a study sweeps over, unless the command line does
-        for group, values in _swept_by(name).items():
-            if group in groups:
-                chosen.setdefault(group, values)
+    chosen = _chosen(overrides, groups, primary)
+    others = [each for each in overrides if not each.key_or_group.startswith(("hydra.", "hydra/"))]
     for combination in covering(product(*chosen.values())):
         choices = [f"{group}={name}" for group, name in zip(chosen, combination, strict=True)]
         config = _composed(choices, chosen, primary)
-        for override in overrides:
-            if override.key_or_group not in groups and not override.key_or_group.startswith(("hydra.", "hydra/")):
-                _check_option(override, config, choices, primary)
-                _check_values(override, config, rules)
+        for override in (override for override in others if override.key_or_group not in groups):
+            _check_option(override, config, choices, primary)
+            _check_values(override, config, rules)
     if len(given := [override for override in overrides if _decides(override)]) == len(EITHER):
         raise ValueError(f"{given[0].input_line} {given[1].input_line}: give one of them")
-    if not set(SWEEPS) & set(arguments) and not any(override.key_or_group == "hydra.mode" for override in overrides):
-        for override in overrides:
-            if override.is_sweep_override():
-                raise ValueError(_of_a_sweep(override, primary))
+    swept = [override for override in overrides if override.is_sweep_override()]
+    if swept and not set(SWEEPS) & set(arguments) and not any(each.key_or_group == "hydra.mode" for each in overrides):
+        raise ValueError(_of_a_sweep(swept[0], primary))
 
 
 def completed(arguments: list[str], primary: str = "config") -> list[str]:
@@ -127,6 +118,20 @@ def covering(combinations: Iterable[tuple[T, ...]]) -> Iterator[tuple[T, ...]]:
         first = first or combination
         if sum(one != other for one, other in zip(combination, first, strict=True)) <= 1:
             yield combination
+
+
+def _chosen(overrides: list[Override], groups: list[str], primary: str) -> dict[str, list[str]]:
+    """Return the choices that are given for each group, checked to exist."""
+    chosen = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in groups and not o.is_delete()}
+    for group, names in chosen.items():
+        for name in (name for choice in names for name in choice.strip("[]").split(",")):
+            if name not in (*hints.choices_of(group), "null", "None") and (name or names == [""]):
+                raise ValueError(hints.of_no_choice(group, name, primary))
+    for name in chosen.get("experiment", []):  # what a study sweeps over, unless the command line does
+        for group, values in _swept_by(name).items():
+            if group in groups:
+                chosen.setdefault(group, values)
+    return chosen
 
 
 def _composed(choices: list[str], chosen: dict[str, list[str]], primary: str) -> DictConfig:
