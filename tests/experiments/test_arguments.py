@@ -276,3 +276,25 @@ def test_a_config_is_checked_as_a_command_line_is(tmp_path):
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             options.check(config(*words))
+
+
+def commands_of_the_documentation() -> list[tuple[str, str]]:
+    """Return (primary config, words) of the commands in the README and docs/."""
+    found = set()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for name, words in re.findall(r"python -m experiments\.(\w+)([^`\n]*)", path.read_text().replace("\\\n", " ")):
+            line = re.split(r" +#| > |$", words)[0].strip()
+            if name in PRIMARY and not re.search(r"\.\.\.|NAME|--help|head=band", line):  # band is an example of a head
+                found.add((PRIMARY[name], line))
+    return sorted(found)
+
+
+def test_commands_of_the_documentation_pass(monkeypatch):
+    """But for the paths in them."""
+    for name in ("RULES", "RULES_IN_USE"):
+        rules = {option: rule for option, rule in getattr(options, name).items() if option not in options.PATHS}
+        monkeypatch.setattr(options, name, rules)
+    commands = commands_of_the_documentation()
+    assert len(commands) > 40
+    for primary, line in commands:
+        arguments.check(shlex.split(line.replace("$host", "host").replace("$SLURM_JOB_ID", "1")), primary)
