@@ -127,6 +127,7 @@ MISTYPED = [
     ("data.augment=1", "data.augment=1: must be true or false"),
     ("head=forest num_active={0:100", "num_active={0:100: is no option that Hydra can read"),
 ]
+OTHERS = ("compare", "launch", "train", "verify")  # commands without a config of their own
 PRIMARY = {command.rpartition(".")[2]: primary for primary, command in COMMANDS.items()}
 
 
@@ -244,7 +245,7 @@ def test_help_tells_the_options_of_what_is_chosen():
     assert "build=blocking" in description(["head=forest_blocking"], "config")
 
 
-@pytest.mark.parametrize("command", [*COMMANDS.values(), "experiments.compare", "experiments.train", "data.hanzi"])
+@pytest.mark.parametrize("command", [*COMMANDS.values(), *(f"experiments.{name}" for name in OTHERS), "data.hanzi"])
 def test_a_command_called_as_a_file_says_what_to_write(command):
     with pytest.raises(SystemExit, match=f"error: write python -m {command}"):
         runpy.run_path(str(ROOT / f"{command.replace('.', '/')}.py"), run_name="__main__")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from experiments import train
-from experiments.checkpoints.checkpoint import find
+from experiments.checkpoints.finding import find
 
 DAMAGED = [
     ("a: [", "config.yaml is damaged: while parsing a flow node"),
@@ -20,14 +20,12 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "words"), DAMAGED)
-def test_a_damaged_config_beside_a_checkpoint(text, words, tmp_path):
+@pytest.mark.parametrize("text", [text for text, _ in DAMAGED])
+def test_a_damaged_config_beside_a_checkpoint(text, tmp_path):
+    """It is only asked where checkpoints were written to, and then says nothing."""
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=re.escape(words)) as raised:
+    with pytest.raises(ValueError, match=f"checkpoint={tmp_path}: holds no checkpoint; give a run's folder or one of"):
         find(str(tmp_path), tmp_path, None, "checkpoint")
-    told = str(raised.value)
-    assert told.startswith(f"checkpoint={tmp_path}: config.yaml") and "give one of its checkpoints" in told
-    assert "\n" not in told
 
 
 @pytest.mark.parametrize(("text", "words"), DAMAGED)
