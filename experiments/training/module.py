@@ -24,6 +24,7 @@ from ..models import fingerprint
 from ..models.backbone import build_backbone
 from ..models.trained import about
 from ..processes import Processes
+from .gradients import average_gradients
 from .precision import LossScale
 
 
@@ -117,6 +118,8 @@ class HeadModule(L.LightningModule):
 
     def _optimizer_step(self) -> None:
         backbone, rows = (wrapped.optimizer for wrapped in self.optimizers())  # type: ignore[attr-defined, misc, union-attr]
+        if self.processes.world_size > 1:
+            average_gradients(self.backbone.parameters())
         if self.loss_scale is not None:
             self.loss_scale.unscale(backbone)
         if self.config.trainer.gradient_clip_val is not None:

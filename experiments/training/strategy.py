@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
@@ -75,12 +76,17 @@ class SingleDevice(ShardedCheckpointMixin, SingleDeviceStrategy):
     pass
 
 
-class DDP(ShardedCheckpointMixin, DDPStrategy):
-    pass
+class Replicated(ShardedCheckpointMixin, DDPStrategy):
+    """All processes begin with the first one's backbone. The module averages its gradients itself."""
+
+    def configure_ddp(self) -> None:
+        module = self._module()
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), 0)
 
 
-def strategy_for(processes: Processes) -> SingleDevice | DDP:
-    return SingleDevice(processes.device) if processes.world_size == 1 else DDP()
+def strategy_for(processes: Processes) -> SingleDevice | Replicated:
+    return SingleDevice(processes.device) if processes.world_size == 1 else Replicated()
 
 
 def rows_of(head: Head) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """One run on several processes: the same training as on one, resumed on as many or on others, and ended."""
 
+import math
 import os
 import re
 import signal
@@ -13,11 +14,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from backbones.mlp import MLP
 from experiments.arguments import CONF
 from experiments.checkpoints.storage import Folder, step_of
 from experiments.launch import rendezvous
 from experiments.processes import joined
 from experiments.train import train
+from experiments.training.gradients import average_gradients
 from experiments.world import number_of_processes
 from tests.experiments.commands import (
     ROOT,
@@ -92,14 +95,50 @@ def trained(words: list[str], folder: Path) -> int:
     return train(config(f"trainer.devices={world_size}", *words), folder)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_two_processes_resume_bit_for_bit(head, workers, tmp_path):
+@pytest.mark.parametrize(("head", "world_size"), [*((head, 2) for head in HEADS), ("full", 3)])
+def test_several_processes_resume_bit_for_bit(head, world_size, workers, tmp_path):
+    """From three processes on, the order of a sum shows in its last bits."""
     words = [*HEADS[head], *SHORT, *STEPS]
-    assert workers(2).run(trained, words, tmp_path / "a") == [0, 0]
+    assert workers(world_size).run(trained, words, tmp_path / "a") == [0] * world_size
     half = tmp_path / "a" / "checkpoints" / "step-00000010"
-    assert workers(2).run(trained, [*words, f"resume={half}"], tmp_path / "b") == [0, 0]
+    assert workers(world_size).run(trained, [*words, f"resume={half}"], tmp_path / "b") == [0] * world_size
     whole, again = metrics(tmp_path / "a", "train/loss"), metrics(tmp_path / "b", "train/loss")
     assert again == {step: loss for step, loss in whole.items() if step > 10}
+    both = [stored_rows(tmp_path / name / "checkpoints" / "step-00000020") for name in "ab"]
+    assert all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items())
+
+
+def reduced_numbers(words: list[str], folder: Path) -> int:
+    """In a worker: how many numbers a training reduces over the processes, in tensors as large as a backbone."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        assert trained(words, folder) == 0
+    sizes = [math.prod(event.input_shapes[0]) for event in profile.events() if event.name == "gloo:all_reduce"]
+    return sum(size for size in sizes if size > 10_000)
+
+
+@pytest.mark.parametrize("head", ["full", "ffc"])
+def test_the_backbones_gradient_is_reduced_once_a_step(head, workers, tmp_path):
+    short = [*HEADS[head], *SHORT, "trainer.max_steps=2", "trainer.accumulate_grad_batches=4"]
+    found = workers(2).run(reduced_numbers, short, tmp_path)
+    parameters = sum(p.numel() for p in MLP((1, 32, 32), 128).parameters())
+    assert found == [2 * (parameters + len(list(MLP((1, 32, 32), 128).parameters())))] * 2
+
+
+def averaged() -> list[list[float] | None]:
+    """In a worker: two parameters with gradients here and there, one with none."""
+    rank, _ = rank_and_world()
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters.append(torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16)))
+    parameters[0].grad = torch.full((2,), float(rank))
+    if rank == 1:
+        parameters[1].grad = torch.ones(2)
+    parameters[3].grad = torch.full((2,), 2.0 * rank, dtype=torch.bfloat16)
+    average_gradients(parameters)
+    return [None if p.grad is None else p.grad.tolist() for p in parameters]
+
+
+def test_a_gradient_that_some_processes_lack_counts_as_zero(workers):
+    assert workers(2).run(averaged) == [[[0.5] * 2, [0.5] * 2, None, [1.0] * 2]] * 2
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
