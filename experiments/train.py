@@ -35,7 +35,7 @@ from .processes import Processes, joined
 from .protocols import Judge, judges_of
 from .training.evaluation import Evaluation
 from .training.fidelity import Fidelity
-from .training.logs import MetricsCSV, wandb_logger
+from .training.logs import MetricsCSV
 from .training.module import HeadModule
 from .training.openset import names as open_set_names
 from .training.precision import plugin_for
@@ -43,6 +43,7 @@ from .training.progress import ProgressBar
 from .training.recorder import Recorder, print_summary
 from .training.saving import Saving
 from .training.strategy import strategy_for
+from .training.wandb_run import WandbRun
 from .training.warm_start import WarmStart
 from .world import CONFIG, end_with_parent
 
@@ -170,10 +171,9 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     loggers: list[Logger] = []
     wandb_run = None
     if processes.first:
-        callbacks.append(ProgressBar(recorder, config.trainer.log_interval))
+        wandb_run = WandbRun(config, folder)
+        callbacks = [wandb_run, *callbacks, ProgressBar(recorder, config.trainer.log_interval)]
         loggers.append(MetricsCSV(folder, resumed_step=step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0))
-        if (wandb_run := wandb_logger(config, folder)) is not None:
-            loggers.append(wandb_run)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -200,9 +200,8 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     finally:
         # Also of a failed run: what was measured until then.
         summary = recorder.write_summary(module, status) if processes.first and not takes_over.refused else {}
-        if wandb_run is not None and takes_over.began:
-            wandb_run.experiment.summary.update(summary)
-            wandb_run.experiment.finish(exit_code=0 if status == "finished" else 1)
+        if wandb_run is not None:
+            wandb_run.finish(summary, exit_code=0 if status == "finished" else 1)
         interrupt.restore()
     if processes.first:
         print_summary(summary, folder)

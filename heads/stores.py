@@ -3,7 +3,6 @@
 A table has a row for each class of the shard; what is read from it travels to the head's device.
 """
 
-import fcntl
 import json
 import math
 import mmap
@@ -69,6 +68,12 @@ class DiskStore(DeviceStore):
     def __init__(self, folder: str | os.PathLike[str], shard: Shard, facts: Mapping[str, Any]):
         self.folder = Path(folder) / f"{shard.rank}-of-{shard.world_size}"
         self.facts = {"num_classes": shard.num_classes, **facts}
+        try:
+            import fcntl  # of Unix alone; the other stores work without it
+        except ImportError:
+            raise ValueError(
+                "store=disk: needs file locks of Linux or macOS, which this system lacks; use store=device or host"
+            ) from None
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
         weakref.finalize(self, os.close, lock)

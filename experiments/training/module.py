@@ -40,6 +40,7 @@ class HeadModule(L.LightningModule):
         num_steps: of the whole training.
         may_be_finished: whether a checkpoint of the last step is one to resume from, as that of its own folder is.
         last_loss: of the last step, the mean over its micro-batches; a detached scalar.
+        last_lr: the backbone's learning rate in the last step.
     """
 
     head: Head
@@ -77,6 +78,7 @@ class HeadModule(L.LightningModule):
         self.loss_scale = LossScale(processes) if config.trainer.precision == "16-mixed" else None
         self.step = self.skipped_steps = 0
         self.last_loss = torch.zeros(())
+        self.last_lr = 0.0
         self._loss_sum = torch.zeros(())
 
     @property
@@ -120,6 +122,7 @@ class HeadModule(L.LightningModule):
         backbone, rows = (wrapped.optimizer for wrapped in self.optimizers())  # type: ignore[attr-defined, misc, union-attr]
         if self.processes.world_size > 1:
             average_gradients(self.backbone.parameters())
+        self.last_lr = backbone.param_groups[0]["lr"]
         if self.loss_scale is not None:
             self.loss_scale.unscale(backbone)
         if self.config.trainer.gradient_clip_val is not None:

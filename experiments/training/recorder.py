@@ -1,7 +1,7 @@
 """What a run measures: training time without pauses, throughput, memory; and its summary at the end."""
 
 import json
-import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -114,7 +114,7 @@ class Recorder(L.Callback):
             "train/loss": float(module.last_loss),
             **({"train/skipped_steps": module.skipped_steps} if module.loss_scale else {}),
             **({} if self.trained_seconds is None else {"train/seconds": self.trained_seconds}),
-            "train/lr": module.optimizers()[0].param_groups[0]["lr"],  # type: ignore[index]
+            "train/lr": module.last_lr,
             "throughput/images_per_second": self.images_per_second,
             **{f"head/{name}": float(value) for name, value in stats.items()},
             **of_memory,
@@ -151,7 +151,10 @@ def peak_bytes() -> float:
     """The allocator's peak on CUDA, else this process's peak resident memory."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
-    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    import resource  # of Unix alone
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def forget_peak() -> None:

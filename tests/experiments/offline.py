@@ -12,6 +12,11 @@ BLOCK = 2**15
 FULL, LAST = 1, 4  # kinds of fragments that end a record
 
 
+def ids(folder: Path) -> list[str]:
+    """The run ids of all parts in a run's folder."""
+    return [path.name.rpartition("-")[2] for path in sorted(folder.glob("wandb/offline-run-*"))]
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The one offline run of a run's folder: project, group, name, job_type, config, history, summary, exit."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from experiments.checkpoints.storage import Folder
 from experiments.train import train
+from experiments.training.schedule import polynomial
 from experiments.world import PENDING
 from tests.experiments import offline
 from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, stored_rows, summary
@@ -48,6 +49,9 @@ def test_what_a_run_leaves_behind(finished):
     config = OmegaConf.load(folder / "config.yaml")
     assert config.head.sample_rate == 0.1 and "${" not in (folder / "config.yaml").read_text()
     assert list(metrics(folder, "train/loss")) == [5, 10, 15, 20]
+    factor = polynomial(20, config.schedule.warmup, config.schedule.power)
+    rates = {step: config.optimizer.lr * factor(step - 1) for step in (5, 10, 15, 20)}
+    assert metrics(folder, "train/lr") == pytest.approx(rates) and found["train/lr"] > 0  # of the step itself
     assert list(metrics(folder, "val/rank1")) == [10, 20]
     assert metrics(folder, "train/loss")[20] == found["train/loss"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
@@ -83,6 +87,7 @@ def test_resume_in_mid_epoch_continues_bit_for_bit(finished, tmp_path):
     assert resumed == {step: whole[step] for step in (15, 20)}
     assert metrics(again, "val/rank1")[20] == metrics(folder, "val/rank1")[20]
     assert_same_rows(folder, again)
+    assert offline.ids(again) == offline.ids(folder)  # the same run of Weights & Biases, in another folder too
 
 
 def test_resume_auto_goes_on_in_the_same_folder(finished, tmp_path):
@@ -93,6 +98,7 @@ def test_resume_auto_goes_on_in_the_same_folder(finished, tmp_path):
     call("experiments.run", "head=pfc", *SMOKE, "resume=auto", f"hydra.run.dir={again}")
     assert metrics(again, "train/loss") == metrics(folder, "train/loss")
     assert_same_rows(folder, again)
+    assert offline.ids(again) == 2 * offline.ids(folder)  # two parts of one run
 
 
 def test_two_trainings_do_not_mix(finished):

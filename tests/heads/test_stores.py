@@ -1,5 +1,6 @@
 """Stores: they agree bit for bit; files are sparse, reopened, refused where they do not fit, and survive a crash."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import torch
 
 from heads import FullFC, PartialFC, RowAdamW, Softmax, stores
 from heads.centers import normal_quantiles
+from heads.sharding import Shard
 
 
 def train(head, optimizer, steps: int = 4, first: int = 0) -> list[float]:
@@ -192,3 +194,16 @@ def test_initial_rows_are_normal():
     assert float(quantiles.square().mean().sqrt()) == pytest.approx(0.01, rel=1e-6)
     assert float((quantiles / 0.01).pow(4).mean()) == pytest.approx(3, rel=2e-3)
     assert torch.equal(quantiles, quantiles.sort().values)
+
+
+def test_heads_need_no_file_locks_but_for_rows_on_disk(tmp_path, monkeypatch):
+    """Windows has none; the module itself must be importable there."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    spec = importlib.util.spec_from_file_location("heads.stores_again", stores.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    shard = Shard(10, 0, 1)
+    assert again.make("device", None, shard, {}).lazy is False
+    with pytest.raises(ValueError, match=r"store=disk: needs file locks .* use store=device or host"):
+        again.make("disk", tmp_path / "rows", shard, {})
+    assert not (tmp_path / "rows").exists()
