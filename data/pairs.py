@@ -31,6 +31,8 @@ class Pairs:
         images: encoded.
         first, second: which images a pair is of, (n,).
         same: whether both are of one class, (n,).
+        folds: how many folds the file itself has, in its order; None where it says nothing.
+        in_order: whether folds of any number follow the order of the file, as those of a .bin do.
     """
 
     path: str
@@ -38,6 +40,8 @@ class Pairs:
     first: Indices
     second: Indices
     same: NDArray[np.bool_]
+    folds: int | None = None
+    in_order: bool = False
 
     def __len__(self) -> int:
         return len(self.same)
@@ -119,7 +123,8 @@ def _read_bin(path: Path) -> Pairs:
             places.append(place)
         where.append(number)
     ends = np.array(where, np.int64).reshape(-1, 2)
-    return Pairs(str(path), ImageBytes(str(path), list(encoded), places), ends[:, 0], ends[:, 1], np.array(same, bool))
+    held_images = ImageBytes(str(path), list(encoded), places)
+    return Pairs(str(path), held_images, ends[:, 0], ends[:, 1], np.array(same, bool), in_order=True)
 
 
 def _read_list(path: str, root: str | Path | None) -> Pairs:
@@ -127,11 +132,13 @@ def _read_list(path: str, root: str | Path | None) -> Pairs:
     known: dict[bytes, int] = {}
     ends: list[tuple[int, int]] = []
     same: list[bool] = []
+    header: list[int] = []
     for number, _, line in LineFile(path).lines():
         columns = line.split(b"\t") if b"\t" in line else line.split()
         columns = [column.strip() for column in columns]
         if not ends and all(column.isdigit() for column in columns) and len(columns) <= 2:
-            continue  # LFW's: how many folds, of how many pairs
+            header = [int(column) for column in columns]
+            continue
         try:
             first, second, alike = _pair(columns)
         except ValueError:
@@ -141,7 +148,27 @@ def _read_list(path: str, root: str | Path | None) -> Pairs:
         ends.append((a, b))
         same.append(alike)
     both = np.array(ends, np.int64).reshape(-1, 2)
-    return Pairs(path, ImageFiles(list(known)), both[:, 0], both[:, 1], np.array(same, bool))
+    folds = _folds(path, header, np.array(same, bool)) if same else None
+    return Pairs(path, ImageFiles(list(known)), both[:, 0], both[:, 1], np.array(same, bool), folds)
+
+
+def _folds(path: str, header: list[int], same: NDArray[np.bool_]) -> int | None:
+    """Return how many folds LFW's header announces: `folds pairs`, or `pairs` of a set without folds.
+
+    Raises:
+        ValueError: the list holds other pairs than its header says.
+    """
+    if not header:
+        return None
+    *folds, count = header
+    number = folds[0] if folds else 1
+    if number < 1 or len(same) != 2 * number * count or (same.reshape(number, -1).sum(1) != count).any():
+        raise ValueError(
+            f"{path}: its first line announces {number} x {count:,} pairs of one person and as many of two, and it "
+            f"holds {int(same.sum()):,} and {int((~same).sum()):,}, or in another order; delete that line if the list "
+            "is as it should be"
+        )
+    return number if number > 1 else None
 
 
 def _pair(columns: list[bytes]) -> tuple[bytes, bytes, bool]:

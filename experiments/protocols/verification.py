@@ -5,6 +5,7 @@ For LFW itself, CFP, AgeDB, CALFW, CPLFW and whatever else comes as pairs.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +20,23 @@ from .options import rates_of
 from .rates import Ranking, Weights, check, unresolved
 
 
+class Folding(NamedTuple):
+    """
+    Args:
+        numbers: which fold each pair is in, (n,).
+        remarks: what must be known to read the figures.
+    """
+
+    numbers: NDArray[np.int64]
+    remarks: list[str]
+
+
 class Verification:
     """
     Args:
         source: a .bin, LFW's pairs.txt, or a list `first<TAB>second<TAB>same`; or several.
         root: what paths are relative to; the list's folder unless given.
-        folds: in file order.
+        folds: how many; those of the list's header, or else 10, unless given. See `folds_of`.
         mirrored: whether embeddings are those of image and mirrored image, added.
         far: false accept rates at which the validation rate is told.
         threshold_step: of the accuracy, search thresholds on squared distances 0, step, 2 step, ... instead of those
@@ -36,7 +48,7 @@ class Verification:
         self,
         source: str | Sequence[str] | None,
         root: str | None = None,
-        folds: int = 10,
+        folds: int | None = None,
         mirrored: bool = True,
         far: Sequence[float] = (1e-3,),
         threshold_step: float | None = None,
@@ -52,15 +64,17 @@ class Verification:
                 raise ValueError(f"{option}.threshold_step={threshold_step}: must lie in [1e-4, 4); null for none")
         if root is not None and all(path.endswith(".bin") for path in paths):
             raise ValueError(f"{option}.root={root}: is of lists of pairs; a .bin holds its images")
-        self.folds, self.step = whole(f"{option}.folds", folds, 2), threshold_step
+        self.step = threshold_step
+        wanted = None if folds is None else whole(f"{option}.folds", folds, 2)
         self.mirrored = flag(f"{option}.mirrored", mirrored)
         self.far = rates_of(f"{option}.far", far)
         self.resamples = whole(f"{option}.resamples", resamples, 0)
         self.pairs: dict[str, Pairs] = {}
+        self.folds: dict[str, Folding] = {}
         for path, name in zip(paths, names_of(f"{option}.source", paths), strict=True):
             self.pairs[name] = pairs = read_pairs(path, root)
             check(np.zeros(len(pairs)), pairs.same, path)
-            fold_of(pairs.same, self.folds, path)
+            self.folds[name] = folds_of(pairs, wanted)
 
     @property
     def names(self) -> list[str]:
@@ -78,12 +92,19 @@ class Verification:
                 first, second = (embeddings[torch.from_numpy(each)].double() for each in (pairs.first, pairs.second))
                 scores[name] = (first * second).sum(1).numpy()
         # When all is embedded: a set that cannot be judged leaves no process waiting.
-        return [self.judge(name, of_pairs, self.pairs[name].same) for name, of_pairs in scores.items()]
+        return [self.judge(name, found, self.pairs[name].same, *self.folds[name]) for name, found in scores.items()]
 
-    def judge(self, name: str, scores: Scores, same: Same) -> Result:
-        """Of cosines (n,)."""
+    def judge(
+        self, name: str, scores: Scores, same: Same, folds: NDArray[np.int64], remarks: Sequence[str] = ()
+    ) -> Result:
+        """Judge cosines (n,).
+
+        Args:
+            folds: which fold each pair is in, (n,).
+            remarks: what must be known of these.
+        """
         check(scores, same, name)
-        folds = fold_of(same, self.folds, name)
+        number = int(folds.max()) + 1
         judged = on_grid = Folds(scores, same, folds)
         if self.step is not None:
             # The number of thresholds that a pair's squared distance does not lie below.
@@ -101,7 +122,7 @@ class Verification:
         accuracies, others = metrics()
         found = {
             "accuracy": float(accuracies.mean()),
-            "accuracy_se": float(accuracies.std(ddof=1) / self.folds**0.5),
+            "accuracy_se": float(accuracies.std(ddof=1) / number**0.5),
             **others,
         }
 
@@ -117,30 +138,48 @@ class Verification:
 
         intervals = bootstrap.intervals(resampled, np.bincount(strata_of).tolist(), self.resamples)
         counts = {"pairs": len(scores), "of one class": int(same.sum())}
-        negatives = int(min((~same & (folds != fold)).sum() for fold in range(self.folds)))
-        notes = unresolved(self.far, negatives, "val_at_far_")
+        negatives = int(min((~same & (folds != fold)).sum() for fold in range(number)))
+        notes = [*remarks, *unresolved(self.far, negatives, "val_at_far_")]
         curves = {"rates": judged.ranking.plain, "scores": scores, "same": same}
         return Result(name, found, intervals, counts, notes, curves)
 
 
-def fold_of(same: Same, folds: int, what: str = "pairs") -> NDArray[np.int64]:
-    """Which fold each pair is in: contiguous, in file order, the first ones larger by one where need be.
+def folds_of(pairs: Pairs, wanted: int | None = None) -> Folding:
+    """Deal pairs to folds.
+
+    A .bin, and a list whose header announces this number of folds, are cut in file order, as InsightFace and LFW do. Of
+    other lists each fold gets its share of both kinds: a list may hold all pairs of one class first.
 
     Raises:
         ValueError: fewer pairs than folds, or pairs of one class, or of two, in a single fold only.
     """
-    count = len(same)
-    if count < folds:
-        raise ValueError(f"{what}: {count} pairs cannot be parted into {folds} folds; lower the number of folds")
-    sizes = np.full(folds, count // folds) + (np.arange(folds) < count % folds)
-    numbers = np.repeat(np.arange(folds), sizes)
-    for kind, chosen in (("one class", same), ("two classes", ~same)):
-        if len(np.unique(numbers[chosen])) < 2:
+    same, number = pairs.same, wanted or pairs.folds or 10
+    if len(same) < number:
+        raise ValueError(
+            f"{pairs.path}: {len(same)} pairs cannot be parted into {number} folds; lower the number of folds"
+        )
+    numbers = np.empty(len(same), np.int64)
+    in_order = pairs.in_order or pairs.folds == number
+    for chosen in [np.ones_like(same)] if in_order else [same, ~same]:
+        sizes = [len(part) for part in np.array_split(np.flatnonzero(chosen), number)]
+        numbers[chosen] = np.repeat(np.arange(number), sizes)
+    present = np.array([np.bincount(numbers[chosen], minlength=number) > 0 for chosen in (same, ~same)])
+    for kind, folds in zip(("one class", "two classes"), present, strict=True):
+        if folds.sum() < 2:
             raise ValueError(
-                f"{what}: pairs of {kind} lie in one of {folds} folds only, and nothing is left to choose its "
+                f"{pairs.path}: pairs of {kind} lie in one of {number} folds only, and nothing is left to choose its "
                 "threshold by; mix the pairs, or change the number of folds"
             )
-    return numbers
+    remarks = []
+    if lacking := int((~present).any(0).sum()):
+        where = "in the order of the file" if in_order else "too few for each fold"
+        remarks.append(
+            f"{lacking} of {number} folds hold pairs of one kind only ({where}): their accuracy counts one kind of "
+            "error, at a threshold chosen on other shares of both; mix the pairs, or lower the number of folds"
+        )
+    if pairs.folds not in (None, number):
+        remarks.append(f"the header announces {pairs.folds} folds, and protocol.lfw.folds={number} was asked for")
+    return Folding(numbers, remarks)
 
 
 class Folds:

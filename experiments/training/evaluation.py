@@ -17,7 +17,7 @@ from heads import CenterHead
 from heads.collectives import default_group, sum_over_processes
 
 from ..models.model import BLOCK, Model
-from ..protocols import Judge, told
+from ..protocols import Judge, Result, told
 from ..tables import bars_hidden
 from .module import HeadModule
 from .openset import open_set
@@ -35,6 +35,7 @@ class Evaluation(L.Callback):
         self.interval, self.far, self.recorder = config.interval, config.far, recorder
         self.train_records = config.train_records
         self.judges = judges
+        self.notes: set[str] = set()  # that were printed
         self.failure: str | None = None  # of the protocols, at the last evaluation; the same on all processes
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -76,6 +77,7 @@ class Evaluation(L.Callback):
             failure = None
             try:
                 for result in judge(model):
+                    self._note(result)
                     metrics |= {f"val/{result.name}/{name}": value for name, value in told(result).items()}
             except (ValueError, OSError) as error:
                 failure = str(error)
@@ -85,6 +87,13 @@ class Evaluation(L.Callback):
         if self.failure not in (None, before) and model.processes.first:
             print(f"\nwarning: {self.failure}. Training goes on without these figures.", flush=True)
         return metrics
+
+    def _note(self, result: Result) -> None:
+        """Print what must be known to read the figures, the first time."""
+        for note in result.notes:
+            if (told := f"\nnote: {result.name}: {note}") not in self.notes:
+                self.notes.add(told)
+                print(told, flush=True)
 
 
 def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from data.pairs import Pairs, read_pairs
 from experiments.protocols.rates import Ranking, check
-from experiments.protocols.verification import Folds, Verification, fold_of
+from experiments.protocols.verification import Folds, Verification, folds_of
 from tests.experiments.protocols.files import written_for
 from tests.experiments.protocols.models import of_pixels
 
@@ -14,6 +15,12 @@ def drawn(seed: int, count: int = 103, ties: bool = False, shift: float = 1.0):
     same = generator.random(count) < 0.5
     scores = generator.normal(size=count) + shift * same
     return np.round(scores) if ties else scores, same
+
+
+def in_order(same, number: int = 10):
+    """Folds as of a .bin."""
+    nobody = np.arange(0)
+    return folds_of(Pairs("set", (), nobody, nobody, np.asarray(same), in_order=True), number).numbers
 
 
 CASES = [(0, False), (1, False), (2, True), (3, True)]
@@ -57,7 +64,7 @@ def slow_folds(scores, same, folds, far):
 @pytest.mark.parametrize("far", [1e-3, 0.1])
 def test_folds(seed, ties, far):
     scores, same = drawn(seed, ties=ties)
-    folds = fold_of(same, 10)
+    folds = in_order(same)
     accuracies, validation = slow_folds(scores, same, folds, far)
     judged = Folds(scores, same, folds)
     found, (share,) = judged.judge([far])
@@ -79,13 +86,15 @@ def test_folds_are_contiguous_and_as_those_of_sklearn():
         expected = np.empty(count, int)
         for fold, (_, test) in enumerate(KFold(10).split(np.zeros(count))):
             expected[test] = fold
-        assert np.array_equal(fold_of(np.arange(count) % 3 == 0, 10), expected)
+        assert np.array_equal(in_order(np.arange(count) % 3 == 0), expected)
 
 
 def judge(scores, same, **options):
     judged = object.__new__(Verification)  # without files
-    judged.__dict__.update({"folds": 10, "step": None, "far": (1e-3,), "resamples": 0, **options})
-    return judged.judge("set", np.asarray(scores, float), np.asarray(same))
+    judged.__dict__.update({"step": None, "far": (1e-3,), "resamples": 0, **options})
+    scores, same = np.asarray(scores, float), np.asarray(same)
+    check(scores, same)
+    return judged.judge("set", scores, same, in_order(same))
 
 
 def test_thresholds_of_a_grid_are_those_of_insightface():
@@ -95,7 +104,7 @@ def test_thresholds_of_a_grid_are_those_of_insightface():
     distances = 2 - 2 * scores
     accuracies = []
     for fold in range(10):
-        train, test = fold_of(same, 10) != fold, fold_of(same, 10) == fold
+        train, test = in_order(same) != fold, in_order(same) == fold
         grid = np.arange(0, 4, 0.01)
         best = grid[np.argmax([np.mean((distances[train] < t) == same[train]) for t in grid])]
         accuracies.append(np.mean((distances[test] < best) == same[test]))
@@ -148,6 +157,72 @@ def test_intervals_hold_what_repetitions_give():
         hits += low <= truth["auc"] <= high
     assert hits >= 16
     assert judge(scores[:99], same[:99]).intervals == {}
+
+
+def listed(folder, same, header: str = "") -> Pairs:
+    """A list of pairs, read back; its images need not be there."""
+    lines = [f"a{n}.jpg\tb{n}.jpg\t{int(each)}\n" for n, each in enumerate(same)]
+    (folder / "pairs.txt").write_text(header + "".join(lines))
+    return read_pairs(folder / "pairs.txt")
+
+
+@pytest.mark.parametrize("shift", [0.6, 2.0])
+def test_a_list_sorted_by_kind_is_judged_as_the_same_pairs_in_turn(shift, tmp_path):
+    """pairsDevTest.txt of LFW holds 500 pairs of one person, then 500 of two. Cut in file order, each fold has
+    one kind, and is judged at a threshold that suits the other kind."""
+    generator = np.random.default_rng(0)
+    same = np.repeat([True, False], 500)
+    scores = generator.normal(size=1000) + shift * same
+    turn = np.arange(1000).reshape(2, 500).T.ravel()  # one of one person, one of two
+    accuracies = {}
+    for name, order, header in (("sorted", np.arange(1000), "500\n"), ("in turn", turn, ""), ("plain", turn[::-1], "")):
+        numbers, remarks = folds_of(listed(tmp_path, same[order], header))
+        assert remarks == []
+        found = Folds(scores[order], same[order], numbers).judge([])[0]
+        accuracies[name] = found.mean()
+        assert all((same[order][numbers == fold]).sum() == 50 for fold in range(10))
+    assert accuracies["sorted"] == accuracies["in turn"]  # the same folds
+    assert accuracies["plain"] == pytest.approx(accuracies["in turn"], abs=found.std())
+    cut = Folds(scores, same, in_order(same)).judge([])[0].mean()
+    assert cut < accuracies["sorted"]
+
+
+def test_the_folds_of_a_header_are_those_of_the_file(tmp_path):
+    same = np.tile(np.repeat([True, False], 3), 4)
+    pairs = listed(tmp_path, same, "4\t3\n")
+    assert pairs.folds == 4 and folds_of(pairs).numbers.tolist() == np.repeat(np.arange(4), 6).tolist()
+    numbers, remarks = folds_of(pairs, 3)
+    assert np.bincount(numbers[same]).tolist() == np.bincount(numbers[~same]).tolist() == [4, 4, 4]
+    assert remarks == ["the header announces 4 folds, and protocol.lfw.folds=3 was asked for"]
+    assert folds_of(listed(tmp_path, same)).numbers.max() == 9  # without a header
+
+
+@pytest.mark.parametrize("header", ["4\t4\n", "12\n13\n", "2\t12\n", "0\t3\n"])
+def test_a_header_that_announces_other_pairs_is_refused(header, tmp_path):
+    same = np.tile(np.repeat([True, False], 3), 4)
+    if header.startswith("2"):
+        same = np.sort(same)
+    with pytest.raises(ValueError, match=r"pairs.txt: its first line announces .*; delete that line"):
+        listed(tmp_path, same, header)
+
+
+@pytest.mark.parametrize(
+    ("same", "in_order", "words"),
+    [
+        (np.arange(60) < 30, True, "10 of 10 folds hold pairs of one kind only (in the order of the file)"),
+        (np.arange(60) % 20 < 10, True, "6 of 10 folds hold pairs of one kind only (in the order of the file)"),
+        (np.arange(60) < 4, False, "6 of 10 folds hold pairs of one kind only (too few for each fold)"),
+        (np.arange(60) % 2 == 0, True, None),
+    ],
+)
+def test_folds_that_lack_a_kind_are_told(same, in_order, words):
+    nobody = np.arange(0)
+    remarks = folds_of(Pairs("set", (), nobody, nobody, same, in_order=in_order)).remarks
+    assert words is None if not remarks else remarks[0].startswith(words)
+    judged = object.__new__(Verification)
+    judged.__dict__.update({"step": None, "far": (0.5,), "resamples": 0})
+    folding = folds_of(Pairs("set", (), nobody, nobody, same, in_order=in_order))
+    assert list(judged.judge("set", same * 1.0, same, *folding).notes) == remarks
 
 
 def found_in_a_process(folder, words):
