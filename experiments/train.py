@@ -26,7 +26,7 @@ from lightning.pytorch import profilers
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from . import INTERRUPTED, options, reading
+from . import COMPLETE, INTERRUPTED, options, reading
 from .build import build
 from .checkpoints.finding import find, home
 from .checkpoints.storage import step_of
@@ -43,6 +43,7 @@ from .training.progress import ProgressBar
 from .training.recorder import Recorder, print_summary
 from .training.saving import Saving
 from .training.strategy import strategy_for
+from .training.time_limit import TimeLimit
 from .training.wandb_run import WandbRun
 from .training.warm_start import WarmStart
 from .world import CONFIG, end_with_parent
@@ -161,6 +162,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     takes_over = TakesOver(folder, config_name)
     callbacks = [
         takes_over,
+        TimeLimit(config.trainer.max_time),
         recorder,
         interrupt,
         Fidelity(config.fidelity, recorder),
@@ -196,18 +198,18 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         if processes.first:
             print(describe(module, folder), flush=True)
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
-        status = "interrupted" if interrupt.status and module.step < module.num_steps else "finished"
+        status = status_of(module, bool(interrupt.status))
     finally:
         # Also of a failed run: what was measured until then.
         summary = recorder.write_summary(module, status) if processes.first and not takes_over.refused else {}
         if wandb_run is not None:
-            wandb_run.finish(summary, exit_code=0 if status == "finished" else 1)
+            wandb_run.finish(summary, exit_code=0 if status in COMPLETE else 1)
         interrupt.restore()
     if processes.first:
         print_summary(summary, folder)
-    if evaluation.failure and status == "finished":
+    if evaluation.failure and status in COMPLETE:
         raise ValueError(f"{evaluation.failure}; the training is complete, and experiments.evaluate can judge it")
-    if saving.failure and status == "finished":
+    if saving.failure and status in COMPLETE:
         raise ValueError(f"{saving.failure}; the training is complete")
     return interrupt.status if status == "interrupted" else 0
 
@@ -239,6 +241,11 @@ def of_lightning(config: DictConfig, folder: Path) -> dict[str, Any]:
     if given.get("profiler") is not None:
         given["profiler"] = getattr(profilers, options.PROFILERS[given["profiler"]])(folder, "profile")
     return given
+def status_of(module: HeadModule, interrupted: bool) -> str:
+    """Return how a training ended that did not fail."""
+    if module.step == module.num_steps:
+        return "finished"
+    return "interrupted" if interrupted else "out of time"
 
 
 def describe(module: HeadModule, folder: Path) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .. import reading
+from .. import COMPLETE, reading
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and what was measured after them
 # Beginnings of what differs between runs of one thing, or says nothing about it.
@@ -201,9 +201,9 @@ def _read(folder: Path, config: DictConfig) -> Run | str:
     status, steps = run.summary.get("status"), int(run.summary["steps"])
     if not isinstance(status, str) or not isinstance(run.summary.get("head"), str):
         return "summary.json is damaged: it has no status or no head"
-    if status != "finished":
+    if status not in COMPLETE:
         return f"{status} at step {steps}"
-    if max(last, of_all or 0) > steps:
+    if max(last, of_all if of_all and status == "finished" else 0) > steps:
         return f"its summary is of step {steps}: it goes on, or was killed, last heard of at {where}"
     return run
 

@@ -54,7 +54,7 @@ class Evaluation(L.Callback):
     ) -> None:
         assert isinstance(module, HeadModule)
         due = self.interval and module.step % self.interval == 0 and module.between_steps
-        if (due and module.step) or module.step == module.num_steps:
+        if (due and module.step) or module.ends:
             with self.recorder.paused(), bars_hidden():
                 module.share_buffers()
                 model, metrics = model_in(trainer, module), {}
@@ -62,7 +62,7 @@ class Evaluation(L.Callback):
                     metrics = evaluate(model, module.data.heldout, self.far)
                     metrics = {f"val/{name}": value for name, value in metrics.items()}
                 metrics |= self._judged(model)
-                if self.train_records is not None and module.step == module.num_steps:
+                if self.train_records is not None and module.ends:
                     head = cast(CenterHead, module.head)
                     metrics |= against_all_centers(
                         model, head, module.data.train, self.train_records, module.config.seed

@@ -38,6 +38,7 @@ class HeadModule(L.LightningModule):
         step: optimizer steps so far, those skipped for overflow among them.
         skipped_steps: of these.
         num_steps: of the whole training.
+        out_of_time: whether this step is the last by the clock; see `TimeLimit`.
         may_be_finished: whether a checkpoint of the last step is one to resume from, as that of its own folder is.
         last_loss: of the last step, the mean over its micro-batches; a detached scalar.
         last_lr: the backbone's learning rate in the last step.
@@ -45,6 +46,7 @@ class HeadModule(L.LightningModule):
 
     head: Head
     may_be_finished = False
+    out_of_time = False
 
     def __init__(
         self,
@@ -90,6 +92,11 @@ class HeadModule(L.LightningModule):
     def between_steps(self) -> bool:
         """Whether no micro-batch waits for the optimizers."""
         return self.loader.handed_out % self.accumulate == 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether the last step is done: of the training, or of its time."""
+        return self.step == self.num_steps or (self.out_of_time and self.between_steps)
 
     def train_dataloader(self) -> BatchLoader:
         return self.loader

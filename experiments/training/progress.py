@@ -1,5 +1,6 @@
 """The progress of a training: a bar at a terminal, a line now and then elsewhere."""
 
+import time
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from .module import HeadModule
 from .recorder import Recorder
 
-LINES = 20  # of a whole training, where there is no terminal
+LINES = 20  # of a whole training, where there is no terminal,
+SECONDS = 30  # and not much longer from one to the next, however slow it is
 
 
 class ProgressBar(L.Callback):
@@ -28,22 +30,21 @@ class ProgressBar(L.Callback):
             disable=not self.console.is_terminal,
         )
         self.task = TaskID(0)
+        self.told = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         self.task = self.progress.add_task("", total=module.num_steps, completed=module.step, figures="")
         self.progress.start()
+        self.told = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        if self.console.is_terminal:
-            due = module.step % min(self.every, 10) == 0
-        else:
-            due = module.step % max(1, module.num_steps // LINES) == 0
-        if not (due or module.step == module.num_steps) or not module.between_steps:
+        if not module.between_steps or not (self._is_due(module.step, module.num_steps) or module.ends):
             return
+        self.told = time.monotonic()
         speed = self.recorder.images_per_second
         figures = f"loss {float(module.last_loss):.3f}"
         if speed:  # known after the first steps
@@ -53,9 +54,15 @@ class ProgressBar(L.Callback):
         if self.console.is_terminal:
             self.progress.update(self.task, completed=module.step, figures=figures)
             return
-        images_left = (module.num_steps - module.step) * module.accumulate * module.config.batch_size
-        left = f"  {images_left / speed:.0f} s left" if speed else ""
-        print(f"step {module.step}/{module.num_steps}  {figures}{left}", flush=True)
+        if speed:
+            left = (module.num_steps - module.step) * module.accumulate * module.config.batch_size / speed
+            figures += f"  {left:.0f} s left"
+        print(f"step {module.step}/{module.num_steps}  {figures}", flush=True)
+
+    def _is_due(self, step: int, num_steps: int) -> bool:
+        if self.console.is_terminal:
+            return step % min(self.every, 10) == 0
+        return step % max(1, num_steps // LINES) == 0 or time.monotonic() - self.told >= SECONDS
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.progress.stop()

@@ -104,7 +104,7 @@ class Recorder(L.Callback):
         else:
             module.head.stopwatch.reset()
         self._mark = now
-        if module.between_steps and (module.step % self.log_interval == 0 or module.step == module.num_steps):
+        if module.between_steps and (module.step % self.log_interval == 0 or module.ends):
             self.record(trainer, self.measure(module), module.step)
 
     def measure(self, module: HeadModule) -> dict[str, float]:

@@ -84,6 +84,19 @@ def test_at_a_point_of_ones_own(tmp_path, capsys, wide):
             compared(tmp_path, "steps", point)
 
 
+def test_a_run_that_its_clock_ended_is_compared(tmp_path):
+    """At fewer steps than it might have had; one that goes on is left out."""
+    made_run(tmp_path / "1", steps=50, status="out of time", options={"trainer.max_steps": 100})
+    made_run(tmp_path / "2", steps=50, seed=1, status="out of time")
+    with (tmp_path / "2" / "metrics.csv").open("a") as file:
+        file.write("60,0,train/loss,9.0\n")
+    found, left_out = runs.load([tmp_path])
+    assert [run.folder.name for run in found] == ["1"]
+    assert [reason for _, reason in left_out] == [
+        "its summary is of step 50: it goes on, or was killed, last heard of at step 60 of 50"
+    ]
+
+
 def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, wide):
     made_run(tmp_path / "9")
     made_run(tmp_path / "10", rank1=0.1, seed=1, status="failed")

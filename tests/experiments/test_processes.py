@@ -156,6 +156,14 @@ def test_another_number_of_processes_goes_on_with_the_same_rows(swept, world_siz
         assert torch.allclose(both[1][name], tensor, rtol=1e-4, atol=1e-6) and tensor.abs().sum() > 0
 
 
+def test_the_clock_ends_all_processes_after_the_same_step(workers, tmp_path):
+    words = ["head=full", "trainer.max_time=1e-9", "trainer.accumulate_grad_batches=2", *SHORT, *STEPS]
+    assert workers(2).run(trained, words, tmp_path) == [0, 0]
+    found = summary(tmp_path)
+    assert found["status"] == "out of time" and found["steps"] == 1 and "val/rank1" in found
+    assert (tmp_path / "checkpoints" / "step-00000001").exists()
+
+
 def started(folder: Path, *words: str) -> subprocess.Popen:
     """A long run on two processes, once it has trained for a few steps."""
     long = command("experiments.run", "head=pfc", "trainer.devices=2", "trainer.max_steps=50000", *SHORT, *words)

@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from experiments.arguments import CONF
 from experiments.build import build
+from experiments.checkpoints.storage import Folder
 from experiments.processes import Processes
 from experiments.train import train
+from experiments.training import progress
 from experiments.training.module import HeadModule
+from experiments.training.recorder import WARMUP_BATCHES
+from experiments.training.time_limit import seconds_of
 from tests.data.fonts import installed_for_tests
 from tests.data.sets import FORMATS, SIDE, images
 from tests.experiments.commands import config, metrics, summary
@@ -209,3 +214,42 @@ def test_epochs_set_the_steps(tmp_path):
 def test_bad_options_are_refused(overrides, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         run(tmp_path, *overrides)
+
+
+def test_the_clock_ends_a_training_with_all_that_a_finished_one_leaves(tmp_path):
+    words = ["trainer.max_time=1e-9", "trainer.max_steps=9", "trainer.accumulate_grad_batches=2"]
+    words += ["checkpoint.interval=null", "evaluate.interval=null", "evaluate.train_records=10"]
+    found = run(tmp_path, *words)
+    assert found["status"] == "out of time" and found["steps"] == 1
+    assert 0 <= found["val/rank1"] <= 1 and found["train/exact_loss"] > 0
+    assert list(metrics(tmp_path, "train/loss")) == [1]
+    assert Folder(tmp_path / "checkpoints").complete() == ["step-00000001"]
+    again = run(tmp_path, *words, "trainer.max_time=null", "resume=auto")
+    assert again["status"] == "finished" and again["steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("00:10:00", 600), ("01:00:00:01", 86401), ("100:00:00", 360_000), ("1:02:03", 3723), (90, 90), (None, None)],
+)
+def test_limits_of_time(given, seconds):
+    assert seconds_of(given) == seconds
+    assert seconds_of(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create({"a": given}))).a) == seconds
+    assert seconds_of(config(f"trainer.max_time={'null' if given is None else given}").trainer.max_time) == seconds
+
+
+@pytest.mark.parametrize("given", ["10:00", "ten", 0, -1, True, "00:00:00", "1:2:3", float("inf")])
+def test_limits_of_time_that_are_none(given):
+    with pytest.raises(ValueError, match=r"trainer\.max_time=.*: must be HH:MM:SS"):
+        seconds_of(given)
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(10**9, [2, 4, 6, 8]), (0, [1, 2, 3, 4, 5, 6, 7, 8])])
+def test_without_a_terminal_lines_come_by_steps_and_by_the_clock(seconds, lines, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS", seconds)
+    monkeypatch.setattr(progress, "LINES", 4)
+    run(tmp_path, "trainer.max_steps=8")
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [int(line.split()[1].split("/")[0]) for line in printed] == lines
+    assert not any(" 0 images/s" in line for line in printed)  # nothing is known of the speed yet
+    assert ("s left" in printed[0]) == (lines[0] > WARMUP_BATCHES)
