@@ -33,11 +33,12 @@ class Decoder:
         channels: 1 (grey) or 3 (RGB).
         fit: "crop" scales an image of another size until it covers this one and cuts off what is over, alike on both
             sides; "stretch" changes its proportions.
+        crop: share of each side of every image, about its centre, that is kept before that.
     """
 
-    def __init__(self, height: int, width: int, channels: int, fit: str = "crop"):
+    def __init__(self, height: int, width: int, channels: int, fit: str = "crop", crop: float = 1.0):
         self.shape = (height, width, channels)
-        self.fit = fit
+        self.fit, self.crop = fit, crop
         self.color, self.mode = MODES[channels]
 
     def into(self, pixels: NDArray[np.uint8], encoded: bytes) -> None:
@@ -46,7 +47,8 @@ class Decoder:
         Raises:
             UnreadableError: no image, a damaged one, or one of too many pixels.
         """
-        if encoded[:2] == JPEG and not _many_scans(encoded, pixels.shape[0] * pixels.shape[1]):
+        fast = encoded[:2] == JPEG and self.crop == 1
+        if fast and not _many_scans(encoded, pixels.shape[0] * pixels.shape[1]):
             try:
                 # Of another size, it is not written there or comes back with its own shape.
                 if simplejpeg.decode_jpeg(encoded, self.color, buffer=pixels).shape == self.shape:
@@ -60,6 +62,9 @@ class Decoder:
         image = opened(encoded)
         try:
             image = _eight_bits(image).convert(self.mode)
+            if self.crop != 1:
+                left, top = (side * (1 - self.crop) / 2 for side in image.size)
+                image = image.crop((left, top, image.width - left, image.height - top))
             if image.size != (width, height):
                 if self.fit == "crop":
                     image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)

@@ -42,6 +42,7 @@ def images(
     fit: str = "crop",
     mean: float | Sequence[float] = 0.5,
     std: float | Sequence[float] = 0.5,
+    crop: float = 1.0,
     num_heldout: int | None = None,
     augment: Augmentation | None = None,
     cache_dir: str | None = None,
@@ -59,6 +60,7 @@ def images(
         channels: 3 (RGB) or 1 (grey).
         fit: how images of another size are brought to this one: "crop" or "stretch".
         mean, std: of pixels from 0 to 1, one number or one a channel: what training gets is (pixel - mean) / std.
+        crop: share of each side of every image, about its centre, that is kept before that.
         num_heldout: classes to judge on; a twentieth, at most 500, unless given; 0 for none.
         augment: of training images; none unless given.
         cache_dir: where catalogs are kept; $HEADCOUNT_CACHE or ~/.cache/headcount unless given.
@@ -69,7 +71,7 @@ def images(
     paths = tuple(paths_of("data.source", source))
     if not paths:
         raise ValueError(f"data.source=null: the path of {FORMATS[format]} is needed")
-    preprocessing = preprocessing_of(size, channels, fit, mean, std, option="data.")
+    preprocessing = preprocessing_of(size, channels, fit, mean, std, crop, option="data.")
     if num_heldout is not None:
         num_heldout = whole("data.num_heldout", num_heldout, 0)
     origin = Origin(format, paths, tuple(paths_of("data.labels", labels)), path_of("data.root", root), shared)

@@ -34,6 +34,7 @@ class Preprocessing:
         channels: 1 (grey) or 3 (RGB).
         fit: how images of another size are brought to this one: "crop" or "stretch".
         mean, std: of pixels from 0 to 1, a number for each channel.
+        crop: share of each side, about the centre, that is kept of every image before it is brought to this size.
     """
 
     height: int
@@ -42,6 +43,7 @@ class Preprocessing:
     fit: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = 1.0
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Preprocessing":
@@ -55,7 +57,7 @@ class Preprocessing:
 
     @cached_property
     def decoder(self) -> Decoder:
-        return Decoder(self.height, self.width, self.channels, self.fit)
+        return Decoder(self.height, self.width, self.channels, self.fit, self.crop)
 
     @cached_property
     def normalize(self) -> Normalize:
@@ -68,6 +70,7 @@ def preprocessing_of(
     fit: str,
     mean: float | Sequence[float],
     std: float | Sequence[float],
+    crop: float = 1.0,
     option: str = "",
 ) -> Preprocessing:
     """From options, as users give them.
@@ -75,6 +78,7 @@ def preprocessing_of(
     Args:
         size: side in pixels, or [height, width].
         mean, std: one number, or one a channel.
+        crop: share of each side that is kept, about the centre; 1 for all.
         option: what their names begin with, for errors.
     """
     sides = [size, size] if isinstance(size, int | float) else [] if isinstance(size, str) else list(size)
@@ -84,6 +88,8 @@ def preprocessing_of(
         raise ValueError(f"{option}channels={channels}: must be 1 (grey) or 3 (RGB)")
     if fit not in FITS:
         raise ValueError(f"{option}fit={fit}: must be one of {', '.join(FITS)}")
+    if isinstance(crop, bool) or not isinstance(crop, int | float) or not 0 < crop <= 1:
+        raise ValueError(f"{option}crop={crop}: must lie in (0, 1]; 0.56 keeps the middle 56 % of each side, 1 all")
     numbers = []
     for name, value in (("mean", mean), ("std", std)):
         values = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
@@ -91,4 +97,4 @@ def preprocessing_of(
             raise ValueError(f"{option}{name}={value}: one number, or one for each of {channels} channels, is needed")
         numbers.append(values)
     height, width = map(int, sides)
-    return Preprocessing(height, width, channels, fit, *numbers)
+    return Preprocessing(height, width, channels, fit, numbers[0], numbers[1], float(crop))

@@ -55,7 +55,7 @@ def pretrained(config: DictConfig, folder: Path) -> None:
         config.embedding_size = whole("embedding_size", config.embedding_size, 1)
     if config.embedding_size is None:
         config.embedding_size = len(given["features.weight"]) if "features.weight" in given else 512
-    preprocessing = preprocessing_of(config.size, config.channels, config.fit, config.mean, config.std)
+    preprocessing = preprocessing_of(config.size, config.channels, config.fit, config.mean, config.std, config.crop)
     backbone = build_backbone(config, preprocessing.shape)
     fitting, report = match(backbone, given)
     console().print(report)

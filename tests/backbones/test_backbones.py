@@ -14,7 +14,7 @@ from backbones.tiny import Tiny
     ("build", "shape"),
     [
         (Tiny, (1, 32, 32)),
-        (Tiny, (3, 32, 32)),
+        (Tiny, (3, 40, 24)),
         (MLP, (10,)),
         (MLP, (1, 8, 8)),
         (MobileFaceNet, (3, 112, 112)),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data.augment import Faces
 from data.decode import Decoder, decodable, opened
@@ -45,6 +45,30 @@ def test_pixels_are_those_of_pillow(kind, mode, channels):
     expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("L" if channels == 1 else "RGB"))
     difference = np.abs(decoded(encoded, channels=channels).squeeze().astype(int) - expected)
     assert difference.max() <= (4 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(("shape", "side"), [((250, 250), 140), ((250, 250), 48), ((200, 100), 56), ((100, 200), 112)])
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+def test_the_middle_of_an_image_is_kept(kind, shape, side, fit):
+    """Also where the file has the size of the model's input already; grey around it is never seen."""
+    width, height = shape
+    inner = (round(0.22 * width), round(0.22 * height), round(0.78 * width), round(0.78 * height))
+    picture = Image.new("RGB", shape, (128, 128, 128))
+    middle = Image.linear_gradient("L").convert("RGB").resize((inner[2] - inner[0], inner[3] - inner[1]))
+    picture.paste(middle, inner[:2])
+    file = io.BytesIO()
+    picture.save(file, kind, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+    pixels = np.zeros((side, side, 3), np.uint8)
+    Decoder(side, side, 3, fit, 0.56).into(pixels, file.getvalue())
+    if fit == "crop":
+        expected = ImageOps.fit(middle, (side, side), Image.Resampling.BILINEAR)
+    else:
+        expected = middle.resize((side, side), Image.Resampling.BILINEAR)
+    assert np.abs(pixels.astype(int) - np.asarray(expected)).max() <= (6 if kind == "JPEG" else 0)
+    same = np.zeros((side, side, 3), np.uint8)
+    Decoder(side, side, 3, fit).into(same, file.getvalue())
+    assert not np.array_equal(same, pixels)
 
 
 def test_jpeg_of_cmyk_and_progressive():
@@ -307,6 +331,9 @@ def test_a_split_looks_at_blocks_of_classes(folder, monkeypatch):
         {"fit": "pad"},
         {"mean": [0.5, 0.5]},
         {"std": 0.0},
+        {"crop": 0},
+        {"crop": 1.5},
+        {"crop": True},
         {"num_heldout": 1},
         {"num_heldout": 59},
     ],

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,20 @@ from torch.nn.functional import normalize
 
 from backbones.iresnet import IResNet
 from backbones.mobilefacenet import MobileFaceNet
+from data.decode import Decoder
 from data.loose import ImageFiles
+from data.preprocessing import Preprocessing
 from experiments import documented
 from experiments import embed as embedding
 from experiments.cluster import cluster, grouped
 from experiments.embed import embed
 from experiments.evaluate import evaluate
-from experiments.export import METADATA, export
+from experiments.export import METADATA, export, metadata
 from experiments.models.trained import Trained, model_of
 from experiments.pretrained import our_name, pretrained
 from experiments.processes import Processes
 from experiments.train import train
-from tests.data.sets import image, images, write_folder, write_lmdb, write_rec
+from tests.data.sets import SIDE, image, images, write_folder, write_lmdb, write_rec
 from tests.experiments.commands import ROOT, call, config, summary
 from tests.experiments.protocols.files import written_for
 
@@ -333,6 +336,30 @@ def test_a_model_whose_preprocessing_is_told_wrong_is_not_exported(trained, tmp_
     with pytest.raises(ValueError, match=r"metadata does not say how images become the input.*nothing was written"):
         export(config(f"checkpoint={trained}", f"target={tmp_path / 'model.onnx'}", name="export"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_crop_of_a_training_goes_with_its_model(pictures, tmp_path):
+    """Whoever uses the model sees the middle of images, as its training did."""
+    words = ["data=folder", f"data.source={pictures}", "data.size=24", "data.crop=0.5", "data.num_heldout=0"]
+    words += ["head=full", "batch_size=6", "trainer.max_steps=1", "evaluate.train_records=null", "data.channels=1"]
+    (tmp_path / "run").mkdir()
+    assert train(config(*SMOKE[:1], *words, "logger.wandb.mode=disabled"), tmp_path / "run") == 0
+    target = tmp_path / "rows.npy"
+    embed(config(f"checkpoint={tmp_path / 'run'}", f"source={pictures}", f"target={target}", name="embed"), tmp_path)
+    model, files = model_in(tmp_path / "run"), sorted(pictures.rglob("*.jpg"))
+    pixels = torch.zeros(len(files), 24, 24, 1, dtype=torch.uint8)
+    for number, file in enumerate(files):
+        with Image.open(file) as picture:  # of SIDE x SIDE
+            middle = picture.convert("L").crop((SIDE // 4, SIDE // 4, SIDE - SIDE // 4, SIDE - SIDE // 4))
+        middle.resize((24, 24), Image.Resampling.BILINEAR).save(aside := tmp_path / "middle.png")
+        Decoder(24, 24, 1).into(pixels[number].numpy(), aside.read_bytes())
+    with torch.no_grad():
+        expected = normalize(model.backbone.eval()(model.preprocessing.normalize(pixels)))
+    assert torch.allclose(torch.from_numpy(np.load(target)), expected, atol=1e-5)
+    checkpoint = Trained(str(tmp_path / "run"))
+    assert json.loads(metadata(checkpoint, scores=False)["crop"]) == 0.5
+    older = {name: value for name, value in asdict(checkpoint.preprocessing).items() if name != "crop"}
+    assert Preprocessing.of(older).crop == 1  # of checkpoints written before there was a crop
 
 
 def test_pt2_with_scores_of_all_classes(trained, tmp_path):
