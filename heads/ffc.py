@@ -31,6 +31,7 @@ from .options import number, whole
 from .pool import ClassPool, Plan
 from .softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, refuse_second_derivative, streamed_topk
 
+PUBLISHED = 0.99  # momentum of the gallery
 HEADER = 2  # numbers that travel with the labels: the pool's checksum, and whether all values are finite
 
 
@@ -42,7 +43,8 @@ class FFC(Head):
         embedding_size: D.
         queue_size: classes in the pool; below 1 a share of C.
         margin: a margin that normalizes, CosFace(s=32, m=0.4) unless given.
-        gallery_momentum: of the momentum copy, once a step.
+        gallery_momentum: of the momentum copy, which follows the backbone once a step. A number is constant; None grows
+            with the step up to 0.99, the constant of the published code; see `momentum`.
         outlier_weight: of the term for probes whose class is not in the pool: the mean of their k highest
             cosines, those below 0 as 0, with k = 2 in 10,000 of the slots, from 3 to 10.
         identity_share: of a batch's images, how many come as pairs of one class; 2/3 in the published code.
@@ -62,7 +64,7 @@ class FFC(Head):
         *,
         queue_size: float = 0.1,
         margin: Margin | None = None,
-        gallery_momentum: float = 0.99,
+        gallery_momentum: float | None = None,
         outlier_weight: float = 1.0,
         identity_share: float = 0.5,
         mask_unfilled: bool = True,
@@ -78,8 +80,8 @@ class FFC(Head):
         self.margin = CosFace(s=32) if margin is None else checked_margin(margin)
         if not self.margin.normalize:
             raise ValueError(f"margin={self.margin}: FFC compares directions and needs a margin that normalizes")
-        if not 0 <= number("gallery_momentum", gallery_momentum) <= 1:
-            raise ValueError(f"gallery_momentum={gallery_momentum}: must lie in [0, 1]")
+        if gallery_momentum is not None and not 0 <= number("gallery_momentum", gallery_momentum) <= 1:
+            raise ValueError(f"gallery_momentum={gallery_momentum} must lie in [0, 1]; null grows with the step")
         number("outlier_weight", outlier_weight, least=0)
         if not 0 < number("identity_share", identity_share) < 1:
             raise ValueError(f"identity_share={identity_share}: must lie between 0 and 1")
@@ -287,11 +289,23 @@ class FFC(Head):
         self.queue = self.queue.to(fn(torch.empty(0, device=self.queue.device)).device)
         return self
 
+    @property
+    def momentum(self) -> float:
+        """The momentum of this step.
+
+        With a constant of 0.99 the copy lags 100 steps behind the backbone: a short training compares its probes with
+        features of a backbone that has learned little. Unless a constant is given, the lag is a ninth of the steps so
+        far, and at most 100.
+        """
+        if self.gallery_momentum is not None:
+            return self.gallery_momentum
+        return min(PUBLISHED, (1 + self.step) / (10 + self.step))
+
     @torch.no_grad()
     def _follow(self) -> None:
         assert self.gallery is not None
         for ours, theirs in zip(self.gallery.parameters(), self._encoder[0].parameters(), strict=True):
-            ours.lerp_(theirs, 1 - self.gallery_momentum)
+            ours.lerp_(theirs, 1 - self.momentum)
 
     def _check_room(self, num_gallery: int) -> None:
         if num_gallery > self.pool.capacity:

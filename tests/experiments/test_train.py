@@ -72,7 +72,7 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
         ("ms1mv3_r50", {"s": 64, "m": 0.5}, 50, 1024, 20, 5e-4),
         ("glint360k_r100_pfc01", {"s": 64, "m": 0.4, "sample_rate": 0.1}, 100, 1024, 20, 1e-4),
         ("webface42m_r100_pfc02", {"s": 64, "m": 0.4, "sample_rate": 0.2}, 100, 1024, 20, 5e-4),
-        ("ffc_r50", {"s": 32, "m": 0.5, "queue_size": 0.01}, 50, 1536, 57, 1e-4),
+        ("ffc_r50", {"s": 32, "m": 0.5, "queue_size": 0.01, "gallery_momentum": 0.99}, 50, 1536, 57, 1e-4),
     ],
 )
 def test_recipes_of_the_field(name, head, depth, batch, epochs, decay, tmp_path):
@@ -81,7 +81,8 @@ def test_recipes_of_the_field(name, head, depth, batch, epochs, decay, tmp_path)
     found = config(*words)
     assert (found.backbone.depth, found.batch_size, found.trainer.max_epochs) == (depth, batch, epochs)
     assert found.optimizer.lr == 0.1 and found.optimizer.backbone.weight_decay == decay
-    assert all(found.get(key, found.margin.get(key)) == value for key, value in head.items())
+    options = {**found, **found.margin, **found.head}
+    assert {key: options[key] for key in head} == head
     assert found.embedding_size == 512 and found.trainer.precision == "16-mixed"
     short = ["trainer.max_epochs=null", "trainer.max_steps=2", "data.heldout=0.005", "batch_size=8", "num_workers=0"]
     short += ["logger.wandb.mode=disabled", "trainer.log_interval=1"]

@@ -200,6 +200,31 @@ def test_the_gallery_follows_and_gets_no_gradient():
     assert not torch.equal(running, backbone[1].running_mean)
 
 
+@pytest.mark.parametrize(
+    ("given", "step", "momentum"),
+    [
+        (None, 0, 0.1),
+        (None, 8, 0.5),
+        (None, 390, 0.9775),
+        (None, 890, 0.99),
+        (None, 10**6, 0.99),
+        (0.99, 0, 0.99),
+        (0, 9, 0),
+    ],
+)
+def test_the_momentum_grows_with_the_step_unless_given(given, step, momentum):
+    """So that the gallery of a short training is not that of a backbone that has learned nothing."""
+    head, backbone = small(gallery_momentum=given)
+    head.step = step
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(1)
+    before = [p.clone() for p in head.gallery.parameters()]
+    head.training_loss(backbone, some_batch())
+    for ours, old, new in zip(head.gallery.parameters(), before, backbone.parameters(), strict=True):
+        torch.testing.assert_close(ours, momentum * old + (1 - momentum) * new.detach())
+
+
 def test_accumulation_moves_the_gallery_once():
     head, backbone = small(gallery_momentum=0.5)
     optimizer = head.optimizer(lr=0.1)
