@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .ended import ended, how_to_go_on
-from .world import CONFIG, end_with_parent
+from .world import CONFIG, child
 
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 
@@ -40,7 +40,7 @@ def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> i
         max_restarts=0,
     )
     try:
-        elastic_launch(settings, sys.executable)("-m", f"experiments.{program}", *words)
+        elastic_launch(settings, sys.executable)(*child(program), *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -71,7 +71,6 @@ def rendezvous(given: str | None) -> str:
 
 
 def main() -> None:
-    end_with_parent()
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     folder = Path(sys.argv[1])
     try:

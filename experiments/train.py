@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +26,8 @@ from data.options import whole
 from . import INTERRUPTED
 from .build import build
 from .checkpoints.finding import find, home
-from .checkpoints.storage import step_of
+from .checkpoints.storage import Folder, step_of
+from .lock import locked
 from .processes import Processes, joined
 from .protocols import judges_of
 from .training import warm_start
@@ -56,8 +58,8 @@ class TakesOver(L.Callback):
 
     began = False
 
-    def __init__(self, folder: Path, config_name: str):
-        self.folder, self.config_name = folder, config_name
+    def __init__(self, folder: Path, config_name: str, first: bool):
+        self.folder, self.config_name, self.first = folder, config_name, first
         self.was_used = (folder / "metrics.csv").exists()  # by an earlier run
 
     @property
@@ -67,9 +69,8 @@ class TakesOver(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.began = True
-        if self.config_name != CONFIG:
-            with suppress(FileNotFoundError):  # another process was first
-                os.replace(self.folder / self.config_name, self.folder / CONFIG)
+        if self.first and self.config_name != CONFIG:
+            os.replace(self.folder / self.config_name, self.folder / CONFIG)
 
 
 class StopOnInterrupt(L.Callback):
@@ -118,8 +119,25 @@ def train(config: DictConfig, folder: Path, config_name: str = CONFIG) -> int:
     Args:
         config_name: the file of the folder that the config is from; it becomes config.yaml when training starts.
     """
-    with joined(config) as processes:
+    with joined(config) as processes, alone(processes, config, folder):
         return train_in(processes, config, folder, config_name)
+
+
+@contextmanager
+def alone(processes: Processes, config: DictConfig, folder: Path) -> Iterator[None]:
+    """Hold the locks of the run's folder and of its checkpoints. Raise ValueError on all processes if one is taken."""
+    refusal = None
+    with ExitStack() as held:
+        if processes.first:
+            try:
+                held.enter_context(locked(folder, "hydra.run.dir"))
+                if isinstance(place := home(folder, config.checkpoint.dir), Folder):
+                    held.enter_context(locked(place.path, "checkpoint.dir"))
+            except ValueError as error:
+                refusal = str(error)
+        if (refusal := processes.gather(refusal)[0]) is not None:
+            raise ValueError(refusal)
+        yield
 
 
 def train_in(processes: Processes, config: DictConfig, folder: Path, config_name: str) -> int:
@@ -166,7 +184,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     interrupt = StopOnInterrupt(processes)
     evaluation = Evaluation(config.evaluate, recorder, judges_of(config))
     saving = Saving(config.checkpoint, checkpoints, recorder)
-    takes_over = TakesOver(folder, config_name)
+    takes_over = TakesOver(folder, config_name, processes.first)
     callbacks = [
         takes_over,
         recorder,

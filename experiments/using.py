@@ -22,7 +22,7 @@ from .models.model import Model
 from .models.trained import Trained, model_of
 from .processes import Processes
 from .run import start
-from .world import end_with_parent, number_of_processes
+from .world import child, end_with_parent, number_of_processes
 
 SPEAK_SECONDS = 3
 
@@ -48,7 +48,7 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
             write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
             if "trainer" not in config or number_of_processes(config) == 1:
                 work(config, folder)
-            elif status := start([sys.executable, "-m", "experiments.launch", str(folder), name], dict(os.environ)):
+            elif status := start([sys.executable, *child("launch"), str(folder), name], dict(os.environ)):
                 sys.exit(status)
 
     arguments.check_or_exit(config_name or name)
