@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .ended import ended, how_to_go_on
+from .processes import device_for
 from .world import CONFIG, child
 
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
@@ -25,6 +26,7 @@ SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> int:
     """The exit status: 0, or that of the process that failed first, or 128 and the signal that ended the run."""
     options = OmegaConf.load(folder / config_name).trainer
+    device_for(options.accelerator, options.devices - 1)  # for the last of them; before any starts
     words = [str(folder), *([config_name] if program == "train" else [])]
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.devices)))

@@ -25,6 +25,7 @@ from data.files import write_whole
 from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
 from .ended import ended, how_to_go_on
 from .lock import check_free
+from .machine import check_processes
 from .world import CONFIG, child, number_of_processes, pending_config
 
 
@@ -48,6 +49,7 @@ def job(config: DictConfig) -> float | None:
     # What an earlier run left stays what it is until this one trains: `experiments.train` then renames the file.
     pending = folder / pending_config()
     try:
+        check_processes(config)
         program = "train" if number_of_processes(config) == 1 else "launch"
         check_free(folder, "hydra.run.dir")
         if config.checkpoint.dir is not None and "://" not in config.checkpoint.dir:

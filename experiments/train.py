@@ -30,6 +30,7 @@ from .checkpoints.storage import Folder, step_of
 from .lock import locked
 from .processes import Processes, joined
 from .protocols import judges_of
+from .room import check_room
 from .training import warm_start
 from .training.evaluation import Evaluation
 from .training.fidelity import Fidelity
@@ -165,6 +166,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
                 f"out, the first {found[0][1]:,} of {found[0][0]:,} and {found[0][2]:,}; all machines must see "
                 "the same files, or have the same typefaces"
             )
+    check_room(config, data.train.num_classes, processes, checkpoints)
     if data.heldout is None and not config.protocol and (config.checkpoint.best or "").startswith("val/"):
         raise ValueError(
             f"checkpoint.best={config.checkpoint.best}: no classes are held out and no protocol is chosen; "
