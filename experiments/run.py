@@ -26,7 +26,7 @@ from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
 from .ended import ended, how_to_go_on
 from .lock import check_free
 from .machine import check_processes
-from .world import CONFIG, child, number_of_processes, pending_config
+from .world import CONFIG, child, let_output_fail, number_of_processes, pending_config
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
@@ -116,6 +116,7 @@ def start(command: list[str], environment: dict[str, str]) -> int:
 
 def main() -> None:
     arguments.check_or_exit()
+    let_output_fail()
     try:
         job()
     finally:

@@ -4,6 +4,7 @@
 and knows nothing of sweeps.
 """
 
+import errno
 import gc
 import logging
 import os
@@ -42,9 +43,10 @@ from .training.recorder import Recorder, print_summary
 from .training.saving import Saving
 from .training.strategy import strategy_for
 from .training.warm_start import WarmStart
-from .world import CONFIG, end_with_parent
+from .world import CONFIG, end_with_parent, let_output_fail
 
 SPEAK_SECONDS = 3
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WHOLE = {  # options that are whole numbers, and the least that each may be
     **{"seed": 0, "num_workers": 0, "batch_size": 1, "embedding_size": 1},
     **{"trainer.max_steps": 1, "trainer.accumulate_grad_batches": 1, "trainer.log_interval": 1},
@@ -200,7 +202,8 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     wandb_run = None
     if processes.first:
         callbacks.append(ProgressBar(recorder, config.trainer.log_interval))
-        loggers.append(MetricsCSV(folder, resumed_step=step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0))
+        lines = MetricsCSV(folder, resumed_step=step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0)
+        loggers.append(lines)
         if (wandb_run := wandb_logger(config, folder)) is not None:
             loggers.append(wandb_run)
     trainer = L.Trainer(
@@ -229,8 +232,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         # Also of a failed run: what was measured until then.
         summary = recorder.write_summary(module, status) if processes.first and not takes_over.refused else {}
         if wandb_run is not None and takes_over.began:
-            wandb_run.experiment.summary.update(summary)
-            wandb_run.experiment.finish(exit_code=0 if status == "finished" else 1)
+            wandb_run.end(summary, exit_code=0 if status == "finished" else 1)
         interrupt.restore()
     if processes.first:
         print_summary(summary, folder)
@@ -238,6 +240,8 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         raise ValueError(f"{evaluation.failure}; the training is complete, and experiments.evaluate can judge it")
     if saving.failure and status == "finished":
         raise ValueError(f"{saving.failure}; the training is complete")
+    if processes.first and (lost := [each for each in (lines.failure, recorder.failure) if each]):
+        raise ValueError(f"{'; '.join(lost)}; the training is {status}, and {saving.left()}")
     return interrupt.status if status == "interrupted" else 0
 
 
@@ -255,6 +259,7 @@ def describe(module: HeadModule, folder: Path) -> str:
 
 def main() -> None:
     end_with_parent()
+    let_output_fail()
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning
     )  # Lightning
@@ -266,8 +271,8 @@ def main() -> None:
         status = train(OmegaConf.load(folder / config_name), folder, config_name)  # type: ignore[arg-type]
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except ValueError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(error, OSError) and error.errno not in NO_ROOM):
             raise
         failure = str(error)
     gc.collect()  # also of what the error held; see `joined`

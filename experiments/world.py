@@ -1,10 +1,12 @@
 """What a run's launcher and its processes agree on. Imports no torch: the launcher asks."""
 
 import ctypes
+import io
 import os
 import signal
 import sys
 import uuid
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -36,6 +38,22 @@ def end_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if parent is not None and os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)
+
+
+def let_output_fail() -> None:
+    """Drop what can no longer be printed, on a full disk or to a reader that has gone, and go on."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        buffer = io.BufferedWriter(_Dropping(stream.fileno(), "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True))
+
+
+class _Dropping(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 def child(program: str) -> list[str]:
