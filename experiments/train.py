@@ -77,9 +77,13 @@ class TakesOver(L.Callback):
 
 
 class StopOnInterrupt(L.Callback):
-    """Ctrl-C and SIGTERM end the training after the batch at hand; a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM end the training after the batch at hand; a second Ctrl-C ends it at once.
+
+    So does what would raise in the next step, on whichever process, so that a checkpoint holds all before it.
+    """
 
     status = 0  # 128 + the signal's number, once one has come
+    failure: str | None = None  # why a process cannot go on; the same on all
     installed = got_one = False  # the handler; a signal of this process's own
 
     def __init__(self, processes: Processes):
@@ -89,8 +93,9 @@ class StopOnInterrupt(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        # All stop after the same step, whichever of them the signal has reached.
-        if module.between_steps and self.processes.any(bool(self.status)):
+        # All stop after the same step, whichever of them the signal has reached, or cannot go on.
+        if module.between_steps and self.processes.any(bool(self.status) or module.failure is not None):
+            self.failure = next((each for each in self.processes.gather(module.failure) if each), None)
             self.status = self.status or 128 + signal.SIGTERM
             trainer.should_stop = True
 
@@ -227,7 +232,9 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         if processes.first:
             print(describe(module, folder), flush=True)
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
-        status = "interrupted" if interrupt.status and module.step < module.num_steps else "finished"
+        status = "finished"
+        if interrupt.status and module.step < module.num_steps:
+            status = "interrupted" if interrupt.failure is None else "failed"
     finally:
         # Also of a failed run: what was measured until then.
         summary = recorder.write_summary(module, status) if processes.first and not takes_over.refused else {}
@@ -236,6 +243,8 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         interrupt.restore()
     if processes.first:
         print_summary(summary, folder)
+    if status == "failed":
+        raise ValueError(f"{interrupt.failure}; {saving.left()}")
     if evaluation.failure and status == "finished":
         raise ValueError(f"{evaluation.failure}; the training is complete, and experiments.evaluate can judge it")
     if saving.failure and status == "finished":
