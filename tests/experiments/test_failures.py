@@ -18,7 +18,7 @@ from tests.kill_and_resume import kill_and_resume
 
 
 def test_killed_at_random_moments(tmp_path):
-    struck = kill_and_resume(tmp_path, kills=2, steps=300, devices=1, seed=1)
+    struck = kill_and_resume(tmp_path, kills=2, steps=120, devices=1, seed=1)
     assert len(struck) == 2
 
 
