@@ -15,7 +15,7 @@ from heads.cost import Case
 from heads.index import Exact
 from heads.optim import RowSGD
 
-from ..costs import row_state
+from ..plan import row_state
 from ..processes import Processes
 from .group import on_processes
 from .measure import PeakOwn, own_memory

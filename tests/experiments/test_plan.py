@@ -10,7 +10,6 @@ from experiments import plan
 from experiments.arguments import CONF
 from experiments.benches.checkpoint import checkpoint
 from experiments.benches.communication import HEADS, _measured, _momentum, communication
-from experiments.costs import row_state
 from experiments.processes import Processes
 from heads import FullFC, HashingForest, PartialFC
 from heads.cost import Case
@@ -32,7 +31,7 @@ def measured(name: str, case: Case) -> dict[str, float]:
 def test_formulas_are_what_a_step_does(name, world_size, workers):
     case = Case(20_000, 64, 768, world_size)
     kind, options = HEADS[name]
-    cost = kind.cost(case, row_state=row_state(_momentum, 64), **options)
+    cost = kind.cost(case, row_state=plan.row_state(_momentum, 64), **options)
     found = workers(world_size).run(measured, name, case)[0]
     assert found["table"] == pytest.approx(cost.table_bytes, rel=1e-2 if name == "ffc" else 1e-12)
     assert found["multiply_adds"] == pytest.approx(cost.multiply_adds, rel=0.05 if name == "ffc" else 1e-12)
@@ -62,7 +61,7 @@ def test_row_state_is_what_the_optimizers_keep():
     for rule in (RowSGD, RowAdagrad, RowAdamW):
         head = PartialFC(100, 16, sample_rate=0.5)
         head.optimizer(lr=0.1, rule=rule)
-        cost = PartialFC.cost(Case(100, 16, 8), row_state=row_state(rule, 16), sample_rate=0.5)
+        cost = PartialFC.cost(Case(100, 16, 8), row_state=plan.row_state(rule, 16), sample_rate=0.5)
         assert cost.table_bytes == head.stats()["memory_bytes"]
 
 
@@ -94,7 +93,7 @@ def test_options_of_heads_reach_the_formulas():
     with pytest.raises(ValueError, match=r"options\.queue_size=9: none of heads=\['full'\] has it"):
         composed("heads=[full]", "options.queue_size=9")
     case = Case(1000, 8, 16)
-    state = row_state(_momentum, 8)
+    state = plan.row_state(_momentum, 8)
     assert FullFC.cost(case, row_state=state, logits_budget_mb=0).multiply_adds == 4 * 1000 * 16 * 8
     ivf, exact = (HashingForest.cost(case, row_state=state, index=index) for index in (IVF(), Exact()))
     assert ivf.multiply_adds < exact.multiply_adds
