@@ -8,15 +8,10 @@ import errno
 import gc
 import logging
 import os
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
@@ -27,14 +22,16 @@ from data.options import whole
 from . import INTERRUPTED
 from .build import build
 from .checkpoints.finding import find, home
-from .checkpoints.storage import Folder, step_of
+from .checkpoints.storage import step_of
 from .lock import locked
 from .processes import Processes, joined
 from .protocols import judges_of
 from .room import check_room
 from .training import warm_start
+from .training.ending import StopOnInterrupt
 from .training.evaluation import Evaluation
 from .training.fidelity import Fidelity
+from .training.folder import TakesOver, alone
 from .training.logs import MetricsCSV, wandb_logger
 from .training.module import HeadModule
 from .training.precision import plugin_for
@@ -56,71 +53,6 @@ WHOLE = {  # options that are whole numbers, and the least that each may be
 MAY_BE_NULL = ("trainer.max_steps", "evaluate.interval", "evaluate.train_records", "checkpoint.interval")
 
 
-class TakesOver(L.Callback):
-    """Once training starts, and not if it is refused, the folder is this run's."""
-
-    began = False
-
-    def __init__(self, folder: Path, config_name: str, first: bool):
-        self.folder, self.config_name, self.first = folder, config_name, first
-        self.was_used = (folder / "metrics.csv").exists()  # by an earlier run
-
-    @property
-    def refused(self) -> bool:
-        """Whether this run may leave nothing in the folder."""
-        return self.was_used and not self.began
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.began = True
-        if self.first and self.config_name != CONFIG:
-            os.replace(self.folder / self.config_name, self.folder / CONFIG)
-
-
-class StopOnInterrupt(L.Callback):
-    """Ctrl-C and SIGTERM end the training after the batch at hand; a second Ctrl-C ends it at once.
-
-    So does what would raise in the next step, on whichever process, so that a checkpoint holds all before it.
-    """
-
-    status = 0  # 128 + the signal's number, once one has come
-    failure: str | None = None  # why a process cannot go on; the same on all
-    installed = got_one = False  # the handler; a signal of this process's own
-
-    def __init__(self, processes: Processes):
-        self.processes = processes
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(module, HeadModule)
-        # All stop after the same step, whichever of them the signal has reached, or cannot go on.
-        if module.between_steps and self.processes.any(bool(self.status) or module.failure is not None):
-            self.failure = next((each for each in self.processes.gather(module.failure) if each), None)
-            self.status = self.status or 128 + signal.SIGTERM
-            trainer.should_stop = True
-
-    def restore(self) -> None:
-        """Once all is written. Another process's signal may have ended the training before one's own comes."""
-        if self.installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.got_one:
-                if number == signal.SIGINT:
-                    raise KeyboardInterrupt
-                return  # launchers may send SIGTERM more than once
-            self.got_one, self.status = True, 128 + number
-            if self.processes.first:
-                with suppress(RuntimeError):  # the signal came while something else was printed
-                    print("\nInterrupted: finishing this step; Ctrl-C once more to stop at once.", flush=True)
-
-        self.installed = True
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-
-
 def train(config: DictConfig, folder: Path, config_name: str = CONFIG) -> int:
     """Trains to the end and leaves summary.json; the exit status.
 
@@ -129,23 +61,6 @@ def train(config: DictConfig, folder: Path, config_name: str = CONFIG) -> int:
     """
     with joined(config) as processes, alone(processes, config, folder):
         return train_in(processes, config, folder, config_name)
-
-
-@contextmanager
-def alone(processes: Processes, config: DictConfig, folder: Path) -> Iterator[None]:
-    """Hold the locks of the run's folder and of its checkpoints. Raise ValueError on all processes if one is taken."""
-    refusal = None
-    with ExitStack() as held:
-        if processes.first:
-            try:
-                held.enter_context(locked(folder, "hydra.run.dir"))
-                if isinstance(place := home(folder, config.checkpoint.dir), Folder):
-                    held.enter_context(locked(place.path, "checkpoint.dir"))
-            except ValueError as error:
-                refusal = str(error)
-        if (refusal := processes.gather(refusal)[0]) is not None:
-            raise ValueError(refusal)
-        yield
 
 
 def train_in(processes: Processes, config: DictConfig, folder: Path, config_name: str) -> int:

@@ -144,9 +144,7 @@ def abandoned(before: set[Path]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument(
-        "--minutes", type=float, default=8, help="of all heads; each has an equal part of what is left"
-    )
+    parser.add_argument("--minutes", type=float, default=8, help="of all heads; each has an equal part of what is left")
     parser.add_argument("--only", choices=CASES, help="one of them")
     options = parser.parse_args()
     chosen = [options.only] if options.only else list(CASES)
