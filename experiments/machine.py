@@ -13,12 +13,8 @@ INTERPRETER_BYTES = 0.3e9  # that one process takes once torch is imported
 GB = 1e9
 
 
-def check_processes(config: DictConfig) -> None:
-    """Warn of more processes than cores.
-
-    Raises:
-        ValueError: the processes cannot work: there is no image for each of them, no memory, or no core by far.
-    """
+def check_batch(config: DictConfig) -> None:
+    """Raise ValueError if a training batch has no image for each process."""
     world_size, here = number_of_processes(config), config.trainer.devices
     if isinstance(config.batch_size, int) and world_size > config.batch_size:
         raise ValueError(
@@ -26,6 +22,15 @@ def check_processes(config: DictConfig) -> None:
             f"{config.batch_size} images cannot be divided among {world_size} processes; raise batch_size or start "
             "fewer processes"
         )
+
+
+def check_processes(config: DictConfig) -> int:
+    """Return the number of processes over all machines. Warn of more of them than cores.
+
+    Raises:
+        ValueError: there is no memory for those of this machine, or no core by far.
+    """
+    world_size, here = number_of_processes(config), config.trainer.devices
     if here > PROCESSES_PER_CORE * cores():
         raise ValueError(
             f"trainer.devices={here}: at most {PROCESSES_PER_CORE} processes per core can start, and this machine has "
@@ -43,6 +48,7 @@ def check_processes(config: DictConfig) -> None:
             "which will be slower than fewer of them",
             file=sys.stderr,
         )
+    return world_size
 
 
 def cores() -> int:

@@ -9,7 +9,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from heads import CenterHead
+from heads import CenterHead, Head
 from heads.cost import Case, Cost
 
 from .build import build
@@ -48,8 +48,8 @@ def cost_of(config: DictConfig, case: Case) -> Cost:
     built = {name: build(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
     rows = config.optimizer.rows
     state = row_state(build(rows), case.embedding_size) if rows and "_target_" in rows else {}  # a head may have none
-    cost: Cost = get_class(config.head._target_).cost(case, row_state=state, **built)
-    return cost
+    head: type[Head] = get_class(config.head._target_)
+    return head.cost(case, row_state=state, **built)
 
 
 class Needs:

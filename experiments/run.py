@@ -25,8 +25,8 @@ from data.files import write_whole
 from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
 from .ended import ended, how_to_go_on
 from .lock import check_free
-from .machine import check_processes
-from .world import CONFIG, child, let_output_fail, number_of_processes, pending_config
+from .machine import check_batch, check_processes
+from .world import CONFIG, child, let_output_fail, pending_config
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
@@ -49,8 +49,8 @@ def job(config: DictConfig) -> float | None:
     # What an earlier run left stays what it is until this one trains: `experiments.train` then renames the file.
     pending = folder / pending_config()
     try:
-        check_processes(config)
-        program = "train" if number_of_processes(config) == 1 else "launch"
+        check_batch(config)
+        program = "train" if check_processes(config) == 1 else "launch"
         check_free(folder, "hydra.run.dir")
         if config.checkpoint.dir is not None and "://" not in config.checkpoint.dir:
             check_free(Path(config.checkpoint.dir), "checkpoint.dir")

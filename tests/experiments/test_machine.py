@@ -7,7 +7,7 @@ import torch
 
 from experiments import machine, room
 from experiments.checkpoints.storage import Folder
-from experiments.machine import check_processes
+from experiments.machine import check_batch, check_processes
 from experiments.processes import Processes, device_for
 from experiments.room import check_room
 from experiments.train import train
@@ -40,12 +40,13 @@ def small(monkeypatch):
 )
 def test_processes_that_cannot_work_are_refused(overrides, words):
     with pytest.raises(ValueError, match=re.escape(words)):
+        check_batch(config(*overrides))
         check_processes(config(*overrides))
 
 
 @pytest.mark.parametrize(("devices", "told"), [(1, ""), (2, ""), (3, "this machine has 2 cores for 3 processes")])
 def test_more_processes_than_cores_are_told(devices, told, capsys):
-    check_processes(config(f"trainer.devices={devices}"))
+    assert check_processes(config(f"trainer.devices={devices}")) == devices
     printed = capsys.readouterr().err
     assert told in printed and bool(printed) == bool(told)
 
