@@ -23,6 +23,7 @@ from data.options import whole
 from heads import Head
 from heads.centers import RowState
 from heads.cost import Case, Cost
+from heads.pending import PendingGradients
 
 from . import arguments
 from .build import build
@@ -128,7 +129,8 @@ def _cost(config: DictConfig) -> Callable[[Case], Cost]:
 def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
     """What a row optimizer keeps of each row, without rows."""
     nothing = SimpleNamespace(width=width, claim=lambda state: None)
-    state: Mapping[str, RowState] = rule(SimpleNamespace(centers=nothing), lr=1.0).row_state(width)
+    head = SimpleNamespace(centers=nothing, pending=PendingGradients())
+    state: Mapping[str, RowState] = rule(head, lr=1.0).row_state(width)
     return state
 
 

@@ -43,8 +43,8 @@ class Renewal:
         self._begun = (0, 0.0)  # step, seconds
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has the index in force; what is in the making stays with the original."""
-        return {**self.__dict__, "_thread": None, "_made": None}
+        """A copy has the index in force; what is in the making stays with the original, and the copy makes it again."""
+        return {**self.__dict__, "_thread": None, "_made": None, "lost": self.lost or self.under_way}
 
     @property
     def under_way(self) -> bool:

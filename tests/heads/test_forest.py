@@ -1,6 +1,7 @@
 """The hashing forest: the same tester as the full head, its selection, its renewals, its state."""
 
 import contextlib
+import copy
 import threading
 import warnings
 from typing import Any
@@ -215,7 +216,7 @@ def test_without_any_index_training_ends_after_some_attempts(monkeypatch):
 
 
 @pytest.mark.parametrize("index", [Exact(), IVF(num_lists=5, nprobe=5)])
-@pytest.mark.parametrize("saved", ["while it is built", "after it failed"])
+@pytest.mark.parametrize("saved", ["while it is built", "after it failed", "as a copy"])
 def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monkeypatch):
     head = forest(index=index, build="background", interval=1)
     selected(head, 0)
@@ -236,12 +237,14 @@ def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monke
             go.set()
             with pytest.warns(RuntimeWarning, match="no room"):
                 head.renewal.wait()
-        state = head.state_dict()
+        state, copied = head.state_dict(), copy.deepcopy(head)
         go.set()
         with contextlib.suppress(RuntimeWarning):
             head.renewal.wait()
-    again = forest(index=index, build="background", interval=1)
-    again.load_state_dict(state)
+    again = copied
+    if saved != "as a copy":
+        again = forest(index=index, build="background", interval=1)
+        again.load_state_dict(state)
     for each in (head, again):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
