@@ -35,6 +35,8 @@ def loaded(dataset: Dataset[T], numbers: range, num_workers: int, pin_memory: bo
             batch_size=None,
             sampler=numbers,  # type: ignore[arg-type]
             num_workers=num_workers,
+            # With a worker that dies over a later item, those before are lost too, unless they come one by one.
+            prefetch_factor=1 if num_workers and deaths == ATTEMPTS - 1 else None,
             pin_memory=pin_memory,
             # Its iterator would otherwise draw from the global generator, and resuming would change it.
             generator=torch.Generator(),
@@ -47,8 +49,8 @@ def loaded(dataset: Dataset[T], numbers: range, num_workers: int, pin_memory: bo
                 numbers, deaths = numbers[1:], 0
                 yield item
             return
-        except RuntimeError as error:
-            if not str(error).startswith(DIED):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not num_workers or not _of_a_death(error):
                 raise
             deaths += 1
             told = f"num_workers={num_workers}: a process that prepares batches died"
@@ -59,6 +61,13 @@ def loaded(dataset: Dataset[T], numbers: range, num_workers: int, pin_memory: bo
                 ) from None
             warnings.warn(f"{told}; new ones go on at item {numbers[0]:,}", RuntimeWarning, stacklevel=2)
             del items  # ends the others
+
+
+def _of_a_death(error: Exception) -> bool:
+    """Whether a worker has died, also while it handed over an item. Errors of the dataset name the worker process."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(DIED)
+    return "in DataLoader worker process" not in str(error)
 
 
 def _end_with_parent(worker: int) -> None:

@@ -13,17 +13,17 @@ from data.loading import loaded
 from data.streams import BatchLoader
 
 
-class Deadly(Dataset[int]):
+class Deadly(Dataset[torch.Tensor]):
     """Item 5 kills the worker, so many times."""
 
     def __init__(self, folder, times: int):
         self.folder, self.times = folder, times
 
-    def __getitem__(self, number: int) -> int:
+    def __getitem__(self, number: int) -> torch.Tensor:
         if number == 5 and (deaths := len(list(self.folder.iterdir()))) < self.times:
             (self.folder / str(deaths)).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return 10 * number
+        return torch.tensor(10 * number)
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +54,15 @@ def test_an_item_that_kills_every_worker_is_told(tmp_path):
             next(items)
 
 
-def test_errors_of_a_dataset_are_no_deaths():
+@pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError, ConnectionResetError])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_errors_of_a_dataset_are_no_deaths(kind, num_workers):
     class Broken(Dataset[int]):
         def __getitem__(self, number: int) -> int:
-            raise RuntimeError("a bug")
+            raise kind("a bug")
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        list(loaded(Broken(), range(3), 1))
+    with pytest.raises(kind, match="a bug"):
+        list(loaded(Broken(), range(3), num_workers))
 
 
 class Stream:
