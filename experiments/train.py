@@ -23,7 +23,6 @@ from . import INTERRUPTED
 from .build import build
 from .checkpoints.finding import find, home
 from .checkpoints.storage import step_of
-from .lock import locked
 from .processes import Processes, joined
 from .protocols import judges_of
 from .room import check_room

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 from omegaconf import DictConfig
 
-from ..checkpoints.checkpoint import home
+from ..checkpoints.finding import home
 from ..checkpoints.storage import Folder
 from ..lock import locked
 from ..processes import Processes
