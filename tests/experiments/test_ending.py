@@ -8,6 +8,7 @@ import pytest
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.streams import InstanceStream
+from experiments.checkpoints.storage import Folder
 from experiments.train import train
 from heads import annoy_build
 from tests.experiments.commands import SMOKE, config, metrics, summary
@@ -83,4 +84,4 @@ def test_a_first_index_that_cannot_be_built_ends_a_training_with_a_checkpoint(tm
     ):
         train(config(*words), tmp_path)
     steps = summary(tmp_path)["steps"]
-    assert (tmp_path / "checkpoints" / f"step-{steps:08d}" / ".metadata").exists()
+    assert Folder(tmp_path / "checkpoints").complete() == [f"step-{steps:08d}"]
