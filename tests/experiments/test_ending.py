@@ -84,4 +84,4 @@ def test_a_first_index_that_cannot_be_built_ends_a_training_with_a_checkpoint(tm
     ):
         train(config(*words), tmp_path)
     steps = summary(tmp_path)["steps"]
-    assert Folder(tmp_path / "checkpoints").complete() == [f"step-{steps:08d}"]
+    assert Folder(tmp_path / "checkpoints").complete()[-1] == f"step-{steps:08d}"
