@@ -260,7 +260,7 @@ def _write(folder: Path, origin: Origin) -> None:
         (folder / "bad.txt").open("w", encoding="utf-8") as bad,
         Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}, {task.completed:,}"),
+            TextColumn("{task.description}, {task.completed:,}", markup=False),
             TimeElapsedColumn(),
             transient=True,
             disable=not sys.stdout.isatty(),

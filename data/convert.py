@@ -5,6 +5,10 @@ conversion that was killed goes on where it was (a .bin begins anew), is read ba
 the end. The source is never written to.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m data.convert")
+
+
 import difflib
 import os
 import sys
@@ -16,8 +20,6 @@ import lmdb
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 from yaml import YAMLError
 
@@ -29,6 +31,7 @@ from .lmdb_images import FIELDS
 from .options import absolute, path_of, paths_of
 from .packing import check_packing, pack
 from .records import forget_opened
+from .screen import bars, console
 from .sources import format_of
 
 SMALL = 5000  # images for which starting workers takes longer than the work
@@ -37,19 +40,18 @@ TOLD = 20  # of the unreadable images, on the screen
 
 def convert(options: Options, screen: Console | None = None) -> Report:
     """Converts; raises ValueError for options, sources and images that do not allow it."""
-    screen = screen or Console()  # a bar on a terminal only
+    screen = screen or console()
     check(options)
     if options.on_corrupt != "list" and target_format(options) == "bin":
         return packed(options, screen)
     cache = cache_folder(options.cache_dir)
     paths, labels = tuple(paths_of("source", options.source)), tuple(paths_of("labels", options.labels))
     origin = Origin(source_format(options), paths, labels, path_of("root", options.root), options.shared)
-    bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
     try:
         source = catalog(origin, cache, "stop" if options.on_corrupt == "stop" else "skip")
         if options.num_workers is None:
             options = replace(options, num_workers=0 if len(source) < SMALL else os.cpu_count() or 1)
-        with bars as progress:
+        with bars(screen) as progress:
             if options.on_corrupt == "list":
                 report = look(source, options, progress)
             elif "://" in str(options.target):
@@ -68,7 +70,7 @@ def convert(options: Options, screen: Console | None = None) -> Report:
 
 def packed(options: Options, screen: Console) -> Report:
     """Of pairs instead of classes."""
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    with bars(screen) as progress:
         try:
             report = pack(options, progress)
         except OSError as error:
@@ -128,7 +130,8 @@ def source_format(options: Options) -> str:
 
 
 def tell(report: Report, options: Options, screen: Console, of: str = "classes") -> None:
-    table = Table(title=escape(str(options.target or "Looked at")), title_justify="left", show_header=False)
+    screen.print(str(options.target or "Looked at"), style="italic", highlight=False, soft_wrap=True)
+    table = Table(show_header=False)
     for name, value in (
         (of, f"{report.classes:,}"),
         ("images", f"{report.images:,}"),
@@ -139,11 +142,11 @@ def tell(report: Report, options: Options, screen: Console, of: str = "classes")
     screen.print(table)
     told = report.unreadable if options.on_corrupt == "list" else report.unreadable[:TOLD]
     for bad in told:
-        screen.print(f"unreadable: {bad.key}: {bad.reason}", markup=False, highlight=False, soft_wrap=True)
+        screen.print(f"unreadable: {bad.key}: {bad.reason}", highlight=False, soft_wrap=True)
     if len(report.unreadable) > len(told):
         screen.print(f"and {len(report.unreadable) - len(told):,} more; on_corrupt=list lists all")
     for remark in report.remarks:
-        screen.print(remark, markup=False, highlight=False, soft_wrap=True)
+        screen.print(remark, highlight=False, soft_wrap=True)
 
 
 def parse(words: list[str]) -> Options:

@@ -8,6 +8,10 @@ class, or with `conflict=keep` two classes of one identity whose truth is known.
 result. `python -m data.hanzi --picture PATH` shows some.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m data.hanzi")
+
+
 import argparse
 import os
 import sys
@@ -34,6 +38,7 @@ from .keyed import permute
 from .noise import with_noise
 from .pictures import Drawn, Pictures, draw, pictures, preprocessing
 from .records import DataSet, RecordSet, normalize_pixels
+from .screen import console
 from .split import Subset
 
 VERSION = 1  # of what is drawn
@@ -285,7 +290,7 @@ def main(words: list[str] | None = None) -> None:
         if given.picture is not None:
             sheet(given.picture)
         if given.list or given.picture is None:
-            tell(Console())
+            tell(console())
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -1,62 +1,152 @@
-"""Command-line overrides checked before Hydra sees them, so that a wrong one gets a sentence that helps.
+"""Command lines checked before Hydra sees them, so that a wrong word gets a sentence that says what to write.
 
-Hydra refuses unknown options by itself; it cannot know that `sample_rate` belongs to `head=pfc`, nor
-what a typo meant.
+Hydra refuses unknown options by itself; it cannot know that `sample_rate` belongs to `head=pfc`, what a typo meant, or
+that an option added with + is read by nothing.
 """
 
-import difflib
+import os
 import sys
+from collections.abc import Iterable, Iterator
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+from . import hints, options
+
+CONF = hints.CONF
+T = TypeVar("T")
+SWEEPS = ("-m", "--multirun")
+# Hydra's own, and whether a value follows.
+FLAGS = {
+    **dict.fromkeys((*SWEEPS, "--run", "-r", "--resolve", "--hydra-help", "--version", "--info", "-i"), False),
+    **dict.fromkeys(("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--experimental-rerun"), True),
+    **dict.fromkeys(("--config-name", "-cn", "--config-path", "-cp"), True),
+}
+EITHER = ("trainer.max_steps", "trainer.max_epochs")  # how long a training is
 
 
 def check(arguments: list[str], primary: str = "config") -> None:
-    """Raises ValueError for a group choice or an option that the composed config does not have."""
-    overrides = [_parsed(word) for word in arguments if "=" in word and not word.startswith("-")]
-    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - _options(primary)
+    """Check the words of a command line against the config that they give.
+
+    Raises:
+        ValueError: a word is no option, no choice of its group, or breaks a rule that is known without torch.
+    """
+    overrides = [_parsed(word) for word in split(arguments, primary)[1]]
+    rules = options.RULES if primary == "config" else options.RULES_IN_USE
+    if any(override.key_or_group == "hydra/launcher" for override in overrides):  # it runs on another machine
+        rules = {name: rule for name, rule in rules.items() if name not in options.PATHS}
+    own = hints.own_options(primary)
+    groups = [group for group in hints.groups_of(primary) if group not in own]
+    chosen = _chosen(overrides, groups, primary)
+    others = [each for each in overrides if not each.key_or_group.startswith(("hydra.", "hydra/"))]
+    for combination in covering(product(*chosen.values())):
+        choices = [f"{group}={name}" for group, name in zip(chosen, combination, strict=True)]
+        config = _composed(choices, chosen, primary)
+        for override in (override for override in others if override.key_or_group not in groups):
+            _check_option(override, config, choices, primary)
+            _check_values(override, config, rules)
+    if len(given := [override for override in overrides if _decides(override)]) == len(EITHER):
+        raise ValueError(f"{given[0].input_line} {given[1].input_line}: give one of them")
+    swept = [override for override in overrides if override.is_sweep_override()]
+    if swept and not set(SWEEPS) & set(arguments) and not any(each.key_or_group == "hydra.mode" for each in overrides):
+        raise ValueError(_of_a_sweep(swept[0], primary))
+
+
+def completed(arguments: list[str], primary: str = "config") -> list[str]:
+    """Return checked arguments as Hydra takes them: flags first, and `trainer.max_steps=null` with
+    `trainer.max_epochs=N`, or the reverse.
+
+    Both of these have a value by default or in an experiment, and a command line means the one that it names.
+    """
+    flags, words = split(arguments, primary)
+    given = [override for override in map(_parsed, words) if override.key_or_group in EITHER]
+    if primary == "config" and len(given) == 1 and _decides(given[0]):
+        (other,) = set(EITHER) - {given[0].key_or_group}
+        words.append(f"{other}=null")
+    return [*flags, *words]
+
+
+def check_or_exit(primary: str = "config") -> None:
+    """Check what this command was called with. A wrong word ends it with a sentence, and --help with the options."""
+    if primary != "config" and "RANK" in os.environ:
+        return  # one of several processes that experiments.launch started
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        from .describe import description
+
+        print(description(sys.argv[1:], primary))
+        sys.exit()
+    try:
+        check(sys.argv[1:], primary)
+        sys.argv[1:] = completed(sys.argv[1:], primary)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def split(arguments: list[str], primary: str = "config") -> tuple[list[str], list[str]]:
+    """Return Hydra's own flags with what follows them, and the overrides. Raises ValueError for other words."""
+    flags, words = [], []
+    rest = iter(arguments)
+    for word in rest:
+        flag, equals, _ = word.partition("=")
+        if flag in FLAGS:
+            flags += [word, *([value] if FLAGS[flag] and not equals and (value := next(rest, "")) else [])]
+        elif flag in ("--shell-completion", "-sc"):
+            raise ValueError(f"{word}: completion does not work with python -m; --help lists all options")
+        elif word.startswith("-"):
+            raise ValueError(_without_dashes(word, next(rest, None), primary))
+        elif equals or word.startswith("~"):
+            words.append(word)
+        else:
+            raise ValueError(hints.of_a_bare_word(word, primary))
+    return flags, words
+
+
+def covering(combinations: Iterable[tuple[T, ...]]) -> Iterator[tuple[T, ...]]:
+    """Yield the first of all combinations, and those that differ from it in one place: each value at least once.
+
+    An option that a choice lacks is lacking whatever the other choices are, so these find what all would find. To
+    compose one takes up to a second: 4 x 3 x 2 choices make 24 combinations, and this yields 7.
+    """
+    first: tuple[T, ...] | None = None
+    for combination in combinations:
+        first = first or combination
+        if sum(one != other for one, other in zip(combination, first, strict=True)) <= 1:
+            yield combination
+
+
+def _chosen(overrides: list[Override], groups: list[str], primary: str) -> dict[str, list[str]]:
+    """Return the choices that are given for each group, checked to exist."""
     chosen = {o.key_or_group: _values(o) for o in overrides if o.key_or_group in groups and not o.is_delete()}
+    for group, names in chosen.items():
+        for name in (name for choice in names for name in choice.strip("[]").split(",")):
+            if name not in (*hints.choices_of(group), "null", "None") and (name or names == [""]):
+                raise ValueError(hints.of_no_choice(group, name, primary))
     for name in chosen.get("experiment", []):  # what a study sweeps over, unless the command line does
         for group, values in _swept_by(name).items():
             if group in groups:
                 chosen.setdefault(group, values)
-    for group, names in chosen.items():
-        available = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        for name in (name for choice in names for name in choice.strip("[]").split(",") if name):
-            if name not in (*available, "null", "None"):
-                raise ValueError(f"{group}={name}: {did_you_mean(name, available)}choose one of {', '.join(available)}")
-    for combination in product(*chosen.values()):
-        choices = [f"{group}={name}" for group, name in zip(chosen, combination, strict=True)]
-        try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                config = compose(primary, choices)
-        except MissingConfigException as error:
-            raise ValueError(
-                f"{' '.join(choices)}: {str(error).splitlines()[0]}; see the extras in the README"
-            ) from None
-        except ConfigCompositionException as error:
-            # A group that only some choices of another group bring in, such as `store`.
-            for group in chosen:
-                if owners := _users(group):
-                    raise ValueError(_belongs(group, owners, " ".join(choices), primary)) from None
-            told = str(error).strip().splitlines()[0]
-            raise ValueError(f"{' '.join(choices) or primary}: {told}") from None
-        for override in overrides:
-            key = override.key_or_group
-            if key in groups or key.startswith(("hydra.", "hydra/")) or override.is_add() or override.is_force_add():
-                continue
-            if not _has(config, key):
-                raise ValueError(_unknown(key, " ".join(choices), config, primary))
-            _check_kind(override, config)
+    return chosen
+
+
+def _composed(choices: list[str], chosen: dict[str, list[str]], primary: str) -> DictConfig:
+    told = " ".join(choices)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(primary, choices)
+    except MissingConfigException as error:
+        raise ValueError(f"{told}: {str(error).splitlines()[0]}; see the extras in the README") from None
+    except ConfigCompositionException as error:
+        # A group that only some choices of another group bring in, such as `store`.
+        for group in chosen:
+            if owners := hints.users_of(group):
+                raise ValueError(hints.belongs(group, owners, choices, primary)) from None
+        raise ValueError(f"{told or primary}: {str(error).strip().splitlines()[0]}") from None
 
 
 def _parsed(word: str) -> Override:
@@ -71,36 +161,87 @@ def _parsed(word: str) -> Override:
         ) from None
 
 
-def _check_kind(override: Override, config: DictConfig) -> None:
-    """Raises ValueError for words where the config has a number, or true or false."""
+def _check_option(override: Override, config: DictConfig, choices: list[str], primary: str) -> None:
+    """Check that the config has the option, or that something reads it if it is added."""
+    key, line = override.key_or_group, override.input_line or ""
+    there = hints.has(config, key)
+    if override.is_delete():
+        if not _within_target(config, key):
+            raise ValueError(f"{line}: an option cannot be removed; write {key}=null, or leave it as it is")
+    elif override.is_add() and there:
+        raise ValueError(f"{line}: {key} is there already; write {line.lstrip('+')}")
+    elif (override.is_add() or override.is_force_add()) and _is_read(config, key, primary):
+        return
+    if not there:
+        raise ValueError(hints.of_no_option(key, line.partition("=")[2] or None, config, choices, primary))
+
+
+def _is_read(config: DictConfig, key: str, primary: str) -> bool:
+    """Whether something reads an option that is not in conf/: a class that is built with it, or Lightning."""
+    parent, _, last = key.rpartition(".")
+    lightning = primary == "config" and parent == "trainer" and last in options.OF_LIGHTNING
+    return lightning or _within_target(config, key)
+
+
+def _within_target(config: DictConfig, key: str) -> bool:
+    """Whether the option is an argument of a class that the config names."""
+    parts = key.split(".")
+    above = (OmegaConf.select(config, ".".join(parts[:length])) for length in range(len(parts) - 1, 0, -1))
+    return any(isinstance(node, DictConfig) and "_target_" in node for node in above)
+
+
+def _check_values(override: Override, config: DictConfig, rules: options.Rules) -> None:
+    """Check each value that an option is given: its kind by the default, and its rule."""
+    key = override.key_or_group
+    if override.is_delete():
+        return
     try:
-        default = OmegaConf.select(config, override.key_or_group)
+        default = OmegaConf.select(config, key)
     except OmegaConfBaseException:  # it is known only while a command runs
-        return
-    if not isinstance(default, bool | int | float):
-        return
+        default = None
     given = override.value()
+    if override.is_sweep_override() and not isinstance(given, ChoiceSweep):
+        return  # a range, or what a sweeper draws from
     for value in given.list if isinstance(given, ChoiceSweep) else [given]:
         value = value.text if isinstance(value, QuotedString) else value
         if isinstance(value, str) and "${" in value:
             continue
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise ValueError(f"{override.key_or_group}={value}: must be true or false")
-        if not isinstance(default, bool) and isinstance(value, bool | str):
-            raise ValueError(f"{override.key_or_group}={value}: a number is needed")
+        is_flag = isinstance(value, bool)
+        takes_flag = isinstance(default, DictConfig) and "_target_" in default  # data.augment=false
+        if isinstance(default, DictConfig) and not isinstance(value, dict | None) and not (is_flag and takes_flag):
+            raise ValueError(hints.of_several(key, value, default))
+        if isinstance(default, bool) and not is_flag:
+            raise ValueError(f"{key}={value}: must be true or false")
+        if isinstance(default, int | float) and not isinstance(default, bool) and (is_flag or isinstance(value, str)):
+            raise ValueError(f"{key}={value}: a number is needed")
+        if key in rules:
+            rules[key](key, value)
 
 
-def check_or_exit(primary: str = "config") -> None:
-    """What this command was called with; a wrong word ends it with a sentence."""
+def _of_a_sweep(override: Override, primary: str) -> str:
+    key, line = override.key_or_group, override.input_line
+    told = f"{line}: several values are a sweep; write python -m {hints.COMMANDS[primary]} -m {line}"
+    takes_list = hints.chosen_in(primary).get(key) == [] and isinstance(override.value(), ChoiceSweep)
+    return f"{told}, or {key}=[{','.join(_values(override))}] for all of them together" if takes_list else told
+
+
+def _without_dashes(word: str, following: str | None, primary: str) -> str:
+    """Return the sentence for an option that is written as other programs want it: --batch_size 64."""
+    name, equals, value = word.lstrip("-").partition("=")
+    if not equals and following is not None and not following.startswith("-") and "=" not in following:
+        value = following
+    told = f"{word} {value}" if value and not equals else word
+    plain = f"{name.replace('-', '_')}={value or 'VALUE'}"
     try:
-        check(sys.argv[1:], primary)
+        check([plain], primary)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        return f"{told}: options are written without dashes; {error}"
+    return f"{told}: options are written without dashes; write {plain}"
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+def _decides(override: Override) -> bool:
+    """Whether it says how long a training is."""
+    return override.key_or_group in EITHER and not override.is_delete() and override.value() is not None
 
 
 def _swept_by(experiment: str) -> dict[str, list[str]]:
@@ -110,82 +251,9 @@ def _swept_by(experiment: str) -> dict[str, list[str]]:
 
 
 def _values(override: Override) -> list[str]:
-    if override.is_choice_sweep():
-        return [str(value) for value in override.sweep_string_iterator()]
     value = override.value()
+    if isinstance(value, Glob):
+        return list(value.filter(hints.choices_of(override.key_or_group)))
+    if override.is_choice_sweep():
+        return [str(each) for each in override.sweep_string_iterator()]
     return [f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)]
-
-
-def _has(config: DictConfig, key: str) -> bool:
-    *parents, last = key.split(".")
-    node = OmegaConf.select(config, ".".join(parents)) if parents else config
-    return isinstance(node, DictConfig) and last in node
-
-
-def _unknown(key: str, choices: str, config: DictConfig, primary: str) -> str:
-    parent = key.rpartition(".")[0]
-    if parent and _has(config, parent) and OmegaConf.select(config, parent) is None:
-        return f"{key}: no option of {choices or 'this config'}, where {parent} is null"
-    owners = []
-    for path in sorted(CONF.glob("*/*.yaml")):
-        first = path.read_text().partition("\n")[0]
-        package = first.removeprefix("# @package ") if first.startswith("# @package ") else path.parent.name
-        within = key if package == "_global_" else key.removeprefix(f"{package}.")
-        is_there = package == "_global_" or within != key
-        if path.parent.name != "experiment" and is_there and _has(OmegaConf.load(path), within):  # type: ignore[arg-type]
-            users = _users(path.parent.name)
-            brought_in = set(users) & set(_defaults(choices, primary))
-            owners += users if users and not brought_in else [f"{path.parent.name}={path.stem}"]
-    if owners:
-        return _belongs(key, owners, choices, primary)
-    hint = did_you_mean(key, _all_keys(config))
-    return f"{key}: no such option; {hint}`--cfg job` lists them all"
-
-
-def _belongs(key: str, owners: list[str], choices: str, primary: str) -> str:
-    groups = {owner.split("=")[0] for owner in owners}
-    chosen = ", ".join(choice for choice in _defaults(choices, primary) if choice.split("=")[0] in groups)
-    return f"{key}: no option of {chosen or 'this config'}; it belongs to {' and '.join(sorted(set(owners)))}"
-
-
-def _users(group: str) -> list[str]:
-    """The choices that bring in a group which is not of the primary config, through others or not."""
-    users = []
-    for path in sorted(CONF.glob("*/*.yaml")):
-        node = OmegaConf.load(path)
-        defaults = node.get("defaults") or [] if isinstance(node, DictConfig) else []
-        if any(isinstance(default, DictConfig) and f"/{group}" in default for default in defaults):
-            users += _users(path.parent.name) or [f"{path.parent.name}={path.stem}"]
-    return users
-
-
-def _options(primary: str) -> set[str]:
-    """Keys of the primary config that are options, though groups of others may be called the same."""
-    return {str(key) for key in OmegaConf.load(CONF / f"{primary}.yaml")} - set(_chosen_in(primary))  # type: ignore[union-attr]
-
-
-def _chosen_in(primary: str) -> dict[str, Any]:
-    """The groups of the primary config, and what it chooses of each."""
-    node = OmegaConf.load(CONF / f"{primary}.yaml")
-    assert isinstance(node, DictConfig)
-    choices = [each for each in node.get("defaults") or [] if isinstance(each, DictConfig)]
-    return {str(group): choice for each in choices for group, choice in each.items()}
-
-
-def _defaults(choices: str, primary: str) -> list[str]:
-    """The choice of every group that has one, as given or by default."""
-    chosen = dict(choice.split("=") for choice in choices.split())
-    for group, choice in _chosen_in(primary).items():
-        if choice != []:
-            chosen.setdefault(group, str(choice))
-    return [f"{group}={choice}" for group, choice in chosen.items()]
-
-
-def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:
-    keys = []
-    for name in node:
-        keys.append(prefix + str(name))
-        child = node._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none():
-            keys += _all_keys(child, prefix + str(name) + ".")
-    return keys

@@ -3,6 +3,14 @@
 Prints a table, and leaves benchmark.json and, where there is something to plot, benchmark.png.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.benchmark")
+    from .arguments import check_or_exit
+
+    check_or_exit("benchmark")
+
+
 import json
 import platform
 import sys
@@ -16,7 +24,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from . import arguments
 from .build import build
 from .tables import console, packed, readable
 
@@ -106,7 +113,6 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    arguments.check_or_exit("benchmark")
     job()
 
 

@@ -1,5 +1,7 @@
 """Builds what a config names, with errors in the words of what was built."""
 
+import inspect
+from functools import partial
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -14,7 +16,7 @@ def build(config: DictConfig, **given: Any) -> Any:
         ValueError: what the target itself raised, without Hydra's wrapping, or options it does not take.
     """
     try:
-        return instantiate(config, **given)
+        made = instantiate(config, **given)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError):
@@ -22,3 +24,16 @@ def build(config: DictConfig, **given: Any) -> Any:
         if isinstance(cause, TypeError):
             raise ValueError(f"{config._target_}: {cause}") from error
         raise ValueError(str(error)) from error
+    if isinstance(made, partial):
+        _check_keywords(made, config)
+    return made
+
+
+def _check_keywords(made: partial[Any], config: DictConfig) -> None:
+    """Raise ValueError for options that the target does not take, which would else be met when it is called."""
+    known = inspect.signature(made.func).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in made.keywords:
+        if name not in known:
+            raise ValueError(f"{config._target_}: has no option {name}; it takes {', '.join(known)}")

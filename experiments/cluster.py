@@ -4,6 +4,14 @@ Leaves groups.tsv and a contact sheet with a group a row. With `query=IMAGE` it 
 images that are most like that one.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.cluster")
+    from .arguments import check_or_exit
+
+    check_or_exit("cluster")
+
+
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,6 +5,10 @@ with its deviation. Prints tables, and leaves comparison.html, a page with plots
 comparison.csv and differences.csv.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m experiments.compare")
+
+
 import argparse
 import csv
 import io
@@ -13,14 +17,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from data.files import write_whole
 
 from .comparing import runs
 from .comparing.comparison import AXES, TIME, Comparison, Figure, plain, spread
-from .tables import console, packed, readable
+from .tables import Cell, console, packed, readable
 
 # Marks of what differs from the best by no more than the noise, and of what has too few runs to tell.
 CLOSE, UNKNOWN = "≈", "?"
@@ -72,11 +76,11 @@ def show(paths: list[Path], axis: str = "images", at: float | None = None) -> tu
         for table in tables(comparison, screen.width):
             screen.print(table)
         for note in comparison.notes(runs.names([run.folder for run in finished])):
-            screen.print(escape(note), soft_wrap=True, highlight=False)
+            screen.print(note, soft_wrap=True, highlight=False)
     # Those that never began are told last, and of many some.
     told = sorted(left_out, key=lambda each: each[1] in NEVER_BEGAN)
     for folder, why in told[:TOLD]:
-        screen.print(escape(f"Left out: {folder} ({why})"), soft_wrap=True, highlight=False)
+        screen.print(f"Left out: {folder} ({why})", soft_wrap=True, highlight=False)
     if len(told) > TOLD:
         screen.print(f"Left out: {len(told) - TOLD} more", highlight=False)
     return None if comparison is None else (comparison, left_out)
@@ -101,18 +105,18 @@ def tables(comparison: Comparison, width: int) -> list[Table]:
     groups = comparison.groups
     keys = {"head": [group.head for group in groups]}
     if len(comparison.problems) > 1:
-        keys["on"] = [escape(group.problem) for group in groups]
+        keys["on"] = [group.problem for group in groups]
     for name in comparison.options:
-        keys[escape(name)] = [escape(plain(group.options.get(name, ""))) for group in groups]
+        keys[name] = [plain(group.options.get(name, "")) for group in groups]
     keys["runs"] = [str(len(group.runs)) for group in groups]
     figures = {
-        escape(figure.title): [_cell(comparison, figure, number) for number in range(len(groups))]
+        figure.title: [_cell(comparison, figure, number) for number in range(len(groups))]
         for figure in comparison.figures
     }
     marks = "* best"
-    if any(CLOSE in cell for cells in figures.values() for cell in cells):
+    if any(CLOSE in str(cell) for cells in figures.values() for cell in cells):
         marks += f", {CLOSE} no further from it than the noise"
-    if any(cell.endswith(UNKNOWN) for cells in figures.values() for cell in cells):
+    if any(str(cell).endswith(UNKNOWN) for cells in figures.values() for cell in cells):
         marks += f", {UNKNOWN} too few runs to tell"
     title = f"{len(comparison.runs)} runs {comparison.where}; mean ± deviation over seeds; {marks}"
     return packed(keys, figures, title, width)
@@ -161,7 +165,7 @@ def shown_value(figure: Figure, value: float) -> str:
     return readable(figure.name, value)
 
 
-def _cell(comparison: Comparison, figure: Figure, number: int) -> str:
+def _cell(comparison: Comparison, figure: Figure, number: int) -> Cell:
     values = comparison.columns(figure)[number]
     if not values:
         return ""
@@ -171,7 +175,7 @@ def _cell(comparison: Comparison, figure: Figure, number: int) -> str:
         text += f" ± {shown_value(figure, deviation)}"
     best = comparison.best(figure, comparison.groups[number].problem)
     if best == number:
-        return f"[bold]{text} *[/bold]"
+        return Text(f"{text} *", "bold")
     if best is None or all(len(group.runs) == 1 for group in comparison.groups):
         return text
     found = comparison.between(figure, number, best)
@@ -182,10 +186,21 @@ def _cell(comparison: Comparison, figure: Figure, number: int) -> str:
 def _csv(lines: list[dict[str, Any]]) -> str:
     text = io.StringIO(newline="")
     names = list(dict.fromkeys(name for line in lines for name in line))
-    writer = csv.DictWriter(text, names, restval="")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(text)
+    writer.writerow(map(_harmless, names))
+    writer.writerows([_harmless(line.get(name, "")) for name in names] for line in lines)
     return text.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    """A spreadsheet takes text that begins so for a formula and runs it; numbers stay numbers."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 if __name__ == "__main__":

@@ -4,6 +4,14 @@ The same figures as `experiments.compare`, which all heads log by the same names
 costs, quality against cost, options against both, and what differs between runs.
 """
 
+if __name__ == "__main__":
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.dashboard")
+    from .arguments import check_or_exit
+
+    check_or_exit("dashboard")
+
+
 from pathlib import Path
 from typing import Any
 

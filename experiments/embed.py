@@ -4,6 +4,14 @@ Row i of FILE.npy, (n, D), is of the image that line i of FILE.txt names: `key<T
 `FILE.npy.partial`; the same command goes on with one that was stopped, with any number of processes.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.embed")
+    from .arguments import check_or_exit
+
+    check_or_exit("embed")
+
+
 import json
 import os
 import shutil
@@ -69,7 +77,7 @@ def embed(config: DictConfig, folder: Path) -> None:
             lock.release()
         if processes.first:
             told = f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {keys.name}: key and class of each"
-            console().print(told, soft_wrap=True, highlight=False, markup=False)
+            console().print(told, soft_wrap=True, highlight=False)
 
 
 def _locked(lock: FileLock, partial: Path) -> bool:

@@ -4,6 +4,14 @@ Prints a table with 95% intervals, and leaves evaluation.json and a picture of e
 it is N processes that share the images; the figures are the same.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.evaluate")
+    from .arguments import check_or_exit
+
+    check_or_exit("evaluation")
+
+
 import json
 from pathlib import Path
 from typing import Any
@@ -65,14 +73,14 @@ def leave(results: list[Result], checkpoint: str | None, folder: Path) -> None:
             }
         )
         counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
-        screen.print(f"\n{result.name}: {counts}", markup=False)
+        screen.print(f"\n{result.name}: {counts}")
         screen.print(table(result))
         for note in result.notes:
-            screen.print(note, markup=False)
+            screen.print(note)
         plot(result, folder / f"{result.name}.png")
     write_whole(folder / "evaluation.json", json.dumps({"checkpoint": checkpoint, "results": told}, indent=2) + "\n")
     pictures = ", ".join(f"{each.name}.png" for each in results)
-    screen.print(f"In {folder}: evaluation.json, {pictures}", soft_wrap=True, markup=False)
+    screen.print(f"In {folder}: evaluation.json, {pictures}", soft_wrap=True)
 
 
 def table(result: Result) -> Table:

@@ -4,6 +4,14 @@
 become the input is in the metadata of the file, and is checked too; the batch may be of any size.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.export")
+    from .arguments import check_or_exit
+
+    check_or_exit("export")
+
+
 import json
 import logging
 import os

@@ -5,6 +5,10 @@ It is torchrun's launcher, called as a library, so that a wrong option gets one 
 they are. When one process dies the others are stopped.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m experiments.launch")
+
+
 import logging
 import os
 import subprocess

@@ -4,30 +4,43 @@ Memory, bytes between processes and multiply-adds come from the heads' own formu
 step at least from what the hardware is said to do.
 """
 
+from __future__ import annotations
+
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.plan")
+    from .arguments import check_or_exit
+
+    check_or_exit("plan")
+
+
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
 
 from data.options import whole
-from heads import Head
-from heads.centers import RowState
-from heads.cost import Case, Cost
-from heads.pending import PendingGradients
 
-from . import arguments
+from . import hints
 from .build import build
-from .tables import console, packed
+from .tables import Cell, console, packed
+
+if TYPE_CHECKING:  # heads import torch, which takes longer than all else here
+    from heads import Head
+    from heads.centers import RowState
+    from heads.cost import Case, Cost
 
 GB = 1e9
 MOST_CLASSES = 10**13
@@ -68,7 +81,7 @@ class Plan:
         low, high = 0, MOST_CLASSES
         while high - low > max(1, low // 10**6):
             middle = (low + high) // 2
-            this = Case(middle, case.embedding_size, case.batch, case.world_size)
+            this = replace(case, num_classes=middle)
             try:
                 fits = self.fits(this, machine)
             except ValueError:  # fewer classes than shall be active
@@ -95,39 +108,49 @@ class Plan:
 def plans(config: DictConfig) -> list[Plan]:
     """Every head with every store, dtype and optimizer that it can have."""
     options = {name: value for name, value in config.options.items() if value is not None}
+    for group, names in (("head", config.heads), ("store", config.stores), ("optimizer", config.optimizers)):
+        for name in names:
+            if name not in hints.choices_of(group):
+                raise ValueError(f"{group}s={list(names)}: {hints.of_no_choice(group, name, 'config')}")
     found: list[Plan] = []
     taken = set()
     for head in config.heads:
-        plain = compose("config", [f"head={head}"])
-        has_rows, has_dtype = "store" in plain.head, "dtype" in plain
-        own = [f"{name}={value}" for name, value in options.items() if name in plain]
-        taken |= {word.split("=")[0] for word in own}
+        composed = compose("config", [f"head={head}"])
+        has_rows, has_dtype = "store" in composed.head, "dtype" in composed
+        for name in (name for name in options if name in composed):
+            OmegaConf.update(composed, name, options[name])
+            taken.add(name)
         for store, dtype, optimizer in product(
             config.stores if has_rows else ["device"],
             config.dtypes if has_dtype else ["fp32"],
             config.optimizers if has_rows else ["sgd"],
         ):
-            chosen = [f"head={head}", f"optimizer={optimizer}", *own]
-            chosen += [f"store={store}"] if has_rows else []
-            chosen += ["store_dir=rows"] if store == "disk" else []
-            chosen += [f"dtype={dtype}"] if has_dtype else []
+            if has_dtype:
+                composed.dtype = dtype
+            if has_rows:
+                composed.head.store = store
+            rule = OmegaConf.load(hints.CONF / "optimizer" / f"{optimizer}.yaml").rows if has_rows else None
             names = {"head": head, "store": store, "dtype": dtype, "optimizer": optimizer if has_rows else ""}
-            found.append(Plan(names, _cost(compose("config", chosen))))
+            found.append(Plan(names, _cost(composed.head, rule)))
     if unknown := sorted(set(options) - taken):
         raise ValueError(f"options.{unknown[0]}={options[unknown[0]]}: none of heads={list(config.heads)} has it")
     return found
 
 
-def _cost(config: DictConfig) -> Callable[[Case], Cost]:
-    options = {str(name): each for name, each in config.head.items() if name != "_target_"}
+def _cost(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cost]:
+    """Return the formula of a head and its row optimizer, of any case."""
+    options = {str(name): each for name, each in config.items() if name != "_target_"}
     built = {name: build(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
-    head: type[Head] = get_class(config.head._target_)
-    rule = config.optimizer.rows and build(config.optimizer.rows)
-    return lambda case: head.cost(case, row_state=row_state(rule, case.embedding_size) if rule else {}, **built)
+    head: type[Head] = get_class(config._target_)
+    made = build(rule) if rule else None
+    state = cache(lambda width: row_state(made, width) if made else {})
+    return lambda case: head.cost(case, row_state=state(case.embedding_size), **built)
 
 
 def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
     """What a row optimizer keeps of each row, without rows."""
+    from heads.pending import PendingGradients
+
     nothing = SimpleNamespace(width=width, claim=lambda state: None)
     head = SimpleNamespace(centers=nothing, pending=PendingGradients())
     state: Mapping[str, RowState] = rule(head, lr=1.0).row_state(width)
@@ -136,12 +159,10 @@ def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
 
 def lines(config: DictConfig) -> list[dict[str, Any]]:
     """What the table shows, and plan.json holds."""
-    case = Case(
-        whole("num_classes", config.num_classes, 1),
-        whole("embedding_size", config.embedding_size, 1),
-        whole("batch", config.batch, 1),
-        whole("devices", config.devices, 1),
-    )
+    sizes = [whole(name, config[name], 1) for name in ("num_classes", "embedding_size", "batch", "devices")]
+    from heads.cost import Case
+
+    case = Case(*sizes)
     if (case.world_size - 1) * case.shard >= case.num_classes:
         raise ValueError(f"num_classes={case.num_classes}: too few for devices={case.world_size}")
     found = []
@@ -165,7 +186,7 @@ def lines(config: DictConfig) -> list[dict[str, Any]]:
     return found
 
 
-SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
+SHOWN: dict[str, tuple[str, Callable[[Any], Cell]]] = {
     "device_bytes": ("device GB", lambda value: f"{value / GB:,.2f}"),
     "host_bytes": ("host GB", lambda value: f"{value / GB:,.1f}" if value else ""),
     "disk_bytes": ("disk GB", lambda value: f"{value / GB:,.1f}" if value else ""),
@@ -173,7 +194,7 @@ SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
     "multiply_adds": ("10^9 MACs", lambda value: f"{value / 1e9:,.1f}"),
     "step_ms": ("ms at least", lambda value: f"{value:,.2f}"),
     "bottleneck": ("bound by", str),
-    "fits": ("fits", lambda value: "[green]yes[/]" if value else "[red]no[/]"),
+    "fits": ("fits", lambda value: Text("yes", "green") if value else Text("no", "red")),
     "most_classes": ("classes at most", lambda value: f"{value:.3g}"),
 }
 
@@ -202,10 +223,5 @@ def job(config: DictConfig) -> None:
     )
 
 
-def main() -> None:
-    arguments.check_or_exit("plan")
-    job()
-
-
 if __name__ == "__main__":
-    main()
+    job()

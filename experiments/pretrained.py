@@ -4,6 +4,14 @@ Takes arcface_torch's (IResNet is named there as here), PLSC's of its last versi
 layers transposed) and of version 2.2 (`res2a_branch2a_weights`), and tells what of them matched.
 """
 
+if __name__ == "__main__":  # before torch is imported
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.pretrained")
+    from .arguments import check_or_exit
+
+    check_or_exit("pretrained")
+
+
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,6 +6,14 @@ So each run of a sweep has processes, memory and loggers of its own, and the tra
 neither Hydra nor how it was started.
 """
 
+if __name__ == "__main__":
+    if not __package__:
+        raise SystemExit("error: write python -m experiments.run")
+    from .arguments import check_or_exit
+
+    check_or_exit()
+
+
 import json
 import os
 import signal
@@ -22,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.files import write_whole
 
-from . import INTERRUPTED, TERMINATED, arguments, compare, sweep
+from . import INTERRUPTED, TERMINATED, compare, options, sweep
 from .ended import ended, how_to_go_on
 from .lock import check_free
 from .machine import check_batch, check_processes
@@ -49,6 +57,7 @@ def job(config: DictConfig) -> float | None:
     # What an earlier run left stays what it is until this one trains: `experiments.train` then renames the file.
     pending = folder / pending_config()
     try:
+        options.check(config)
         check_batch(config)
         program = "train" if check_processes(config) == 1 else "launch"
         check_free(folder, "hydra.run.dir")
@@ -56,6 +65,8 @@ def job(config: DictConfig) -> float | None:
             check_free(Path(config.checkpoint.dir), "checkpoint.dir")
         write_whole(pending, OmegaConf.to_yaml(config))
     except ValueError as error:
+        if sweeping:  # its other runs go on
+            raise RuntimeError(f"run {settings.job.num} was refused: {error}") from None
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: hydra.run.dir={folder}: config.yaml could not be written ({error})")
@@ -115,7 +126,6 @@ def start(command: list[str], environment: dict[str, str]) -> int:
 
 
 def main() -> None:
-    arguments.check_or_exit()
     let_output_fail()
     try:
         job()

@@ -5,17 +5,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from data import screen
+
 T = TypeVar("T")
+Cell = str | Text  # text as it is, or with a style
 
 
 def console() -> Console:
     """The terminal; elsewhere one without an edge, so that nothing is cut in a file."""
-    result = Console()
+    result = screen.console()
     if not result.is_terminal:
         result.width = 1000
     return result
@@ -23,9 +27,9 @@ def console() -> Console:
 
 def shown(work: Iterable[T], what: str, total: int, on: bool = True) -> Iterable[T]:
     """With a progress bar, on a terminal."""
-    screen = console()
-    on = on and screen.is_terminal and not _HIDDEN.get()
-    return track(work, what, total, console=screen, transient=True, disable=not on)
+    terminal = console()
+    on = on and terminal.is_terminal and not _HIDDEN.get()
+    return track(work, what, total, console=terminal, transient=True, disable=not on)
 
 
 @contextmanager
@@ -42,7 +46,7 @@ _HIDDEN = ContextVar("hidden", default=False)
 
 
 def packed(
-    keys: Mapping[str, Sequence[str]], figures: Mapping[str, Sequence[str]], title: str, width: int
+    keys: Mapping[str, Sequence[Cell]], figures: Mapping[str, Sequence[Cell]], title: str, width: int
 ) -> list[Table]:
     """As many tables as it takes for none to be wider than `width`: keys in each, figures spread over them."""
     key_width = sum(_width(name, cells) for name, cells in keys.items()) + 1
@@ -78,6 +82,6 @@ def readable(name: str, value: Any) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _width(title: str, cells: Sequence[str]) -> int:
+def _width(title: str, cells: Sequence[Cell]) -> int:
     """Of a column with its borders."""
-    return max(Text.from_markup(cell).cell_len for cell in (title, *cells)) + 3
+    return max(cell_len(str(cell)) for cell in (title, *cells)) + 3

@@ -4,6 +4,10 @@
 and knows nothing of sweeps.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m experiments.train")
+
+
 import errno
 import gc
 import logging
@@ -11,28 +15,30 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.pytorch import profilers
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from data.options import whole
-
-from . import INTERRUPTED
+from . import INTERRUPTED, options, reading
 from .build import build
 from .checkpoints.finding import find, home
 from .checkpoints.storage import step_of
+from .hints import did_you_mean
 from .processes import Processes, joined
-from .protocols import judges_of
+from .protocols import Judge, judges_of
 from .room import check_room
-from .training import warm_start
 from .training.ending import StopOnInterrupt
 from .training.evaluation import Evaluation
 from .training.fidelity import Fidelity
 from .training.folder import TakesOver, alone
 from .training.logs import MetricsCSV, wandb_logger
 from .training.module import HeadModule
+from .training.openset import names as open_set_names
 from .training.precision import plugin_for
 from .training.progress import ProgressBar
 from .training.recorder import Recorder, print_summary
@@ -43,13 +49,6 @@ from .world import CONFIG, end_with_parent, let_output_fail
 
 SPEAK_SECONDS = 3
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WHOLE = {  # options that are whole numbers, and the least that each may be
-    **{"seed": 0, "num_workers": 0, "batch_size": 1, "embedding_size": 1},
-    **{"trainer.max_steps": 1, "trainer.accumulate_grad_batches": 1, "trainer.log_interval": 1},
-    **{"evaluate.interval": 1, "evaluate.train_records": 1, "checkpoint.interval": 1, "checkpoint.keep": 1},
-    "warm_start.images": 1,
-}
-MAY_BE_NULL = ("trainer.max_steps", "evaluate.interval", "evaluate.train_records", "checkpoint.interval")
 
 
 def train(config: DictConfig, folder: Path, config_name: str = CONFIG) -> int:
@@ -58,19 +57,15 @@ def train(config: DictConfig, folder: Path, config_name: str = CONFIG) -> int:
     Args:
         config_name: the file of the folder that the config is from; it becomes config.yaml when training starts.
     """
+    options.check(config)
     with joined(config) as processes, alone(processes, config, folder):
         return train_in(processes, config, folder, config_name)
 
 
 def train_in(processes: Processes, config: DictConfig, folder: Path, config_name: str) -> int:
-    for name, least in WHOLE.items():
-        if (value := OmegaConf.select(config, name)) is not None or name not in MAY_BE_NULL:
-            OmegaConf.update(config, name, whole(name, value, least))
     precision = plugin_for(config.trainer.precision, processes.device)
     if config.trainer.sync_batchnorm and processes.device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm=true: needs GPUs; on CPU each process keeps statistics of its own")
-    if config.seed >= 2**32:
-        raise ValueError(f"seed={config.seed}: must lie between 0 and 2^32 - 1")
     checkpoint, checkpoints = find(config.resume, folder, config.checkpoint.dir), home(folder, config.checkpoint.dir)
     if (there := checkpoints.complete()) and checkpoint != f"{checkpoints}/{there[-1]}":
         raise ValueError(
@@ -88,13 +83,10 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
                 "the same files, or have the same typefaces"
             )
     check_room(config, data.train.num_classes, processes, checkpoints)
-    if data.heldout is None and not config.protocol and (config.checkpoint.best or "").startswith("val/"):
-        raise ValueError(
-            f"checkpoint.best={config.checkpoint.best}: no classes are held out and no protocol is chosen; "
-            "data.num_heldout, or protocol=lfw"
-        )
+    judges = judges_of(config)
+    if config.checkpoint.best is not None:
+        check_best(config.checkpoint.best, open_set_names(config.evaluate.far) if data.heldout else [], judges)
     started: list[L.Callback] = []
-    warm_start.check(config.warm_start)
     if config.warm_start.checkpoint is not None and checkpoint is None:
         started = [warm := WarmStart(config.warm_start)]
         module = HeadModule(config, data, processes, warm.load_backbone)
@@ -105,7 +97,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     module.may_be_finished = checkpoint is not None and checkpoint.startswith(f"{checkpoints}/")
     recorder = Recorder(folder, config.trainer.log_interval, processes)
     interrupt = StopOnInterrupt(processes)
-    evaluation = Evaluation(config.evaluate, recorder, judges_of(config))
+    evaluation = Evaluation(config.evaluate, recorder, judges)
     saving = Saving(config.checkpoint, checkpoints, recorder)
     takes_over = TakesOver(folder, config_name, processes.first)
     callbacks = [
@@ -140,6 +132,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        **of_lightning(config, folder),
     )
     status = "failed"
     try:
@@ -168,6 +161,35 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     return interrupt.status if status == "interrupted" else 0
 
 
+def check_best(best: str, of_heldout: Sequence[str], judges: Sequence[Judge]) -> None:
+    """Check, as far as it is known before training, that the evaluation will measure the metric `checkpoint.best`.
+
+    Args:
+        of_heldout: names of the figures of the held-out classes.
+
+    Raises:
+        ValueError: it will not.
+    """
+    known = [f"val/{name}" for name in of_heldout]
+    sets = [f"val/{name}/" for judge in judges for name in judge.names]
+    if not known and not sets:
+        raise ValueError(
+            f"checkpoint.best={best}: no classes are held out and no protocol is chosen; give data.num_heldout, or "
+            "protocol=lfw"
+        )
+    if best not in known and not best.startswith(tuple(sets)):
+        there = ", ".join([*known, *(f"{each}..." for each in sets)])
+        raise ValueError(f"checkpoint.best={best}: {did_you_mean(best, known)}the evaluation measures {there}")
+
+
+def of_lightning(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Return what `+trainer.NAME=` passes on to Lightning's Trainer. A profile is written to the run's folder."""
+    given = {name: config.trainer[name] for name in options.OF_LIGHTNING if name in config.trainer}
+    if given.get("profiler") is not None:
+        given["profiler"] = getattr(profilers, options.PROFILERS[given["profiler"]])(folder, "profile")
+    return given
+
+
 def describe(module: HeadModule, folder: Path) -> str:
     parameters = sum(p.numel() for p in module.backbone.parameters())
     return (
@@ -188,10 +210,18 @@ def main() -> None:
     )  # Lightning
     warnings.formatwarning = lambda message, *where, **more: f"warning: {message}\n"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if len(sys.argv) not in (2, 3):
+        sys.exit("error: write python -m experiments.train RUN_FOLDER; experiments.run makes that folder")
     folder, config_name = Path(sys.argv[1]), (*sys.argv[2:], CONFIG)[0]
+    try:
+        config = reading.config(folder / config_name)
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    except reading.DamagedError as error:
+        sys.exit(f"error: {folder}: {error}")
     status, failure = 0, None
     try:
-        status = train(OmegaConf.load(folder / config_name), folder, config_name)  # type: ignore[arg-type]
+        status = train(config, folder, config_name)
     except KeyboardInterrupt:
         status = INTERRUPTED
     except (ValueError, OSError) as error:

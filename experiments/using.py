@@ -52,7 +52,6 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
             elif status := start([sys.executable, *child("launch"), str(folder), name], dict(os.environ)):
                 sys.exit(status)
 
-    arguments.check_or_exit(config_name or name)
     # An absolute path: Hydra takes others as relative to this file.
     hydra.main(config_path=str(arguments.CONF), config_name=config_name or name, version_base="1.3")(job)()
 

@@ -4,6 +4,10 @@ CHECKPOINT is a run's folder (its newest), a checkpoint, or a URL; several may b
 against the digests in the manifest; nothing in it is used. The exit status is 1 where anything is damaged.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("error: write python -m experiments.verify")
+
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from .. import reading
 from .storage import COMPLETE, OLD_COMPLETE, Folder, Place, place
 
 
@@ -29,7 +29,10 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, optio
         raise ValueError(f"{option}={resume}: one run's folder, or one checkpoint, is needed")
     resume = str(resume).rstrip("/")
     if "://" not in resume:
-        resume = str(Path(resume).resolve())
+        try:
+            resume = str(Path(resume).resolve())
+        except RuntimeError:  # of Python before 3.13
+            raise ValueError(f"{option}={resume}: is a link that leads to itself; give a checkpoint, step-*") from None
     folder, _, name = resume.rpartition("/")
     above = place(folder)
     if {COMPLETE, OLD_COMPLETE} & {*above.sizes(name)}:
@@ -58,8 +61,8 @@ def _written_to(run_folder: Path) -> str | None:
     if not (run_folder / "config.yaml").exists():
         return None
     try:
-        named = OmegaConf.select(OmegaConf.load(run_folder / "config.yaml"), "checkpoint.dir")
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError):
+        named = OmegaConf.select(reading.config(run_folder / "config.yaml"), "checkpoint.dir")
+    except (OSError, reading.DamagedError, OmegaConfBaseException):
         return None  # it names none
     if not isinstance(named, str) or ("://" not in named and Path(named).resolve() == run_folder / "checkpoints"):
         return None

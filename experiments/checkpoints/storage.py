@@ -133,7 +133,7 @@ class Folder:
             return opened.readall() if length is None else _read(opened, length)
 
     def sizes(self, name: str) -> dict[str, int]:
-        return {path.name: path.stat().st_size for path in (self.path / name).glob("*")}
+        return {path.name: path.stat().st_size for path in (self.path / name).glob("*") if path.is_file()}
 
     def _aside(self, name: str) -> Path:
         return self.path / f".{name}.partial"

@@ -3,17 +3,19 @@
 import csv
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+
+from .. import reading
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and what was measured after them
 # Beginnings of what differs between runs of one thing, or says nothing about it.
@@ -22,6 +24,23 @@ NOT_OPTIONS: tuple[str, ...] = (
     *("fidelity.interval", "evaluate.interval", "trainer.log_interval", "trainer.rendezvous"),
     *("store_dir", "head.store_dir", "data.cache_dir", "evaluate.train_records"),
 )
+
+
+class Whole(NamedTuple):
+    """A whole number of a file."""
+
+    name: str
+    least: int
+    optional: bool = False
+    or_null: bool = False
+
+
+OF_CONFIG = (
+    Whole("batch_size", 1),
+    Whole("trainer.accumulate_grad_batches", 1, optional=True),
+    Whole("trainer.max_steps", 1, optional=True, or_null=True),
+)
+OF_SUMMARY = (Whole("steps", 0), Whole("seed", 0, optional=True), Whole("num_classes", 0, optional=True))
 
 
 @dataclass(frozen=True)
@@ -42,11 +61,10 @@ class Run:
         """What metrics.csv holds, by name; of a step told twice the last."""
         found: dict[str, dict[int, float]] = defaultdict(dict)
         if (path := self.folder / "metrics.csv").exists():
-            with path.open(newline="") as file:
-                for row in csv.reader(line.replace("\0", "") for line in file):
-                    with suppress(ValueError):  # a kill may have cut a line
-                        step, _, name, value = row
-                        found[name][int(step)] = float(value)
+            for row in csv.reader(reading.lines(path)):
+                with suppress(ValueError):  # a kill may have cut a line
+                    step, _, name, value = row
+                    found[name][int(step)] = float(value)
         return {
             name: (np.array(sorted(values), dtype=np.float64), np.array([values[step] for step in sorted(values)]))
             for name, values in found.items()
@@ -91,24 +109,26 @@ def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder")
-    folders = {config.parent.resolve() for path in paths for config in path.rglob("config.yaml") if config.is_file()}
+    folders = {config.parent.resolve() for path in paths for config in path.rglob("config.yaml") if not config.is_dir()}
     finished, left_out = [], []
     for folder in sorted(folders, key=_natural):
         if folder.name == ".hydra":
             continue
         try:
-            config = OmegaConf.load(folder / "config.yaml")
-            kind = OmegaConf.select(config, "head._target_") if isinstance(config, DictConfig) else None
-        except (YAMLError, UnicodeDecodeError, OmegaConfBaseException):
-            left_out.append((folder, "config.yaml is damaged"))
+            config = reading.config(folder / "config.yaml")
+            kind = OmegaConf.select(config, "head._target_")
+        except FileNotFoundError:  # a link to nothing
             continue
         except OSError as error:
-            if error.strerror:  # otherwise it is one word, no config
-                left_out.append((folder, f"config.yaml: {error.strerror}"))
+            left_out.append((folder, f"config.yaml: {error.strerror}"))
+            continue
+        except (reading.DamagedError, OmegaConfBaseException) as error:
+            left_out.append(
+                (folder, str(error) if isinstance(error, reading.DamagedError) else "config.yaml is damaged")
+            )
             continue
         if not isinstance(kind, str):
             continue  # of another command, or of another program
-        assert isinstance(config, DictConfig)
         run_or_reason = _read(folder, config)
         if isinstance(run_or_reason, Run):
             finished.append(run_or_reason)
@@ -153,39 +173,56 @@ def _read(folder: Path, config: DictConfig) -> Run | str:
     try:
         run = Run(folder, {}, flat(OmegaConf.to_container(config)))
         last = max((int(steps[-1]) for steps, _ in run.curves.values()), default=0)
-    except OmegaConfBaseException:
-        return "config.yaml is damaged"
-    except (csv.Error, UnicodeDecodeError):
+    except reading.DamagedError as error:
+        return str(error)
+    except (csv.Error, UnicodeDecodeError, OverflowError):
         return "metrics.csv is damaged"
     except OSError as error:
         return f"metrics.csv: {error.strerror}"
-    if not isinstance(run.options.get("batch_size"), int):
-        return "config.yaml is damaged: it has no batch_size"
+    if wrong := _wrong(run.options, OF_CONFIG):
+        return f"config.yaml is damaged: {wrong}"
     if run.options.get("fidelity.interval") is None:  # then how would have been asked tells nothing
         for name in [name for name in run.options if name.startswith("fidelity.")]:
             del run.options[name]
     of_all = run.options.get("trainer.max_steps")
     where = f"step {last}{f' of {of_all}' if of_all else ''}"
     try:
-        run.summary.update(json.loads((folder / "summary.json").read_text()))
-        status, steps, numbers = run.summary["status"], int(run.summary["steps"]), run.summary.items()
-        if not isinstance(run.summary["head"], str):
-            return "summary.json is damaged"
-        if not all(isinstance(value, int | float) for name, value in numbers if "/" in name):
-            return "summary.json is damaged"
+        run.summary.update(reading.summary(folder / "summary.json"))
     except FileNotFoundError:
         if not last:
             return "no summary.json: refused, still starting, or killed"
         return f"no summary.json: still running, or killed, last heard of at {where}"
     except OSError as error:
         return f"summary.json: {error.strerror}"
-    except (ValueError, KeyError, TypeError):
-        return "summary.json is damaged"
+    except reading.DamagedError as error:
+        return str(error)
+    if wrong := _wrong(run.summary, OF_SUMMARY):
+        return f"summary.json is damaged: {wrong}"
+    status, steps = run.summary.get("status"), int(run.summary["steps"])
+    if not isinstance(status, str) or not isinstance(run.summary.get("head"), str):
+        return "summary.json is damaged: it has no status or no head"
     if status != "finished":
         return f"{status} at step {steps}"
     if max(last, of_all or 0) > steps:
         return f"its summary is of step {steps}: it goes on, or was killed, last heard of at {where}"
     return run
+
+
+def _wrong(found: dict[str, Any], numbers: Sequence[Whole]) -> str:
+    """Return what is no number where one belongs, or too large to reckon with; nothing if all is well."""
+    for number in numbers:
+        if number.name not in found:
+            if not number.optional:
+                return f"it has no {number.name}"
+        elif not reading.is_whole(found[number.name], number.least) and not (
+            number.or_null and found[number.name] is None
+        ):
+            return f"{number.name} must be a whole number, at least {number.least}"
+    for name, value in found.items():
+        is_figure = "/" in name  # of summary.json
+        if (is_figure or isinstance(value, int)) and not isinstance(value, bool) and not reading.is_number(value):
+            return f"{name[:50]} is no number, or too large a one"
+    return ""
 
 
 def _without_repetitions(runs: list[Run], left_out: list[tuple[Path, str]]) -> tuple[list[Run], list[tuple[Path, str]]]:

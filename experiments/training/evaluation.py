@@ -32,8 +32,6 @@ class Evaluation(L.Callback):
     """
 
     def __init__(self, config: DictConfig, recorder: Recorder, judges: Sequence[Judge] = ()):
-        if not 0 < config.far < 1:
-            raise ValueError(f"evaluate.far={config.far}: a rate in (0, 1) is needed")
         self.interval, self.far, self.recorder = config.interval, config.far, recorder
         self.train_records = config.train_records
         self.judges = judges

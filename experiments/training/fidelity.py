@@ -27,8 +27,6 @@ class Fidelity(L.Callback):
     """
 
     def __init__(self, config: DictConfig, recorder: Recorder):
-        if config.interval is not None:
-            whole("fidelity.interval", config.interval, 1)
         check_options(config.probes, config.repeats, config.hardest)
         whole("fidelity.class_images", config.class_images, 1)
         self.config, self.recorder = config, recorder

@@ -103,9 +103,6 @@ class WeightsAndBiases(WandbLogger):
 def wandb_logger(config: DictConfig, folder: Path) -> WeightsAndBiases | None:
     """The logger that `logger.wandb` asks for; None if disabled."""
     options = config.logger.wandb
-    modes = ("online", "offline", "disabled")
-    if options.mode not in modes:
-        raise ValueError(f"logger.wandb.mode={options.mode!r}: must be one of {', '.join(modes)}")
     if options.mode == "disabled":
         return None
     head = config.head._target_.rpartition(".")[2]

@@ -65,9 +65,6 @@ class HeadModule(L.LightningModule):
         )
         self.head.prepare(self.backbone)
         self.accumulate = config.trainer.accumulate_grad_batches
-        clip = config.trainer.gradient_clip_val
-        if clip is not None and not 0 < clip < float("inf"):
-            raise ValueError(f"trainer.gradient_clip_val={clip}: must be positive; null for none")
         streams = {
             name: STREAMS[name](data, size, seed=config.seed, rank=processes.rank, world_size=processes.world_size)
             for name, size in self.head.stream_sizes(config.batch_size).items()
@@ -101,9 +98,10 @@ class HeadModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         options = self.config.optimizer
-        backbone = build(options.backbone)([p for p in self.backbone.parameters() if p.requires_grad], lr=options.lr)
+        trained = [p for p in self.backbone.parameters() if p.requires_grad]
+        backbone = build(options.backbone)(trained, lr=_lr_of(options.backbone, options.lr))
         rule = {"rule": build(options.rows)} if "_target_" in (options.rows or {}) else {}  # a head may have none
-        rows = self.head.optimizer(lr=options.lr, **rule)
+        rows = self.head.optimizer(lr=_lr_of(options.rows, options.lr), **rule)
         factor = build(self.config.schedule, num_steps=self.num_steps)
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (backbone, rows)]
         return [backbone, rows], schedules
@@ -211,13 +209,14 @@ class HeadModule(L.LightningModule):
             self.skipped_steps = checkpoint["skipped_steps"]
 
 
+def _lr_of(part: DictConfig | None, common: float) -> float:
+    """Return the learning rate of one of the two optimizers: its own, or else `optimizer.lr`."""
+    own = None if part is None else part.get("lr")
+    return common if own is None else own
+
+
 def number_of_steps(config: DictConfig, batches_per_epoch: int) -> int:
     options = config.trainer
-    if (options.max_steps is None) == (options.max_epochs is None):
-        raise ValueError(
-            f"trainer.max_steps={options.max_steps}, trainer.max_epochs={options.max_epochs}: give one and set the "
-            "other to null"
-        )
     steps = options.max_steps
     if steps is None:
         steps = round(options.max_epochs * batches_per_epoch / options.accumulate_grad_batches)

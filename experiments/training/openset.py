@@ -58,11 +58,14 @@ def open_set(embeddings: Tensor, labels: Tensor, far: float = 1e-3) -> dict[str,
     # Rates of acceptance at the lower edge of each bin, and of accepting nothing.
     accepted_genuine = _share_from(genuine)
     accepted_impostor = _share_from(impostor)
-    return {
-        "verification_accuracy": float((accepted_genuine + 1 - accepted_impostor).max() / 2),
-        f"tar_at_far_{far:.0e}".replace("e-0", "e-"): float(accepted_genuine[accepted_impostor <= far].max()),
-        "rank1": found / queries,
-    }
+    accuracy = float((accepted_genuine + 1 - accepted_impostor).max() / 2)
+    tar = float(accepted_genuine[accepted_impostor <= far].max())
+    return dict(zip(names(far), (accuracy, tar, found / queries), strict=True))
+
+
+def names(far: float) -> list[str]:
+    """Return the names of the metrics of `open_set`, in its order."""
+    return ["verification_accuracy", f"tar_at_far_{far:.0e}".replace("e-0", "e-"), "rank1"]
 
 
 def _share_from(histogram: Tensor) -> Tensor:

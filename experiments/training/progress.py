@@ -45,14 +45,17 @@ class ProgressBar(L.Callback):
         if not (due or module.step == module.num_steps) or not module.between_steps:
             return
         speed = self.recorder.images_per_second
-        figures = f"loss {float(module.last_loss):.3f}  {speed:,.0f} images/s"
+        figures = f"loss {float(module.last_loss):.3f}"
+        if speed:  # known after the first steps
+            figures += f"  {speed:,.0f} images/s"
         if (rank1 := self.recorder.latest.get("val/rank1")) is not None:
             figures += f"  rank-1 {rank1:.3f}"
         if self.console.is_terminal:
             self.progress.update(self.task, completed=module.step, figures=figures)
             return
-        left = (module.num_steps - module.step) * module.accumulate * module.config.batch_size / speed if speed else 0
-        print(f"step {module.step}/{module.num_steps}  {figures}  {left:.0f} s left", flush=True)
+        images_left = (module.num_steps - module.step) * module.accumulate * module.config.batch_size
+        left = f"  {images_left / speed:.0f} s left" if speed else ""
+        print(f"step {module.step}/{module.num_steps}  {figures}{left}", flush=True)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.progress.stop()

@@ -20,10 +20,6 @@ class Saving(L.Callback):
     """
 
     def __init__(self, config: DictConfig, place: Place, recorder: Recorder):
-        if config.minutes is not None and config.minutes <= 0:
-            raise ValueError(f"checkpoint.minutes={config.minutes}: must be positive; null for none by the clock")
-        if config.best_mode not in ("max", "min"):
-            raise ValueError(f"checkpoint.best_mode={config.best_mode!r}: must be max or min")
         self.interval, self.minutes, self.keep = config.interval, config.minutes, config.keep
         self.best, self.sign = config.best, 1 if config.best_mode == "max" else -1
         self.place, self.recorder = place, recorder

@@ -32,7 +32,7 @@ def multistep(num_steps: int, milestones: Sequence[float], warmup: float = 0.0, 
     if not 0 < factor <= 1:
         raise ValueError(f"schedule.factor={factor}: must lie in (0, 1]")
     num_warmup = _warmup_steps(num_steps, warmup)
-    falls = [round(share * num_steps) for share in milestones]
+    falls = [max(1, round(share * num_steps)) for share in milestones]  # step 0 would leave no step at the full rate
 
     def of_step(step: int) -> float:
         risen = (step + 1) / num_warmup if step < num_warmup else 1.0

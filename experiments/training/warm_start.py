@@ -47,13 +47,6 @@ class Source(Protocol):
         ...
 
 
-def check(config: DictConfig) -> None:
-    """Raises ValueError for choices that there are not."""
-    for name, choices in (("classes", ("name", "id")), ("rows", ("mean", "random"))):
-        if config[name] not in choices:
-            raise ValueError(f"warm_start.{name}={config[name]!r}: must be {' or '.join(choices)}")
-
-
 class WarmStart(L.Callback):
     """Puts `warm_start.checkpoint` into a module that has not trained yet."""
 

@@ -1,6 +1,7 @@
 """Finished runs side by side: grouping, the point of the comparison, marks, files, and what is told apart."""
 
 import csv
+import io
 import json
 import os
 import statistics
@@ -97,12 +98,12 @@ def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, wide):
     out = printed(capsys, tmp_path)
     assert "1 runs" in out and "0.8000" in out and "0.1000" not in out and "evaluation" not in out
     reasons = [line.split("(")[1] for line in out.splitlines() if line.startswith("Left out")]
-    assert reasons == [
+    assert reasons[:2] == [
         "failed at step 100)",
         "no summary.json: still running, or killed, last heard of at step 100 of 100)",
-        "summary.json is damaged)",
-        "config.yaml is damaged)",
     ]
+    assert reasons[2].startswith("summary.json is damaged: ") and reasons[3].startswith("config.yaml is damaged: ")
+    assert len(reasons) == 4
 
 
 def test_many_that_never_began_do_not_hide_what_did(tmp_path, capsys, wide):
@@ -135,8 +136,32 @@ def test_odd_folders_are_told_and_stop_nothing(tmp_path, capsys, wide):
     (words / "summary.json").write_text('{"status": "finished", "steps": 3, "head": "x", "val/rank1": "high"}')
     out = printed(capsys, tmp_path)
     told = {Path(line.split()[2]).name: line for line in out.splitlines() if line.startswith("Left out")}
-    assert set(told) == {"cut", "odd", "small", "words"} and "0.8000" in out
-    assert "last heard of at step 100" in told["cut"] and "no batch_size" in told["small"]
+    assert set(told) == {"cut", "odd", "small", "word", "words"} and "0.8000" in out
+    assert "last heard of at step 100" in told["cut"] and "batch_size must be a whole number" in told["small"]
+    assert "it holds no options" in told["word"] and "val/rank1 is no number" in told["words"]
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+cmd", "'+cmd"),
+        ("-x", "'-x"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        (-0.5, "-0.5"),
+        ("-0.5", "-0.5"),
+        ("+1e3", "+1e3"),
+        ("plain", "plain"),
+    ],
+)
+def test_no_cell_is_a_formula(value, cell, tmp_path):
+    """Of a spreadsheet; negative numbers stay numbers."""
+    for number, option in enumerate((value, "other")):
+        made_run(tmp_path / str(number), options={"=option": option})
+    text = compare._csv(compare.group_lines(compared(tmp_path)))
+    found = next(line for line in csv.DictReader(io.StringIO(text)) if line["'=option"] != "other")
+    assert found["'=option"] == cell
 
 
 def test_rows_on_disk_do_not_tell_seeds_apart(tmp_path):

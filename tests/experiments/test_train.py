@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from experiments.arguments import CONF
+from experiments.build import build
+from experiments.processes import Processes
 from experiments.train import train
+from experiments.training.module import HeadModule
 from tests.data.fonts import installed_for_tests
 from tests.data.sets import FORMATS, SIDE, images
 from tests.experiments.commands import config, metrics, summary
@@ -129,6 +132,37 @@ def test_workers_give_the_same_training(tmp_path):
     assert run(tmp_path / "b", "num_workers=1")["train/loss"] == alone
 
 
+@pytest.mark.parametrize(
+    ("words", "rates"),
+    [
+        ([], (0.1, 0.1)),
+        (["optimizer.rows.lr=0.02"], (0.1, 0.02)),
+        (["optimizer.backbone.lr=0", "optimizer=adagrad"], (0.0, 0.1)),
+        (["optimizer.backbone.lr=0.3", "optimizer.rows.lr=0.2", "optimizer=adamw"], (0.3, 0.2)),
+        (["optimizer.backbone.lr=0.3", "head=ffc"], (0.3, 0.1)),
+    ],
+)
+def test_backbone_and_rows_may_have_rates_of_their_own(words, rates):
+    """The schedule multiplies both."""
+    found = config(
+        "data=sphere", "data.num_classes=1000", "backbone=mlp", "schedule.power=1", "schedule.warmup=0", *words
+    )
+    module = HeadModule(found, build(found.data), Processes(0, 1, torch.device("cpu")))
+    optimizers, schedules = module.configure_optimizers()
+    assert tuple(optimizer.param_groups[0]["lr"] for optimizer in optimizers) == rates
+    for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        optimizer.step()
+        schedule.step()
+    left = 1 - 1 / found.trainer.max_steps
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == pytest.approx([left * r for r in rates])
+
+
+def test_a_profile_is_written_to_the_folder_of_the_run(tmp_path):
+    run(tmp_path, "+trainer.profiler=simple")
+    (report,) = tmp_path.glob("*profile*.txt")
+    assert "training_step" in report.read_text()
+
+
 def test_epochs_set_the_steps(tmp_path):
     found = run(tmp_path, "trainer.max_steps=null", "trainer.max_epochs=0.05", "batch_size=256")
     assert found["steps"] == round(0.05 * (found["steps"] / found["epochs"])) and found["epochs"] < 0.06
@@ -137,9 +171,27 @@ def test_epochs_set_the_steps(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["data=sphere"], r"backbone=tiny takes images, the data gives vectors of \[128\]: use backbone=mlp"),
+        (
+            ["checkpoint.best=val/rank"],
+            "checkpoint.best=val/rank: did you mean 'val/rank1'. the evaluation measures val/ver",
+        ),
+        (
+            ["checkpoint.best=val/lfw/accuracy"],
+            "the evaluation measures val/verification_accuracy, val/tar_at_far_1e-3",
+        ),
+        (["+trainer.profiler=simpel"], "trainer.profiler=simpel: must be one of simple, advanced, pytorch"),
+        (["+data.foo=1"], "data.glyphs.glyphs: .*unexpected keyword argument 'foo'"),
+        (["+head.foo=1"], "unexpected keyword argument 'foo'"),
+        (["+margin.foo=1"], "heads.margins.CosFace: .*unexpected keyword argument 'foo'"),
+        (["+schedule.foo=1"], "experiments.training.schedule.polynomial: .*unexpected keyword argument 'foo'"),
+        (["+noise.foo=1"], "data.noise.with_noise: has no option foo; it takes "),
+        (["+backbone.foo=1"], "backbones.tiny.Tiny: has no option foo; it takes "),
+        (["+optimizer.backbone.foo=1"], "torch.optim.SGD: has no option foo; it takes params, lr, "),
+        (["+optimizer.rows.foo=1"], "heads.optim.RowSGD: has no option foo; it takes head, lr, "),
         (["trainer.max_epochs=1"], r"trainer.max_steps=2, trainer.max_epochs=1: give one"),
         (["trainer.precision=16"], "trainer.precision=16: must be one of 32-true, bf16-mixed"),
-        (["trainer.accelerator=tpu"], "trainer.accelerator='tpu'"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
         (["trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0"),
         (["batch_size=1000000"], "batch_size=1000000: must lie between"),
         (["schedule.warmup=2"], "schedule.warmup=2"),
@@ -147,6 +199,7 @@ def test_epochs_set_the_steps(tmp_path):
         (["evaluate.interval=0"], "evaluate.interval=0"),
         (["checkpoint.keep=0"], "checkpoint.keep=0"),
         (["trainer.log_interval=0"], "trainer.log_interval=0"),
+        (["optimizer.rows.lr=-1"], "optimizer.rows.lr=-1: a learning rate must be a number, 0 or above"),
         (["logger.wandb.mode=on"], "logger.wandb.mode="),
         (["data.characters=runes"], "data.characters='runes'"),
         (["embedding_size=0"], "embedding_size=0"),

@@ -23,3 +23,10 @@ def test_warm_up_then_falls():
     for milestones in ([0.5, 0.2], [0.0], [1.0]):
         with pytest.raises(ValueError, match=r"schedule\.milestones=.*: rising shares"):
             multistep(100, milestones)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 20])
+def test_no_milestone_rounds_to_the_first_step(num_steps):
+    """The first step is taken at the full rate, however short the training."""
+    factor = multistep(num_steps, [0.001, 0.01])
+    assert factor(0) == 1 and factor(1) == pytest.approx(0.01)

@@ -164,14 +164,14 @@ def test_what_does_not_fit_is_told(learned, tmp_path):
     torch.save({"foo": torch.zeros(1)}, tmp_path / "other" / "softmax_fc_gpu_0.pt")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other" / "backbone.pth")
     for overrides, words in (
-        (["warm_start.checkpoint=/nowhere"], "warm_start.checkpoint=/nowhere: holds no checkpoint"),
+        (["warm_start.checkpoint=/nowhere"], "warm_start.checkpoint=/nowhere: there is no such file or folder"),
         ([f"warm_start.checkpoint={backbone}"], "its backbone is another than backbone="),
         ([f"warm_start.checkpoint={tmp_path / 'text.pt'}"], "cannot be read"),
         ([f"warm_start.checkpoint={tmp_path / 'list.pt'}"], "list.pt: holds no weights of a backbone by name"),
         ([f"warm_start.checkpoint={tmp_path / 'other'}"], "softmax_fc_gpu_0.pt: holds no class centers"),
         (
             [f"warm_start.checkpoint={learned}", "warm_start.classes=label"],
-            "warm_start.classes='label': must be name or id",
+            "warm_start.classes=label: must be one of name, id",
         ),
         ([f"warm_start.checkpoint={learned}", "warm_start.images=0"], "warm_start.images=0"),
         ([f"warm_start.checkpoint={learned}", "margin=softmax"], "its rows have 128 columns, this head's 129"),

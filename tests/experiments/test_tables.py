@@ -1,0 +1,62 @@
+"""What is printed: paths and the words of users as they are, whatever they look like."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from data.conversion import Report
+from data.convert import parse, tell
+from data.screen import bars
+from experiments import compare, evaluate, tables
+from experiments.protocols import Result
+from experiments.training.recorder import print_summary
+from tests.experiments.made_runs import made_run
+
+ODD = "m[/b]x [red]y[/] :dog: \\[z"  # as markup an error, a colour, an emoji and an escape
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+def test_the_summary_of_a_run(tmp_path, capsys):
+    print_summary({"status": "finished", "head": ODD, "val/rank1": 0.5}, tmp_path / ODD)
+    printed = capsys.readouterr().out
+    assert f"{ODD}: finished" in printed and f"In {tmp_path / ODD}: config.yaml" in printed
+
+
+def test_a_comparison(tmp_path, capsys):
+    for number, rate in enumerate((0.1, 0.2)):
+        made_run(tmp_path / ODD / str(number), options={"backbone": f"{ODD} {rate}"}, rank1=rate)
+    made_run(tmp_path / ODD / "left out", status=ODD)
+    found = compare.show([tmp_path / ODD])
+    compare.leave(*found, tmp_path / "page" / ODD)
+    printed = capsys.readouterr().out
+    assert f"│ {ODD} 0.1 " in printed and f"Left out: {tmp_path / ODD / 'left out'} ({ODD} at step 100)" in printed
+    assert f"In {tmp_path / 'page' / ODD}: comparison.html" in printed
+
+
+def test_an_evaluation(tmp_path, capsys):
+    (tmp_path / ODD).mkdir(parents=True)
+    curves = {"cmc": (np.array([1, 2]), np.array([0.5, 1.0]))}
+    result = Result("identification", {f"a{ODD}": 0.5}, {}, {ODD: 3}, [ODD], curves)
+    evaluate.leave([result], None, tmp_path / ODD)
+    printed = capsys.readouterr().out
+    assert f"3 {ODD}" in printed and f"\n{ODD}\n" in printed and f"│ a{ODD} " in printed
+    assert f"In {tmp_path / ODD}: evaluation.json" in printed
+
+
+def test_a_conversion(capsys):
+    tell(Report(2, 3, 4, [], [ODD]), parse(["source=x", f"target={ODD}"]), tables.console())
+    printed = capsys.readouterr().out
+    assert printed.startswith(ODD) and printed.rstrip().endswith(ODD)
+
+
+def test_bars():
+    screen = Console(file=io.StringIO(), force_terminal=True, markup=False, emoji=False, width=200)
+    with bars(screen) as progress:
+        progress.add_task(f"Writing {ODD}", total=2)
+    assert f"Writing {ODD}" in screen.file.getvalue()
