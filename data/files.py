@@ -111,8 +111,25 @@ class LineFile(ReadFile):
 def write_whole(path: Path, text: str) -> None:
     """Puts a file in place of another, which stays until all of the new one is there."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several machines may write the same
-    with aside.open("w", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Append to a file, which stays as it was where that fails."""
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        rest = memoryview(text.encode())
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(end)
+            raise

@@ -5,6 +5,7 @@ state, and every process knows its part of every batch. `BatchLoader` walks the 
 wanted, and remembers how many it handed out.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .grouping import group
 from .keyed import hash64, permute, uniforms
+from .loading import loaded
 from .records import DataSet, Indices, Source
 
 Part = tuple[Tensor, Tensor, Tensor]  # examples as stored, labels, draws of their augmentation
@@ -137,35 +139,56 @@ class BatchLoader:
 
     Args:
         batch_size: samples of a batch, of all streams together.
+        ahead: batches that are ready before the one handed out is trained on.
+
+    Attributes:
+        failure: why a batch after those that are ready cannot be had, or None. Whoever trains can end in good order
+            before iteration raises it.
     """
 
-    def __init__(self, streams: Mapping[str, Stream], num_batches: int, batch_size: int, num_workers: int = 0):
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        num_batches: int,
+        batch_size: int,
+        num_workers: int = 0,
+        ahead: int = 0,
+    ):
         self.streams, self.num_batches, self.batch_size = streams, num_batches, batch_size
-        self.num_workers = num_workers
+        self.num_workers, self.ahead = num_workers, ahead
         self.handed_out = 0
+        self.failure: str | None = None
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
+        """Raises ValueError for a batch that cannot be had, once all before it are handed out."""
+        self.failure = None
+        coming, ready = self._batches(), deque[Batch]()
+        while True:
+            while self.failure is None and len(ready) <= self.ahead:
+                try:
+                    ready.append(next(coming))
+                except StopIteration:
+                    break
+                except ValueError as error:
+                    self.failure = str(error)
+            if not ready:
+                break
+            self.handed_out += 1
+            yield ready.popleft()
+        if self.failure is not None:
+            raise ValueError(self.failure)
+
+    def _batches(self) -> Iterator[Batch]:
         numbers = range(self.handed_out, self.num_batches)
-        loaders = [
-            DataLoader(
-                _Batches(stream),
-                batch_size=None,
-                sampler=numbers,  # type: ignore[arg-type]
-                num_workers=self.num_workers,
-                pin_memory=torch.cuda.is_available(),
-                # Its iterator would otherwise draw from the global generator, and resuming would change it.
-                generator=torch.Generator(),
-            )
-            for stream in self.streams.values()
-        ]
+        pin = torch.cuda.is_available()
+        loaders = [loaded(_Batches(stream), numbers, self.num_workers, pin) for stream in self.streams.values()]
         for parts in zip(*loaders, strict=True):
             for part in parts:
                 if isinstance(part, ValueError):
                     raise part
-            self.handed_out += 1
             yield dict(zip(self.streams, map(tuple, parts), strict=True))
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from data.options import several
 from data.workers import ended_by
 
+from .checkpoints.storage import Folder
+
 SOURCES = ("data.source", "source")  # options that name what is read
 
 
@@ -20,6 +22,6 @@ def ended(number: int, config: DictConfig) -> str:
 def how_to_go_on(config: DictConfig, folder: Path) -> str:
     """Say how a training that was ended goes on."""
     where = str(config.checkpoint.dir or folder / "checkpoints")
-    if "://" not in where and not any(Path(where).glob("step-*/.metadata")):
+    if "://" not in where and not Folder(Path(where)).complete():
         return "it has not written a checkpoint, so that there is nothing to resume"
     return f"resume={folder} goes on from its newest checkpoint"

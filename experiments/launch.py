@@ -21,7 +21,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .ended import ended, how_to_go_on
-from .world import CONFIG, end_with_parent
+from .processes import device_for
+from .world import CONFIG, child
 
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 
@@ -29,6 +30,7 @@ SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> int:
     """The exit status: 0, or that of the process that failed first, or 128 and the signal that ended the run."""
     options = OmegaConf.load(folder / config_name).trainer
+    device_for(options.accelerator, options.devices - 1)  # for the last of them; before any starts
     words = [str(folder), *([config_name] if program == "train" else [])]
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.devices)))
@@ -44,7 +46,7 @@ def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> i
         max_restarts=0,
     )
     try:
-        elastic_launch(settings, sys.executable)("-m", f"experiments.{program}", *words)
+        elastic_launch(settings, sys.executable)(*child(program), *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -75,7 +77,6 @@ def rendezvous(given: str | None) -> str:
 
 
 def main() -> None:
-    end_with_parent()
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     folder = Path(sys.argv[1])
     try:

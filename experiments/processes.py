@@ -111,7 +111,9 @@ def device_for(accelerator: str, local_rank: int = 0) -> torch.device:
     if accelerator != "cpu" and torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"trainer.devices: there are {torch.cuda.device_count()} GPUs here, and process {local_rank} finds none"
+                f"trainer.devices={local_rank + 1}: each process needs a GPU of its own, and torch finds "
+                f"{torch.cuda.device_count()} here; start as many processes as there are GPUs, or set "
+                "trainer.accelerator=cpu"
             )
         return torch.device("cuda", local_rank)
     if accelerator in ("gpu", "cuda"):

@@ -32,7 +32,9 @@ from data.files import write_whole
 
 from . import INTERRUPTED, TERMINATED, compare, options, sweep
 from .ended import ended, how_to_go_on
-from .world import CONFIG, PENDING, number_of_processes
+from .lock import check_free
+from .machine import check_batch, check_processes
+from .world import CONFIG, child, let_output_fail, pending_config
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
@@ -47,28 +49,37 @@ def job(config: DictConfig) -> float | None:
         print(f"\nRun {settings.job.num} of the sweep: {' '.join(settings.overrides.task)}", flush=True)
     if config.logger.wandb.group is None:
         config.logger.wandb.group = study(settings)
-    try:
-        program = "train" if number_of_processes(config) == 1 else "launch"
-        options.check(config)
-    except ValueError as error:
-        if sweeping:  # its other runs go on
-            raise RuntimeError(f"run {settings.job.num} was refused: {error}") from None
-        sys.exit(f"error: {error}")
     if config.resume is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         config.resume = "auto"  # a job that was put back into the queue
     OmegaConf.resolve(config)
     if sweeping and config.checkpoint.dir is not None:
         config.checkpoint.dir += f"/{settings.job.num}"  # none removes the checkpoints of another
-    # What an earlier run left stays what it is until this one trains.
-    name = PENDING if (folder / CONFIG).exists() else CONFIG
-    write_whole(folder / name, OmegaConf.to_yaml(config))
+    # What an earlier run left stays what it is until this one trains: `experiments.train` then renames the file.
+    pending = folder / pending_config()
+    try:
+        options.check(config)
+        check_batch(config)
+        program = "train" if check_processes(config) == 1 else "launch"
+        check_free(folder, "hydra.run.dir")
+        if config.checkpoint.dir is not None and "://" not in config.checkpoint.dir:
+            check_free(Path(config.checkpoint.dir), "checkpoint.dir")
+        write_whole(pending, OmegaConf.to_yaml(config))
+    except ValueError as error:
+        if sweeping:  # its other runs go on
+            raise RuntimeError(f"run {settings.job.num} was refused: {error}") from None
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: hydra.run.dir={folder}: config.yaml could not be written ({error})")
     # Read when wandb is imported. How to upload an offline run is in the README.
     silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
-    words = [str(folder), *(["train"] if program == "launch" else []), name]
+    words = [str(folder), *(["train"] if program == "launch" else []), pending.name]
     try:
-        status = start([sys.executable, "-m", f"experiments.{program}", *words], {**silent, **os.environ})
+        status = start([sys.executable, *child(program), *words], {**silent, **os.environ})
     finally:
-        (folder / PENDING).unlink(missing_ok=True)
+        if pending.exists():  # it did not come to train
+            with suppress(OSError):
+                os.link(pending, folder / CONFIG)  # never in place of another's
+            pending.unlink()
     if status == -signal.SIGTERM:  # before training had begun
         status = TERMINATED
     if status < 0:
@@ -115,6 +126,7 @@ def start(command: list[str], environment: dict[str, str]) -> int:
 
 
 def main() -> None:
+    let_output_fail()
     try:
         job()
     finally:

@@ -8,17 +8,15 @@ if __name__ == "__main__" and not __package__:
     raise SystemExit("error: write python -m experiments.train")
 
 
+import errno
 import gc
 import logging
 import os
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -33,8 +31,11 @@ from .checkpoints.storage import step_of
 from .hints import did_you_mean
 from .processes import Processes, joined
 from .protocols import Judge, judges_of
+from .room import check_room
+from .training.ending import StopOnInterrupt
 from .training.evaluation import Evaluation
 from .training.fidelity import Fidelity
+from .training.folder import TakesOver, alone
 from .training.logs import MetricsCSV
 from .training.module import HeadModule
 from .training.openset import names as open_set_names
@@ -46,70 +47,10 @@ from .training.strategy import strategy_for
 from .training.time_limit import TimeLimit
 from .training.wandb_run import WandbRun
 from .training.warm_start import WarmStart
-from .world import CONFIG, end_with_parent
+from .world import CONFIG, end_with_parent, let_output_fail
 
 SPEAK_SECONDS = 3
-
-
-class TakesOver(L.Callback):
-    """Once training starts, and not if it is refused, the folder is this run's."""
-
-    began = False
-
-    def __init__(self, folder: Path, config_name: str):
-        self.folder, self.config_name = folder, config_name
-        self.was_used = (folder / "metrics.csv").exists()  # by an earlier run
-
-    @property
-    def refused(self) -> bool:
-        """Whether this run may leave nothing in the folder."""
-        return self.was_used and not self.began
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.began = True
-        if self.config_name != CONFIG:
-            with suppress(FileNotFoundError):  # another process was first
-                os.replace(self.folder / self.config_name, self.folder / CONFIG)
-
-
-class StopOnInterrupt(L.Callback):
-    """Ctrl-C and SIGTERM end the training after the batch at hand; a second Ctrl-C ends it at once."""
-
-    status = 0  # 128 + the signal's number, once one has come
-    installed = got_one = False  # the handler; a signal of this process's own
-
-    def __init__(self, processes: Processes):
-        self.processes = processes
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(module, HeadModule)
-        # All stop after the same step, whichever of them the signal has reached.
-        if module.between_steps and self.processes.any(bool(self.status)):
-            self.status = self.status or 128 + signal.SIGTERM
-            trainer.should_stop = True
-
-    def restore(self) -> None:
-        """Once all is written. Another process's signal may have ended the training before one's own comes."""
-        if self.installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.got_one:
-                if number == signal.SIGINT:
-                    raise KeyboardInterrupt
-                return  # launchers may send SIGTERM more than once
-            self.got_one, self.status = True, 128 + number
-            if self.processes.first:
-                with suppress(RuntimeError):  # the signal came while something else was printed
-                    print("\nInterrupted: finishing this step; Ctrl-C once more to stop at once.", flush=True)
-
-        self.installed = True
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(config: DictConfig, folder: Path, config_name: str = CONFIG) -> int:
@@ -119,7 +60,7 @@ def train(config: DictConfig, folder: Path, config_name: str = CONFIG) -> int:
         config_name: the file of the folder that the config is from; it becomes config.yaml when training starts.
     """
     options.check(config)
-    with joined(config) as processes:
+    with joined(config) as processes, alone(processes, config, folder):
         return train_in(processes, config, folder, config_name)
 
 
@@ -143,6 +84,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
                 f"out, the first {found[0][1]:,} of {found[0][0]:,} and {found[0][2]:,}; all machines must see "
                 "the same files, or have the same typefaces"
             )
+    check_room(config, data.train.num_classes, processes, checkpoints)
     judges = judges_of(config)
     if config.checkpoint.best is not None:
         check_best(config.checkpoint.best, open_set_names(config.evaluate.far) if data.heldout else [], judges)
@@ -159,7 +101,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     interrupt = StopOnInterrupt(processes)
     evaluation = Evaluation(config.evaluate, recorder, judges)
     saving = Saving(config.checkpoint, checkpoints, recorder)
-    takes_over = TakesOver(folder, config_name)
+    takes_over = TakesOver(folder, config_name, processes.first)
     callbacks = [
         takes_over,
         TimeLimit(config.trainer.max_time),
@@ -175,7 +117,8 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     if processes.first:
         wandb_run = WandbRun(config, folder)
         callbacks = [wandb_run, *callbacks, ProgressBar(recorder, config.trainer.log_interval)]
-        loggers.append(MetricsCSV(folder, resumed_step=step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0))
+        lines = MetricsCSV(folder, resumed_step=step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0)
+        loggers.append(lines)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -198,7 +141,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         if processes.first:
             print(describe(module, folder), flush=True)
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
-        status = status_of(module, bool(interrupt.status))
+        status = status_of(module, interrupt)
     finally:
         # Also of a failed run: what was measured until then.
         summary = recorder.write_summary(module, status) if processes.first and not takes_over.refused else {}
@@ -207,10 +150,14 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         interrupt.restore()
     if processes.first:
         print_summary(summary, folder)
+    if status == "failed":
+        raise ValueError(f"{interrupt.failure}; {saving.left()}")
     if evaluation.failure and status in COMPLETE:
         raise ValueError(f"{evaluation.failure}; the training is complete, and experiments.evaluate can judge it")
     if saving.failure and status in COMPLETE:
         raise ValueError(f"{saving.failure}; the training is complete")
+    if processes.first and (lost := [each for each in (lines.failure, recorder.failure) if each]):
+        raise ValueError(f"{'; '.join(lost)}; the training is {status}, and {saving.left()}")
     return interrupt.status if status == "interrupted" else 0
 
 
@@ -241,11 +188,15 @@ def of_lightning(config: DictConfig, folder: Path) -> dict[str, Any]:
     if given.get("profiler") is not None:
         given["profiler"] = getattr(profilers, options.PROFILERS[given["profiler"]])(folder, "profile")
     return given
-def status_of(module: HeadModule, interrupted: bool) -> str:
-    """Return how a training ended that did not fail."""
+
+
+def status_of(module: HeadModule, interrupt: StopOnInterrupt) -> str:
+    """Return how a training ended whose last step is complete."""
     if module.step == module.num_steps:
         return "finished"
-    return "interrupted" if interrupted else "out of time"
+    if interrupt.failure is not None:
+        return "failed"
+    return "interrupted" if interrupt.status else "out of time"
 
 
 def describe(module: HeadModule, folder: Path) -> str:
@@ -262,6 +213,7 @@ def describe(module: HeadModule, folder: Path) -> str:
 
 def main() -> None:
     end_with_parent()
+    let_output_fail()
     warnings.filterwarnings(
         "ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning
     )  # Lightning
@@ -281,8 +233,8 @@ def main() -> None:
         status = train(config, folder, config_name)
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except ValueError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except (ValueError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or (isinstance(error, OSError) and error.errno not in NO_ROOM):
             raise
         failure = str(error)
     gc.collect()  # also of what the error held; see `joined`

@@ -18,11 +18,12 @@ from data.options import several, whole
 from data.records import DataSet
 
 from . import INTERRUPTED, arguments
+from .machine import check_processes
 from .models.model import Model
 from .models.trained import Trained, model_of
 from .processes import Processes
 from .run import start
-from .world import end_with_parent, number_of_processes
+from .world import child, end_with_parent
 
 SPEAK_SECONDS = 3
 
@@ -46,9 +47,9 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
         OmegaConf.resolve(config)
         with errors_told(name):
             write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
-            if "trainer" not in config or number_of_processes(config) == 1:
+            if "trainer" not in config or check_processes(config) == 1:
                 work(config, folder)
-            elif status := start([sys.executable, "-m", "experiments.launch", str(folder), name], dict(os.environ)):
+            elif status := start([sys.executable, *child("launch"), str(folder), name], dict(os.environ)):
                 sys.exit(status)
 
     # An absolute path: Hydra takes others as relative to this file.

@@ -14,7 +14,7 @@ from .head import CenterHead, CenterOptions, Selection
 from .index import Annoy, CenterVectors, Index
 from .options import number, whole
 from .oracle import coverage
-from .renewal import Renewal
+from .renewal import ATTEMPTS, Renewal
 from .sampling import filled
 
 
@@ -82,6 +82,7 @@ class HashingForest(CenterHead):
         self.renewal = Renewal(background=build == "background")
         self.next_renewal = 0  # the step at which it is due
         self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last renewal began
+        self._taken_in = torch.empty(0, dtype=torch.long)  # what had changed by then
         self.probe_interval, self.probes = probe_interval, probes
         self.probed: dict[str, float] = {}  # what the last probe found
         self.nearest_negatives = 0
@@ -140,16 +141,24 @@ class HashingForest(CenterHead):
         built = {"index_age": self.step - renewal.as_of, "build_seconds": renewal.seconds} if renewal.index else {}
         return {**super().stats(), "nearest_negatives": self.nearest_negatives, **built, **self.probed}
 
+    @property
+    def failure(self) -> str | None:
+        return self.renewal.broken
+
     def get_extra_state(self) -> dict[str, Any]:
         state = {**super().get_extra_state(), "allocation": self.allocation.state_dict()}
         if (index := self.renewal.index) is not None:
+            changed = self._changed.cpu()  # since the index in force was begun, not the one under way
+            if self.renewal.under_way or self.renewal.lost:
+                changed = changed.clone()
+                changed[self._taken_in.cpu()] = True
             state["index"] = {
                 "kind": type(index).__name__,
                 "shard": self._place(),
                 "state": index.state_dict(),
                 "as_of": self.renewal.as_of,
                 "next_renewal": self.next_renewal,
-                "changed": self._changed.cpu(),
+                "changed": changed,
                 "radius": index.radius,
             }
         return state
@@ -199,11 +208,19 @@ class HashingForest(CenterHead):
 
     def _renew(self) -> None:
         renewal = self.renewal
+        if renewal.broken is not None and self.micro_batch == 0:  # the step that found out is complete
+            raise RuntimeError(renewal.broken)
         renewal.settle()
+        if renewal.lost:
+            renewal.lost = False
+            self._changed[self._taken_in.to(self._changed.device)] = True
+            if renewal.failures < ATTEMPTS:  # later at the interval
+                self.next_renewal = self.step
         if self.step < self.next_renewal or renewal.under_way:
             return
         self.next_renewal = self.step + self.allocation.interval(self.step)
         changed, current = self._changed.nonzero()[:, 0], renewal.index
+        self._taken_in = changed
         self._changed.zero_()
         options: dict[str, Any] = {"seed": self.seed, "step": self.step, "effort": self.allocation.effort}
         options["beside"] = renewal.background

@@ -143,6 +143,11 @@ class Head(nn.Module):
         full = {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in state.items()}
         return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in full.items()}
 
+    @property
+    def failure(self) -> str | None:
+        """Why the next step will raise, asked between steps so that training can end in good order; None if not."""
+        return None
+
     def sharded_state(self) -> dict[str, Tensor]:
         """Of the state dict, what each process holds a part of, by name; checkpoints write it in parts."""
         return {}

@@ -13,8 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -247,33 +246,26 @@ class Annoy(Index):
         if not beside:
             self.forest = annoy_build.built(_matrix(vectors), num_trees, seed, self.threads)
             return
-        with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
-            rows, forest = Path(folder, "rows.npy"), Path(folder, "forest")
-            file = np.lib.format.open_memmap(rows, "w+", np.float32, (len(vectors), self.width))
-            for a, b in stretches(len(vectors)):
-                file[a:b] = _host(vectors.stretch(a, b))
-            del file
-            program = [
-                sys.executable,
-                "-P",
-                annoy_build.__file__,
-                rows,
-                forest,
-                num_trees,
-                seed,
-                self.threads,
-                os.getpid(),
-            ]
+        with _nameless() as rows, _nameless() as forest:
+            _write(rows, vectors, self.width)
+            options = [num_trees, seed, self.threads, os.getpid()]
+            program = [sys.executable, "-P", annoy_build.__file__, _path(rows), _path(forest), *map(str, options)]
             # A session of its own: Ctrl-C is for the training to answer.
             process = subprocess.Popen(
-                list(map(str, program)), stderr=subprocess.PIPE, text=True, start_new_session=True
+                program,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                pass_fds=(rows.fileno(), forest.fileno()),
             )
             atexit.register(process.kill)
             errors = process.communicate()[1]
             atexit.unregister(process.kill)
+            if process.returncode < 0:
+                raise RuntimeError(f"building the Annoy forest was ended by signal {-process.returncode}")
             if process.returncode:
                 raise RuntimeError(f"building the Annoy forest ended with status {process.returncode}:\n{errors}")
-            self._load(forest)
+            self._load(_path(forest))
 
     def query(self, x_nD: Tensor, k: int) -> Tensor:
         found = np.full((len(x_nD), k), -1, dtype=np.int64)
@@ -304,12 +296,12 @@ class Annoy(Index):
         self.width = state["width"]
         _from_a_file(state["forest"], self._load)
 
-    def _load(self, path: str | Path) -> None:
+    def _load(self, path: str) -> None:
         """Maps the file into memory, where it stays when its name is gone."""
         from annoy import AnnoyIndex
 
         self.forest = AnnoyIndex(self.width, "angular")
-        self.forest.load(os.fspath(path))
+        self.forest.load(path)
 
     def blank(self) -> Index:
         return Annoy(self.num_trees, self.search_k, self.threads)
@@ -415,16 +407,36 @@ class IVF(Index):
 
 def _through_a_file(save: Callable[[str], object]) -> Tensor:
     """What a library writes, as bytes (n,): mapped, so that there is no second copy in memory."""
-    with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
-        save(os.fspath(Path(folder, "index")))
-        return torch.from_numpy(np.memmap(Path(folder, "index"), np.uint8, mode="c"))
+    with _nameless() as file:
+        save(_path(file))
+        return torch.from_numpy(np.memmap(file, np.uint8, mode="c"))
 
 
 def _from_a_file(written: Tensor, load: Callable[[str], Any]) -> Any:
     """What a library reads of such bytes."""
-    with tempfile.TemporaryDirectory(prefix="headcount-") as folder:
-        written.numpy().tofile(Path(folder, "index"))
-        return load(os.fspath(Path(folder, "index")))
+    with _nameless() as file:
+        written.numpy().tofile(file)
+        file.seek(0)
+        return load(_path(file))
+
+
+def _nameless() -> IO[bytes]:
+    """A temporary file without a name. The system removes it with the last process that has it open or mapped."""
+    return tempfile.TemporaryFile(prefix="headcount-", buffering=0)
+
+
+def _path(file: IO[bytes]) -> str:
+    """By which libraries, and programs that inherit the descriptor, open it."""
+    return f"/dev/fd/{file.fileno()}"
+
+
+def _write(file: IO[bytes], vectors: Vectors, width: int) -> None:
+    """As .npy. Through a mapping, a full disk would end the process without a word."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(vectors), width)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for a, b in stretches(len(vectors)):
+        _host(vectors.stretch(a, b)).tofile(file)
+    file.seek(0)
 
 
 class _Matrix:

@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from data.encoded import Images
 from data.images import EncodedImages
+from data.loading import loaded
 from data.preprocessing import Preprocessing
 from data.records import DataSet, Indices, Source
 from data.streams import InOrder
@@ -99,19 +99,18 @@ class Model:
         """
         if mirrored and self.preprocessing is None:
             raise ValueError("mirrored=true: there is no model that takes images")
-        loader = DataLoader(
-            InOrder(source, indices, self.batch_size),
-            batch_size=None,
-            generator=torch.Generator(),
-            num_workers=self.num_workers if len(indices) > self.batch_size else 0,
-        )
+        blocks = InOrder(source, indices, self.batch_size)
+        numbers = range(len(blocks))
+        coming: Iterable[Tensor | ValueError] = loaded(blocks, numbers, self.num_workers if len(numbers) > 1 else 0)
+        if shown is not None:
+            coming = self.shown(coming, f"Embedding {shown}", len(numbers))
         # Where the backbone is on a GPU, so is what comes out of it.
         embeddings = []
         training = self.backbone.training
         self.backbone.eval()
         try:
             with self.precision():
-                for examples in loader if shown is None else self.shown(loader, f"Embedding {shown}"):
+                for examples in coming:
                     if isinstance(examples, ValueError):
                         raise examples
                     inputs = prepare(examples.to(self.processes.device))
@@ -157,9 +156,9 @@ class Model:
                 raise ValueError(each) from failure
         return found
 
-    def shown(self, work: Any, what: str) -> Iterable[Any]:
+    def shown(self, work: Any, what: str, count: int | None = None) -> Iterable[Any]:
         """With a progress bar, of the first process, on a terminal."""
-        return shown(work, what, len(work), self.processes.first)
+        return shown(work, what, len(work) if count is None else count, self.processes.first)
 
 
 def unit(embeddings: Tensor, what: str) -> Tensor:

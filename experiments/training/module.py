@@ -75,7 +75,7 @@ class HeadModule(L.LightningModule):
         }
         self.num_steps = number_of_steps(config, len(data.train) // config.batch_size)
         self.loader = BatchLoader(
-            streams, self.num_steps * self.accumulate, config.batch_size, num_workers=config.num_workers
+            streams, self.num_steps * self.accumulate, config.batch_size, config.num_workers, ahead=self.accumulate
         )
         self.loss_scale = LossScale(processes) if config.trainer.precision == "16-mixed" else None
         self.step = self.skipped_steps = 0
@@ -97,6 +97,11 @@ class HeadModule(L.LightningModule):
     def ends(self) -> bool:
         """Whether the last step is done: of the training, or of its time."""
         return self.step == self.num_steps or (self.out_of_time and self.between_steps)
+
+    @property
+    def failure(self) -> str | None:
+        """Why this process cannot train another step, known while the last one is complete; None if it can."""
+        return self.loader.failure or self.head.failure
 
     def train_dataloader(self) -> BatchLoader:
         return self.loader

@@ -27,7 +27,12 @@ class Recorder(L.Callback):
     """Times the training, logs every `log_interval` steps, and writes summary.json.
 
     Must come before other callbacks that act at a batch's end, so that what they do is theirs to pause.
+
+    Attributes:
+        failure: why summary.json could not be written, or None.
     """
+
+    failure: str | None = None
 
     def __init__(self, folder: Path, log_interval: int, processes: Processes):
         self.folder, self.log_interval, self.processes = folder, log_interval, processes
@@ -122,7 +127,10 @@ class Recorder(L.Callback):
         }
 
     def write_summary(self, module: HeadModule, status: str) -> dict[str, Any]:
-        """Writes summary.json, whole or not at all, and returns it; one that is there stays if nothing was trained."""
+        """Write summary.json, whole or not at all, and return it; one that is there stays if nothing was trained.
+
+        A failure to write is told and noted.
+        """
         path = self.folder / "summary.json"
         if self._batches == 0 and path.exists():
             existing: dict[str, Any] = json.loads(path.read_text())
@@ -143,7 +151,11 @@ class Recorder(L.Callback):
             **program.about(),
             **dict(sorted(measured.items())),
         }
-        write_whole(path, json.dumps(summary, indent=2) + "\n")
+        try:
+            write_whole(path, json.dumps(summary, indent=2) + "\n")
+        except OSError as error:
+            self.failure = f"{path} could not be written ({error})"
+            print(f"\nwarning: {self.failure}", flush=True)
         return summary
 
 

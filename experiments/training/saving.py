@@ -54,7 +54,7 @@ class Saving(L.Callback):
             except CheckpointError as error:
                 self.saved_time = time.monotonic()
                 if module.processes.first:
-                    print(f"\nwarning: {error}; {self._left()}. Training goes on without it.", flush=True)
+                    print(f"\nwarning: {error}; {self.left()}. Training goes on without it.", flush=True)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
@@ -62,7 +62,7 @@ class Saving(L.Callback):
             if module.between_steps:
                 self.save(trainer, module)
         except CheckpointError as error:
-            raise ValueError(f"{error}; {self._left()}. Make room or name another checkpoint.dir") from error
+            raise ValueError(f"{error}; {self.left()}. Make room or name another checkpoint.dir") from error
 
     def save(self, trainer: L.Trainer, module: HeadModule, better: bool = False) -> None:
         """Raises CheckpointError on all processes."""
@@ -113,7 +113,8 @@ class Saving(L.Callback):
     def _name(self, module: HeadModule) -> str:
         return f"step-{module.step:08d}"
 
-    def _left(self) -> str:
+    def left(self) -> str:
+        """Return what a training can go on from, as the end of a sentence."""
         try:
             complete = self.place.complete()
         except (OSError, ValueError) as error:

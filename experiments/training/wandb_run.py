@@ -35,5 +35,4 @@ class WandbRun(L.Callback):
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         if self.logger is not None and self.began:
-            self.logger.experiment.summary.update(summary)
-            self.logger.experiment.finish(exit_code=exit_code)
+            self.logger.end(summary, exit_code)

@@ -35,7 +35,7 @@ def test_only_a_checkpoint_that_is_there_is_resumed(tmp_path):
     assert "nothing to resume" in how_to_go_on(options, tmp_path)
     (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
     assert "nothing to resume" in how_to_go_on(options, tmp_path)  # half a checkpoint
-    (tmp_path / "checkpoints" / "step-00000010" / ".metadata").touch()
+    (tmp_path / "checkpoints" / "step-00000010" / "manifest.json").touch()
     assert how_to_go_on(options, tmp_path).startswith(f"resume={tmp_path} goes on")
     options.checkpoint.dir = str(tmp_path / "elsewhere")
     assert "nothing to resume" in how_to_go_on(options, tmp_path)

@@ -1,43 +1,55 @@
 """What a training survives: being killed at any moment, and a disk that takes no more."""
 
+import errno
 import resource
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
-from experiments.checkpoints.storage import Folder
-from tests.experiments.commands import ROOT, SMOKE, command, environment, processes_of
+import pytest
+
+from experiments.checkpoints.storage import Folder, step_of
+from experiments.train import train
+from experiments.training import logs, recorder
+from tests.experiments.commands import ROOT, SMOKE, command, config, environment, metrics, processes_of, summary
 from tests.kill_and_resume import kill_and_resume
 
 
 def test_killed_at_random_moments(tmp_path):
-    struck = kill_and_resume(tmp_path, kills=2, steps=300, devices=1, seed=1)
+    struck = kill_and_resume(tmp_path, kills=2, steps=120, devices=1, seed=1)
     assert len(struck) == 2
 
 
 def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
-    """Files of the training may not grow beyond a megabyte, for a while and at the end."""
+    """Files of the training may not grow, for a while and at the end."""
     words = [*SMOKE, "trainer.max_steps=100000", "evaluate.interval=null", "logger.wandb.mode=disabled"]
     with (tmp_path / "printed").open("w") as printed:
-        process = subprocess.Popen(
-            command("experiments.run", *words, f"hydra.run.dir={tmp_path / 'run'}"),
-            cwd=ROOT, env=environment(), stdout=printed, stderr=printed,
-        )  # fmt: skip
+        copies = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=printed)
+    process = subprocess.Popen(
+        command("experiments.run", *words, f"hydra.run.dir={tmp_path / 'run'}"),
+        cwd=ROOT, env=environment(), stdout=copies.stdin, stderr=copies.stdin,
+    )  # fmt: skip
+    copies.stdin.close()
     saved = Folder(tmp_path / "run" / "checkpoints")
     try:
         wait_until(lambda: len(saved.complete()) >= 2, process)
         training = processes_of("experiments.train", tmp_path / "run")[0]
-        limit(training, 2**20)
+        limit(training, 0)
         wait_until(lambda: (tmp_path / "printed").read_text().count("Training goes on without it") >= 2, process)
+        wait_until(lambda: "metrics.csv could not be written" in (tmp_path / "printed").read_text(), process)
         before = saved.complete()
         assert len(before) == 2 and saved.pointed("latest") == before[-1]
         limit(training, resource.RLIM_INFINITY)
         wait_until(lambda: saved.complete()[-1] > before[-1], process)
-        limit(training, 2**20)
+        wait_until(lambda: max(metrics(tmp_path / "run", "train/loss")) >= step_of(saved.complete()[-1]), process)
+        limit(training, 0)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 1
     finally:
         process.kill()
+        copies.wait()
     text = (tmp_path / "printed").read_text()
     newest = saved.complete()[-1]
     assert (
@@ -45,6 +57,56 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
     )
     assert text.count("error: ") == 1 and text.rstrip().endswith("Make room or name another checkpoint.dir")
     assert f"resume={saved}/{newest} is complete" in text and "Traceback" not in text
+    assert text.count("metrics.csv could not be written") <= 2 and "summary.json could not be written" in text
+    steps = list(metrics(tmp_path / "run", "train/loss"))
+    assert steps == list(range(5, steps[-1] + 1, 5)) and not list((tmp_path / "run").glob(".metrics*"))
+
+
+def test_logs_that_cannot_be_written_are_an_error_at_the_end_with_what_is_safe(tmp_path, monkeypatch, capsys):
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recorder, "write_whole", full)
+    monkeypatch.setattr(logs, "append_whole", full)
+    words = [*SMOKE, "evaluate.interval=null", "logger.wandb.mode=disabled"]
+    saved = tmp_path / "checkpoints" / "step-00000020"
+    told = (
+        rf"{tmp_path}/metrics.csv lacks its last lines \(.* No space left on device\); {tmp_path}/summary.json could "
+        rf"not be written \(.*\); the training is finished, and resume={saved} is complete$"
+    )
+    with pytest.raises(ValueError, match=told):
+        train(config(*words), tmp_path)
+    assert capsys.readouterr().out.count("metrics.csv could not be written") == 1
+
+
+def test_weights_and_biases_may_fail_alone(tmp_path, monkeypatch, capsys):
+    def dies(*arguments: object, **options: object) -> None:
+        raise BrokenPipeError("its service is gone")
+
+    monkeypatch.setattr(logs.WandbLogger, "log_metrics", dies)
+    assert train(config(*SMOKE, "evaluate.interval=null", "logger.wandb.mode=offline"), tmp_path) == 0
+    assert capsys.readouterr().out.count("Weights & Biases stopped logging (BrokenPipeError(") == 1
+    assert summary(tmp_path)["steps"] == 20 and list(metrics(tmp_path, "train/loss")) == [5, 10, 15, 20]
+
+
+PRINTS = """
+import resource
+from experiments.world import let_output_fail
+
+let_output_fail()
+print("before")
+resource.setrlimit(resource.RLIMIT_FSIZE, (7, resource.RLIM_INFINITY))
+for _ in range(1000):
+    print("lost")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print("after")
+"""
+
+
+def test_what_cannot_be_printed_ends_nothing(tmp_path):
+    with (tmp_path / "printed").open("w") as printed:
+        subprocess.run([sys.executable, "-c", PRINTS], cwd=ROOT, stdout=printed, check=True)
+    assert (tmp_path / "printed").read_text() == "before\nafter\n"
 
 
 def limit(process: int, size: int) -> None:

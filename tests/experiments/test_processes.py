@@ -220,6 +220,31 @@ def test_a_training_does_not_outlive_its_launcher(tmp_path):
     assert (tmp_path / "checkpoints" / f"step-{found['steps']:08d}").exists()
 
 
+def test_processes_whose_starter_is_gone_end_while_they_still_import(tmp_path):
+    words = command("experiments.run", "trainer.devices=2", *SHORT, f"hydra.run.dir={tmp_path}")
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not processes_of("experiments.launch", tmp_path):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while training_in(tmp_path) or processes_of("experiments.launch", tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_program_ends_at_once_if_its_starter_is_gone_already(tmp_path):
+    (tmp_path / "writes.py").write_text("import sys; print(*sys.argv[1:])")
+    for parent, status, printed in ((os.getpid(), 0, "a b\n"), (1, 143, "")):
+        done = subprocess.run(
+            command("experiments.child", parent, "writes", "a", "b"), cwd=tmp_path, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (status, printed), done.stderr
+
+
 def test_a_wrong_option_is_told_once(tmp_path):
     printed = call("experiments.run", "sample_rate=2", "trainer.devices=2", f"hydra.run.dir={tmp_path}", status=1)
     assert printed.count("sample_rate=2: must lie in (0, 1]") == 1 and "Traceback" not in printed

@@ -12,10 +12,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from experiments import lock
 from experiments.checkpoints.storage import Folder
 from experiments.train import train
 from experiments.training.schedule import polynomial
-from experiments.world import PENDING
 from tests.experiments import offline
 from tests.experiments.commands import ROOT, SMOKE, call, command, config, environment, metrics, stored_rows, summary
 
@@ -55,6 +55,7 @@ def test_what_a_run_leaves_behind(finished):
     assert list(metrics(folder, "val/rank1")) == [10, 20]
     assert metrics(folder, "train/loss")[20] == found["train/loss"]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        lock.FILE,
         "latest",
         "step-00000010",
         "step-00000020",
@@ -116,7 +117,7 @@ def test_the_best_stays_and_minutes_count(tmp_path):
     measured = metrics(tmp_path, "val/rank1")
     best = min(measured, key=measured.get)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
-        *("best", "latest", f"step-{best:08d}", "step-00000024"),
+        *(lock.FILE, "best", "latest", f"step-{best:08d}", "step-00000024"),
     }
     assert Folder(tmp_path / "checkpoints").pointed("best") == f"step-{best:08d}"
     (tmp_path / "b").mkdir()
@@ -177,7 +178,7 @@ def test_what_is_refused_leaves_the_run_that_is_there(finished, tmp_path):
     printed = call("experiments.run", *SMOKE, *words, f"hydra.run.dir={again}", status=1)
     assert "error: resume=auto: was trained with margin.m=0.2" in printed and "Traceback" not in printed
     assert [(again / name).read_text() for name in files] == before
-    assert not (again / PENDING).exists()
+    assert not list(again.glob(".config-*"))
 
 
 @pytest.mark.parametrize(
@@ -353,6 +354,10 @@ def test_ctrl_c_ends_with_what_was_measured(tmp_path):
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     wait_for_training(process, tmp_path)
+    config_before = (tmp_path / "config.yaml").read_bytes()
+    second = call("experiments.run", *SMOKE, "seed=1", f"hydra.run.dir={tmp_path}", status=1)
+    assert f"error: hydra.run.dir={tmp_path}: process " in second and "is training there; wait until" in second
+    assert (tmp_path / "config.yaml").read_bytes() == config_before and not list(tmp_path.glob(".config-*"))
     os.kill(process.pid, signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed

@@ -1,6 +1,9 @@
 """The hashing forest: the same tester as the full head, its selection, its renewals, its state."""
 
+import contextlib
+import copy
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -160,15 +163,95 @@ def test_in_the_background_the_old_index_serves_until_the_new_one_is_there():
     assert head.renewal.index is not first and head.renewal.as_of == 2
 
 
-@pytest.mark.parametrize("build", ["background", "blocking"])
-def test_a_failed_build_is_an_error_where_training_runs(build, monkeypatch):
+def selected(head: HashingForest, step: int) -> None:
+    head.step = step
+    head.select(embeddings(), torch.tensor([1, 2, 3, 4]))
+
+
+def test_a_failed_build_is_an_error_where_training_waits_for_it(monkeypatch):
     monkeypatch.setattr(Slow, "fails", True)
     Slow.go.set()
-    head = forest(build=build, index=Slow())
     with pytest.raises(RuntimeError, match="index of nearest classes could not be built: no room"):
-        for _ in range(2):
-            head.select(embeddings(), torch.tensor([1, 2, 3, 4]))
+        selected(forest(build="blocking", index=Slow()), 0)
+
+
+def test_in_the_background_the_old_index_serves_on_and_is_built_again(monkeypatch):
+    head = forest(build="background", index=Slow(), interval=10)
+    selected(head, 0)
+    until_built(head)
+    first = head.renewal.index
+    monkeypatch.setattr(Slow, "fails", True)
+    Slow.go.set()
+    tried = []
+    for step in range(1, 45):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            selected(head, step)
+            tried += [step] * head.renewal.under_way
             head.renewal.wait()
+        assert head.nearest_negatives > 0 and head.renewal.index is first and head.failure is None
+        assert all("no room; the one before serves on, and it is built again" in str(each.message) for each in told)
+        assert len(told) == (step in tried)
+    assert tried == [10, 11, 12, 22, 32, 42]  # at once, then at the interval
+    monkeypatch.setattr(Slow, "fails", False)
+    selected(head, 52)
+    head.renewal.wait()
+    assert head.renewal.index is not first and head.renewal.failures == 0
+
+
+def test_without_any_index_training_ends_after_some_attempts(monkeypatch):
+    """The step of the last attempt is complete, so that a checkpoint of it can be written."""
+    monkeypatch.setattr(Slow, "fails", True)
+    Slow.go.set()
+    head = forest(build="background", index=Slow())
+    for step in range(3):
+        assert head.failure is None
+        selected(head, step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            head.renewal.wait()
+    assert head.failure == "the index of nearest classes could not be built: no room (3 times in a row)"
+    with pytest.raises(RuntimeError, match=r"no room \(3 times in a row\)"):
+        selected(head, 3)
+
+
+@pytest.mark.parametrize("index", [Exact(), IVF(num_lists=5, nprobe=5)])
+@pytest.mark.parametrize("saved", ["while it is built", "after it failed", "as a copy"])
+def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monkeypatch):
+    head = forest(index=index, build="background", interval=1)
+    selected(head, 0)
+    head.renewal.wait()
+    changes = torch.tensor([3, 150])
+    head.centers.rows[changes] = normalize(torch.ones(2, 8))
+    head._changed[changes] = True
+    go = threading.Event()
+
+    def fails(*arguments: Any, **options: Any) -> Index:
+        go.wait(timeout=30)
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(type(head.renewal.index), "successor", fails)
+        selected(head, 1)
+        if saved == "after it failed":
+            go.set()
+            with pytest.warns(RuntimeWarning, match="no room"):
+                head.renewal.wait()
+        state, copied = head.state_dict(), copy.deepcopy(head)
+        go.set()
+        with contextlib.suppress(RuntimeWarning):
+            head.renewal.wait()
+    again = copied
+    if saved != "as a copy":
+        again = forest(index=index, build="background", interval=1)
+        again.load_state_dict(state)
+    for each in (head, again):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            selected(each, 2)
+            each.renewal.wait()
+        found = each.renewal.index.query(normalize(torch.ones(1, 8)), 2)
+        assert set(found[0].tolist()) == {3, 150}
 
 
 @pytest.mark.parametrize("index", [Exact(), IVF(num_lists=5, nprobe=5)])

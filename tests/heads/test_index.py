@@ -1,7 +1,10 @@
 """Indexes of nearest rows: what they find, that the one in force stays as it is, and what they are saved as."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -165,8 +168,30 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
-def test_building_ends_with_a_training_that_is_killed():
-    training = subprocess.Popen([sys.executable, "-c", SLOW_BUILD], cwd=Path(__file__).parents[2])
+def test_a_builder_that_is_killed_is_told():
+    failure = []
+
+    def build() -> None:
+        try:
+            Annoy(num_trees=100_000).build(TensorVectors(ROWS.repeat(60, 1)), beside=True)
+        except RuntimeError as error:
+            failure.append(str(error))
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    while not (builders := [pid for pid, parent in building() if parent == os.getpid()]):
+        assert thread.is_alive()
+    os.kill(builders[0], signal.SIGKILL)
+    thread.join()
+    assert failure == ["building the Annoy forest was ended by signal 9"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+def test_building_ends_with_a_training_that_is_killed(tmp_path):
+    """And leaves no file."""
+    training = subprocess.Popen(
+        [sys.executable, "-c", SLOW_BUILD], cwd=Path(__file__).parents[2], env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
     try:
         deadline = time.monotonic() + 60
         while not (builders := [pid for pid, parent in building() if parent == training.pid]):
@@ -179,6 +204,7 @@ def test_building_ends_with_a_training_that_is_killed():
             time.sleep(0.1)
     finally:
         training.kill()
+    assert not list(tmp_path.iterdir())
 
 
 def building() -> list[tuple[int, int]]:
