@@ -81,14 +81,15 @@ def batch_fault(
         return ValueError(
             f"labels must be a tensor of integer class ids, not {_kind(labels)}; torch.as_tensor makes one"
         )
-    if labels.shape != embeddings.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+    integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.shape != embeddings.shape[:1] or not integer:
         return ValueError(
             f"labels of {list(labels.shape)} {labels.dtype} must be one integer class id for each of the "
             f"{len(embeddings)} embeddings"
         )
     if weight is None:
         return None
-    if not isinstance(weight, Tensor) or weight.shape != labels.shape:
+    if not isinstance(weight, Tensor) or weight.shape != labels.shape or weight.is_complex():
         given = list(weight.shape) if isinstance(weight, Tensor) else _kind(weight)
         return ValueError(f"weight of {given} must be a tensor with one number for each of the {len(labels)} labels")
     if weight.requires_grad and torch.is_grad_enabled():

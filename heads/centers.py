@@ -135,6 +135,7 @@ class ClassCenters(nn.Module):
         self.store = stores.make(store, store_dir, self.shard, {"seed": seed})
         self.state: dict[str, Tensor] = {}
         self.version = 0  # counts the changes of rows as a whole: steps and loads
+        self.claims = 0  # counts the optimizers; row state is of the last one
         self._loaded: dict[str, Tensor] = {}  # state that came from a checkpoint before its optimizer was made
         with torch.inference_mode(False):  # rows made there could never be trained
             # An empty tensor where arithmetic is done and in its dtype, for others to be made like it.
@@ -210,6 +211,7 @@ class ClassCenters(nn.Module):
         Raises:
             ValueError: a name that the rows themselves have; loaded state that this optimizer does not keep.
         """
+        self.claims += not keep
         if "rows" in state:
             raise ValueError("a row optimizer must not name its state 'rows', which names the class centers themselves")
         unclaimed = sorted(set(self._loaded) - set(state))
@@ -321,7 +323,23 @@ class ClassCenters(nn.Module):
         """Takes DTensors of any sharding that matches, and plain tensors of all classes or of this shard."""
         found = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         missing_keys += [prefix + name for name in ("rows", *self.state) if name not in found]
-        arriving: dict[str, Tensor] = {}
+        if faults := self.faults(state_dict, prefix):
+            error_msgs += faults
+            return
+        self.version += 1
+        for name, value in found.items():
+            local = self._local_part(value)
+            if name == "rows" or name in self.state:
+                self._table(name).copy_(local)
+            else:
+                self._loaded[name] = local.detach().to(self.rows.device, copy=True)
+        if not self.store.lazy:
+            self._draw_blank()  # a lazy store was saved with rows that it had not drawn yet
+
+    def faults(self, state_dict: Mapping[str, Tensor], prefix: str) -> list[str]:
+        """Return why rows and row state of a state dict do not fit; nothing where they do."""
+        found = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        error_msgs = []
         for name, value in found.items():
             local = self._local_part(value)
             known = self.rows if name == "rows" else self.state.get(name)
@@ -337,20 +355,10 @@ class ClassCenters(nn.Module):
                     f"{prefix}{name}: got {list(value.shape)}, this process holds {expected} "
                     f"of {self.shard.num_classes} classes"
                 )
-            arriving[name] = local
         unclaimed = sorted(set(found) - {"rows", *self.state})
-        if self.state and unclaimed:
+        if self.claims and unclaimed:
             error_msgs.append(f"{prefix}: row state {unclaimed}, but the row optimizer keeps {sorted(self.state)}")
-        if error_msgs:
-            return
-        self.version += 1
-        for name, local in arriving.items():
-            if name == "rows" or name in self.state:
-                self._table(name).copy_(local)
-            else:
-                self._loaded[name] = local.detach().to(self.rows.device, copy=True)
-        if not self.store.lazy:
-            self._draw_blank()  # a lazy store was saved with rows that it had not drawn yet
+        return error_msgs
 
     def _foreign_part(self, value: Any) -> str | None:
         """Describe the part of a DTensor that another process held when it was pickled; None where it is this one's.

@@ -96,7 +96,9 @@ class FFC(Head):
         with torch.inference_mode(False):  # features made there could never be replaced in training
             self.queue = torch.zeros(shape, dtype=dtypes.named("dtype", dtype), device=device)
             if not mask_unfilled:
-                random = torch.rand(shape, generator=keyed.generator("queue", whole("seed", seed, 0)))
+                random = torch.rand(
+                    shape, dtype=torch.float32, generator=keyed.generator("queue", whole("seed", seed, 0))
+                )
                 self.queue.copy_(normalize(random, dim=2))
         self.next_row = np.zeros(self.pool.capacity, dtype=np.int64)
         self.checksum = 0  # of every change of the pool so far
@@ -201,6 +203,7 @@ class FFC(Head):
                 gallery of all processes; on all processes, also where one alone has such input.
             RuntimeError: in backward with `create_graph=True`.
         """
+        self.check_group()
         device = self.queue.device
         with self.stopwatch("forward", device), torch.autocast(device.type, enabled=False):
             fault = batch_fault(probe, labels, None, self.embedding_size, device) or batch_fault(
@@ -262,11 +265,13 @@ class FFC(Head):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
+        pool = self.pool.state_dict()  # as tensors, which torch.load reads without a pickle's rights
+        arrays = {name: torch.from_numpy(pool[name]) for name in ("slots", "classes")}
         return {
             "step": self.step,
-            "pool": self.pool.state_dict(),
+            "pool": {**pool, **arrays},
             "queue": self.queue.cpu(),
-            "next_row": self.next_row,
+            "next_row": torch.from_numpy(self.next_row),
             "checksum": self.checksum,
         }
 
@@ -276,9 +281,11 @@ class FFC(Head):
                 f"queue_size={self.pool.capacity}, embedding_size={self.embedding_size}: the saved pool is "
                 f"{list(state['queue'].shape[1:])}; resume with the options it was trained with"
             )
-        self.pool.load_state_dict(state["pool"])
+        pool = state["pool"]
+        arrays = {name: np.array(torch.as_tensor(pool[name]).numpy()) for name in ("slots", "classes")}
+        self.pool.load_state_dict({**pool, **arrays})
         self.queue.copy_(state["queue"])
-        self.next_row = state["next_row"].copy()
+        self.next_row = np.array(torch.as_tensor(state["next_row"]).numpy())
         self.step, self.micro_batch, self.checksum = state["step"], 0, state["checksum"]
 
     def extra_repr(self) -> str:

@@ -176,7 +176,8 @@ class HashingForest(CenterHead):
         index.load_state_dict(saved["state"])
         self.renewal.index, self.renewal.as_of = index, saved["as_of"]
         index.radius = saved["radius"]
-        self.next_renewal, self._changed = saved["next_renewal"], saved["changed"].clone()
+        with torch.inference_mode(False):  # or no later step could write into it
+            self.next_renewal, self._changed = saved["next_renewal"], saved["changed"].clone()
 
     def full_state_dict(self) -> dict[str, Any]:
         """As `CenterHead.full_state_dict`, without the index: it holds the rows of one process, and is built again."""

@@ -55,6 +55,7 @@ class Head(nn.Module):
     optimizer from `optimizer()` does, in its `step()`.
     """
 
+    process_group: ProcessGroup | None = None
     streams: ClassVar[tuple[str, ...]] = ("instance",)  # the batch streams it trains on
     state_differs: ClassVar[bool] = False  # whether processes differ in more of their state than `sharded_state`
 
@@ -107,9 +108,17 @@ class Head(nn.Module):
         self._told_of_steps = True
         remedy = "call its step()" if self.has_optimizer else "make one with head.optimizer(lr) and call its step()"
         warn_user(
-            f"{type(self).__name__} has seen {self.micro_batch} training batches without a step of its optimizer and "
-            f"learns nothing; {remedy}. What stands for the classes is not among head.parameters()"
+            f"{type(self).__name__} has seen {self.micro_batch} training batches since its optimizer last stepped and "
+            f"learns nothing meanwhile; {remedy}. What stands for the classes is not among head.parameters()"
         )
+
+    def check_group(self) -> None:
+        """Raise where the head stands alone although a process group has been formed since it was made."""
+        if self.process_group is None and default_group() is not None:
+            raise RuntimeError(
+                f"this {type(self).__name__} was made before torch.distributed.init_process_group and holds all "
+                "classes on each process; make it after the group"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle has no optimizer yet. It shares the default process group, which it looks up."""
@@ -317,12 +326,14 @@ class CenterHead(Head):
                 processes, also where one alone has such input.
             RuntimeError: in backward, if the rows have changed since, or with `create_graph=True`.
         """
+        self.check_group()
         device, learns = self.centers.like.device, self.training and torch.is_grad_enabled()
         with self.stopwatch("forward", device), torch.autocast(device.type, enabled=False):
             fault = batch_fault(embeddings, labels, weight, self.embedding_size, device)
             sizes = gather_sizes(0 if fault else len(embeddings), device, self.process_group, fault)
-            if learns and not embeddings.requires_grad:
-                embeddings = embeddings.detach().requires_grad_()  # a frozen backbone still trains the rows
+            if learns and not embeddings.requires_grad:  # a frozen backbone still trains the rows
+                embeddings = embeddings.clone() if embeddings.is_inference() else embeddings.detach()
+                embeddings.requires_grad_()
             x_nD = self.to_rows_space(embeddings)
             batch = gather(x_nD, labels, weight, sizes, self.process_group)
             check_values(batch, self.centers.shard.num_classes, self.step)
@@ -384,6 +395,7 @@ class CenterHead(Head):
         Returns:
             Cosines (inner products plus bias for `Softmax`), highest first, and class ids; both (n, k).
         """
+        self.check_group()
         shard, device = self.centers.shard, self.centers.like.device
         if (k := whole("k", k, 1)) > shard.num_classes:
             raise ValueError(f"k={k}: must lie between 1 and the number of classes, {shard.num_classes}")
@@ -428,6 +440,11 @@ class CenterHead(Head):
             yield
         finally:
             self.probing = before
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Take the step only where the rows fit; `centers` reports what does not."""
+        if not self.centers.faults(state_dict, f"{prefix}centers."):
+            super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def sharded_state(self) -> dict[str, Tensor]:
         return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}

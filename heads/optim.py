@@ -43,6 +43,7 @@ class RowOptimizer(torch.optim.Optimizer):
         self.head = head
         head.has_optimizer = True
         head.centers.claim(self.row_state(head.centers.width))
+        self._claim = head.centers.claims
 
     def row_state(self, width: int) -> dict[str, RowState]:
         """Return what is remembered of each row, by name; all start at zero. It may depend on `param_groups`."""
@@ -66,10 +67,15 @@ class RowOptimizer(torch.optim.Optimizer):
                 loss = closure()
         (group,) = self.param_groups
         centers = self.head.centers
+        if centers.claims != self._claim:
+            raise RuntimeError(
+                "another optimizer has been made for this head, which took over its row state; step that one"
+            )
         state_now = self.row_state(centers.width)
         if not state_now.keys() <= centers.state.keys():  # schedulers and users may change a group's options
             centers.claim(state_now, keep=True)
-        with self.head.stopwatch("update", centers.like.device):
+        device = centers.like.device
+        with self.head.stopwatch("update", device), torch.autocast(device.type, enabled=False):
             for index, rows, gradient in self.head.pending.stream(centers):
                 state = {name: centers.borrow(index, name, len(rows)) for name in centers.state}
                 self.update(rows, gradient, state, group)
@@ -82,13 +88,28 @@ class RowOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.head.pending.clear()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if self.param_groups:
+            raise ValueError(
+                "a row optimizer has one group, that of its head; parameters need an optimizer of their own"
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise ValueError(
+            "a row optimizer belongs to its head and cannot be copied or pickled; copy the head, which holds the row "
+            "state, and make an optimizer for the copy"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         groups = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
         return {"state": {}, "param_groups": [{**group, "params": []} for group in groups]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update({name: value for name, value in saved.items() if name != "params"})
+        (group,), groups = self.param_groups, state_dict.get("param_groups", [])
+        if len(groups) != 1 or "lr" not in groups[0]:
+            raise ValueError(f"this is no state of a {type(self).__name__}: it must have one group, with its lr")
+        group.update({name: value for name, value in groups[0].items() if name != "params"})
 
 
 class RowSGD(RowOptimizer):

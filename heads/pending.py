@@ -85,9 +85,11 @@ class PendingGradients:
                 f"{MOST} backward passes have come since the row optimizer last stepped; call step() and then "
                 "zero_grad() on what head.optimizer(lr) returned"
             )
-        self.entries.append((gradient.rows, gradient))
+        if self.proxy.grad is None and self.entries:  # whoever took it away dropped the gradient of the rows
+            self.clear()
         one = torch.where(finite, 1.0, torch.nan).to(self.proxy)
         self.proxy.grad = one if self.proxy.grad is None else self.proxy.grad * one
+        self.entries.append((gradient.rows, gradient))
 
     def clear(self) -> None:
         """Drop all entries."""
@@ -119,9 +121,8 @@ class PendingGradients:
                 "the class centers have changed since these gradients were computed, by step(), load_state_dict() or a "
                 "write into rows; call zero_grad() after each step() and compute gradients from the rows as they are"
             )
-        if not self.entries:
+        if not self.entries or self.proxy.grad is None:
             return
-        assert self.proxy.grad is not None
         for _, entry in self.entries:
             entry.multiply(self.proxy.grad.to(centers.like.device))
         (active, _), *others = self.entries

@@ -29,6 +29,8 @@ from .stopwatch import Stopwatch
 # Chunks that stay near the caches beat larger ones: fresh temporaries of many MB cost page faults.
 CHUNK_ROWS = 2048
 MIN_NORM = 1e-12
+# A loss scaled beyond it counts as an overflow: the rows' gradient, larger by one over their length, might be one.
+LARGEST_SCALE = 2.0**64
 
 
 class Stretches(Protocol):
@@ -353,7 +355,7 @@ class _Loss(torch.autograd.Function):
         for earlier, _ in ctx.made:  # that nobody has accumulated
             earlier.release()
         # One more pass over numbers that all processes hold alike: they agree on an overflow without a message.
-        finite = torch.isfinite(x_gradient_ND).all()
+        finite = torch.isfinite(x_gradient_ND).all() & (scale.abs() <= LARGEST_SCALE)
         ctx.made[:] = [(row_gradient, finite)]
         # DDP divides the backbone's gradient by the number of processes: this factor meets that.
         world_size = rank_and_size(ctx.softmax.group)[1]

@@ -167,6 +167,128 @@ def test_a_grad_scaler_counts_the_steps_of_ffc():
         assert head.step == step and x.grad.any()
 
 
+@pytest.mark.parametrize("exponent", [110, 116, 120, 127])
+def test_no_scale_puts_inf_or_nan_into_rows(exponent):
+    """The gradient of rows is larger than that of embeddings, by one over the length of a row, and overflows first."""
+    head = FullFC(C, D)
+    optimizer, scaler = head.optimizer(lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**exponent)
+    before = head.centers.rows.clone()
+    scaler.scale(loss_of(head)[0]).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(head.centers.rows, before) and scaler.get_scale() == 2.0 ** (exponent - 1)
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [lambda o: torch.optim.Optimizer.zero_grad(o), lambda o: setattr(o.param_groups[0]["params"][0], "grad", None)],
+)
+def test_whoever_takes_the_gradient_away_drops_it(drop):
+    head = FullFC(C, D)
+    optimizer = head.optimizer(lr=0.1)
+    before = head.centers.rows.clone()
+    loss_of(head)[0].backward()
+    drop(optimizer)
+    optimizer.step()
+    assert torch.equal(head.centers.rows, before)
+    optimizer.zero_grad()
+    rows = []
+    for dropped in (False, True):
+        head = FullFC(C, D)
+        optimizer = head.optimizer(lr=0.1)
+        if dropped:
+            loss_of(head, X.flip(1))[0].backward()
+            drop(optimizer)
+        loss_of(head)[0].backward()
+        optimizer.step()
+        rows.append(head.centers.rows)
+    assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("budget", [0, 512])
+def test_a_step_inside_autocast(budget):
+    rows = []
+    for enabled in (False, True):
+        head = FullFC(C, D, logits_budget_mb=budget)
+        optimizer = head.optimizer(lr=0.1)
+        loss_of(head)[0].backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            optimizer.step()
+        rows.append(head.centers.rows)
+    assert torch.equal(*rows)
+
+
+def test_an_optimizer_that_was_replaced_refuses_to_step():
+    head = FullFC(C, D)
+    first, second = head.optimizer(lr=0.1, momentum=0.9), head.optimizer(lr=0.1, momentum=0.9)
+    loss_of(head)[0].backward()
+    with pytest.raises(RuntimeError, match="another optimizer has been made for this head"):
+        first.step()
+    second.step()
+    for use in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(ValueError, match="cannot be copied or pickled; copy the head"):
+            use(second)
+    with pytest.raises(ValueError, match="has one group"):
+        second.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+    with pytest.raises(ValueError, match="no state of a RowSGD"):
+        second.load_state_dict(
+            torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9).state_dict() | {"param_groups": []}
+        )
+
+
+def test_a_state_dict_that_is_refused_changes_nothing():
+    head, other = PartialFC(C, D, sample_rate=0.5), PartialFC(C + 2, D)
+    head.optimizer(lr=0.1)
+    other.step = 500
+    before = copy.deepcopy(head.state_dict())
+    with pytest.raises(RuntimeError, match="this process holds"):
+        head.load_state_dict(other.state_dict())
+    adam = PartialFC(C, D)
+    adam.optimizer(lr=0.1, rule=RowAdamW)
+    with pytest.raises(RuntimeError, match=r"row state .*exp_avg"):
+        head.load_state_dict(adam.state_dict())
+    after = head.state_dict()
+    assert head.step == 0 and after.keys() == before.keys()
+    assert torch.equal(after["centers.rows"], before["centers.rows"])
+
+
+def test_features_of_a_frozen_backbone_in_inference_mode():
+    with torch.inference_mode():
+        features = X * 2
+    head = FullFC(C, D)
+    optimizer = head.optimizer(lr=0.1)
+    head(features, Y).backward()
+    optimizer.step()
+
+
+def test_a_pool_is_loaded_without_the_rights_of_a_pickle():
+    head = ffc()
+    loss_of(head)[0].backward()
+    file = io.BytesIO()
+    torch.save(head.full_state_dict(), file)
+    file.seek(0)
+    other = ffc()
+    other.load_state_dict(torch.load(file))
+    assert torch.equal(other.queue, head.queue) and torch.equal(loss_of(other)[0], loss_of(head)[0])
+
+
+def made_before_the_group() -> list[str]:
+    """In a worker."""
+    messages = []
+    for head in (PartialFC(C, D), ffc()):
+        head.process_group = None  # as made before init_process_group
+        try:
+            loss_of(head)
+        except RuntimeError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_a_head_made_before_the_process_group_is_refused(workers):
+    for messages in workers(2).run(made_before_the_group):
+        assert len(messages) == 2 and all("made before torch.distributed" in each for each in messages)
+
+
 # --- a head whose optimizer never steps
 
 
@@ -202,7 +324,7 @@ def test_a_momentum_copy_that_never_follows_is_reported():
     head = ffc()
     head.prepare(backbone)
     batch = {"identity": (X[:8], Y[:4].repeat(2)), "instance": (X[8:], Y[8:])}
-    with pytest.warns(UserWarning, match="FFC has seen 9 training batches without a step"):
+    with pytest.warns(UserWarning, match="FFC has seen 9 training batches since"):
         for _ in range(10):
             head.training_loss(backbone, batch)
 
