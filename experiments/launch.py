@@ -13,10 +13,11 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -46,7 +47,9 @@ def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> i
         max_restarts=0,
     )
     try:
-        elastic_launch(settings, sys.executable)(*child(program), *words)
+        with tempfile.TemporaryDirectory(prefix="headcount-", ignore_cleanup_errors=True) as logs:
+            settings.logs_specs = DefaultLogsSpecs(log_dir=logs)  # the launcher's own folder would stay
+            elastic_launch(settings, sys.executable)(*child(program), *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

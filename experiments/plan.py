@@ -151,7 +151,7 @@ def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
     """What a row optimizer keeps of each row, without rows."""
     from heads.pending import PendingGradients
 
-    nothing = SimpleNamespace(width=width, claim=lambda state: None)
+    nothing = SimpleNamespace(width=width, claim=lambda state: None, claims=0)
     head = SimpleNamespace(centers=nothing, pending=PendingGradients())
     state: Mapping[str, RowState] = rule(head, lr=1.0).row_state(width)
     return state

@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -125,8 +126,20 @@ def start(command: list[str], environment: dict[str, str]) -> int:
             signal.signal(number, handler)
 
 
+def check_folders(words: Sequence[str]) -> None:
+    """End with a sentence where the folder of a run cannot be made: Hydra makes it before it calls `job`."""
+    for option, _, value in (word.partition("=") for word in words):
+        if option not in ("hydra.run.dir", "hydra.sweep.dir"):
+            continue
+        folder = Path(value.strip("'\"")).absolute()
+        there = next(each for each in (folder, *folder.parents) if each.exists() or each.is_symlink())
+        if "${" not in value and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            sys.exit(f"error: {option}={value}: {there} is no folder that can be written to; choose another folder")
+
+
 def main() -> None:
     let_output_fail()
+    check_folders(sys.argv[1:])
     try:
         job()
     finally:

@@ -55,7 +55,6 @@ class Head(nn.Module):
     optimizer from `optimizer()` does, in its `step()`.
     """
 
-    process_group: ProcessGroup | None = None
     streams: ClassVar[tuple[str, ...]] = ("instance",)  # the batch streams it trains on
     state_differs: ClassVar[bool] = False  # whether processes differ in more of their state than `sharded_state`
 
@@ -114,7 +113,7 @@ class Head(nn.Module):
 
     def check_group(self) -> None:
         """Raise where the head stands alone although a process group has been formed since it was made."""
-        if self.process_group is None and default_group() is not None:
+        if vars(self).get("process_group", ...) is None and default_group() is not None:
             raise RuntimeError(
                 f"this {type(self).__name__} was made before torch.distributed.init_process_group and holds all "
                 "classes on each process; make it after the group"

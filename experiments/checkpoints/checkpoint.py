@@ -85,7 +85,11 @@ def write_tensors(
         processes.by_first(lambda: to.commit(name))
         processes.by_first(lambda: to.point("latest", name))
 
-    _persistently(attempt, f"checkpoint.dir={to}: {name} could not be written", to)
+    try:
+        _persistently(attempt, f"checkpoint.dir={to}: {name} could not be written", to)
+    except CheckpointError:
+        processes.by_first(lambda: to.abandon(name))  # on a full disk, logs need the room
+        raise
 
 
 class Stored:

@@ -24,7 +24,13 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, optio
     if resume is None:
         return None
     if resume == "auto":
-        return _newest(home(run_folder, checkpoint_dir))
+        saves = home(run_folder, checkpoint_dir)
+        if isinstance(saves, Folder) and (saves.path / "latest").is_dir() and saves.pointed("latest") is None:
+            raise ValueError(
+                f"{option}=auto: {(saves.path / 'latest').resolve()} is damaged, it has no {COMPLETE}; remove it to go "
+                "on from the newest of the others, or to begin anew where there is none"
+            )
+        return _newest(saves)
     if isinstance(resume, bool) or not isinstance(resume, str | int):
         raise ValueError(f"{option}={resume}: one run's folder, or one checkpoint, is needed")
     resume = str(resume).rstrip("/")

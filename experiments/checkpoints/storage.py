@@ -47,6 +47,10 @@ class Place(Protocol):
         """All processes have written: from here on it is there."""
         ...
 
+    def abandon(self, name: str) -> None:
+        """Remove what a failed save has written, where that takes room from what is written next."""
+        ...
+
     def remove(self, name: str) -> None: ...
 
     def point(self, pointer: str, name: str) -> None:
@@ -109,6 +113,9 @@ class Folder:
         flush(self._aside(name))
         self._aside(name).rename(self.path / name)
         flush(self.path)
+
+    def abandon(self, name: str) -> None:
+        shutil.rmtree(self._aside(name), ignore_errors=True)
 
     def remove(self, name: str) -> None:
         for mark in (COMPLETE, OLD_COMPLETE):  # first: what is half removed is not complete
@@ -177,6 +184,9 @@ class Remote:
 
     def commit(self, name: str) -> None:
         """It is complete already."""
+
+    def abandon(self, name: str) -> None:
+        """The next save removes it."""
 
     def remove(self, name: str) -> None:
         for mark in {COMPLETE, OLD_COMPLETE} & {*self._listed(name)}:
