@@ -1,6 +1,9 @@
 """`bench=communication`: what a step of each head sends, multiplies and holds, as measured and by `Head.cost`."""
 
+import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -34,8 +37,8 @@ def communication(
 ) -> list[dict[str, Any]]:
     """A line for each head and number of gloo processes on this machine; bytes and multiply-adds of one process.
 
-    `held_bytes` is the head's own memory at the peak of a step, tables and all. `sent_bytes` is what went over the
-    loopback device, protocol and all; nothing else should use it meanwhile.
+    `held_bytes` is the head's own memory at the peak of a step, tables and all. `sent_bytes` is what the processes sent
+    over their sockets, the mean of a process.
     """
     lines = []
     for name, world_size in product(heads, processes):
@@ -68,11 +71,11 @@ def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[s
     with PeakOwn() as memory:
         step()
     processes.any(False)
-    already = sent_over_loopback()
+    already = sent_by_sockets()
     for _ in range(steps):
         step()
     processes.any(False)
-    sent = (sent_over_loopback() - already) / case.world_size / steps
+    sent = sum(processes.gather(sent_by_sockets() - already)) / case.world_size / steps
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
         step()
     # The encoder: of its weights, its momentum copy for ffc; of the input there is no gradient.
@@ -121,9 +124,18 @@ def _in_place(total: Any, left: Any, right: Any, **options: Any) -> int:
     return 2 * left[0] * left[1] * right[1]
 
 
-def sent_over_loopback() -> int:
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        name, _, figures = line.partition(":")
-        if name.strip() == "lo":
-            return int(figures.split()[8])
-    raise RuntimeError("/proc/net/dev tells no loopback device")
+def sent_by_sockets() -> int:
+    """Return the bytes that this process has sent over all TCP sockets that it has open, protocol aside.
+
+    The kernel counts them for each socket (`tcpi_bytes_acked`), so that what others on this machine send is left out.
+    """
+    total = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # no socket, or none of TCP
+            opened = socket.socket(fileno=int(path.name))
+            try:
+                state = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+                total += int.from_bytes(state[120:128], sys.byteorder)
+            finally:
+                opened.detach()  # it stays open for its owner
+    return total
