@@ -60,6 +60,6 @@ class GrowingLmdb:
         return int(self.environment.stat()["entries"])
 
     def close(self) -> None:
-        """What was put since the last commit may be lost."""
+        """Close the database; items put since the last commit may be lost."""
         self.transaction.abort()
         self.environment.close()

@@ -35,7 +35,7 @@ class Page(NamedTuple):
 
 
 class Damage:
-    """Which keys of a database cannot be looked up.
+    """The keys of a database that cannot be looked up.
 
     Attributes:
         pages: that are damaged, by least key.

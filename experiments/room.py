@@ -53,7 +53,7 @@ def cost_of(config: DictConfig, case: Case) -> Cost:
 
 
 class Needs:
-    """What a head needs of a machine.
+    """The needs of a head on a machine.
 
     Attributes:
         warnings: what may not fit.

@@ -180,7 +180,7 @@ class HashingForest(CenterHead):
             self.next_renewal, self._changed = saved["next_renewal"], saved["changed"].clone()
 
     def full_state_dict(self) -> dict[str, Any]:
-        """As `CenterHead.full_state_dict`, without the index: it holds the rows of one process, and is built again."""
+        """Return that of `CenterHead` without the index, which holds the rows of one process and is built again."""
         state = super().full_state_dict()
         state["_extra_state"].pop("index", None)
         return state

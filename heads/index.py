@@ -426,12 +426,12 @@ def _nameless() -> IO[bytes]:
 
 
 def _path(file: IO[bytes]) -> str:
-    """By which libraries, and programs that inherit the descriptor, open it."""
+    """Return a path by which libraries, and programs that inherit the descriptor, open the file."""
     return f"/dev/fd/{file.fileno()}"
 
 
 def _write(file: IO[bytes], vectors: Vectors, width: int) -> None:
-    """As .npy. Through a mapping, a full disk would end the process without a word."""
+    """Write vectors as .npy. Through a mapping, a full disk would end the process without a word."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(vectors), width)}
     np.lib.format.write_array_header_1_0(file, header)
     for a, b in stretches(len(vectors)):

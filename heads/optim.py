@@ -19,7 +19,7 @@ from .stopwatch import Stopwatch
 
 
 class RowOwner(Protocol):
-    """What a row optimizer needs of a head, and what it sets: `has_optimizer`."""
+    """The part of a head that a row optimizer needs, and what it sets: `has_optimizer`."""
 
     centers: ClassCenters
     pending: PendingGradients

@@ -58,7 +58,7 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, optio
 
 
 def home(run_folder: Path, checkpoint_dir: str | None) -> Place:
-    """Where the checkpoints of a run lie."""
+    """Return where the checkpoints of a run lie."""
     return place(checkpoint_dir) if checkpoint_dir else Folder(run_folder / "checkpoints")
 
 

@@ -75,7 +75,7 @@ def with_old_metadata(source: Path, target: Path, metadata: Any) -> Path:
 
 
 def with_more_metadata(source: Path, target: Path) -> Path:
-    """As torch itself writes it, and a program beside."""
+    """Metadata as torch itself writes it, and a program beside."""
     torch_save({"x": torch.zeros(3)}, storage_writer=FileSystemWriter(target / "torch"), no_dist=True)
     metadata = FileSystemReader(target / "torch").read_metadata()
     metadata.planner_data = Program()
