@@ -131,13 +131,13 @@ def plans(config: DictConfig) -> list[Plan]:
                 composed.head.store = store
             rule = OmegaConf.load(hints.CONF / "optimizer" / f"{optimizer}.yaml").rows if has_rows else None
             names = {"head": head, "store": store, "dtype": dtype, "optimizer": optimizer if has_rows else ""}
-            found.append(Plan(names, _cost(composed.head, rule)))
+            found.append(Plan(names, cost_of(composed.head, rule)))
     if unknown := sorted(set(options) - taken):
         raise ValueError(f"options.{unknown[0]}={options[unknown[0]]}: none of heads={list(config.heads)} has it")
     return found
 
 
-def _cost(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cost]:
+def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cost]:
     """Return the formula of a head and its row optimizer, of any case."""
     options = {str(name): each for name, each in config.items() if name != "_target_"}
     built = {name: build(each) if isinstance(each, DictConfig) else each for name, each in options.items()}

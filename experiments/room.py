@@ -9,13 +9,12 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from heads import CenterHead, Head
+from heads import CenterHead
 from heads.cost import Case, Cost
 
-from .build import build
 from .checkpoints.storage import Folder, Place
 from .machine import GB, free_memory
-from .plan import row_state
+from .plan import cost_of
 from .processes import Processes
 
 
@@ -28,7 +27,9 @@ def check_room(config: DictConfig, num_classes: int, processes: Processes, check
     case = Case(num_classes, config.embedding_size, config.batch_size, processes.world_size)
     refusal = None
     try:
-        needs = Needs(config, case, cost_of(config, case))
+        rows = config.optimizer.rows
+        rule = rows if rows and "_target_" in rows else None  # a head may have no rows
+        needs = Needs(config, case, cost_of(config.head, rule)(case))
         needs.check_memory(processes.device)
         needs.check_disk(checkpoints)
     except NotImplementedError:
@@ -40,16 +41,6 @@ def check_room(config: DictConfig, num_classes: int, processes: Processes, check
     if needs is not None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         for warning in needs.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-
-
-def cost_of(config: DictConfig, case: Case) -> Cost:
-    """Return what the configured head costs by its own formula."""
-    options = {str(name): each for name, each in config.head.items() if name != "_target_"}
-    built = {name: build(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
-    rows = config.optimizer.rows
-    state = row_state(build(rows), case.embedding_size) if rows and "_target_" in rows else {}  # a head may have none
-    head: type[Head] = get_class(config.head._target_)
-    return head.cost(case, row_state=state, **built)
 
 
 class Needs:

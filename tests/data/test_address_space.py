@@ -17,7 +17,7 @@ from tests.data.sets import images, read_lmdb, write_lmdb, write_rec
 
 
 def limited(work: Callable[[], object], spare: int, folder: Path) -> str:
-    """What the work gives or raises where it may take `spare` more bytes of address space."""
+    """Return what the work gives or raises where it may take `spare` more bytes of address space."""
     told = folder / "told"
     if (child := os.fork()) == 0:
         try:

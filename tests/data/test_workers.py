@@ -62,7 +62,7 @@ def test_what_the_work_raises_comes_in_its_turn(workers):
     ],
 )
 def test_a_worker_that_dies_is_noticed(number, message, half):
-    """Where it is not, this waits for ever."""
+    """A death that is not noticed makes this wait for ever."""
     chunks = [(0, False), (0, False), (number, half), *[(0, False)] * 9]
     with pytest.raises(ValueError, match=f"a worker process was ended by {message}"):
         list(in_order(ending, chunks, 2, "faces.lmdb"))

@@ -169,7 +169,7 @@ def test_odd_folders_are_told_and_stop_nothing(tmp_path, capsys, wide):
     ],
 )
 def test_no_cell_is_a_formula(value, cell, tmp_path):
-    """Of a spreadsheet; negative numbers stay numbers."""
+    """Text that a spreadsheet would compute is quoted; negative numbers stay numbers."""
     for number, option in enumerate((value, "other")):
         made_run(tmp_path / str(number), options={"=option": option})
     text = compare._csv(compare.group_lines(compared(tmp_path)))

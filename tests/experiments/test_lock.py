@@ -30,7 +30,7 @@ with locked(Path(sys.argv[1]), "x"):
 
 @contextmanager
 def held(folder: Path):
-    """By a process of its own, which has a child; killed in the end, and its child after it."""
+    """Let another process, which has a child, hold the lock; kill it in the end, and its child after it."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
     )

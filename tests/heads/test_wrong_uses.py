@@ -551,7 +551,7 @@ def test_heads_inside_torch_compile(name):
 
 
 def test_momentum_set_later_is_used():
-    """As in torch: also by schedulers such as OneCycleLR, and switched off again."""
+    """Momentum acts as in torch: also set by schedulers such as OneCycleLR, and switched off again."""
     ours = FullFC(C, D, dtype="fp64")
     optimizer = ours.optimizer(lr=0.1)
     parameter = torch.nn.Parameter(ours.centers.rows.clone())

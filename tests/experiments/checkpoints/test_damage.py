@@ -66,7 +66,7 @@ def edited(path: Path, change: Callable[[dict], None]) -> None:
 
 
 def at(path: Path, tensor: str) -> int:
-    """Where the bytes of a tensor begin."""
+    """Return where the bytes of a tensor begin."""
     return json.loads((path / MANIFEST).read_text())["content"]["tensors"][tensor]["blocks"][0][1]
 
 
