@@ -1,8 +1,6 @@
 """Items of a dataset by number, prepared by worker processes that are replaced when they die."""
 
-import ctypes
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -10,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from .workers import end_with_parent
 
 T = TypeVar("T")
 ATTEMPTS = 3  # at one item
@@ -71,8 +71,7 @@ def _of_a_death(error: Exception) -> bool:
 
 
 def _end_with_parent(worker: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent(signal.SIGKILL)
 
 
 def _ask_for_deaths() -> None:

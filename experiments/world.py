@@ -1,6 +1,5 @@
 """What a run's launcher and its processes agree on. Imports no torch: the launcher asks."""
 
-import ctypes
 import io
 import os
 import signal
@@ -9,6 +8,8 @@ import uuid
 from typing import Any
 
 from omegaconf import DictConfig
+
+from data import workers
 
 CONFIG = "config.yaml"  # of a folder's run
 
@@ -34,8 +35,7 @@ def end_with_parent(parent: int | None = None) -> None:
     Args:
         parent: the process that started this one, if known. This process ends at once if that one is gone already.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    workers.end_with_parent(signal.SIGTERM)
     if parent is not None and os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)
 
