@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .keyed import U64, uniforms
+from .counter_rng import U64, uniforms
 
 
 class RandomAffine:

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .cache import cached
-from .encoded import Bad, Format, Found, UnreadableError, text
+from .formats.encoded import Bad, Format, Found, UnreadableError, text
+from .formats.image_lists import ImageFolder, ImageList
+from .formats.lmdb_images import LmdbImages
+from .formats.recordio import RecordFile
+from .formats.sources import check_source
 from .grouping import group, index_dtype
-from .image_lists import ImageFolder, ImageList
-from .lmdb_images import LmdbImages
-from .recordio import RecordFile
 from .records import ByClass, Indices
-from .sources import check_source
 
 VERSION = 3  # of the files of a catalog, and of which images are found
 CHUNK = 2**16  # images written together

@@ -25,14 +25,14 @@ from yaml import YAMLError
 
 from .cache import cache_folder
 from .catalog import Origin, catalog
-from .conversion import CONF, Options, Report, look, target_format, upload, write
-from .images import FORMATS
-from .lmdb_images import FIELDS
+from .conversion.conversion import CONF, Options, Report, look, target_format, upload, write
+from .conversion.pair_bin import check_packing, pack
+from .formats.lmdb_images import FIELDS
+from .formats.sources import format_of
 from .options import absolute, path_of, paths_of
-from .packing import check_packing, pack
 from .records import forget_opened
 from .screen import bars, console
-from .sources import format_of
+from .sets.images import FORMATS
 
 SMALL = 5000  # images for which starting workers takes longer than the work
 TOLD = 20  # of the unreadable images, on the screen

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decode import FITS, MODES, Decoder
+from .formats.decode import FITS, MODES, Decoder
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .keyed import U64
+from .counter_rng import U64
 from .preprocessing import Preprocessing
 
 Indices = NDArray[np.int64]

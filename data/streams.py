@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .counter_rng import hash64, permute, uniforms
 from .grouping import group
-from .keyed import hash64, permute, uniforms
 from .loading import loaded
 from .records import DataSet, Indices, Source
 

@@ -6,7 +6,7 @@ Prints a table, and leaves benchmark.json and, where there is something to plot,
 if __name__ == "__main__":  # before torch is imported
     if not __package__:
         raise SystemExit("error: write python -m experiments.benchmark")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
     check_or_exit("benchmark")
 
@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
-from .build import build
+from .instantiate import instantiate
 from .tables import console, packed, readable
 
 # Endings of what is measured; the rest are options.
@@ -54,7 +54,7 @@ HIDDEN = ("baseline_forward_ms", "baseline_backward_ms", "baseline_update_ms", "
 def job(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        lines = build(config.bench, _convert_="all")
+        lines = instantiate(config.bench, _convert_="all")
     except ValueError as error:
         sys.exit(f"error: {error}")
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}

@@ -7,7 +7,7 @@ images that are most like that one.
 if __name__ == "__main__":  # before torch is imported
     if not __package__:
         raise SystemExit("error: write python -m experiments.cluster")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
     check_or_exit("cluster")
 
@@ -22,17 +22,17 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from data.decode import opened
-from data.encoded import Labelled
+from data.conversion.writers import one_line
 from data.files import write_whole
-from data.images import images_at
-from data.loose import ImageFiles
+from data.formats.decode import opened
+from data.formats.encoded import Labelled
+from data.formats.unlabeled_images import ImageFiles
 from data.options import absolute, whole
-from data.writers import one_line
+from data.sets.images import images_at
 
-from .processes import joined
+from .cli import command, model, needed
+from .launching.processes import joined
 from .tables import console
-from .using import command, model, needed
 
 METHODS = ("hdbscan", "average")
 THUMBNAIL, MARGIN, CAPTION = 96, 4, 150  # pixels

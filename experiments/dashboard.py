@@ -7,7 +7,7 @@ costs, quality against cost, options against both, and what differs between runs
 if __name__ == "__main__":
     if not __package__:
         raise SystemExit("error: write python -m experiments.dashboard")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
     check_or_exit("dashboard")
 
@@ -19,9 +19,9 @@ import wandb
 from omegaconf import DictConfig
 from rich.tree import Tree
 
+from .cli import command, needed
 from .comparing.comparison import FIGURES, TIME, Figure
 from .tables import console
-from .using import command, needed
 
 STEP = "trainer/global_step"
 HEAD = "head._target_"  # runs are grouped by it

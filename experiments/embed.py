@@ -7,7 +7,7 @@ Row i of FILE.npy, (n, D), is of the image that line i of FILE.txt names: `key<T
 if __name__ == "__main__":  # before torch is imported
     if not __package__:
         raise SystemExit("error: write python -m experiments.embed")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
     check_or_exit("embed")
 
@@ -23,17 +23,17 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from data.encoded import Labelled, UnreadableError
+from data.conversion.writers import one_line
 from data.files import write_whole
-from data.images import images_at
+from data.formats.encoded import Labelled, UnreadableError
 from data.options import absolute
 from data.records import Source
-from data.writers import one_line
+from data.sets.images import images_at
 
+from .cli import command, model, needed
+from .launching.processes import joined
 from .models.model import Model, Prepare, finite, unit
-from .processes import joined
 from .tables import console
-from .using import command, model, needed
 
 BLOCK = 1024  # images between two safe states
 DTYPES = ("float32", "float16")

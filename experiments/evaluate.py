@@ -7,9 +7,9 @@ it is N processes that share the images; the figures are the same.
 if __name__ == "__main__":  # before torch is imported
     if not __package__:
         raise SystemExit("error: write python -m experiments.evaluate")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
-    check_or_exit("evaluation")
+    check_or_exit("evaluate")
 
 
 import json
@@ -21,12 +21,12 @@ from rich.table import Table
 
 from data.files import write_whole
 
-from . import arguments
-from .processes import joined
+from .cli import command, model
+from .command_line import arguments
+from .launching.processes import joined
 from .protocols import Result, judges_of
 from .protocols.plots import plot, thinned
 from .tables import console, readable
-from .using import command, model
 
 
 def evaluate(config: DictConfig, folder: Path) -> list[Result]:
@@ -93,4 +93,4 @@ def table(result: Result) -> Table:
 
 
 if __name__ == "__main__":
-    command("evaluate", evaluate, "evaluation")
+    command("evaluate", evaluate)

@@ -7,7 +7,7 @@ become the input is in the metadata of the file, and is checked too; the batch m
 if __name__ == "__main__":  # before torch is imported
     if not __package__:
         raise SystemExit("error: write python -m experiments.export")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
     check_or_exit("export")
 
@@ -28,16 +28,16 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from data.images import images_at
+from data.conversion.writers import write_names
 from data.options import absolute, several
-from data.writers import write_names
+from data.sets.images import images_at
 
-from .documented import Run, check_preprocessing
+from .cli import command, needed
+from .export_check import Run, check_preprocessing
+from .launching.processes import Processes
 from .models.model import Model
 from .models.trained import READ, Trained, model_of
-from .processes import Processes
 from .tables import console, shown
-from .using import command, needed
 
 FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "centers.safetensors"}
 METADATA = "headcount.json"  # of a .pt2

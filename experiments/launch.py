@@ -21,9 +21,9 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from .ended import ended, how_to_go_on
-from .processes import device_for
-from .world import CONFIG, child
+from .launching.exit_reason import ended, how_to_go_on
+from .launching.launch_config import CONFIG, child
+from .launching.processes import device_for
 
 SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 if __name__ == "__main__":  # before torch is imported
     if not __package__:
         raise SystemExit("error: write python -m experiments.plan")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
     check_or_exit("plan")
 
@@ -33,14 +33,14 @@ from rich.text import Text
 
 from data.options import whole
 
-from . import hints
-from .build import build
+from .command_line import hints
+from .instantiate import instantiate
 from .tables import Cell, console, packed
 
 if TYPE_CHECKING:  # heads import torch, which takes longer than all else here
     from heads import Head
-    from heads.centers import RowState
-    from heads.cost import Case, Cost
+    from heads.core.cost import Case, Cost
+    from heads.rows.centers import RowState
 
 GB = 1e9
 MOST_CLASSES = 10**13
@@ -140,16 +140,16 @@ def plans(config: DictConfig) -> list[Plan]:
 def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cost]:
     """Return the formula of a head and its row optimizer, of any case."""
     options = {str(name): each for name, each in config.items() if name != "_target_"}
-    built = {name: build(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
+    built = {name: instantiate(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
     head: type[Head] = get_class(config._target_)
-    made = build(rule) if rule else None
+    made = instantiate(rule) if rule else None
     state = cache(lambda width: row_state(made, width) if made else {})
     return lambda case: head.cost(case, row_state=state(case.embedding_size), **built)
 
 
 def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
     """What a row optimizer keeps of each row, without rows."""
-    from heads.pending import PendingGradients
+    from heads.rows.pending import PendingGradients
 
     nothing = SimpleNamespace(width=width, claim=lambda state: None, claims=0)
     head = SimpleNamespace(centers=nothing, pending=PendingGradients())
@@ -160,7 +160,7 @@ def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
 def lines(config: DictConfig) -> list[dict[str, Any]]:
     """What the table shows, and plan.json holds."""
     sizes = [whole(name, config[name], 1) for name in ("num_classes", "embedding_size", "batch", "devices")]
-    from heads.cost import Case
+    from heads.core.cost import Case
 
     case = Case(*sizes)
     if (case.world_size - 1) * case.shard >= case.num_classes:

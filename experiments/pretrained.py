@@ -7,7 +7,7 @@ layers transposed) and of version 2.2 (`res2a_branch2a_weights`), and tells what
 if __name__ == "__main__":  # before torch is imported
     if not __package__:
         raise SystemExit("error: write python -m experiments.pretrained")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
     check_or_exit("pretrained")
 
@@ -24,17 +24,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from data.files import write_whole
+from data.formats.pickles import loads
 from data.options import absolute, whole
-from data.pickles import loads
 from data.preprocessing import preprocessing_of
 
 from .checkpoints import checkpoint
 from .checkpoints.storage import Folder
+from .cli import command, needed
+from .launching.processes import Processes
 from .models.backbone import build_backbone
 from .models.trained import about
-from .processes import Processes
 from .tables import console
-from .using import command, needed
 
 COUNTERS = "num_batches_tracked"  # of batch norm, which no one needs
 # Of PLSC 2.2, in order: what it calls things, and what they are called here. Blocks are a, b, c, ...

@@ -9,7 +9,7 @@ neither Hydra nor how it was started.
 if __name__ == "__main__":
     if not __package__:
         raise SystemExit("error: write python -m experiments.run")
-    from .arguments import check_or_exit
+    from .command_line.arguments import check_or_exit
 
     check_or_exit()
 
@@ -31,16 +31,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.files import write_whole
 
-from . import INTERRUPTED, TERMINATED, compare, options, sweep
-from .ended import ended, how_to_go_on
-from .lock import check_free
-from .machine import check_batch, check_processes
-from .world import CONFIG, child, let_output_fail, pending_config
+from . import INTERRUPTED, TERMINATED, compare
+from .command_line import options
+from .launching import sweep
+from .launching.exit_reason import ended, how_to_go_on
+from .launching.launch_config import CONFIG, child, let_output_fail, pending_config
+from .launching.lock import check_free
+from .launching.machine import check_batch, check_processes
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def job(config: DictConfig) -> float | None:
-    """One run: of this command, or of its sweep. Returns its objective, for sweepers that choose what to run next."""
+    """One run: of this command, or of its sweep. Returns its `sweep_metric` for sweepers."""
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     sweeping = settings.mode == RunMode.MULTIRUN
@@ -93,9 +95,9 @@ def job(config: DictConfig) -> float | None:
     if not sweeping or settings.sweeper._target_.endswith("BasicSweeper"):
         return None
     found = json.loads((folder / "summary.json").read_text())
-    if config.objective not in found:
-        raise ValueError(f"objective={config.objective}: the run tells none; it has {', '.join(found)}")
-    return float(found[config.objective])
+    if config.sweep_metric not in found:
+        raise ValueError(f"sweep_metric={config.sweep_metric}: the run tells none; it has {', '.join(found)}")
+    return float(found[config.sweep_metric])
 
 
 def study(settings: HydraConf) -> str:

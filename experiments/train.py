@@ -24,14 +24,16 @@ from lightning.pytorch import profilers
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from . import COMPLETE, INTERRUPTED, options, reading
-from .build import build
+from . import COMPLETE, INTERRUPTED, run_files
 from .checkpoints.finding import find, home
 from .checkpoints.storage import step_of
-from .hints import did_you_mean
-from .processes import Processes, joined
+from .command_line import options
+from .command_line.hints import did_you_mean
+from .instantiate import instantiate
+from .launching.capacity import check_room
+from .launching.launch_config import CONFIG, end_with_parent, let_output_fail
+from .launching.processes import Processes, joined
 from .protocols import Judge, judges_of
-from .room import check_room
 from .training.ending import StopOnInterrupt
 from .training.evaluation import Evaluation
 from .training.fidelity import Fidelity
@@ -47,7 +49,6 @@ from .training.strategy import strategy_for
 from .training.time_limit import TimeLimit
 from .training.wandb_run import WandbRun
 from .training.warm_start import WarmStart
-from .world import CONFIG, end_with_parent, let_output_fail
 
 SPEAK_SECONDS = 3
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -75,7 +76,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
             "resume=auto, or remove it, or train in another folder"
         )
     L.seed_everything(config.seed, verbose=False)
-    data = build(config.noise, _partial_=True)(build(config.data))
+    data = instantiate(config.noise, _partial_=True)(instantiate(config.data))
     found = processes.gather((data.train.num_classes, len(data.train), len(data.heldout or ())))
     for rank, (classes, records, heldout) in enumerate(found):
         if found[rank] != found[0]:
@@ -223,10 +224,10 @@ def main() -> None:
         sys.exit("error: write python -m experiments.train RUN_FOLDER; experiments.run makes that folder")
     folder, config_name = Path(sys.argv[1]), (*sys.argv[2:], CONFIG)[0]
     try:
-        config = reading.config(folder / config_name)
+        config = run_files.config(folder / config_name)
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
-    except reading.DamagedError as error:
+    except run_files.DamagedError as error:
         sys.exit(f"error: {folder}: {error}")
     status, failure = 0, None
     try:

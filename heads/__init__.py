@@ -8,10 +8,10 @@ from .ffc import FFC
 from .forest import HashingForest
 from .full import FullFC
 from .head import CenterHead, Head, Selection
-from .index import IVF, Annoy, Exact, Index
+from .indexes import IVF, Annoy, Exact, Index
 from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax, SVSoftmax
-from .optim import RowAdagrad, RowAdamW, RowOptimizer, RowSGD
 from .pfc import PartialFC
+from .rows.optimizers import RowAdagrad, RowAdamW, RowOptimizer, RowSGD
 
 __version__ = "0.2.0"  # of the whole project: pyproject.toml reads it here
 

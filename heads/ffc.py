@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from . import dtypes, keyed
-from .batch import batch_fault, directions
-from .centers import RowState
-from .collectives import default_group, gather_rows, gather_sizes, rank_and_size, sum_over_processes
-from .cost import Case, Cost, number_bytes
+from .core import counter_rng, dtypes
+from .core.cost import Case, Cost, number_bytes
+from .core.options import number, whole
+from .group.batch import batch_fault, directions
+from .group.collectives import default_group, gather_rows, gather_sizes, rank_and_size, sum_over_processes
 from .head import Batch, Encode, Head
-from .margins import CosFace, Margin, checked_margin
-from .optim import RowSGD
-from .options import number, whole
-from .pool import ClassPool, Plan
-from .softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, refuse_second_derivative, streamed_topk
+from .margins.margin import CosFace, Margin, checked_margin
+from .objectives.softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, refuse_second_derivative, streamed_topk
+from .pool.class_pool import ClassPool, Plan
+from .rows.centers import RowState
+from .rows.optimizers import RowSGD
 
 PUBLISHED = 0.99  # momentum of the gallery
 HEADER = 2  # numbers that travel with the labels: the pool's checksum, and whether all values are finite
@@ -97,7 +97,7 @@ class FFC(Head):
             self.queue = torch.zeros(shape, dtype=dtypes.named("dtype", dtype), device=device)
             if not mask_unfilled:
                 random = torch.rand(
-                    shape, dtype=torch.float32, generator=keyed.generator("queue", whole("seed", seed, 0))
+                    shape, dtype=torch.float32, generator=counter_rng.generator("queue", whole("seed", seed, 0))
                 )
                 self.queue.copy_(normalize(random, dim=2))
         self.next_row = np.zeros(self.pool.capacity, dtype=np.int64)
@@ -168,7 +168,7 @@ class FFC(Head):
         both_labels = torch.cat([pair_labels[:b], labels[:half], pair_labels[b:], labels[half:]])
         if self.micro_batch == 0 and torch.is_grad_enabled():
             self._follow()
-        with torch.no_grad(), self.stopwatch("gallery", both.device):
+        with torch.no_grad(), self.timer("gallery", both.device):
             features = self.gallery(both)
         probes = encode(both)
         (x, y), (x_labels, y_labels) = (t.split([b + half, len(t) - b - half]) for t in (probes, both_labels))
@@ -205,7 +205,7 @@ class FFC(Head):
         """
         self.check_group()
         device = self.queue.device
-        with self.stopwatch("forward", device), torch.autocast(device.type, enabled=False):
+        with self.timer("forward", device), torch.autocast(device.type, enabled=False):
             fault = batch_fault(probe, labels, None, self.embedding_size, device) or batch_fault(
                 gallery, gallery_labels, None, self.embedding_size, device
             )
@@ -252,7 +252,7 @@ class FFC(Head):
             **self._counts,
             "slot_age": float(ages.mean()) if len(ages) else 0.0,
             "memory_bytes": self.queue.nbytes + self.next_row.nbytes + self.pool.nbytes,
-            **self.stopwatch.milliseconds(),
+            **self.timer.milliseconds(),
         }
 
     def train(self, mode: bool = True) -> "FFC":
@@ -534,6 +534,6 @@ class _StepCounter(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with self.head.stopwatch("update", self.head.queue.device):
+        with self.head.timer("update", self.head.queue.device):
             self.head.advance()
         return loss

@@ -7,15 +7,15 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from . import keyed
-from .allocation import Allocation, Varying
-from .cost import Case, Cost
+from .core import counter_rng
+from .core.cost import Case, Cost
+from .core.options import number, whole
+from .fidelity.full_softmax import coverage
 from .head import CenterHead, CenterOptions, Selection
-from .index import Annoy, CenterVectors, Index
-from .options import number, whole
-from .oracle import coverage
-from .renewal import ATTEMPTS, Renewal
-from .sampling import filled
+from .indexes.index import Annoy, CenterVectors, Index
+from .indexes.refresh import ATTEMPTS, IndexRefresh
+from .selection.allocation import Allocation, Varying
+from .selection.sampling import filled
 
 
 class HashingForest(CenterHead):
@@ -29,7 +29,7 @@ class HashingForest(CenterHead):
             {from this step on: number}. Positives are always among them, also when they are more.
         neighbours_share: of the negatives, how many shall be nearest classes; 0 is PartialFC. What the batch's
             neighbours leave free, since they overlap, is filled up uniformly.
-        index: an index of `heads.index`, not built yet; `Annoy()` unless given.
+        index: an index of `heads.indexes`, not built yet; `Annoy()` unless given.
         interval: steps between renewals of the index; a number or {from this step on: number}.
         build: "background" renews it in a thread or process of its own, from rows as they are when read, and the
             old one serves meanwhile. "blocking" lets training wait, and makes runs reproducible.
@@ -79,7 +79,7 @@ class HashingForest(CenterHead):
         self.allocation = allocation
         self.neighbours_share, self.log_q = neighbours_share, log_q
         self.index = index if index is not None else Annoy()  # not built: those in force are `renewal`'s
-        self.renewal = Renewal(background=build == "background")
+        self.renewal = IndexRefresh(background=build == "background")
         self.next_renewal = 0  # the step at which it is due
         self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last renewal began
         self._taken_in = torch.empty(0, dtype=torch.long)  # what had changed by then
@@ -110,7 +110,7 @@ class HashingForest(CenterHead):
             multiply_adds=cost.multiply_adds + case.batch * vectors.multiply_adds(case.shard, D, neighbours),
         )
 
-    def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
+    def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         shard = self.centers.shard
         share = self.allocation.num_active(self.step) / shard.num_classes
         quota = min(shard.size, max(1, round(share * shard.size)))
@@ -121,17 +121,17 @@ class HashingForest(CenterHead):
         nearest = self._nearest(embeddings, positives, max(quota - len(positives), 0))
         self.nearest_negatives = len(nearest)
         chosen = torch.cat([positives, nearest]).sort().values
-        generator = keyed.generator(
+        generator = counter_rng.generator(
             "selection", self.seed, self.step, self.micro_batch, shard.start, device=labels.device
         )
         return filled(chosen, shard.size, quota, generator, log_q=embeddings if self.log_q else None)
 
-    def selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
+    def on_selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
         if self.index.refreshable:
             self._changed = self._changed.to(labels.device)
             self._changed[slice(None) if ids is None else ids] = True
         if self.probe_interval is not None and self.step % self.probe_interval == 0 and self.micro_batch == 0:
-            with self.stopwatch("forward/probe", embeddings.device):
+            with self.timer("forward/probe", embeddings.device):
                 self._probe(embeddings[: self.probes], labels[: self.probes], ids)
 
     def stats(self) -> dict[str, float]:
@@ -198,7 +198,7 @@ class HashingForest(CenterHead):
             self._renew()
         if self.renewal.index is None:
             return positives[:0]
-        with self.stopwatch("forward/query", x_ND.device):
+        with self.timer("forward/query", x_ND.device):
             found_Nk = self.renewal.index.query(self._queries(x_ND), self._asked)
         ids = found_Nk.T.flatten()  # all first neighbours, then all second ones
         ids = ids[(ids >= 0) & ~torch.isin(ids, positives)]

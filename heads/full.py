@@ -4,26 +4,26 @@ from typing import Unpack
 
 from torch import Tensor
 
+from .core.options import number
 from .head import CenterHead, CenterOptions, Selection
-from .options import number
 
 
 class FullFC(CenterHead):
     """All classes take part in every step.
 
     Args:
-        filter_below: rows whose largest probability over the batch is below this, and that are no sample's
+        min_probability: rows whose largest probability over the batch is below this, and that are no sample's
             own class, stay out of the backward pass and the update; the loss remains exact. 0 for none.
         options: of `CenterHead`.
     """
 
     def __init__(
-        self, num_classes: int, embedding_size: int, *, filter_below: float = 0.0, **options: Unpack[CenterOptions]
+        self, num_classes: int, embedding_size: int, *, min_probability: float = 0.0, **options: Unpack[CenterOptions]
     ):
-        if not 0 <= number("filter_below", filter_below) < 1:
-            raise ValueError(f"filter_below={filter_below}: a probability in [0, 1) is needed; 0 leaves nothing out")
+        if not 0 <= number("min_probability", min_probability) < 1:
+            raise ValueError(f"min_probability={min_probability}: must be in [0, 1); 0 leaves no row out")
         super().__init__(num_classes, embedding_size, **options)
-        self.filter_below = filter_below
+        self.min_probability = min_probability
 
-    def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
+    def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         return Selection()

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from . import dtypes
-from .batch import batch_fault, check_values, directions, embeddings_fault, gather
-from .centers import ActiveRows, ClassCenters, RowState
-from .collectives import (
+from .core import dtypes
+from .core.cost import Case, Cost, number_bytes, state_bytes
+from .core.matmul import MatMul
+from .core.options import keywords, number, refuse_unknown, whole
+from .core.timer import Timer
+from .core.uncompiled import run_uncompiled
+from .core.warn import warn_user
+from .group.batch import batch_fault, check_values, directions, embeddings_fault, gather
+from .group.collectives import (
     default_group,
     gather_columns,
     gather_rows,
@@ -27,17 +32,12 @@ from .collectives import (
     rank_and_size,
     restored,
 )
-from .cost import Case, Cost, number_bytes, state_bytes
-from .margins import CosFace, Margin, checked_margin
-from .optim import RowOptimizer, RowSGD
-from .options import keywords, number, refuse_unknown, whole
-from .pending import MOST_WITHOUT_OPTIMIZER, PendingGradients
-from .products import Products
-from .sharding import positions
-from .softmax import CHUNK_ROWS, MarginSoftmax, RowGradient, streamed_loss, streamed_topk
-from .stopwatch import Stopwatch
-from .uncompiled import run_uncompiled
-from .warn import warn_user
+from .group.sharding import positions
+from .margins.margin import CosFace, Margin, checked_margin
+from .objectives.softmax import CHUNK_ROWS, MarginSoftmax, RowGradient, streamed_loss, streamed_topk
+from .rows.centers import ActiveRows, ClassCenters, RowState
+from .rows.optimizers import RowOptimizer, RowSGD
+from .rows.pending import MOST_WITHOUT_OPTIMIZER, PendingGradients
 
 # Training batches without a step before a warning: where no optimizer was made, and where one may be accumulating.
 FEW_FORWARDS, MANY_FORWARDS = MOST_WITHOUT_OPTIMIZER, 256
@@ -64,7 +64,7 @@ class Head(nn.Module):
         self.step = 0  # optimizer steps so far
         self.micro_batch = 0  # training forwards since the last of them
         self.has_optimizer = False  # whether one was made
-        self.stopwatch = Stopwatch()
+        self.timer = Timer()
         self._told_of_steps = False
 
     def stream_sizes(self, batch_size: int) -> dict[str, int]:
@@ -212,7 +212,7 @@ class CenterHead(Head):
         compute: "fp32", or "bf16" for matrix products of inputs rounded to bfloat16.
     """
 
-    filter_below = 0.0  # see `FullFC`
+    min_probability = 0.0  # see `FullFC`
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class CenterHead(Head):
         self.seed = seed = whole("seed", seed, 0)
         self.logits_budget_mb = number("logits_budget_mb", logits_budget_mb, least=0)
         self.margin = CosFace() if margin is None else checked_margin(margin)
-        self.products = Products(compute)
+        self.matmul = MatMul(compute)
         self.process_group = process_group if process_group is not None else default_group()
         self.centers = ClassCenters(
             num_classes,
@@ -294,7 +294,7 @@ class CenterHead(Head):
             moved_bytes=K * (row * (2 if kept_rows or in_place else 3) + 2 * state),
         )
 
-    def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
+    def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         """The classes of this training step, from the gathered batch: (N, D) and (N,), all processes'.
 
         Random draws are keyed by step and micro-batch. With `probing` set it must change nothing: `heads.fidelity` asks
@@ -303,7 +303,7 @@ class CenterHead(Head):
         """
         raise NotImplementedError
 
-    def selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
+    def on_selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
         """These rows of the shard, None for all, take part in a training step with this batch."""
 
     def forward(self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -327,7 +327,7 @@ class CenterHead(Head):
         """
         self.check_group()
         device, learns = self.centers.like.device, self.training and torch.is_grad_enabled()
-        with self.stopwatch("forward", device), torch.autocast(device.type, enabled=False):
+        with self.timer("forward", device), torch.autocast(device.type, enabled=False):
             fault = batch_fault(embeddings, labels, weight, self.embedding_size, device)
             sizes = gather_sizes(0 if fault else len(embeddings), device, self.process_group, fault)
             if learns and not embeddings.requires_grad:  # a frozen backbone still trains the rows
@@ -339,14 +339,14 @@ class CenterHead(Head):
             selection = Selection()
             if self.training:
                 with self.only_looking(not learns):
-                    selection = self.select(batch.x_ND, batch.labels_N)
+                    selection = self.select_classes(batch.x_ND, batch.labels_N)
             num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)
             keep_logits = keep_rows = False
             if x_nD.requires_grad:
                 keep_logits, keep_rows = self._what_to_keep(num_active, len(batch.x_ND))
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
             if learns:
-                self.selected(batch.x_ND, batch.labels_N, selection.ids)
+                self.on_selected(batch.x_ND, batch.labels_N, selection.ids)
                 self._count(num_active, batch.labels_N)
             softmax = MarginSoftmax(
                 batch.x_ND,
@@ -356,9 +356,9 @@ class CenterHead(Head):
                 margin=self.margin,
                 log_q_K=selection.log_q,
                 group=self.process_group,
-                filter_below=self.filter_below if self.training else 0.0,
-                products=self.products if self.training else None,
-                scratch=self.centers.scratch,
+                min_probability=self.min_probability if self.training else 0.0,
+                matmul=self.matmul if self.training else None,
+                workspace=self.centers.workspace,
             )
 
             def wait_for_step(gradient: RowGradient, finite: Tensor) -> None:
@@ -371,7 +371,7 @@ class CenterHead(Head):
                 start=batch.start,
                 keep=keep_logits,
                 on_backward=wait_for_step,
-                clock=self.stopwatch,
+                clock=self.timer,
             )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -380,7 +380,7 @@ class CenterHead(Head):
         self.pending.clear()
 
     def optimizer(self, lr: float, *, rule: Callable[..., RowOptimizer] = RowSGD, **options: Any) -> RowOptimizer:
-        """The optimizer of the rows: `rule` from `heads.optim`, RowSGD unless given, with its options."""
+        """The optimizer of the rows: `rule` from `heads.rows.optimizers`, RowSGD unless given, with its options."""
         return rule(self, lr=lr, **options)
 
     @torch.no_grad()
@@ -421,7 +421,7 @@ class CenterHead(Head):
             "active_classes": self.active_classes,
             "sampled_negatives": self.sampled_negatives,
             "memory_bytes": self.centers.memory_bytes,
-            **self.stopwatch.milliseconds(),
+            **self.timer.milliseconds(),
         }
 
     def to_rows_space(self, embeddings: Tensor) -> Tensor:

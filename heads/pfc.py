@@ -5,11 +5,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from . import keyed
-from .cost import Case, Cost
+from .core import counter_rng
+from .core.cost import Case, Cost
+from .core.options import number
 from .head import CenterHead, CenterOptions, Selection
-from .options import number
-from .sampling import filled
+from .selection.sampling import filled
 
 
 class PartialFC(CenterHead):
@@ -44,14 +44,14 @@ class PartialFC(CenterHead):
         active = max(1, round(sample_rate * case.shard)) if sample_rate < 1 else None
         return super().cost(case, active=active, **options)
 
-    def select(self, embeddings: Tensor, labels: Tensor) -> Selection:
+    def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         if self.sample_rate == 1:
             return Selection()
         shard = self.centers.shard
         local = shard.local(labels)
         positives = torch.unique(local[local >= 0])
         quota = max(1, round(self.sample_rate * shard.size))
-        generator = keyed.generator(
+        generator = counter_rng.generator(
             "selection", self.seed, self.step, self.micro_batch, shard.start, device=labels.device
         )
         return filled(positives, shard.size, quota, generator, log_q=embeddings if self.log_q else None)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import heads.softmax
+import heads.objectives.softmax
 from heads import CenterHead, CosFace, Margin, RowAdagrad, RowSGD
 from tests import reference
 from tests.reference import Rule
@@ -112,7 +112,7 @@ def expected(
         result["losses"].append(loss.detach())
         assert x.grad is not None
         result["gradients"].append(x.grad[:, back[: case.embedding_size]])
-        if case.rule.filter_below:
+        if case.rule.min_probability:
             assert rows.grad is not None
             selected = selected[(rows.grad[selected] != 0).any(1)]
         touched.append(selected)
@@ -167,7 +167,7 @@ def part_of(size: int, rank: int, world_size: int) -> slice:
 def train(case: Case) -> list[dict[str, Any]]:
     """In a worker: the steps of the case, with everything the reference needs to know."""
     rank, world_size = rank_and_world()
-    heads.softmax.CHUNK_ROWS = case.chunk_rows
+    heads.objectives.softmax.CHUNK_ROWS = case.chunk_rows
     head = case.head(
         case.num_classes, case.embedding_size, margin=copy.deepcopy(case.margin), dtype=case.dtype, **case.options
     )
@@ -206,20 +206,20 @@ def train(case: Case) -> list[dict[str, Any]]:
 
 def _record_selections(head: CenterHead) -> list[Any]:
     record: list[Any] = []
-    select = head.select
+    select = head.select_classes
 
     def recording(embeddings: Tensor, labels: Tensor) -> Any:
         record.append(select(embeddings, labels))
         return record[-1]
 
-    head.select = recording  # type: ignore[method-assign]
+    head.select_classes = recording  # type: ignore[method-assign]
     return record
 
 
 def round_trip(case: Case) -> None:
     """In a worker: state saved after two steps and loaded into a new head continues bit for bit."""
     rank, world_size = rank_and_world()
-    heads.softmax.CHUNK_ROWS = case.chunk_rows
+    heads.objectives.softmax.CHUNK_ROWS = case.chunk_rows
 
     def build() -> tuple[CenterHead, Any]:
         head = case.head(case.num_classes, case.embedding_size, **case.options)

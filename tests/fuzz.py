@@ -19,18 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from data.catalog import Origin, catalog
-from data.decode import Decoder
-from data.encoded import UnreadableError
-from data.pairs import read_pairs
-from tests.data.sets import (
-    MAGIC,
-    images,
-    write_base64,
-    write_folder,
-    write_list,
-    write_lmdb,
-    write_rec,
-)
+from data.formats.decode import Decoder
+from data.formats.encoded import UnreadableError
+from data.formats.pairs import read_pairs
+from tests.data.made_sets import MAGIC, images, write_base64, write_folder, write_list, write_lmdb, write_rec
 
 SECONDS = 20  # an attempt that takes longer hangs
 INTERESTING = (

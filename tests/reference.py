@@ -54,8 +54,8 @@ class Rule:
     negative: Callable[[Tensor, Tensor], Tensor] = unchanged
     s: float = 64.0
     normalized: bool = True
-    filter_above: float | None = None
-    filter_below: float = 0.0
+    max_negative_cosine: float | None = None
+    min_probability: float = 0.0
 
 
 def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: Tensor, log_q: Tensor | None) -> Tensor:
@@ -67,12 +67,12 @@ def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: 
     own = torch.nn.functional.one_hot(targets, len(rows)).bool()
     target_cos = (cos * own).sum(1, keepdim=True).detach()
     logits = rule.s * torch.where(own, rule.target(cos), rule.negative(cos, target_cos))
-    if rule.filter_above is not None:
-        logits = torch.where(~own & (cos > rule.filter_above), -torch.inf, logits)
+    if rule.max_negative_cosine is not None:
+        logits = torch.where(~own & (cos > rule.max_negative_cosine), -torch.inf, logits)
     if log_q is not None:
         logits = logits - log_q
-    if rule.filter_below:
-        negligible = (logits.softmax(1).amax(0) < rule.filter_below) & ~own.any(0)
+    if rule.min_probability:
+        negligible = (logits.softmax(1).amax(0) < rule.min_probability) & ~own.any(0)
         logits = torch.where(negligible, logits.detach(), logits)  # in the loss, but not in its gradient
     losses = cross_entropy(logits, targets, reduction="none")
     return (weight * losses).sum() / weight.sum()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from experiments.training.module import HeadModule
 from tests.experiments.commands import metrics
-from tests.experiments.test_processes import trained
+from tests.experiments.launching.test_processes import trained
 from tests.workers import WorkerGroup, rank_and_world
 
 WORLD_SIZES = (1, 2, 3)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from data.augment import Unchanged
 from data.catalog import Catalog, Origin, Part, number
-from data.keyed import permute
+from data.counter_rng import permute
 from data.records import DataSet, Indices, RecordSet
-from data.split import hold_out
+from data.sets.split import hold_out
 from data.streams import IdentityStream, InstanceStream
 
 from .measure import Step, Subject, own_memory, resident

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from heads import CenterHead, HashingForest, PartialFC
-from heads.index import IVF, Annoy
+from heads.indexes.index import IVF, Annoy
 
 from ..checkpoints.checkpoint import Stored, write
 from ..checkpoints.storage import Folder
-from ..processes import Processes
+from ..launching.processes import Processes
 from ..training.strategy import rows_of
 from .group import on_processes
 from .measure import PeakOwn, own_memory, timed

@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from heads import FFC, CenterHead, FullFC, HashingForest, Head, PartialFC
-from heads.cost import Case
-from heads.index import Exact
-from heads.optim import RowSGD
+from heads.core.cost import Case
+from heads.indexes.index import Exact
+from heads.rows.optimizers import RowSGD
 
+from ..launching.processes import Processes
 from ..plan import row_state
-from ..processes import Processes
 from .group import on_processes
 from .measure import PeakOwn, own_memory
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from ..processes import Processes
+from ..launching.processes import Processes
 
 
 def on_processes(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:

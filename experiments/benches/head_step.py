@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
-import heads.softmax
+import heads.objectives.softmax
 from heads import CenterHead, CosFace, FullFC, PartialFC, RowAdagrad
 
 from .measure import Step, Subject, interleave, median_and_spread, ratio, timed
@@ -47,7 +47,7 @@ def head_step(
 
     Args:
         sample_rate: of pfc; below 1 a share of the classes, from 1 on a number of them.
-        options: further lists: dtype, store, compute, optimizer, logits_budget_mb, and filter_below of full.
+        options: further lists: dtype, store, compute, optimizer, logits_budget_mb, and min_probability of full.
     """
     _known("heads", heads, HEADS)
     _known("optimizer", options["optimizer"], OPTIMIZERS)
@@ -106,11 +106,11 @@ def ours(
     device: str,
     optimizer: str,
     logits_budget_mb: float,
-    filter_below: float,
+    min_probability: float,
     **options: Any,
 ) -> Step:
     """A head of this project, with "floor" and "limit" measured beside each step."""
-    options |= {"sample_rate": sample_rate} if head == "pfc" else {"filter_below": filter_below}
+    options |= {"sample_rate": sample_rate} if head == "pfc" else {"min_probability": min_probability}
     built = HEADS[head](
         num_classes,
         embedding_size,
@@ -211,7 +211,7 @@ def three_parts(
 
 def products(num_rows: int, batch: int, embedding_size: int, times: int, device: str) -> Callable[[], None]:
     """`times` products of all active rows with the batch, in chunks as the head has them."""
-    size = min(num_rows, heads.softmax.CHUNK_ROWS)
+    size = min(num_rows, heads.objectives.softmax.CHUNK_ROWS)
     rows = torch.randn(size, embedding_size, device=device)
     columns = torch.randn(embedding_size, batch, device=device)
     out = torch.empty(size, batch, device=device)
@@ -225,7 +225,7 @@ def products(num_rows: int, batch: int, embedding_size: int, times: int, device:
 
 def copies(num_rows: int, width: int, dtype: torch.dtype, device: str) -> Callable[[], None]:
     """All rows read from a table into a chunk, and written back; of a table too large for the caches."""
-    size = min(num_rows, heads.softmax.CHUNK_ROWS)
+    size = min(num_rows, heads.objectives.softmax.CHUNK_ROWS)
     table = torch.zeros(min(num_rows, 16 * size), width, dtype=dtype, device=device)
     chunk = torch.empty(size, width, dtype=dtype, device=device)
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.augment import Faces
-from data.images import images
-from data.keyed import normals
-from data.lmdb_images import Datum
+from data.conversion.writers import LmdbWriter
+from data.counter_rng import normals
+from data.formats.lmdb_images import Datum
 from data.records import opened
+from data.sets.images import images
 from data.streams import BatchLoader, InstanceStream
-from data.writers import LmdbWriter
 
 from .measure import Step, Subject, interleave, median_and_spread, ratio, resident
 

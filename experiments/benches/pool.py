@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads import FFC
-from heads.pool import ClassPool
+from heads.pool.class_pool import ClassPool
 
 from .measure import median_and_spread, ratio, timed
 

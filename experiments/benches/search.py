@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..launching.processes import Processes
 from ..models.model import BLOCK, Model
-from ..processes import Processes
 from ..protocols.identification import Identification
 from .measure import PeakOwn, Step, Subject, interleave, median_and_spread, ratio, timed
 

@@ -14,9 +14,10 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from heads import CosFace, HashingForest, keyed
-from heads.index import IVF, Annoy, CenterVectors, Exact, Index
-from heads.sampling import filled
+from heads import CosFace, HashingForest
+from heads.core import counter_rng
+from heads.indexes.index import IVF, Annoy, CenterVectors, Exact, Index
+from heads.selection.sampling import filled
 
 from .measure import median_and_spread, ratio, timed
 from .training import SphereTraining
@@ -134,7 +135,7 @@ def plot(lines: list[dict[str, Any]], k: int, path: Path) -> None:
 
 def _uniform(C: int, count: int) -> Tensor:
     none = torch.empty(0, dtype=torch.int64)
-    ids = filled(none, C, min(count, C), keyed.generator("benchmark", 0), log_q=None).ids
+    ids = filled(none, C, min(count, C), counter_rng.generator("benchmark", 0), log_q=None).ids
     assert ids is not None
     return ids
 

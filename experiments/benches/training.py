@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.mlp import MLP
-from data.sphere import sphere
+from data.sets.sphere import sphere
 from data.streams import InstanceStream
 from heads import CenterHead
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from heads.centers import initial_rows
+from heads.rows.centers import initial_rows
 
-from ..processes import Processes
+from ..launching.processes import Processes
 from .blocks import BLOCK_BYTES, InBlocks, Stretch
 from .files import Reader, Writer, metadata_of
 from .manifest import Block, DamageError, manifest_of, wrong_sizes

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from .. import program
+from .. import provenance
 from .manifest import Block, Manifest, Stretches, checked, digest
 from .storage import COMPLETE, Place
 
@@ -80,7 +80,7 @@ class Writer(StorageWriter):
             assert isinstance(each, TensorStorageMetadata)
             dtype = str(each.properties.dtype).removeprefix("torch.")
             tensors[name] = Stretches(dtype, tuple(each.size), blocks[name])
-        self.where.put(self.name, COMPLETE, Manifest(program.about(), self.initial, tensors).written())
+        self.where.put(self.name, COMPLETE, Manifest(provenance.about(), self.initial, tensors).written())
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

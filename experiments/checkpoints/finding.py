@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .. import reading
+from .. import run_files
 from .storage import COMPLETE, OLD_COMPLETE, Folder, Place, place
 
 
@@ -67,8 +67,8 @@ def _written_to(run_folder: Path) -> str | None:
     if not (run_folder / "config.yaml").exists():
         return None
     try:
-        named = OmegaConf.select(reading.config(run_folder / "config.yaml"), "checkpoint.dir")
-    except (OSError, reading.DamagedError, OmegaConfBaseException):
+        named = OmegaConf.select(run_files.config(run_folder / "config.yaml"), "checkpoint.dir")
+    except (OSError, run_files.DamagedError, OmegaConfBaseException):
         return None  # it names none
     if not isinstance(named, str) or ("://" not in named and Path(named).resolve() == run_folder / "checkpoints"):
         return None

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .. import COMPLETE, reading
+from .. import COMPLETE, run_files
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and what was measured after them
 # Beginnings of what differs between runs of one thing, or says nothing about it.
 NOT_OPTIONS: tuple[str, ...] = (
-    *("seed", "resume", "logger.", "checkpoint.", "head._target_", "objective"),
+    *("seed", "resume", "logger.", "checkpoint.", "head._target_", "sweep_metric"),
     *("fidelity.interval", "evaluate.interval", "trainer.log_interval", "trainer.rendezvous"),
     *("store_dir", "head.store_dir", "data.cache_dir", "evaluate.train_records"),
 )
@@ -61,7 +61,7 @@ class Run:
         """What metrics.csv holds, by name; of a step told twice the last."""
         found: dict[str, dict[int, float]] = defaultdict(dict)
         if (path := self.folder / "metrics.csv").exists():
-            for row in csv.reader(reading.lines(path)):
+            for row in csv.reader(run_files.lines(path)):
                 with suppress(ValueError):  # a kill may have cut a line
                     step, _, name, value = row
                     found[name][int(step)] = float(value)
@@ -115,16 +115,16 @@ def load(paths: list[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
         if folder.name == ".hydra":
             continue
         try:
-            config = reading.config(folder / "config.yaml")
+            config = run_files.config(folder / "config.yaml")
             kind = OmegaConf.select(config, "head._target_")
         except FileNotFoundError:  # a link to nothing
             continue
         except OSError as error:
             left_out.append((folder, f"config.yaml: {error.strerror}"))
             continue
-        except (reading.DamagedError, OmegaConfBaseException) as error:
+        except (run_files.DamagedError, OmegaConfBaseException) as error:
             left_out.append(
-                (folder, str(error) if isinstance(error, reading.DamagedError) else "config.yaml is damaged")
+                (folder, str(error) if isinstance(error, run_files.DamagedError) else "config.yaml is damaged")
             )
             continue
         if not isinstance(kind, str):
@@ -173,7 +173,7 @@ def _read(folder: Path, config: DictConfig) -> Run | str:
     try:
         run = Run(folder, {}, flat(OmegaConf.to_container(config)))
         last = max((int(steps[-1]) for steps, _ in run.curves.values()), default=0)
-    except reading.DamagedError as error:
+    except run_files.DamagedError as error:
         return str(error)
     except (csv.Error, UnicodeDecodeError, OverflowError):
         return "metrics.csv is damaged"
@@ -187,14 +187,14 @@ def _read(folder: Path, config: DictConfig) -> Run | str:
     of_all = run.options.get("trainer.max_steps")
     where = f"step {last}{f' of {of_all}' if of_all else ''}"
     try:
-        run.summary.update(reading.summary(folder / "summary.json"))
+        run.summary.update(run_files.summary(folder / "summary.json"))
     except FileNotFoundError:
         if not last:
             return "no summary.json: refused, still starting, or killed"
         return f"no summary.json: still running, or killed, last heard of at {where}"
     except OSError as error:
         return f"summary.json: {error.strerror}"
-    except reading.DamagedError as error:
+    except run_files.DamagedError as error:
         return str(error)
     if wrong := _wrong(run.summary, OF_SUMMARY):
         return f"summary.json is damaged: {wrong}"
@@ -214,13 +214,13 @@ def _wrong(found: dict[str, Any], numbers: Sequence[Whole]) -> str:
         if number.name not in found:
             if not number.optional:
                 return f"it has no {number.name}"
-        elif not reading.is_whole(found[number.name], number.least) and not (
+        elif not run_files.is_whole(found[number.name], number.least) and not (
             number.or_null and found[number.name] is None
         ):
             return f"{number.name} must be a whole number, at least {number.least}"
     for name, value in found.items():
         is_figure = "/" in name  # of summary.json
-        if (is_figure or isinstance(value, int)) and not isinstance(value, bool) and not reading.is_number(value):
+        if (is_figure or isinstance(value, int)) and not isinstance(value, bool) and not run_files.is_number(value):
             return f"{name[:50]} is no number, or too large a one"
     return ""
 

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ..build import build
+from ..instantiate import instantiate
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -19,7 +19,7 @@ def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
     """
     if config.embedding_size < 1:
         raise ValueError(f"embedding_size={config.embedding_size}: must be at least 1")
-    make = build(config.backbone, _partial_=True)
+    make = instantiate(config.backbone, _partial_=True)
     given = {"input_shape": shape, "embedding_size": config.embedding_size}
     accepted = inspect.signature(make).parameters
     takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in accepted.values())

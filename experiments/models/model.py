@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.encoded import Images
-from data.images import EncodedImages
+from data.formats.encoded import Images
 from data.loading import loaded
 from data.preprocessing import Preprocessing
 from data.records import DataSet, Indices, Source
+from data.sets.images import EncodedImages
 from data.streams import InOrder
-from heads.collectives import default_group, gather_rows, gather_sizes
+from heads.group.collectives import default_group, gather_rows, gather_sizes
 
-from ..processes import Processes
+from ..launching.processes import Processes
 from ..tables import shown
 
 # Images embedded together, and items of a gallery: a part of the whole whose bounds do not depend on how many processes

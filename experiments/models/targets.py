@@ -1,7 +1,7 @@
 """Which classes and functions the config of a checkpoint may name: those of this project's conf/, and trusted ones.
 
 A checkpoint's `_target_` is called with options of the checkpoint's, so a hostile one could run anything that can be
-imported, by modules of this project too (`heads.index.subprocess.run`). So names are compared whole, and nothing is
+imported, by modules of this project too (`heads.indexes.subprocess.run`). So names are compared whole, and nothing is
 imported before that.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..arguments import CONF
+from ..command_line.arguments import CONF
 
 GROUPS = ("backbone", "data", "images", "margin", "noise")  # of conf/, whose choices a model and its data are built of
 

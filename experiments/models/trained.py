@@ -14,10 +14,10 @@ from yaml import YAMLError
 from data.preprocessing import Preprocessing
 from data.records import DataSet
 
-from ..build import build
 from ..checkpoints.checkpoint import ROWS, Stored
 from ..checkpoints.finding import find
-from ..processes import Processes
+from ..instantiate import instantiate
+from ..launching.processes import Processes
 from . import targets
 from .backbone import autocast, build_backbone, check_precision
 from .fingerprint import difference
@@ -93,7 +93,7 @@ class Trained:
     def data(self) -> DataSet:
         """Built as it was trained on. Raises ValueError where the files have changed since."""
         self.check_targets("noise", "data")
-        made: DataSet = build(self.config.noise, _partial_=True)(build(self.config.data))
+        made: DataSet = instantiate(self.config.noise, _partial_=True)(instantiate(self.config.data))
         if (told := difference(self._about_data, self._names, made)) is not None:
             raise ValueError(f"{self.stored.option}={self.path}: its own data have changed: {told}; name others to use")
         return made
@@ -114,7 +114,7 @@ class Trained:
         """Whether embeddings and rows are brought to unit length; otherwise the rows' last column is a bias. Of a head
         with class centers only."""
         self.check_targets("margin")
-        return bool(build(self.config.margin).normalize)
+        return bool(instantiate(self.config.margin).normalize)
 
 
 class StoredCenters:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from ..build import build
+from ..instantiate import instantiate
 from ..models.model import Model
 
 
@@ -70,7 +70,7 @@ def told(result: Result) -> dict[str, float]:
 
 def judges_of(config: DictConfig) -> list[Judge]:
     """What `protocol=` asks for, with its files looked at."""
-    judges: list[Judge] = [build(node) for node in (config.get("protocol") or {}).values()]
+    judges: list[Judge] = [instantiate(node) for node in (config.get("protocol") or {}).values()]
     names = [name for judge in judges for name in judge.names]
     for name in names:
         if names.count(name) > 1:

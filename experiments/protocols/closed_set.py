@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.keyed import permute
+from data.conversion.writers import one_line
+from data.counter_rng import permute
 from data.options import flag, path_of, whole
-from data.writers import one_line
 
 from ..models.model import Centers, Model, finite
 from . import Result, bootstrap
 from .identification import Ranks
-from .items import Items, items, own
+from .image_sets import Items, items, own
 from .options import ranks_of
 from .search import Known, Wanted, strangers_above
 

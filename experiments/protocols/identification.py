@@ -1,7 +1,7 @@
 """`protocol=identification`: whose image is it? Each probe is looked for in a gallery, with strangers beside, exactly.
 
 With a distractor set this is MegaFace's protocol (Kemelmacher-Shlizerman et al. 2016); with one set only, in which each
-image is looked for among all others, retrieval as on Stanford Online Products.
+image is looked for among all others, retrieval as on Stanford Online MatMul.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from data.options import flag, path_of, whole
 
 from ..models.model import Model
 from . import Result, bootstrap
-from .items import Items, dealt, items, own
+from .image_sets import Items, dealt, items, own
 from .options import ranks_of
 from .search import Known, strangers_above
 

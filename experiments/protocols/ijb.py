@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data.loose import ImageFiles
+from data.formats.templates import Ids, read_pairs, read_subjects, read_templates, read_weights
+from data.formats.unlabeled_images import ImageFiles
 from data.options import flag, path_of, paths_of, whole
-from data.templates import Ids, read_pairs, read_subjects, read_templates, read_weights
 
 from ..models.model import Model
 from . import Result, bootstrap, rate
-from .items import Items, features
+from .image_sets import Items, features
 from .options import ranks_of, rates_of
 from .rates import Ranking, check, unresolved
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from heads.collectives import default_group, max_over_processes, sum_over_processes
+from heads.group.collectives import default_group, max_over_processes, sum_over_processes
 
 PROBES = 1024  # of a product
 FEW = 4  # thresholds of a probe that are held against scores one after the other, where many scores reach them

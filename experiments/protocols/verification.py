@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.formats.pairs import Pairs, names_of, read_pairs
 from data.options import flag, path_of, paths_of, whole
-from data.pairs import Pairs, names_of, read_pairs
 
 from ..models.model import Model
 from . import Result, Same, Scores, bootstrap, rate

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data.records import DataSet, RecordSet
-from heads.sharding import Shard
-from heads.softmax import MIN_NORM
+from heads.group.sharding import Shard
+from heads.objectives.softmax import MIN_NORM
 
 from ..models.model import Model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from ..processes import Processes
+from ..launching.processes import Processes
 from .module import HeadModule
 
 

@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.keyed import permute
+from data.counter_rng import permute
 from data.records import RecordSet
 from heads import CenterHead
-from heads.collectives import default_group, sum_over_processes
+from heads.group.collectives import default_group, sum_over_processes
 
 from ..models.model import BLOCK, Model
 from ..protocols import Judge, Result, told

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from data.options import whole
 from heads import CenterHead, Head
-from heads.fidelity import check_options, loss_fidelity, selection_fidelity
-from heads.sharding import Shard
+from heads.fidelity.fidelity import check_options, loss_fidelity, selection_fidelity
+from heads.group.sharding import Shard
 
 from ..tables import bars_hidden
 from .class_means import class_means

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 
 from ..checkpoints.finding import home
 from ..checkpoints.storage import Folder
-from ..lock import locked
-from ..processes import Processes
-from ..world import CONFIG
+from ..launching.launch_config import CONFIG
+from ..launching.lock import locked
+from ..launching.processes import Processes
 
 
 @contextmanager

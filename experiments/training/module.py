@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from data.records import DataSet
 from data.streams import STREAMS, Batch, BatchLoader
 from heads import Head
-from heads.collectives import default_group, max_over_processes
+from heads.group.collectives import default_group, max_over_processes
 
-from ..build import build
+from ..instantiate import instantiate
+from ..launching.processes import Processes
 from ..models import fingerprint
 from ..models.backbone import build_backbone
 from ..models.trained import about
-from ..processes import Processes
 from .gradients import average_gradients
 from .precision import LossScale
 
@@ -60,11 +60,11 @@ class HeadModule(L.LightningModule):
         self.config, self.data, self.processes = config, data, processes
         self.backbone = build_backbone(config, data.shape)
         begin(self.backbone)
-        self.head = build(
+        self.head = instantiate(
             config.head,
             num_classes=data.train.num_classes,
             embedding_size=config.embedding_size,
-            margin=build(config.margin),
+            margin=instantiate(config.margin),
             seed=config.seed,
         )
         self.head.prepare(self.backbone)
@@ -109,10 +109,10 @@ class HeadModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         options = self.config.optimizer
         trained = [p for p in self.backbone.parameters() if p.requires_grad]
-        backbone = build(options.backbone)(trained, lr=_lr_of(options.backbone, options.lr))
-        rule = {"rule": build(options.rows)} if "_target_" in (options.rows or {}) else {}  # a head may have none
+        backbone = instantiate(options.backbone)(trained, lr=_lr_of(options.backbone, options.lr))
+        rule = {"rule": instantiate(options.rows)} if "_target_" in (options.rows or {}) else {}  # a head may have none
         rows = self.head.optimizer(lr=_lr_of(options.rows, options.lr), **rule)
-        factor = build(self.config.schedule, num_steps=self.num_steps)
+        factor = instantiate(self.config.schedule, num_steps=self.num_steps)
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in (backbone, rows)]
         return [backbone, rows], schedules
 

@@ -7,8 +7,8 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
+from ..launching.processes import Processes
 from ..models.backbone import check_precision
-from ..processes import Processes
 
 
 def plugin_for(precision: str, device: torch.device) -> Precision:

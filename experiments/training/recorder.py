@@ -14,9 +14,9 @@ from rich.table import Table
 
 from data.files import write_whole
 
-from .. import program
+from .. import provenance
 from ..comparing.runs import Run
-from ..processes import Processes
+from ..launching.processes import Processes
 from ..tables import console, readable
 from .module import HeadModule
 
@@ -107,7 +107,7 @@ class Recorder(L.Callback):
             self.seconds += now - self._mark
             self.images += module.config.batch_size
         else:
-            module.head.stopwatch.reset()
+            module.head.timer.reset()
         self._mark = now
         if module.between_steps and (module.step % self.log_interval == 0 or module.ends):
             self.record(trainer, self.measure(module), module.step)
@@ -148,7 +148,7 @@ class Recorder(L.Callback):
             "seed": module.config.seed,
             "steps": module.step,
             "epochs": round(module.epoch, 3),
-            **program.about(),
+            **provenance.about(),
             **dict(sorted(measured.items())),
         }
         try:

@@ -18,7 +18,7 @@ MAY_CHANGE = (
     *("trainer.accumulate_grad_batches", "head.store", "head.logits_budget_mb"),
     *("data.format", "data.source", "data.root", "data.labels", "data.cache_dir"),
 )
-THESE_TOO = ("resume", "objective", "num_workers", "batch_size", "store_dir", "protocol")
+THESE_TOO = ("resume", "sweep_metric", "num_workers", "batch_size", "store_dir", "protocol")
 
 
 def check(began_with: Mapping[str, Any], config: DictConfig) -> None:

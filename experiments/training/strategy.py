@@ -11,7 +11,7 @@ from heads import CenterHead, Head
 
 from ..checkpoints.checkpoint import CheckpointError, Stored, write
 from ..checkpoints.storage import place
-from ..processes import Processes
+from ..launching.processes import Processes
 from . import resuming
 from .module import HeadModule
 

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from heads import CenterHead
-from heads.centers import INIT_STD, ClassCenters
-from heads.collectives import sum_over_processes
+from heads.group.collectives import sum_over_processes
+from heads.rows.centers import INIT_STD, ClassCenters
 
 from ..models.trained import Trained
 from .class_means import class_means

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data import lmdb_growing
 from data.convert import convert, parse
-from data.glyphs import glyphs
-from data.lmdb_growing import GrowingLmdb
+from data.formats import lmdb_growing
+from data.formats.lmdb_growing import GrowingLmdb
 from data.records import opened
-from tests.data.sets import images, read_lmdb, write_lmdb, write_rec
+from data.sets.glyphs import glyphs
+from tests.data.made_sets import images, read_lmdb, write_lmdb, write_rec
 
 
 def limited(work: Callable[[], object], spare: int, folder: Path) -> str:

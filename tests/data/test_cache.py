@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from data import cache
-from data.glyphs import glyphs
-from data.hanzi import hanzi
-from data.images import images as build
+from data.sets.glyphs import glyphs
+from data.sets.hanzi import hanzi
+from data.sets.images import images as build
 from tests.data.fonts import installed_for_tests
-from tests.data.sets import SIDE, images, write_folder
+from tests.data.made_sets import SIDE, images, write_folder
 
 DENIED = Path("/proc/headcount")  # nobody can write there, not even root
 

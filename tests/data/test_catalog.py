@@ -11,9 +11,9 @@ import pytest
 
 from data import grouping
 from data.catalog import Catalog, Origin, catalog
-from data.encoded import UnreadableError
-from data.recordio import RecordFile
-from tests.data.sets import (
+from data.formats.encoded import UnreadableError
+from data.formats.recordio import RecordFile
+from tests.data.made_sets import (
     FORMATS,
     MAGIC,
     datum,
@@ -198,7 +198,7 @@ def test_a_damaged_record_does_not_hide_what_follows(tmp_path):
 
 def test_a_header_that_float32_rounds(tmp_path, monkeypatch):
     """Above 2^24 it may tell some more or fewer; here above 4."""
-    from data import recordio
+    from data.formats import recordio
 
     monkeypatch.setattr(recordio, "EXACT", 4)
     monkeypatch.setattr(recordio.np, "spacing", lambda number: 2)
@@ -212,7 +212,7 @@ def test_a_header_that_float32_rounds(tmp_path, monkeypatch):
 
 
 def test_links_to_files_keep_what_lies_beside_the_link(tmp_path):
-    from data.images import images as build
+    from data.sets.images import images as build
 
     path = write_list(tmp_path / "set.txt", ITEMS)
     (tmp_path / "blobs").mkdir()

@@ -15,11 +15,11 @@ from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
-from data import conversion as module
 from data.catalog import Origin, catalog
+from data.conversion import conversion as module
+from data.conversion.writers import plain, plain_name
 from data.convert import Report, convert, parse
-from data.writers import plain, plain_name
-from tests.data.sets import (
+from tests.data.made_sets import (
     SIDE,
     bomb,
     datum,
@@ -216,7 +216,7 @@ def test_a_killed_process_goes_on(tmp_path):
 
 def test_what_was_written_wrong_is_found(tmp_path, monkeypatch):
     source = write_list(tmp_path / "set.txt", ITEMS)
-    from data import writers
+    from data.conversion import writers
 
     monkeypatch.setattr(writers, "value_of", lambda encoded, datum: b"\x0a\x02\xff\xd8")
     with pytest.raises(ValueError, match=r"read back wrong: 0.jpg: other bytes than its source has"):

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data.catalog import Origin, catalog
-from data.encoded import UnreadableError
-from data.image_lists import ImageList
-from data.lmdb_images import encoded_in, value_of
-from data.recordio import MAGIC_BYTES, RecordFile, framed, unpack
+from data.formats.encoded import UnreadableError
+from data.formats.image_lists import ImageList
+from data.formats.lmdb_images import encoded_in, value_of
+from data.formats.recordio import MAGIC_BYTES, RecordFile, framed, unpack
 from tests import fuzz
-from tests.data.sets import datum, rec_payload
+from tests.data.made_sets import datum, rec_payload
 
 settings.register_profile("here", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("here")

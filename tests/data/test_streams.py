@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from data import streams
-from data.keyed import permute
-from data.sphere import sphere
+from data.counter_rng import permute
+from data.sets.sphere import sphere
 from data.streams import BatchLoader, IdentityStream, InOrder, InstanceStream
 
 DATA = sphere(23, size=6, images_per_class=3, num_heldout=5)  # 69 records

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments.arguments import CONF
 from experiments.checkpoints.checkpoint import Stored
+from experiments.command_line.arguments import CONF
 
 ROOT = Path(__file__).resolve().parents[2]
 # Warnings are errors in the commands too; the exceptions are those of pyproject.toml.

@@ -9,9 +9,9 @@ import torch
 from experiments import benchmark
 from experiments.benches import head_step as bench
 from experiments.benches.catalog import catalog
-from experiments.benches.filter_below import filter_below
 from experiments.benches.loader import DECODERS, loader, make, with_workers
 from experiments.benches.measure import median_and_spread, ratio
+from experiments.benches.min_probability import min_probability
 from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
 from experiments.benches.sampling import sampling
 from experiments.benches.search import search
@@ -19,7 +19,7 @@ from experiments.benches.selection import selection
 from experiments.benches.stall import stall
 from experiments.benches.topk import topk
 from heads import CosFace, FullFC, PartialFC
-from heads.pool import ClassPool
+from heads.pool.class_pool import ClassPool
 from tests.experiments.commands import call
 
 
@@ -61,7 +61,7 @@ def test_head_step_over_every_option(tmp_path):
         compute=["bf16"],
         optimizer=["adagrad"],
         logits_budget_mb=[1],
-        filter_below=[0],
+        min_probability=[0],
     )
     assert [(line["store"], line["active"]) for line in lines] == [("device", 20), ("disk", 20)]
     assert "speedup" not in lines[0] and not (tmp_path / "rows").exists()
@@ -205,8 +205,8 @@ def test_plain_lrus_do_what_the_pool_does():
 
 
 def test_filter_below_before_and_after_training():
-    lines = filter_below(200, 16, 8, [1e-3, 0.01], steps=3, lr=0.1, warmup=0, repeats=2, device="cpu")
-    assert [(line["after_steps"], line["filter_below"]) for line in lines] == [
+    lines = min_probability(200, 16, 8, [1e-3, 0.01], steps=3, lr=0.1, warmup=0, repeats=2, device="cpu")
+    assert [(line["after_steps"], line["min_probability"]) for line in lines] == [
         (0, 1e-3),
         (0, 0.01),
         (3, 1e-3),

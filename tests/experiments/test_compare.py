@@ -194,7 +194,7 @@ def test_an_option_of_the_data_makes_a_problem_though_another_agrees_with_it(tmp
 def test_an_option_that_only_some_runs_of_a_head_have_tells_them_apart(tmp_path):
     made_run(tmp_path / "0")
     made_run(tmp_path / "1", options={"backbone_width": 64})
-    made_run(tmp_path / "2", "full", options={"filter_below": 0})
+    made_run(tmp_path / "2", "full", options={"min_probability": 0})
     comparison = compared(tmp_path)
     assert [group.label for group in comparison.groups] == ["FullFC", "PartialFC", "PartialFC backbone_width=64"]
 

@@ -10,9 +10,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from data.streams import InstanceStream
 from experiments.checkpoints.storage import Folder
 from experiments.train import train
-from heads import annoy_build
+from heads.indexes import annoy_build
 from tests.experiments.commands import SMOKE, config, metrics, summary
-from tests.experiments.test_processes import trained
+from tests.experiments.launching.test_processes import trained
 from tests.workers import rank_and_world
 
 SHORT = [*SMOKE, "evaluate.interval=null", "logger.wandb.mode=disabled", "trainer.log_interval=1", "backbone=mlp"]

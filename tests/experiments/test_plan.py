@@ -7,14 +7,14 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from experiments import plan
-from experiments.arguments import CONF
 from experiments.benches.checkpoint import checkpoint
 from experiments.benches.communication import HEADS, _measured, _momentum, communication
-from experiments.processes import Processes
+from experiments.command_line.arguments import CONF
+from experiments.launching.processes import Processes
 from heads import FullFC, HashingForest, PartialFC
-from heads.cost import Case
-from heads.index import IVF, Annoy, Exact, TensorVectors
-from heads.optim import RowAdagrad, RowAdamW, RowSGD
+from heads.core.cost import Case
+from heads.indexes.index import IVF, Annoy, Exact, TensorVectors
+from heads.rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from tests.experiments.commands import call
 from tests.workers import rank_and_world
 

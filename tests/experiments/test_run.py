@@ -12,8 +12,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments import lock
 from experiments.checkpoints.storage import Folder
+from experiments.launching import lock
 from experiments.train import train
 from experiments.training.schedule import polynomial
 from tests.experiments import offline
@@ -201,7 +201,7 @@ def test_a_training_goes_on_as_what_it_was(finished, overrides, words, tmp_path)
 
 def test_how_far_and_how_watched_may_change(finished, tmp_path):
     half = finished[0] / "checkpoints" / "step-00000010"
-    words = [f"resume={half}", "trainer.max_steps=12", "evaluate.interval=5", "checkpoint.keep=9", "objective=x"]
+    words = [f"resume={half}", "trainer.max_steps=12", "evaluate.interval=5", "checkpoint.keep=9", "sweep_metric=x"]
     words += ["batch_size=32", "trainer.accumulate_grad_batches=2", "logger.wandb.mode=disabled"]
     assert train(config(*SMOKE, *words), tmp_path) == 0
     assert summary(tmp_path)["steps"] == 12
@@ -378,7 +378,7 @@ def test_a_wrong_option_gets_a_sentence(tmp_path):
     [
         (["head=ffc", "queue_size=20"], "queue_size=20: smaller than the 32 images"),
         (["sample_rate=1.5"], "sample_rate=1.5: must lie in (0, 1]"),
-        (["head=full", "filter_below=2"], "filter_below=2: a probability in [0, 1)"),
+        (["head=full", "min_probability=2"], "min_probability=2: a probability in [0, 1)"),
         (["head=forest", "num_active=5000"], "num_active=5000: up to 2803 classes"),
         (["head=forest", "build=later"], "build='later': must be 'background' or 'blocking'"),
         (["head=ffc", "evaluate.train_records=9"], "evaluate.train_records=9: FFC keeps no class centers"),

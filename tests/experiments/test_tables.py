@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data.conversion import Report
+from data.conversion.conversion import Report
 from data.convert import parse, tell
 from data.screen import bars
 from experiments import compare, evaluate, tables

@@ -6,17 +6,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments.arguments import CONF
-from experiments.build import build
 from experiments.checkpoints.storage import Folder
-from experiments.processes import Processes
+from experiments.command_line.arguments import CONF
+from experiments.instantiate import instantiate
+from experiments.launching.processes import Processes
 from experiments.train import train
 from experiments.training import progress
 from experiments.training.module import HeadModule
 from experiments.training.recorder import WARMUP_BATCHES
 from experiments.training.time_limit import seconds_of
 from tests.data.fonts import installed_for_tests
-from tests.data.sets import FORMATS, SIDE, images
+from tests.data.made_sets import FORMATS, SIDE, images
 from tests.experiments.commands import config, metrics, summary
 from tests.experiments.protocols.files import written_for
 
@@ -153,7 +153,7 @@ def test_backbone_and_rows_may_have_rates_of_their_own(words, rates):
     found = config(
         "data=sphere", "data.num_classes=1000", "backbone=mlp", "schedule.power=1", "schedule.warmup=0", *words
     )
-    module = HeadModule(found, build(found.data), Processes(0, 1, torch.device("cpu")))
+    module = HeadModule(found, instantiate(found.data), Processes(0, 1, torch.device("cpu")))
     optimizers, schedules = module.configure_optimizers()
     assert tuple(optimizer.param_groups[0]["lr"] for optimizer in optimizers) == rates
     for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -187,14 +187,14 @@ def test_epochs_set_the_steps(tmp_path):
             "the evaluation measures val/verification_accuracy, val/tar_at_far_1e-3",
         ),
         (["+trainer.profiler=simpel"], "trainer.profiler=simpel: must be one of simple, advanced, pytorch"),
-        (["+data.foo=1"], "data.glyphs.glyphs: .*unexpected keyword argument 'foo'"),
+        (["+data.foo=1"], "data.sets.glyphs.glyphs: .*unexpected keyword argument 'foo'"),
         (["+head.foo=1"], "unexpected keyword argument 'foo'"),
         (["+margin.foo=1"], "heads.margins.CosFace: .*unexpected keyword argument 'foo'"),
         (["+schedule.foo=1"], "experiments.training.schedule.polynomial: .*unexpected keyword argument 'foo'"),
-        (["+noise.foo=1"], "data.noise.with_noise: has no option foo; it takes "),
+        (["+noise.foo=1"], "data.sets.noise.with_noise: has no option foo; it takes "),
         (["+backbone.foo=1"], "backbones.tiny.Tiny: has no option foo; it takes "),
         (["+optimizer.backbone.foo=1"], "torch.optim.SGD: has no option foo; it takes params, lr, "),
-        (["+optimizer.rows.foo=1"], "heads.optim.RowSGD: has no option foo; it takes head, lr, "),
+        (["+optimizer.rows.foo=1"], "heads.rows.optimizers.RowSGD: has no option foo; it takes head, lr, "),
         (["trainer.max_epochs=1"], r"trainer.max_steps=2, trainer.max_epochs=1: give one"),
         (["trainer.precision=16"], "trainer.precision=16: must be one of 32-true, bf16-mixed"),
         (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),

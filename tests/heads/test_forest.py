@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from heads import CosFace, FullFC, HashingForest, PartialFC, Softmax
-from heads.index import IVF, Annoy, Exact, Index
+from heads.indexes.index import IVF, Annoy, Exact, Index
 from tests import conformance
 from tests.conformance import Case
 from tests.reference import Rule
@@ -83,7 +83,7 @@ def test_almost_all_classes_give_almost_the_loss_of_the_full_head():
 
 def test_selection_is_positives_then_nearest_by_turns_then_uniform():
     head, x, labels = forest(neighbours_share=0.5), embeddings(), torch.tensor([7, 7, 190, 0])
-    ids = head.select(x, labels).ids
+    ids = head.select_classes(x, labels).ids
     assert len(ids) == 40 and torch.equal(ids, torch.unique(ids)) and {0, 7, 190} <= set(ids.tolist())
     count = round(0.5 * (40 - 3))
     ranked = (x @ normalize(head.centers.rows).T).argsort(dim=1, descending=True)
@@ -97,8 +97,8 @@ def test_selection_is_positives_then_nearest_by_turns_then_uniform():
 
 def test_no_neighbours_are_partial_fc():
     labels = torch.tensor([7, 7, 190, 0])
-    ids = forest(neighbours_share=0, num_active=0.2).select(embeddings(), labels).ids
-    assert torch.equal(ids, PartialFC(200, 8, sample_rate=0.2).select(embeddings(), labels).ids)
+    ids = forest(neighbours_share=0, num_active=0.2).select_classes(embeddings(), labels).ids
+    assert torch.equal(ids, PartialFC(200, 8, sample_rate=0.2).select_classes(embeddings(), labels).ids)
 
 
 def test_corrected_uniform_negatives_stand_for_all_others():
@@ -111,7 +111,7 @@ def test_corrected_uniform_negatives_stand_for_all_others():
         head.step, head.next_renewal = step, 1000
         if step == 0:
             head.next_renewal = 0
-        selection = head.select(x, labels)
+        selection = head.select_classes(x, labels)
         sums.append((exp[:, selection.ids] / selection.log_q.exp()).sum(1))
     estimates = torch.stack(sums)
     error = estimates.mean(0) - exp.sum(1)
@@ -145,27 +145,27 @@ def until_built(head: HashingForest) -> None:
 def test_in_the_background_the_old_index_serves_until_the_new_one_is_there():
     Slow.go.clear()
     head, x, labels = forest(build="background", index=Slow(), interval=2), embeddings(), torch.tensor([1, 2, 3, 4])
-    head.select(x, labels)
+    head.select_classes(x, labels)
     assert head.nearest_negatives == 0 and "index_age" not in head.stats()  # uniform until the first is there
     until_built(head)
     head.step = 1
-    head.select(x, labels)
+    head.select_classes(x, labels)
     assert head.nearest_negatives > 0 and head.stats()["index_age"] == 1
     first = head.renewal.index
     head.step = 2  # due
-    head.select(x, labels)
+    head.select_classes(x, labels)
     assert head.renewal.under_way and head.renewal.index is first
     head.step = 5
-    head.select(x, labels)
+    head.select_classes(x, labels)
     assert head.renewal.index is first and head.stats()["index_age"] == 5
     until_built(head)
-    head.select(x, labels)
+    head.select_classes(x, labels)
     assert head.renewal.index is not first and head.renewal.as_of == 2
 
 
 def selected(head: HashingForest, step: int) -> None:
     head.step = step
-    head.select(embeddings(), torch.tensor([1, 2, 3, 4]))
+    head.select_classes(embeddings(), torch.tensor([1, 2, 3, 4]))
 
 
 def test_a_failed_build_is_an_error_where_training_waits_for_it(monkeypatch):
@@ -263,7 +263,7 @@ def test_a_renewed_index_knows_the_rows_that_training_changed(index):
         optimizer.step()
         optimizer.zero_grad()
     x = embeddings()
-    head.select(x, torch.tensor([1, 2, 3, 4]))
+    head.select_classes(x, torch.tensor([1, 2, 3, 4]))
     assert head.renewal.as_of == 4
     best = (x @ normalize(head.centers.rows).T).topk(10).indices
     assert torch.equal(head.renewal.index.query(x, 10), best)
@@ -275,7 +275,7 @@ def test_softmax_rows_may_outgrow_the_radius():
         head.centers.rows *= growth
         head._changed[:] = True
         x = head.to_rows_space(embeddings())
-        head.select(x, torch.tensor([1, 2, 3, 4]))
+        head.select_classes(x, torch.tensor([1, 2, 3, 4]))
         head.step += 1
         best = (x @ head.centers.rows.T).topk(10).indices
         assert torch.equal(head.renewal.index.query(head._queries(x), 10), best)
@@ -283,7 +283,7 @@ def test_softmax_rows_may_outgrow_the_radius():
 
 def test_an_index_of_other_rows_is_not_taken_over():
     head = forest()
-    head.select(embeddings(), torch.tensor([1, 2, 3, 4]))
+    head.select_classes(embeddings(), torch.tensor([1, 2, 3, 4]))
     state = head.get_extra_state()
     for name, value in (("shard", [100, 300, 400, 8]), ("kind", "IVF")):
         other = forest()

@@ -23,7 +23,9 @@ CASES = {
     "sv": Case(
         FullFC, margin=SVSoftmax(s=16), rule=Rule(reference.sv_target, reference.sv_negative, s=16), num_classes=1000
     ),
-    "filter": Case(FullFC, margin=CosFace(filter_above=0.2), rule=Rule(reference.cosface, filter_above=0.2)),
+    "filter": Case(
+        FullFC, margin=CosFace(max_negative_cosine=0.2), rule=Rule(reference.cosface, max_negative_cosine=0.2)
+    ),
     "softmax": Case(FullFC, margin=Softmax(), rule=Rule(s=1.0, normalized=False)),
     "softmax recomputing": Case(
         FullFC, {"logits_budget_mb": 0}, margin=Softmax(), rule=Rule(s=1.0, normalized=False), weighted=True
@@ -32,13 +34,13 @@ CASES = {
     "nesterov": Case(FullFC, optimizer_options={"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "adagrad": Case(FullFC, optimizer=RowAdagrad, optimizer_options={"lr": 0.1}),
     "filter below": Case(
-        FullFC, {"filter_below": 0.01}, rule=Rule(reference.cosface, filter_below=0.01), num_classes=1000
+        FullFC, {"min_probability": 0.01}, rule=Rule(reference.cosface, min_probability=0.01), num_classes=1000
     ),
     "filter below recomputing": Case(
         FullFC,
-        {"filter_below": 0.005, "logits_budget_mb": 0},
+        {"min_probability": 0.005, "logits_budget_mb": 0},
         margin=ArcFace(s=16),
-        rule=Rule(reference.arcface, s=16, filter_below=0.005),
+        rule=Rule(reference.arcface, s=16, min_probability=0.005),
         num_classes=1000,
         weighted=True,
     ),
@@ -69,7 +71,7 @@ def test_filter_below_leaves_out_most_rows_and_keeps_the_loss(budget):
     embeddings, labels = torch.randn(8, 32), torch.arange(8)
     options = {"margin": CosFace(s=16)}  # with s = 64 some gradients are too small for float32
     plain = FullFC(5000, 32, **options)
-    filtered = FullFC(5000, 32, filter_below=5e-3, logits_budget_mb=budget, **options)
+    filtered = FullFC(5000, 32, min_probability=5e-3, logits_budget_mb=budget, **options)
     losses, moved = [], []
     for head in (plain, filtered):
         optimizer = head.optimizer(lr=0.1)
@@ -84,7 +86,7 @@ def test_filter_below_leaves_out_most_rows_and_keeps_the_loss(budget):
 
 
 def test_a_second_backward_through_a_filtered_loss_adds_the_same_again():
-    head = FullFC(300, 8, filter_below=0.01)
+    head = FullFC(300, 8, min_probability=0.01)
     embeddings = torch.randn(4, 8, requires_grad=True)
     loss = head(embeddings, torch.arange(4))
     (once,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
@@ -94,8 +96,8 @@ def test_a_second_backward_through_a_filtered_loss_adds_the_same_again():
 
 def test_bad_filter_is_refused():
     for value in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="filter_below="):
-            FullFC(10, 4, filter_below=value)
+        with pytest.raises(ValueError, match="min_probability="):
+            FullFC(10, 4, min_probability=value)
 
 
 def test_bf16_products_stay_close():

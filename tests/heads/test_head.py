@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-import heads.softmax
+import heads.objectives.softmax
 from heads import CosFace, FullFC, PartialFC, Softmax
 from tests.workers import rank_and_world
 
@@ -15,12 +15,12 @@ LABELS = torch.tensor([0, 6, 3, 3, 1, 5, 2, 4, 6, 0, 2, 3])
 def _step(rate: float, selected: list[int] | None) -> dict[str, torch.Tensor]:
     """In a worker: one step on this process's share of the global batch; what all processes then hold."""
     rank, world_size = rank_and_world()
-    heads.softmax.CHUNK_ROWS = 2
+    heads.objectives.softmax.CHUNK_ROWS = 2
     head = PartialFC(7, 8, sample_rate=rate) if rate < 1 else FullFC(7, 8)
     if selected is not None:
         shard = head.centers.shard
         local = torch.tensor([c - shard.start for c in selected if shard.start <= c < shard.stop], dtype=torch.int64)
-        head.select = lambda embeddings, labels: heads.Selection(local)
+        head.select_classes = lambda embeddings, labels: heads.Selection(local)
     optimizer = head.optimizer(lr=0.1, momentum=0.9, weight_decay=5e-4)
     share = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
     embeddings = EMBEDDINGS[share].clone().requires_grad_()
@@ -63,7 +63,7 @@ def test_topk_is_exact(world_size, workers):
 
 
 def _topk(k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    heads.softmax.CHUNK_ROWS = 2
+    heads.objectives.softmax.CHUNK_ROWS = 2
     return FullFC(7, 8).topk(EMBEDDINGS, k)
 
 
@@ -252,14 +252,14 @@ def test_logits_budget_counts_what_is_already_kept():
 
 def test_step_of_unequal_selections_is_the_sum(monkeypatch):
     """Two micro-batches with other rows each, in chunks that cut both: as one dense gradient."""
-    monkeypatch.setattr(heads.softmax, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(heads.objectives.softmax, "CHUNK_ROWS", 3)
     selections = [torch.tensor([0, 2, 3, 5, 8, 9]), torch.tensor([0, 1, 3, 9])]
     labels = [torch.tensor([2, 9]), torch.tensor([0, 1])]
     head = PartialFC(10, 8, dtype=torch.float64)
     optimizer = head.optimizer(lr=0.1)
     dense = head.centers.rows.clone().requires_grad_()
     for ids, own in zip(selections, labels, strict=True):
-        head.select = lambda embeddings, labels, ids=ids: heads.Selection(ids)
+        head.select_classes = lambda embeddings, labels, ids=ids: heads.Selection(ids)
         head(EMBEDDINGS[:2], own).backward()
         cos = normalize(EMBEDDINGS[:2].double()) @ normalize(dense[ids]).T
         targets = torch.searchsorted(ids, own)
@@ -271,7 +271,7 @@ def test_step_of_unequal_selections_is_the_sum(monkeypatch):
 
 def test_a_selection_without_a_positive_is_a_bug():
     head = PartialFC(10, 8)
-    head.select = lambda embeddings, labels: heads.Selection(torch.tensor([1, 2]))
+    head.select_classes = lambda embeddings, labels: heads.Selection(torch.tensor([1, 2]))
     with pytest.raises(AssertionError, match="every positive"):
         head(EMBEDDINGS[:1], torch.tensor([3]))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from heads import CosFace, FullFC, PartialFC, RowAdamW
-from heads.keyed import generator
-from heads.sampling import sample_without_replacement
+from heads.core.counter_rng import generator
+from heads.selection.sampling import sample_without_replacement
 from tests import conformance
 from tests.conformance import Case
 from tests.heads.test_full import ADAMW
@@ -45,7 +45,7 @@ def test_rate_one_is_the_full_head():
     rows = []
     for head in (FullFC(50, 8), PartialFC(50, 8, sample_rate=1)):
         optimizer = head.optimizer(lr=0.1)
-        assert head.select(embeddings, labels).ids is None or isinstance(head, FullFC)
+        assert head.select_classes(embeddings, labels).ids is None or isinstance(head, FullFC)
         head(embeddings.clone().requires_grad_(), labels).backward()
         optimizer.step()
         rows.append(head.centers.rows)
@@ -56,7 +56,7 @@ def test_rate_one_is_the_full_head():
 def test_selection_holds_positives_and_its_quota(rate):
     head = PartialFC(200, 8, sample_rate=rate)
     labels = torch.tensor([7, 7, 190, 0])
-    ids = head.select(torch.zeros(4, 8), labels).ids
+    ids = head.select_classes(torch.zeros(4, 8), labels).ids
     assert len(ids) == max(round(rate * 200), 3)
     assert torch.equal(ids, torch.unique(ids))
     assert set(labels.tolist()) <= set(ids.tolist())
@@ -75,7 +75,7 @@ def test_selection_is_keyed_by_seed_step_and_micro_batch():
     def ids(seed: int = 0, step: int = 0, micro_batch: int = 0) -> list[int]:
         head = PartialFC(1000, 8, sample_rate=0.1, seed=seed)
         head.step, head.micro_batch = step, micro_batch
-        return head.select(torch.zeros(1, 8), torch.tensor([3])).ids.tolist()
+        return head.select_classes(torch.zeros(1, 8), torch.tensor([3])).ids.tolist()
 
     assert ids() == ids()
     different = [ids(), ids(seed=1), ids(step=1), ids(micro_batch=1)]
@@ -120,7 +120,7 @@ def test_log_q_makes_the_denominator_unbiased():
     total = torch.zeros(2, dtype=torch.float64)
     for step in range(2000):
         head.step = step
-        selection = head.select(x, labels)
+        selection = head.select_classes(x, labels)
         rows = torch.nn.functional.normalize(head.centers.rows[selection.ids])
         total += (4 * x @ rows.T - selection.log_q).exp().sum(1) / 2000
     torch.testing.assert_close(total, every, rtol=0.02, atol=0)

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 import heads
 from heads import FFC, IVF, Annoy, CosFace, Exact, FullFC, HashingForest, PartialFC, RowAdamW, RowOptimizer, RowSGD
-from heads.centers import RowState
-from heads.fidelity import selection_fidelity
+from heads.fidelity.fidelity import selection_fidelity
+from heads.rows.centers import RowState
 from tests.workers import rank_and_world
 
 C, D, N = 40, 8, 12
@@ -309,7 +309,7 @@ def test_a_head_that_never_steps_is_reported_once_and_keeps_little(name):
 
 
 def test_an_optimizer_that_never_steps_is_reported_and_ends(monkeypatch):
-    monkeypatch.setattr("heads.pending.MOST", 300)
+    monkeypatch.setattr("heads.rows.pending.MOST", 300)
     head = FullFC(C, D)
     head.optimizer(lr=0.1)
     with pytest.warns(UserWarning, match=r"call its step\(\)"):
@@ -611,7 +611,7 @@ def test_an_empty_pool_and_an_empty_gallery():
         (
             lambda: FullFC(C, D, sample_rate=0.1),
             TypeError,
-            r"FullFC\(\).*'sample_rate'.*its options are .*filter_below",
+            r"FullFC\(\).*'sample_rate'.*its options are .*min_probability",
         ),
         (lambda: HashingForest(C, D, num_actve=4), TypeError, r"HashingForest\(\).*did you mean 'num_active'"),
         (lambda: FullFC(C, D, margin="cosface"), ValueError, r"margin='cosface' must be a margin object"),

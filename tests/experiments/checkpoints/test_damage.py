@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments import program, verify
+from experiments import provenance, verify
 from experiments.checkpoints import blocks
 from experiments.checkpoints.checkpoint import ROWS, Stored, write
 from experiments.checkpoints.manifest import digest
 from experiments.checkpoints.storage import Folder
-from experiments.processes import Processes
+from experiments.launching.processes import Processes
 from heads import PartialFC
 
 ONE = Processes(0, 1, torch.device("cpu"))
@@ -139,7 +139,9 @@ def test_verify_is_content_with_what_was_written(whole, capsys, monkeypatch):
         verify.main()
     printed = capsys.readouterr()
     assert ended.value.code == 0 and not printed.err and printed.out.count("All files are as they were written") == 2
-    assert f"by version {program.about()['version']}, commit {program.about()['commit'] or 'unknown'}" in printed.out
+    assert (
+        f"by version {provenance.about()['version']}, commit {provenance.about()['commit'] or 'unknown'}" in printed.out
+    )
 
 
 def test_any_flipped_bit_is_told_or_changes_nothing(whole, tmp_path):
@@ -237,18 +239,18 @@ def test_rows_of_another_shape_are_left_alone(rows, words, whole):
 def test_a_checkpoint_names_the_program(whole):
     told = json.loads((whole / MANIFEST).read_text())
     assert told["format"] == 2
-    assert {name: told["content"][name] for name in ("version", "commit")} == program.about()
+    assert {name: told["content"][name] for name in ("version", "commit")} == provenance.about()
 
 
 def test_the_commit_is_null_outside_of_a_checkout(tmp_path, monkeypatch):
     """And git is not asked: it would tell of a repository that this folder lies in."""
-    monkeypatch.setattr(program, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
     def never(*arguments, **options):
         raise AssertionError("git was started")
 
     monkeypatch.setattr("subprocess.run", never)
-    assert program.about.__wrapped__()["commit"] is None
+    assert provenance.about.__wrapped__()["commit"] is None
 
 
 def test_state_that_is_no_data_is_a_failed_save(tmp_path):

@@ -17,9 +17,9 @@ from experiments.checkpoints.state import packed
 from experiments.checkpoints.storage import Folder
 from experiments.evaluate import evaluate
 from experiments.export import export
+from experiments.launching.processes import Processes
 from experiments.models import targets
 from experiments.models.trained import Trained
-from experiments.processes import Processes
 from experiments.train import train
 from tests.experiments.commands import config
 
@@ -28,7 +28,7 @@ SHORT = ("experiment=smoke", "trainer.max_steps=2", "logger.wandb.mode=disabled"
 SHORT += ("evaluate.interval=null", "backbone=mlp", "embedding_size=16", "head=full")
 JUDGED = ("protocol=closed_set", "protocol.closed_set.records=9", "protocol.closed_set.resamples=0")
 COMMANDS: dict[str, Callable[[str, Path], Any]] = {
-    "evaluate": lambda path, folder: evaluate(config(f"checkpoint={path}", *JUDGED, name="evaluation"), folder),
+    "evaluate": lambda path, folder: evaluate(config(f"checkpoint={path}", *JUDGED, name="evaluate"), folder),
     "export": lambda path, folder: export(
         config(f"checkpoint={path}", f"target={folder}/x.pt2", "format=pt2", name="export"), folder
     ),
@@ -108,7 +108,7 @@ SHELL = {"args": ["mkdir", "ran"]}
 CONFIGS: dict[str, Callable[[Path], tuple[str, Any]]] = {
     "torch.hub.load": lambda folder: ("backbone", hub(folder)),
     "pathlib.Path.rmdir": lambda folder: ("backbone", {"_target_": "pathlib.Path.rmdir", "_args_": ["stays"]}),
-    "what a module of ours imports": lambda folder: ("backbone", {"_target_": "heads.index.subprocess.run", **SHELL}),
+    "what a module of ours imports": lambda folder: ("backbone", {"_target_": "heads.indexes.subprocess.run", **SHELL}),
     "a command of ours": lambda folder: (
         "backbone",
         {"_target_": "experiments.run.start", "command": ["mkdir", "ran"], "environment": {}},
@@ -211,8 +211,8 @@ def test_a_backbone_of_ones_own_is_trusted_by_name(tmp_path):
     with pytest.raises(
         ValueError, match=rf"backbone\._target_={target}, .*; if it is yours, .* add trust=\[{target}\]"
     ):
-        evaluate(config(*words, name="evaluation"), tmp_path)
-    assert evaluate(config(*words, f"trust=[{target}]", name="evaluation"), tmp_path)
+        evaluate(config(*words, name="evaluate"), tmp_path)
+    assert evaluate(config(*words, f"trust=[{target}]", name="evaluate"), tmp_path)
     again = [f"backbone._target_={target}", "~backbone.hidden", f"warm_start.checkpoint={tmp_path}"]
     assert train(config(*SHORT, *again), tmp_path / "again") == 0  # what is built there is what this command names
 
@@ -222,6 +222,6 @@ def test_a_checkpoint_may_name_what_conf_offers():
         "backbones.tiny.Tiny",
         "heads.margins.CosFace",
         "data.augment.Faces",
-        "data.noise.with_noise",
+        "data.sets.noise.with_noise",
     } <= targets._known()
     assert not any(name.startswith(("torch", "experiments", "hydra")) for name in targets._known())

@@ -14,7 +14,7 @@ from experiments.checkpoints import blocks, files
 from experiments.checkpoints.checkpoint import CheckpointError, Stored, write
 from experiments.checkpoints.finding import find
 from experiments.checkpoints.storage import COMPLETE, Folder, Place, Remote, place
-from experiments.processes import Processes
+from experiments.launching.processes import Processes
 from experiments.train import train
 from experiments.verify import verify
 from tests.experiments.commands import SMOKE, call, config, metrics, summary

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.data.sets import image
+from tests.data.made_sets import image
 
 IMAGES = 24
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from data.preprocessing import Preprocessing
+from experiments.launching.processes import Processes
 from experiments.models.model import Model
-from experiments.processes import Processes
 from tests.workers import rank_and_world
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from data.loose import ImageFiles
+from data.formats.unlabeled_images import ImageFiles
 from experiments.models.model import Model
 from experiments.protocols.closed_set import ClosedSet
-from tests.data.sets import images, write_folder
+from tests.data.made_sets import images, write_folder
 from tests.experiments.protocols.models import of_pixels
 from tests.workers import rank_and_world
 

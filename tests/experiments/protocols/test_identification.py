@@ -6,10 +6,10 @@ import torch
 from torch.nn.functional import normalize
 
 from experiments.models import model
-from experiments.protocols import identification, items, search
+from experiments.protocols import identification, image_sets, search
 from experiments.protocols.identification import Identification, Ranks, pairs
 from experiments.protocols.search import Known, strangers_above
-from tests.data.sets import image, images, write_folder
+from tests.data.made_sets import image, images, write_folder
 from tests.experiments.protocols.models import of_nothing, of_pixels
 
 
@@ -123,13 +123,13 @@ def features(tmp_path):
 
 
 def found_of_features(folder, mates, block=16):
-    items.BLOCK = block
+    image_sets.BLOCK = block
     try:
         paths = {name: str(folder / f"{name}.npy") for name in ("gallery", "probes")}
         protocol = Identification(**paths, distractors=str(folder / "strangers.npy"), mates=mates, resamples=20)
         return [(each.metrics, each.intervals, each.counts) for each in protocol(of_nothing())]
     finally:
-        items.BLOCK = model.BLOCK
+        image_sets.BLOCK = model.BLOCK
 
 
 @pytest.mark.parametrize("mates", ["best", "each"])
@@ -155,11 +155,11 @@ def test_features_on_any_number_of_processes(mates, features, workers):
 
 
 def found_of_images(folder):
-    items.BLOCK = 4
+    image_sets.BLOCK = 4
     try:
         return [each.metrics for each in Identification(str(folder), resamples=0)(of_pixels())]
     finally:
-        items.BLOCK = model.BLOCK
+        image_sets.BLOCK = model.BLOCK
 
 
 def test_images_among_all_others(tmp_path, workers):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.pairs import Pairs, read_pairs
+from data.formats.pairs import Pairs, read_pairs
 from experiments.protocols.rates import Ranking, check
 from experiments.protocols.verification import Folds, Verification, folds_of
 from tests.experiments.protocols.files import written_for

@@ -8,7 +8,7 @@ import torch
 from experiments.train import train
 from heads import Head
 from tests.experiments.commands import config, metrics, summary
-from tests.experiments.test_processes import trained
+from tests.experiments.launching.test_processes import trained
 
 SHORT = ("backbone=mlp", "data.augment=false", "data.heldout=0.05", "batch_size=60", "trainer.log_interval=1")
 SHORT += ("trainer.max_steps=8", "evaluate.interval=null", "checkpoint.interval=null", "logger.wandb.mode=disabled")

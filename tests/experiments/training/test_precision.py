@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.processes import Processes
+from experiments.launching.processes import Processes
 from experiments.train import train
 from experiments.training.precision import LossScale
 from tests.experiments.commands import SMOKE, config, metrics, summary
-from tests.experiments.test_processes import trained
+from tests.experiments.launching.test_processes import trained
 from tests.workers import rank_and_world
 
 HALF = (

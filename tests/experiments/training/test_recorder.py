@@ -4,7 +4,7 @@ import mmap
 
 import torch
 
-from experiments.processes import Processes
+from experiments.launching.processes import Processes
 from experiments.training.recorder import Recorder, forget_peak, peak_bytes
 
 LARGE = 2**28

@@ -13,7 +13,7 @@ from experiments.evaluate import evaluate
 from experiments.models import fingerprint
 from experiments.train import train
 from experiments.training import resuming
-from tests.data.sets import images, write_folder
+from tests.data.made_sets import images, write_folder
 from tests.experiments.commands import config
 
 SHORT = ("backbone=mlp", "head=full", "logger.wandb.mode=disabled", "evaluate.interval=null", "batch_size=4")
@@ -109,7 +109,7 @@ def test_a_folder_that_is_renamed_is_another_class(tmp_path):
     with pytest.raises(ValueError, match=rf"class 0 was '{first.name}'"):
         train(config(*again, "store=disk", rows), tmp_path / "c")
     assert not np.fromfile(tmp_path / "rows" / "0-of-1" / "rows.bin", np.uint8).any()  # nothing was read into them
-    judged = config(f"checkpoint={tmp_path / 'b'}", "protocol=closed_set", name="evaluation")
+    judged = config(f"checkpoint={tmp_path / 'b'}", "protocol=closed_set", name="evaluate")
     with pytest.raises(ValueError, match=rf"^checkpoint=.*: its own data have changed: class 0 was '{first.name}'"):
         evaluate(judged, tmp_path / "c")
     (moved / "zebra").rename(first)

@@ -10,19 +10,19 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
-from data.glyphs import glyphs
 from data.records import RecordSet
+from data.sets.glyphs import glyphs
 from experiments.checkpoints.checkpoint import Stored
 from experiments.export import export
+from experiments.launching.processes import Processes
 from experiments.models.trained import StoredCenters, Trained
-from experiments.processes import Processes
 from experiments.train import train
 from experiments.training.class_means import first_images
 from experiments.training.module import build_backbone
 from heads import PartialFC
-from heads.sharding import Shard
+from heads.group.sharding import Shard
 from tests.experiments.commands import config, stored_rows, summary
-from tests.experiments.test_processes import trained
+from tests.experiments.launching.test_processes import trained
 
 # As good as no training, so that a checkpoint tells what training began with.
 STILL = ("trainer.max_steps=1", "trainer.log_interval=1", "optimizer.lr=1e-12", "schedule.warmup=0")

@@ -1,0 +1,1 @@
+"""File formats of images, pairs and templates."""

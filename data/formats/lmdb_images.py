@@ -1,0 +1,120 @@
+"""FFC's LMDB: images under text keys, and a list of keys with their classes.
+
+A value is a protocol buffer with the encoded image in it: `message Datum { optional bytes data = 1; }`, as FFC's
+`tools/make_lmdb.py` writes it. The code that trains there reads Caffe's Datum instead, which has the data in field 4.
+Both are read here, and so are values that are JPEG files themselves. The key-label file, `NAME_kv.txt` inside the
+database's folder or anywhere, has a line `key label` for each image.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lmdb
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from ..files import LineFile, check_file
+from ..records import opened
+from .encoded import JPEG, Bad, Found, UnreadableError, label_of, read_names, text
+from .lmdb_pages import Damage
+
+FIELDS = {"ffc": 1, "caffe": 4}  # of the data
+
+
+def _datum() -> type:
+    file = descriptor_pb2.FileDescriptorProto(name="headcount/datum.proto", package="headcount", syntax="proto2")
+    of_data = descriptor_pb2.FieldDescriptorProto
+    message = file.message_type.add(name="Datum")
+    for name, number in FIELDS.items():
+        # Caffe has a number in field 1: of another kind, it is passed over.
+        message.field.add(name=name, number=number, type=of_data.TYPE_BYTES, label=of_data.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("headcount.Datum"))
+
+
+Datum = _datum()
+
+
+class LmdbImages:
+    """Images of an LMDB folder. A place is the byte that a line of the key-label file begins at.
+
+    Args:
+        path: of the folder.
+        labels: the key-label file; found in the folder unless given.
+    """
+
+    def __init__(self, path: str, labels: str | None = None):
+        self.path = path
+        if not Path(path, "data.mdb").is_file():
+            raise ValueError(f"{path}: no LMDB folder, there is no data.mdb in it")
+        if labels is None:
+            found = sorted(str(each) for each in Path(path).glob("*_kv.txt"))
+            if len(found) != 1:
+                raise ValueError(
+                    f"{path}: {len(found) or 'no'} files *_kv.txt in it; name the key-label file by `labels`"
+                )
+            labels = found[0]
+        self.list = LineFile(labels)
+        self._inode = Path(path, "data.mdb").stat().st_ino
+
+    def files(self) -> Sequence[str]:
+        files = [os.path.join(self.path, "data.mdb"), self.list.path, str(self._names())]  # noqa: PTH118
+        return [path for path in files if Path(path).exists()]
+
+    def class_names(self) -> Sequence[str] | None:
+        return read_names(self._names())
+
+    def _names(self) -> Path:
+        return Path(self.path, "classes.txt")
+
+    def scan(self) -> Iterator[Found | Bad]:
+        check_file(self.list.path, "key-label file")
+        damage = Damage(self.path, opened(self.path, self._inode))
+        for number, place, line in self.list.lines():
+            key, _, label = line.rpartition(b" ")
+            try:
+                if not key:
+                    raise ValueError("a key, a space and a class id are needed")
+                if damage.pages and (page := damage.of(key)) is not None:
+                    yield Bad(text(key), f"page {page:,} of data.mdb is damaged")
+                    continue
+                yield Found(place, label_of(label), key)
+            except ValueError as error:
+                yield Bad(f"line {number}", str(error))
+
+    def key(self, place: int) -> str:
+        return text(self._key(place))
+
+    def read(self, place: int) -> bytes:
+        try:
+            with opened(self.path, self._inode).begin(buffers=True) as transaction:
+                value = transaction.get(self._key(place))
+                if value is None:
+                    raise UnreadableError("the database does not have it")
+                return encoded_in(value)
+        except lmdb.Error as error:
+            raise UnreadableError(str(error)) from None
+
+    def _key(self, place: int) -> bytes:
+        return self.list.line(place).rpartition(b" ")[0]
+
+
+def encoded_in(value: bytes | memoryview) -> bytes:
+    """The encoded image of a value. Raises UnreadableError."""
+    if value[:2] == JPEG:  # no protocol buffer begins like that
+        return bytes(value)
+    datum = Datum()
+    try:
+        datum.ParseFromString(bytes(value))
+    except DecodeError:
+        raise UnreadableError("its value is no Datum") from None
+    if not (datum.ffc or datum.caffe):
+        raise UnreadableError("there is no image in it")
+    return datum.ffc or datum.caffe
+
+
+def value_of(encoded: bytes, datum: str = "ffc") -> bytes:
+    """A value with the image in it, in the field of `datum`."""
+    return Datum(**{datum: encoded}).SerializeToString()

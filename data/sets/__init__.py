@@ -1,0 +1,1 @@
+"""Data sets: built-in ones and the user's own."""

@@ -1,0 +1,123 @@
+"""`data=sphere`: noisy vectors around class directions computed from the class id, for any number of classes.
+
+Nothing is stored. Record i has a label and a noise of its own, both by hashing; a class has a direction,
+by hashing.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..augment import Unchanged
+from ..counter_rng import normals, permute, uniforms
+from ..options import whole
+from ..records import DataSet, Indices, RecordSet
+
+
+def sphere(
+    num_classes: int,
+    *,
+    size: int = 128,
+    images_per_class: int = 10,
+    noise: float = 1.0,
+    tail: float = 0.0,
+    conflict: float = 0.0,
+    num_heldout: int = 500,
+    seed: int = 0,
+) -> DataSet:
+    """Vectors (direction + noise x standard normal / sqrt(size)), scaled to length 1.
+
+    Args:
+        num_classes: training classes.
+        size: numbers in a vector.
+        images_per_class: mean number of records of a training class.
+        noise: length of the noise relative to the direction's.
+        tail: exponent of a Zipf law of records over classes; 0 gives each class the same number.
+        conflict: share of the pairs of ids (2j, 2j + 1) that are one class split in two: labelled
+            apart, drawn around one direction.
+        num_heldout: classes to judge on.
+        seed: of everything.
+    """
+    num_classes, size = whole("data.num_classes", num_classes, 2), whole("data.size", size, 2)
+    num_heldout = whole("data.num_heldout", num_heldout, 2)
+    if images_per_class < 1:
+        raise ValueError(f"data.images_per_class={images_per_class}: must be at least 1")
+    if noise < 0 or tail < 0:
+        raise ValueError(f"data.noise={noise}, data.tail={tail}: must not be negative")
+    if not 0 <= conflict <= 1:
+        raise ValueError(f"data.conflict={conflict}: a share in [0, 1] is needed")
+    train = SphereLabels(num_classes * images_per_class, num_classes, tail, seed)
+    heldout = SphereLabels(num_heldout * 8, num_heldout, 0.0, seed)
+    return DataSet(
+        train=RecordSet(SphereVectors(train, size, noise, conflict, 0, seed), train, num_classes),
+        heldout=RecordSet(SphereVectors(heldout, size, noise, 0.0, num_classes, seed), heldout, num_heldout),
+        shape=(size,),
+        prepare=_unchanged,
+        augment=Unchanged(),
+    )
+
+
+@dataclass(frozen=True)
+class SphereLabels:
+    """Label of each record, computed."""
+
+    num_records: int
+    num_classes: int
+    tail: float
+    seed: int
+
+    def __len__(self) -> int:
+        return self.num_records
+
+    def __getitem__(self, indices: Indices) -> NDArray[np.int64]:
+        if self.tail == 0:
+            return np.asarray(indices) % self.num_classes
+        u = uniforms("sphere label", self.seed, indices)
+        span = 1.0 + self.num_classes
+        if math.isclose(self.tail, 1.0):
+            place = span**u - 1
+        else:
+            power = 1 - self.tail
+            place = (1 + u * (span**power - 1)) ** (1 / power) - 1
+        place = np.minimum(place.astype(np.int64), self.num_classes - 1)
+        # Frequent classes lie scattered over the ids, so that no shard holds them all.
+        return permute(place, self.num_classes, self.seed)
+
+
+@dataclass(frozen=True)
+class SphereVectors:
+    """Vector of each record, computed. `first_class` keeps sets of classes apart."""
+
+    labels: SphereLabels
+    size: int
+    noise: float
+    conflict: float
+    first_class: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Indices) -> Tensor:
+        columns = np.arange(self.size)
+        directions = self.directions(self.labels[indices])
+        noise = normals("sphere noise", self.seed, self.first_class, np.asarray(indices)[:, None], columns)
+        vectors = directions + np.float32(self.noise / math.sqrt(self.size)) * noise
+        return torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    def directions(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The unit vector of each class (n, size)."""
+        pair = labels // 2
+        split = uniforms("sphere conflict", self.seed, pair) < self.conflict
+        source = np.where(split, 2 * pair, labels) + self.first_class
+        vectors = normals("sphere class", self.seed, source[:, None], np.arange(self.size))
+        unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+
+def _unchanged(vectors: Tensor) -> Tensor:
+    return vectors

@@ -1,0 +1,217 @@
+"""Open-set splits: some classes to train on, others to judge on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..counter_rng import permute
+from ..records import ByClass, Indices, Labels, RecordSet, Source
+
+BLOCK = 2**16  # classes looked at together
+
+
+def hold_out(
+    records: RecordSet, names: Sequence[str], num_heldout: int | None, seed: int
+) -> tuple[RecordSet, RecordSet | None, Sequence[str]]:
+    """Training records, held-out records, and the names of the training classes.
+
+    What trains is a view: nothing is copied, so it takes no memory that grows with the records or classes.
+
+    Args:
+        records: with `by_class`, every class with a record.
+        names: of all classes; empty where they are called by their ids.
+        num_heldout: classes to hold out, each of at least two records; a twentieth of all, at most 500, if None.
+        seed: of which.
+    """
+    by_class, num_classes = records.by_class, records.num_classes
+    assert by_class is not None and by_class.present is None
+    default = min(num_classes // 20, 500)
+    wanted = (default if default >= 2 else 0) if num_heldout is None else num_heldout
+    if wanted == 0:
+        return records, None, names
+    if not 2 <= wanted <= num_classes - 2:
+        raise ValueError(
+            f"data.num_heldout={wanted}: must be 0 or lie between 2 and {max(num_classes - 2, 2)}, which leaves two of "
+            f"the {num_classes:,} classes to train on"
+        )
+    heldout = _chosen(by_class.starts, num_classes, wanted, seed)
+    if len(heldout) < wanted:
+        if num_heldout is None:
+            return records, None, names
+        raise ValueError(
+            f"data.num_heldout={wanted}: only {len(heldout):,} of the {num_classes:,} classes have the two images that "
+            "are needed to judge on them"
+        )
+    starts, ends = (np.asarray(by_class.starts[heldout + k], dtype=np.int64) for k in (0, 1))
+    stretches = [by_class.order[np.arange(start, end)] for start, end in zip(starts, ends, strict=True)]
+    judged = RecordSet(
+        Subset(records.source, np.concatenate(stretches).astype(np.int64)),
+        np.repeat(np.arange(wanted), ends - starts),
+        wanted,
+    )
+    removed = np.cumsum(ends - starts)
+    view = InClassOrder(by_class.order, starts - (removed - (ends - starts)), removed, len(records) - int(removed[-1]))
+    classes = Remaining(heldout, num_classes - wanted)
+    train = RecordSet(
+        Through(records.source, view),
+        RemainingLabels(records.labels, view, heldout),
+        num_classes - wanted,
+        ByClass(Counting(len(view)), RemainingStarts(by_class.starts, classes, heldout, removed)),
+    )
+    return train, judged, RemainingNames(names, classes)
+
+
+def _chosen(starts: Labels, num_classes: int, wanted: int, seed: int) -> Indices:
+    """Classes of at least two records, in a keyed order, then sorted."""
+    chosen: list[int] = []
+    for begin in range(0, num_classes, BLOCK):
+        classes = permute(np.arange(begin, min(begin + BLOCK, num_classes)), num_classes, seed)
+        chosen += classes[starts[classes + 1] - starts[classes] >= 2].tolist()
+        if len(chosen) >= wanted:
+            break
+    return np.sort(np.array(chosen[:wanted], dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some records of a source, in an order of their own."""
+
+    source: Source
+    indices: Indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: Indices) -> Tensor:
+        return self.source.read(self.indices[indices])
+
+
+@dataclass(frozen=True)
+class InClassOrder:
+    """The remaining records, class after class: number -> record.
+
+    Args:
+        order: of all records.
+        before: remaining records before each held-out class.
+        removed: held-out records up to and with each held-out class.
+        count: of the remaining records.
+    """
+
+    order: Labels
+    before: Indices
+    removed: Indices
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, indices: Indices) -> Indices:
+        passed = np.searchsorted(self.before, indices, side="right")
+        return np.asarray(self.order[indices + _at(self.removed, passed)], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Through:
+    """A source read through a view."""
+
+    source: Source
+    view: InClassOrder
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def read(self, indices: Indices) -> Tensor:
+        return self.source.read(self.view[np.asarray(indices)])
+
+
+@dataclass(frozen=True)
+class RemainingLabels:
+    """Class ids of the remaining records, without gaps."""
+
+    labels: Labels
+    view: InClassOrder
+    heldout: Indices
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, indices: Indices) -> NDArray[np.int64]:
+        before = np.asarray(self.labels[self.view[np.asarray(indices)]], dtype=np.int64)
+        return before - np.searchsorted(self.heldout, before)
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """Remaining classes: number -> class."""
+
+    heldout: Indices
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, numbers: Indices) -> Indices:
+        # Class h, the k-th of the held-out ones, is passed by remaining class number h - k.
+        return numbers + np.searchsorted(self.heldout - np.arange(len(self.heldout)), numbers, side="right")
+
+
+@dataclass(frozen=True)
+class RemainingStarts:
+    """Where each remaining class begins among the remaining records."""
+
+    starts: Labels
+    classes: Remaining
+    heldout: Indices
+    removed: Indices
+
+    def __len__(self) -> int:
+        return len(self.classes) + 1
+
+    def __getitem__(self, numbers: Indices) -> Indices:
+        classes = self.classes[np.asarray(numbers)]
+        starts = np.asarray(self.starts[classes], dtype=np.int64)
+        return starts - _at(self.removed, np.searchsorted(self.heldout, classes))
+
+
+@dataclass(frozen=True)
+class RemainingNames(Sequence[str]):
+    """Names of the remaining classes."""
+
+    names: Sequence[str]
+    classes: Remaining
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __iter__(self) -> Iterator[str]:
+        for begin in range(0, len(self), BLOCK):
+            classes = self.classes[np.arange(begin, min(begin + BLOCK, len(self)))].tolist()
+            yield from (self.names[each] for each in classes) if len(self.names) else map(str, classes)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        name = int(self.classes[np.asarray(range(len(self))[index])])
+        return self.names[name] if len(self.names) else str(name)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """0, 1, ...: records that lie in the order of their classes."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, indices: Indices) -> Indices:
+        return np.asarray(indices)
+
+
+def _at(totals: Indices, passed: Indices) -> Indices:
+    """The total after so many, 0 after none."""
+    return np.where(passed > 0, totals[passed - 1], 0)

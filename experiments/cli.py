@@ -1,0 +1,106 @@
+"""What commands that use a trained model have in common: how they start, in one process or several, and the model."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from data.files import write_whole
+from data.options import several, whole
+from data.records import DataSet
+
+from . import INTERRUPTED
+from .command_line import arguments
+from .launching.launch_config import child, end_with_parent
+from .launching.machine import check_processes
+from .launching.processes import Processes
+from .models.model import Model
+from .models.trained import Trained, model_of
+from .run import start
+
+SPEAK_SECONDS = 3
+
+
+def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str | None = None) -> None:
+    """Runs `python -m experiments.NAME`, of which this is all: options are checked, errors are one sentence.
+
+    Args:
+        work: gets the config and the folder for what is left behind. In each of several processes, where the config
+            asks for them.
+        config_name: of the primary config; the command's name unless given.
+    """
+    if "RANK" in os.environ:  # one of several, started by experiments.launch
+        end_with_parent()
+        with errors_told(name, os.environ["RANK"]):
+            work(OmegaConf.load(Path(sys.argv[1], "config.yaml")), Path(sys.argv[1]))  # type: ignore[arg-type]
+        return
+
+    def job(config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        OmegaConf.resolve(config)
+        with errors_told(name):
+            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+            if "trainer" not in config or check_processes(config) == 1:
+                work(config, folder)
+            elif status := start([sys.executable, *child("launch"), str(folder), name], dict(os.environ)):
+                sys.exit(status)
+
+    # An absolute path: Hydra takes others as relative to this file.
+    hydra.main(config_path=str(arguments.CONF), config_name=config_name or name, version_base="1.3")(job)()
+
+
+@contextmanager
+def errors_told(name: str, rank: str = "0") -> Iterator[None]:
+    """Ends this process with a sentence for what a user can mend. Where all fail alike, the first has spoken, and the
+    launcher ends the others."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except ValueError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        if rank != "0":
+            time.sleep(SPEAK_SECONDS)
+            sys.exit(f"error: process {rank}: {error}")
+        sys.exit(f"error: {error}")
+    except OSError as error:  # no permission, no room
+        sys.exit(f"error: {error.filename or name}: {error.strerror or error}")
+
+
+def model(config: DictConfig, processes: Processes) -> Model:
+    """Of `checkpoint=`, and tells what it is; without one, a model that embeds nothing, for what needs none."""
+    if config.checkpoint is None:
+        return Model(torch.nn.Identity(), 0, processes, nullcontext, None, _no_data)
+    trained = Trained(config.checkpoint, trust=several(config.trust))
+    if processes.first:
+        print(trained, flush=True)
+    return model_of_config(config, trained, processes)
+
+
+def model_of_config(config: DictConfig, trained: Trained, processes: Processes) -> Model:
+    """As the config wants it to be run."""
+    batch_size, num_workers = whole("batch_size", config.batch_size, 1), whole("num_workers", config.num_workers, 0)
+    return model_of(trained, processes, config.trainer.precision, num_workers, batch_size)
+
+
+def needed(config: DictConfig, *names: str) -> None:
+    """Raises ValueError for a path that has no default and is not given."""
+    for name in names:
+        if config[name] is None:
+            raise ValueError(f"{name}=null: is needed")
+        if isinstance(config[name], bool) or not isinstance(config[name], str | int):
+            raise ValueError(f"{name}={config[name]}: one path is needed")
+        config[name] = str(config[name])  # a command line reads 2024 as a number
+
+
+def _no_data() -> DataSet:
+    raise ValueError("checkpoint=null: without a model all that is compared must be given, as features")

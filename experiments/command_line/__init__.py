@@ -1,0 +1,1 @@
+"""Command lines: options, their rules, hints and help."""

@@ -1,0 +1,1 @@
+"""What the heads share below everything else: random draws, memory, timing, matrix products, options."""

@@ -1,0 +1,34 @@
+"""Matrix products of the head in float32, or with inputs rounded to bfloat16 (`compute="bf16"`)."""
+
+import torch
+from torch import Tensor
+
+
+class MatMul:
+    """Args: compute: "fp32" multiplies as the inputs are; "bf16" rounds float32 inputs to bfloat16 first.
+
+    CUDA then sums and answers in float32. On CPU torch answers in bfloat16, which rounds each product
+    once more, to 2^-9 of itself.
+    """
+
+    def __init__(self, compute: str = "fp32"):
+        if compute not in ("fp32", "bf16"):
+            raise ValueError(f"compute={compute!r}: must be 'fp32' or 'bf16'")
+        self.compute = compute
+
+    def mm(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        if self.compute == "fp32":
+            return torch.mm(a, b, out=out)
+        product = self._rounded(a, b)
+        return product.to(a.dtype) if out is None else out.copy_(product)
+
+    def addmm_(self, total: Tensor, a: Tensor, b: Tensor, beta: float = 1.0) -> Tensor:
+        """total <- beta total + a b; with beta = 0 whatever total holds is forgotten."""
+        if self.compute == "fp32":
+            return total.addmm_(a, b, beta=beta)
+        product = self._rounded(a, b)
+        return total.mul_(beta).add_(product) if beta else total.copy_(product)
+
+    def _rounded(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = a.to(torch.bfloat16), b.to(torch.bfloat16)
+        return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a, b)

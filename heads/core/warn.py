@@ -1,0 +1,17 @@
+"""Warnings that point at the user's own line."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+LIBRARIES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+
+
+def warn_user(message: str) -> None:
+    """Warn from the innermost frame that is neither in this package nor in torch."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(LIBRARIES):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -1,0 +1,1 @@
+"""The process group: collectives, the gathered batch, and the sharding of classes."""

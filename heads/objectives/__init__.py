@@ -1,0 +1,1 @@
+"""Objectives: from cosines to a loss over the selected classes."""

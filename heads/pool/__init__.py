@@ -1,0 +1,1 @@
+"""The class pool of FFC."""

@@ -1,0 +1,359 @@
+"""ClassPool: which classes hold which slots, the least recently used leaving first, a batch at a time.
+
+Same slots and same victims as a plain LRU that takes one key after another, also where a class stands
+twice in a batch or is evicted by the same batch that asks for it later. Memory is proportional to the
+slots, not to the classes.
+
+How: touches go to the end of a log of slots, and an entry counts while it is its slot's last one, so the
+oldest slots are those of the first entries that count. A class of the batch is still in its slot when
+its turn comes if fewer than `capacity` other classes were touched since its last touch (the LRU stack
+distance); that can fail only for classes among the oldest slots, and only those are looked at closely.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+WAYS = 8  # places in a bucket
+MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Plan(NamedTuple):
+    """What a batch of classes would do to a pool; nothing is done until `ClassPool.commit`.
+
+    Attributes:
+        slots: (n,) slot of each class of the batch when its turn has come.
+        hit: (n,) whether the class was in the pool when its turn came; True from its second occurrence on.
+        evicted: (m,) classes that leave, in the order in which they do. One that the batch brings back is
+            among them too.
+    """
+
+    slots: Ints
+    hit: Bools
+    evicted: Ints
+    version: int
+    entered: Ints  # distinct classes that take a slot, in the order of their first occurrence
+    entered_slots: Ints
+    evicted_slots: Ints
+    touched_slots: Ints  # in the order of their last occurrence
+    after: ClassPool | None = None  # the pool itself, where the batch holds more classes than slots
+
+
+class ClassPool:
+    """A batched LRU from class ids to slots 0 .. capacity - 1.
+
+    Args:
+        capacity: slots.
+        num_classes: look classes up in a table of this size, which is faster, instead of by hashing.
+    """
+
+    def __init__(self, capacity: int, num_classes: int | None = None):
+        if not 1 <= capacity < 1 << 29:
+            raise ValueError(f"capacity={capacity}: one slot at least and fewer than 2^29")
+        self.capacity = capacity
+        self.used = 0  # slots 0 .. used - 1 are taken
+        self.class_of = np.full(capacity, -1, dtype=np.int64)
+        self.version = 0  # counts commits: a plan belongs to one state
+        self._table: _Buckets | _Dense = _Buckets(self.class_of) if num_classes is None else _Dense(num_classes)
+        # The log of touches; `_stamp[slot]` is the place of the slot's last one.
+        self._log = np.empty(2 * capacity + 4096, dtype=np.int64)
+        self._head = self._tail = 0
+        self._stamp = np.full(capacity, -1, dtype=np.int32)
+        self._marked = np.zeros(capacity, dtype=np.bool_)  # workspace, always False between calls
+
+    def lookup(self, classes: ArrayLike, plan: Plan | None = None) -> Ints:
+        """(n,) -> the slot of each class, -1 if it has none; as they would be after `plan`. Touches nothing."""
+        keys = _keys(classes)
+        if plan is None:
+            return self._table.find(keys)
+        assert plan.version == self.version, "the pool has changed since this plan"
+        if plan.after is not None:
+            return plan.after.lookup(keys)
+        slots = self._table.find(keys)
+        found = slots >= 0
+        self._marked[plan.evicted_slots] = True
+        slots[found & self._marked[slots]] = -1
+        self._marked[plan.evicted_slots] = False
+        if len(plan.entered):
+            order = np.argsort(plan.entered)
+            place = np.searchsorted(plan.entered, keys, sorter=order)
+            candidate = order[np.minimum(place, len(order) - 1)]
+            entered = plan.entered[candidate] == keys
+            slots[entered] = plan.entered_slots[candidate[entered]]
+        return slots
+
+    def plan(self, classes: ArrayLike) -> Plan:
+        """What touching these classes (n,), one after the other, would do."""
+        keys = _keys(classes)
+        distinct, first, group, by_last = _distinct(keys)
+        if len(distinct) > self.capacity:
+            return self._plan_in_parts(keys)
+        slots = self._table.find(distinct)
+        missing = slots < 0
+        num_missing, num_free = int(np.count_nonzero(missing)), self.capacity - self.used
+        evicted_slots = slots[:0]
+        if num_missing > num_free:
+            evicted_slots = self._evict(num_missing - num_free, slots, first)
+            missing = slots < 0
+        entered = distinct[missing]
+        num_fresh = len(entered) - len(evicted_slots)
+        entered_slots = evicted_slots
+        if num_fresh:
+            entered_slots = np.concatenate([np.arange(self.used, self.used + num_fresh), evicted_slots])
+        slots[missing] = entered_slots
+        hit = np.ones(len(keys), dtype=np.bool_)
+        hit[first] = ~missing
+        return Plan(
+            slots=slots[group],
+            hit=hit,
+            evicted=self.class_of.take(evicted_slots),
+            version=self.version,
+            entered=entered,
+            entered_slots=entered_slots,
+            evicted_slots=evicted_slots,
+            touched_slots=slots[by_last],
+        )
+
+    def commit(self, plan: Plan) -> None:
+        """Do what was planned on the pool as it is now."""
+        assert plan.version == self.version, "the pool has changed since this plan"
+        if plan.after is not None:
+            self.__dict__.update(plan.after.__dict__)
+            self.version = plan.version + 1
+            return
+        self.version += 1
+        self.class_of[plan.entered_slots] = plan.entered
+        self._table.remove(plan.evicted, plan.evicted_slots)
+        self._table.insert(plan.entered, plan.entered_slots)
+        self.used += len(plan.entered) - len(plan.evicted)
+        if self._tail + len(plan.touched_slots) > len(self._log):
+            self._restart_log(self._in_order())
+        end = self._tail + len(plan.touched_slots)
+        self._log[self._tail : end] = plan.touched_slots
+        self._stamp[plan.touched_slots] = np.arange(self._tail, end, dtype=np.int32)
+        self._tail = end
+
+    def ages(self) -> Ints:
+        """(used,) how many touches of other slots have come since each slot's last, at most."""
+        return self._tail - 1 - self._stamp[: self.used].astype(np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.class_of, self._log, self._stamp, self._marked)) + self._table.nbytes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Classes and slots, the least recently used first."""
+        slots = self._in_order()
+        return {"capacity": self.capacity, "slots": slots, "classes": self.class_of[slots]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["capacity"] != self.capacity:
+            raise ValueError(f"capacity={self.capacity}: the saved pool has {state['capacity']} slots")
+        slots, classes = _keys(state["slots"]), _keys(state["classes"])
+        self.class_of.fill(-1)
+        self.class_of[slots] = classes
+        self.used = len(slots)
+        self._table.clear()
+        self._table.insert(classes, slots)
+        self._stamp.fill(-1)
+        self._restart_log(slots)
+        self.version += 1
+
+    def _evict(self, count: int, slots: Ints, first: Ints) -> Ints:
+        """The slots that the missing classes take, oldest first.
+
+        Args:
+            count: how many are missing beyond the free slots.
+            slots: of each distinct class, -1 where missing. Those that lose theirs before their turn are set
+                to -1 as well, and take one more.
+            first: position of each distinct class in the batch, ascending.
+        """
+        oldest = self._oldest(len(slots) - (self.capacity - self.used))
+        held = (slots >= 0).nonzero()[0]
+        stamps = self._stamp.take(slots.take(held))
+        old = stamps <= self._stamp[oldest[-1]]
+        if not old.any():
+            return oldest[:count]
+        # A class is gone when its turn comes if `capacity` classes or more were touched between its last
+        # touch and its first here.
+        claimed, stamp = held[old], stamps[old][:, None]
+        age = np.searchsorted(self._stamp.take(oldest), stamps[old])  # its place among the oldest
+        twice = np.count_nonzero((stamps > stamp) & (held < claimed[:, None]), axis=1)  # touched before and here
+        gone = (self.used - 1 - age) + claimed - twice >= self.capacity
+        slots[claimed[gone]] = -1
+        leaves = np.ones(len(oldest), dtype=np.bool_)
+        leaves[age[~gone]] = False
+        return oldest[leaves][: count + np.count_nonzero(gone)]
+
+    def _oldest(self, count: int) -> Ints:
+        """The `count` least recently used slots, oldest first."""
+        width = count + count // 4 + 64
+        while True:
+            entries = self._log[self._head : min(self._head + width, self._tail)]
+            places = np.arange(self._head, self._head + len(entries), dtype=np.int32)
+            counting = (self._stamp.take(entries) == places).nonzero()[0]
+            if len(counting) >= count:
+                self._head += int(counting[0])  # what lies before no longer counts
+                return entries.take(counting[:count])
+            assert self._head + width < self._tail, "as many slots as are asked for must be in use"
+            width *= 2
+
+    def _in_order(self) -> Ints:
+        """The slots in use, the least recently used first."""
+        entries = self._log[self._head : self._tail]
+        return entries[self._stamp[entries] == np.arange(self._head, self._tail)]
+
+    def _restart_log(self, slots: Ints) -> None:
+        self._log[: len(slots)] = slots
+        self._stamp[slots] = np.arange(len(slots))
+        self._head, self._tail = 0, len(slots)
+
+    def _plan_in_parts(self, keys: Ints) -> Plan:
+        """More classes than slots: some enter and leave within the batch."""
+        after = copy.deepcopy(self)
+        parts = []
+        for start in range(0, len(keys), self.capacity):
+            parts.append(after.plan(keys[start : start + self.capacity]))
+            after.commit(parts[-1])
+        none = keys[:0]
+        return Plan(
+            slots=np.concatenate([part.slots for part in parts]),
+            hit=np.concatenate([part.hit for part in parts]),
+            evicted=np.concatenate([part.evicted for part in parts]),
+            version=self.version,
+            entered=none,
+            entered_slots=none,
+            evicted_slots=none,
+            touched_slots=none,
+            after=after,
+        )
+
+
+class _Buckets:
+    """Class -> slot by hashing. A class lies in a place of its own or, where that is taken, in the first free one of
+    the eight places of its bucket; there are at least eight times as many places as slots. A place holds fifteen bits
+    of the class, so that the table is small and stays in the cache; `class_of` tells whether it is the one."""
+
+    def __init__(self, class_of: Ints):
+        self.class_of = class_of  # of each slot; the pool's own
+        self.log2_places = 3 + max(1, (len(class_of) - 1).bit_length())
+        self.place_of = np.zeros(len(class_of), dtype=np.int64)
+        self.clear()
+
+    def clear(self) -> None:
+        self.shift = np.uint64(64 - self.log2_places)
+        self.marks = np.full(1 << self.log2_places, -1, dtype=np.int16)  # -1: free
+        self.slots = np.zeros(1 << self.log2_places, dtype=np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        return self.marks.nbytes + self.slots.nbytes + self.place_of.nbytes
+
+    def find(self, classes: Ints) -> Ints:
+        bucket = self._place(classes) >> 3
+        # `take` along an axis is several times faster than indexing.
+        same = self.marks.reshape(-1, WAYS).take(bucket, axis=0) == _mark(classes)[:, None]
+        flat = same.reshape(-1).nonzero()[0]
+        row = flat >> 3
+        candidate = self.slots.take((bucket.take(row) << 3) + (flat & 7))
+        found = self.class_of.take(candidate) == classes.take(row)
+        slots = np.full(len(classes), -1, dtype=np.int64)
+        slots[row[found]] = candidate[found]
+        return slots
+
+    def remove(self, classes: Ints, slots: Ints) -> None:
+        self.marks[self.place_of.take(slots)] = -1
+
+    def insert(self, classes: Ints, slots: Ints) -> None:
+        """New classes, each once; `class_of` knows them already."""
+        while len(classes):
+            place = self._place(classes)
+            taken = (self.marks.take(place) >= 0).nonzero()[0]
+            if len(taken):
+                bucket = place.take(taken) >> 3
+                free = self.marks.reshape(-1, WAYS).take(bucket, axis=0) < 0
+                place[taken] = (bucket << 3) + free.argmax(axis=1)
+                if not free.view(np.uint64).all():  # a full bucket
+                    self._grow(slots)
+                    return
+            self.marks[place] = _mark(classes)
+            self.slots[place] = slots
+            self.place_of[slots] = place
+            beaten = (self.slots.take(place) != slots).nonzero()[0]  # where two of them chose the same place
+            classes, slots = classes[beaten], slots[beaten]
+
+    def _grow(self, slots: Ints) -> None:
+        slots = np.concatenate([self.slots[self.marks >= 0], slots])
+        self.log2_places += 1
+        self.clear()
+        self.insert(self.class_of[slots], slots)
+
+    def _place(self, classes: Ints) -> Ints:
+        return ((classes.view(np.uint64) * MIX) >> self.shift).view(np.int64)
+
+
+def _mark(classes: Ints) -> NDArray[np.int16]:
+    return (classes & 0x7FFF).astype(np.int16)
+
+
+class _Dense:
+    """Class -> slot in a table of all classes."""
+
+    def __init__(self, num_classes: int):
+        self.table = np.full(num_classes, -1, dtype=np.int64)
+
+    def clear(self) -> None:
+        self.table.fill(-1)
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes
+
+    def find(self, classes: Ints) -> Ints:
+        return self.table[classes]
+
+    def remove(self, classes: Ints, slots: Ints) -> None:
+        self.table[classes] = -1
+
+    def insert(self, classes: Ints, slots: Ints) -> None:
+        self.table[classes] = slots
+
+
+def _keys(classes: ArrayLike) -> Ints:
+    keys = np.ascontiguousarray(classes, dtype=np.int64)
+    assert keys.ndim == 1
+    return keys
+
+
+def _distinct(keys: Ints) -> tuple[Ints, Ints, Ints | slice, Ints | slice]:
+    """The classes of a batch (n,), each once: (class, position of its first occurrence), in the order of these; which
+    of them stands at each position of the batch; and which they are in the order of their last occurrence."""
+    n, bits = len(keys), len(keys).bit_length()
+    positions = np.arange(n)
+    # As unsigned numbers the negative ones are the largest.
+    fit = not n or np.maximum.reduce(keys.view(np.uint64)) < 1 << (63 - bits)
+    assert fit, "class ids must not be negative, and leave room for positions"
+    # Sorting class and position as one number groups the occurrences of a class, first to last.
+    together = (keys << bits) | positions
+    together.sort()
+    by_class = together >> bits
+    new = by_class[1:] != by_class[:-1]
+    if new.all():
+        return keys, positions, slice(None), slice(None)
+    position = together & ((1 << bits) - 1)
+    ends = np.concatenate([[True], new, [True]])
+    is_first, is_last = np.zeros((2, n), dtype=np.bool_)
+    is_first[position[ends[:-1]]] = True
+    is_last[position[ends[1:]]] = True
+    rank = np.cumsum(is_first) - 1  # at its first occurrence: the place of a class among the distinct ones
+    group = np.empty(n, dtype=np.int64)
+    group[position] = rank[position[ends[:-1]]][np.cumsum(ends[:-1]) - 1]
+    first = is_first.nonzero()[0]
+    return keys[first], first, group, group[is_last]

@@ -1,0 +1,1 @@
+"""Class centers: rows, stores, row optimizers and pending gradients."""

@@ -1,0 +1,1 @@
+"""Which classes take part in a step."""

@@ -1,0 +1,230 @@
+"""Sources that are something else than they should be: special files, files of other kinds, sets of one class."""
+
+import io
+import os
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.catalog import Origin, catalog
+from data.convert import convert, parse
+from data.formats.encoded import UnreadableError
+from data.formats.pairs import read_pairs
+from data.formats.recordio import EXACT
+from data.formats.unlabeled_images import ImageFiles
+from data.sets.images import images as build
+from data.sets.images import images_at
+from tests.data.made_sets import (
+    SIDE,
+    image,
+    images,
+    rec_payload,
+    record,
+    write_base64,
+    write_folder,
+    write_list,
+    write_lmdb,
+    write_rec,
+)
+
+ITEMS = images([0, 0, 1, 1])
+
+
+def opened(path: Path, format: str, on_corrupt: str = "stop"):
+    return catalog(Origin(format, (str(path),)), path.parent / "cache", on_corrupt)
+
+
+def trained_on(path: Path, format: str):
+    return build(format=format, source=str(path), size=SIDE, cache_dir=str(path.parent / "cache"))
+
+
+# Files that block or never end. Where one is opened or read to its end, the test does not end either.
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def as_device(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+
+
+SPECIAL = pytest.mark.parametrize(("special", "told"), [(as_pipe, "a named pipe"), (as_device, "a device")])
+
+
+@SPECIAL
+@pytest.mark.parametrize("format", ["folder", "list", "loose"])
+def test_an_image_that_is_no_file(format, special, told, tmp_path):
+    if format == "folder":
+        path = write_folder(tmp_path / "set", ITEMS) / "class 000" / "001.jpg"
+        found = opened(tmp_path / "set", "folder")
+    elif format == "list":
+        found, path = opened(write_list(tmp_path / "set.txt", ITEMS), "list"), tmp_path / "1.jpg"
+    else:
+        found, path = ImageFiles([b"%b/%d.jpg" % (os.fsencode(tmp_path), k) for k in range(2)]), tmp_path / "1.jpg"
+    special(path)
+    with pytest.raises(UnreadableError, match=rf"1\.jpg: it is {told}, not a file"):
+        list(found.read_all(np.array([1])))
+
+
+@SPECIAL
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("set.rec", "rec"),
+        ("set.idx", "rec"),
+        ("set.classes.txt", "rec"),
+        ("set.txt", "list"),
+        ("set.lmdb/set_kv.txt", "lmdb"),
+        ("set.lmdb/data.mdb", "lmdb"),
+        ("set.lmdb/classes.txt", "lmdb"),
+        ("set/classes.txt", "folder"),
+        ("pairs.bin", "pairs"),
+        ("pairs.txt", "pairs"),
+    ],
+)
+def test_a_file_of_a_set_that_is_no_file(name, format, special, told, tmp_path):
+    write_rec(tmp_path / "set.rec", ITEMS)
+    write_folder(tmp_path / "set", ITEMS)
+    write_lmdb(tmp_path / "set.lmdb", ITEMS)
+    special(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{told}|no data\.mdb"):
+        if format == "pairs":
+            read_pairs(tmp_path / name)
+        else:
+            opened(tmp_path / (name.partition("/")[0] if format != "rec" else "set.rec"), format)
+
+
+def test_a_file_that_is_too_large_for_an_image(tmp_path):
+    path = write_list(tmp_path / "set.txt", ITEMS)
+    os.truncate(tmp_path / "1.jpg", 2**40)
+    with pytest.raises(UnreadableError, match=r"1\.jpg: it has 1,099,511,627,776 bytes"):
+        opened(path, "list").read(1)
+
+
+# Files of other kinds
+
+
+def archive(path: Path) -> None:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a.jpg", image(0))
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as file:
+            file.add(__file__, "a.jpg")
+
+
+def content(raw: bytes):
+    return lambda path: path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("x.bin", content(b"\x80\x04]."), "holds pairs of images, not classes; .*protocol.lfw.source"),
+        ("x.zip", archive, "is an archive; unpack it"),
+        ("x.tar", archive, "is an archive; unpack it"),
+        ("x.tgz", archive, "is an archive; unpack it"),
+        ("x", lambda path: archive(path.with_name("x.zip")) or path.with_name("x.zip").rename(path), "is an archive"),
+        ("training.idx", content(b"0\t0\n1\t4212\n"), "index of a .rec file; pass the .rec file"),
+        ("train.lst", content(b"7\t1.000000\ta b/c.jpg\n3\t0.0\td.jpg\n"), r"list of im2rec.*awk .*train\.lst$"),
+        ("train.lst", content(b"7\t4\t5\t1.0\t0.1\td.jpg\n"), "list of im2rec"),
+        ("data.mdb", content(b"\0" * 4096), "pass the folder that holds it"),
+        ("a.jpg", content(image(0)), "is an image; pass the folder"),
+    ],
+)
+def test_a_file_of_another_kind(name, write, message, tmp_path):
+    path = tmp_path / name
+    write(path)
+    for attempt in (
+        lambda: trained_on(path, "list"),
+        lambda: trained_on(path, "folder"),
+        lambda: images_at(str(path)),
+        lambda: convert(parse([f"source={path}", f"target={tmp_path / 'out.lmdb'}"])),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
+            attempt()
+    assert not (tmp_path / "out.lmdb").exists()
+
+
+# Sets of one class
+
+
+def boxes(path: Path) -> None:
+    """Records as im2rec makes them for detection: 2 numbers in the header, 5 of each box, class and box."""
+    labels = struct.pack("<7f", 2, 5, 1, 0.1, 0.2, 0.3, 0.4)
+    path.write_bytes(b"".join(record(struct.pack("<IfQQ", 7, 0, k, 0) + labels + image(k)) for k in range(6)))
+
+
+@pytest.mark.parametrize(
+    ("format", "write", "message"),
+    [
+        ("rec", boxes, "all of its 6 images have the label 2, the first of 7 in a record .*detection"),
+        ("rec", lambda path: write_rec(path, images([3] * 6)), "all of its 6 images have the label 3; training"),
+        ("list", lambda path: write_list(path, images([3] * 6)), "all of its 6 images have the label 3; training"),
+        ("lmdb", lambda path: write_lmdb(path, images([3] * 6)), "all of its 6 images have the label 3; training"),
+        (
+            "folder",
+            lambda path: write_folder(path / "faces", ITEMS),
+            r"the only folder with images in it is 'faces', and a folder is a class; pass data\.source=/.*x/faces;",
+        ),
+        ("folder", lambda path: write_folder(path, images([1])), "the only folder with images in it is 'class 001'"),
+    ],
+)
+def test_one_class_is_not_trained_on(format, write, message, tmp_path):
+    write(tmp_path / "x")
+    with pytest.raises(ValueError, match=rf"data\.source=/.*x: {message}.*two classes or more"):
+        trained_on(tmp_path / "x", format)
+
+
+# Labels that float32 rounds
+
+
+def test_labels_of_a_rec_that_float32_rounds(tmp_path):
+    """2^24 + 1 is stored as 2^24, so that neither tells its class."""
+    path = tmp_path / "set.rec"
+    labels = (5, EXACT, EXACT + 1, EXACT + 2, 2e7)
+    path.write_bytes(b"".join(record(rec_payload(label, image(k), k)) for k, label in enumerate(labels)))
+    with pytest.raises(ValueError, match=r"3 of 5 entries.*label 16,777,216 is too large: .rec holds labels as float"):
+        opened(path, "rec")
+    found = opened(path, "rec", "skip")
+    assert [found.label(index) for index in range(len(found))] == [5, EXACT]
+    source = write_list(tmp_path / "set.txt", [(EXACT, image(0)), (EXACT + 1, image(1))])
+    with pytest.raises(ValueError, match=r"label 16,777,216: .*renumber=true"):
+        convert(parse([f"source={source}", f"target={tmp_path / 'a.rec'}"]))
+
+
+# Other kinds of images
+
+
+def saved(kind: str, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(image(0, kind="PNG"))).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+KINDS = [("a.pgm", saved("PPM", "L")), ("b.PPM", saved("PPM")), ("c.gif", saved("GIF")), ("d.pbm", saved("PPM", "1"))]
+
+
+def test_kinds_of_images_that_are_seldom(tmp_path):
+    for label, (name, encoded) in enumerate(KINDS):
+        folder = tmp_path / "set" / f"class {label}"
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(encoded)
+    found = opened(tmp_path / "set", "folder")
+    assert [found.read(k) for k in range(4)] == [encoded for _, encoded in KINDS]
+    assert trained_on(tmp_path / "set", "folder").train.source.read(np.arange(4)).shape == (4, SIDE, SIDE, 3)
+    listed = write_base64(tmp_path / "set.txt", [(k, encoded) for k, (_, encoded) in enumerate(KINDS)])
+    assert [opened(listed, "list").read(k) for k in range(4)] == [encoded for _, encoded in KINDS]
+    for source, target in ((tmp_path / "set", "a.lmdb"), (tmp_path / "a.lmdb", "b.rec"), (tmp_path / "b.rec", "out")):
+        convert(parse([f"source={source}", f"target={tmp_path / target}", *["format=folder"] * (target == "out")]))
+    files = sorted((tmp_path / "out").glob("*/*"))
+    assert [path.suffix for path in files] == [".pgm", ".ppm", ".gif", ".pbm"]
+    assert [path.read_bytes() for path in files] == [encoded for _, encoded in KINDS]

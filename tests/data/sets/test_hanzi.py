@@ -1,0 +1,142 @@
+"""Chinese characters by typeface: what is found, merged, dropped and held out."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+
+from data.sets import hanzi as module
+from data.sets.fonts import installed
+from data.sets.hanzi import conflicts, hanzi, main
+from tests.data.fonts import COMPATIBLE, COUNT, FIRST, UNIFIED, installed_for_tests, write_config
+
+
+@pytest.fixture
+def fonts(tmp_path, monkeypatch):
+    installed_for_tests(tmp_path / "fonts", monkeypatch)
+    monkeypatch.setenv("HEADCOUNT_CACHE", str(tmp_path / "cache"))
+    # In this process: starting others takes longer than drawing.
+    monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
+    return tmp_path / "fonts"
+
+
+class InProcess:
+    def __init__(self, count, context, initializer, initargs):
+        initializer(*initargs)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    map = staticmethod(map)
+
+
+def test_typefaces_are_found_by_fontconfig(fonts):
+    faces = installed(module.PROBES)
+    assert sorted({face.family for face in faces}) == [
+        "AR PL UMing CN",
+        "Noto Sans CJK SC",
+        "Source Han Sans SC",
+        "WenQuanYi Zen Hei",
+    ]
+    designs = {face.family: face.design for face in faces}
+    assert designs["Noto Sans CJK SC"] == designs["Source Han Sans SC"] != designs["AR PL UMing CN"]
+    assert len(faces) == 7 and all(FIRST in face.glyphs() for face in faces)
+
+
+def test_classes_are_characters_with_enough_different_pictures(fonts):
+    data = hanzi(heldout=0.1)
+    # The equivalent pair is one class; one that three of its six faces draw blank is none.
+    assert data.train.num_classes + data.heldout.num_classes == COUNT
+    names = data.class_names
+    assert all(unicodedata.normalize("NFC", name) == name for name in names)
+    labels = np.asarray(data.train.labels)
+    images = data.train.source.read(np.arange(len(labels)))
+    assert images.shape[1:] == (1, 32, 32) and images.flatten(1).amax(1).min() > 0
+    for label in range(len(names)):
+        own = images[labels == label].flatten(1)
+        assert len(torch.unique(own, dim=0)) == len(own) >= 4
+    # The twin draws what the face it is like draws; blank ones are dropped.
+    assert np.bincount(labels).max() == 6
+    more = hanzi(heldout=0.1, num_faces=3)
+    assert len(more.train) + len(more.heldout) == len(data.train) + len(data.heldout) + 3
+
+
+def test_equivalent_characters_are_merged_or_kept_apart(fonts):
+    merged, kept = (hanzi(conflict=way, heldout=0.02) for way in ("merge", "keep"))
+    assert kept.train.num_classes + kept.heldout.num_classes == COUNT + 1
+    assert len(conflicts(merged.class_names)) == 0
+    names = [chr(FIRST), chr(COMPATIBLE), chr(UNIFIED), chr(FIRST + 1)]
+    assert conflicts(names).tolist() == [[2, 1]] and conflicts(kept.class_names).shape[1] == 2
+    if {chr(COMPATIBLE), chr(UNIFIED)} <= set(kept.class_names):
+        ((one, other),) = conflicts(kept.class_names)
+        pictures = [kept.train.source.read(np.flatnonzero(np.asarray(kept.train.labels) == k)) for k in (one, other)]
+        assert torch.equal(*pictures)
+
+
+def test_whole_designs_are_held_out(fonts):
+    data = hanzi(split="typefaces", heldout=0.3, num_faces=4)
+    train, judged = (
+        {
+            tuple(image.flatten().tolist()): int(label)
+            for image, label in zip(part.source.read(np.arange(len(part))), part.labels[:], strict=True)
+        }
+        for part in (data.train, data.heldout)
+    )
+    assert not train.keys() & judged.keys()
+    assert np.bincount(data.train.labels[:]).tolist() == [4] * data.train.num_classes  # two of three families
+    assert np.bincount(data.heldout.labels[:]).min() >= 2
+    assert data.train.num_classes >= COUNT - 1 <= data.heldout.num_classes
+    for seed in range(6):  # whichever comes first, there is enough to judge on
+        assert len(hanzi(split="typefaces", heldout=0.05, num_faces=4, seed=seed).heldout) > 0.05 * 900
+    other = hanzi(split="typefaces", heldout=0.3, num_faces=4, seed=1)
+    assert len(other.train) + len(other.heldout) == pytest.approx(len(data.train) + len(data.heldout), abs=10)
+    with pytest.raises(ValueError, match=r"3 designs are too few"):
+        hanzi(split="typefaces", heldout=0.99)
+
+
+def test_a_long_tail(fonts):
+    counts = np.bincount(hanzi(tail=1.0).train.labels)
+    assert counts.min() == 2 and counts.max() == 6 and (counts == 2).sum() > 0.2 * len(counts)
+
+
+def test_drawn_once_and_anew_for_other_typefaces(fonts, monkeypatch, tmp_path):
+    hanzi()
+    monkeypatch.setattr(module, "_draw_chunk", None)
+    hanzi(heldout=0.2)
+    monkeypatch.undo()
+    installed_for_tests(tmp_path / "fonts", monkeypatch, families=4)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", InProcess)
+    assert np.bincount(hanzi(cache_dir=str(tmp_path / "cache")).train.labels).max() == 8
+
+
+def test_without_typefaces_it_says_in_a_sentence_what_to_install(tmp_path, monkeypatch, capsys):
+    write_config(tmp_path / "fonts", monkeypatch)
+    with pytest.raises(ValueError, match=r"the 0 installed typefaces .*: apt install fonts-noto-cjk fonts-arphic"):
+        hanzi()
+    main(["--list"])
+    assert "fonts-babelstone-han" in capsys.readouterr().out
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"apt install fontconfig"):
+        hanzi()
+    with pytest.raises(SystemExit, match="fontconfig"):
+        main(["--list"])
+
+
+def test_the_list_tells_how_many_classes_result(fonts, capsys, tmp_path):
+    main(["--list", "--picture", str(tmp_path / "sheet.png")])
+    printed = capsys.readouterr().out
+    assert "AR PL UMing CN" in printed and "│         6 │     151 │" in printed
+    assert (tmp_path / "sheet.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_faces": 1}, {"size": 8}, {"split": "random"}, {"heldout": 0}, {"conflict": "drop"}]
+)
+def test_wrong_options_are_told(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"data.{name}="):
+        hanzi(**wrong)

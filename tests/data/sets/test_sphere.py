@@ -1,0 +1,59 @@
+"""The sphere: any number of classes, noise, tail, conflict."""
+
+import numpy as np
+import pytest
+
+from data.sets.sphere import sphere
+
+
+def test_ten_million_classes_cost_nothing():
+    data = sphere(1e7)  # as a command line gives it
+    assert len(data.train) == 10**8 and data.train.num_classes == 10**7
+    indices = np.array([0, 10**8 - 1])
+    assert data.train.source.read(indices).shape == (2, 128)
+    assert data.train.labels[indices].tolist() == [0, 10**7 - 1]
+
+
+def test_noise_sets_how_close_a_class_lies():
+    indices = np.arange(2000)
+    for noise, expected in ((0.0, 1.0), (1.0, 0.5), (2.0, 0.2)):
+        data = sphere(100, images_per_class=20, noise=noise)
+        vectors, labels = data.train.source.read(indices).numpy(), data.train.labels[indices]
+        same = (vectors[:100] * vectors[100:200]).sum(1)
+        assert (labels[:100] == labels[100:200]).all()
+        assert same.mean() == pytest.approx(expected, abs=0.03)
+        assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("tail", [0.5, 1.0, 1.5])
+def test_tail_follows_zipf(tail):
+    data = sphere(1000, images_per_class=200, tail=tail)
+    counts = np.sort(np.bincount(data.train.labels[np.arange(len(data.train))], minlength=1000))[::-1]
+    ranks = np.arange(5, 100)
+    slope = np.polyfit(np.log(ranks), np.log(counts[5:100]), 1)[0]
+    assert slope == pytest.approx(-tail, abs=0.15)
+
+
+def test_conflict_splits_classes_in_two():
+    data = sphere(1000, conflict=0.3)
+    directions = data.train.source.directions(np.arange(1000))
+    cosine = (directions[::2] * directions[1::2]).sum(1)
+    split = cosine > 0.999
+    assert 0.2 < split.mean() < 0.4 and np.abs(cosine[~split]).max() < 0.5
+    apart = sphere(1000).train.source.directions(np.arange(1000))
+    assert (apart[::2] * apart[1::2]).sum(1).max() < 0.5
+
+
+def test_heldout_classes_are_others():
+    data = sphere(50, num_heldout=20, noise=0.0)
+    train = data.train.source.read(np.arange(50)).numpy()
+    heldout = data.heldout.source.read(np.arange(20)).numpy()
+    assert np.abs(train @ heldout.T).max() < 0.6
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_classes": 1}, {"noise": -1}, {"tail": -1}, {"conflict": 2}, {"size": 1}, {"num_classes": 2.5}]
+)
+def test_bad_options_are_refused(options):
+    with pytest.raises(ValueError, match=f"data.{next(iter(options))}="):
+        sphere(**{"num_classes": 10, **options})

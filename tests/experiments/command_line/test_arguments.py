@@ -1,0 +1,302 @@
+"""Words at the prompt: what a mistyped command is answered, what passes, and what --help tells."""
+
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.command_line import arguments, options
+from experiments.command_line.describe import description
+from experiments.command_line.hints import COMMANDS, CONF
+from experiments.launching import sweep
+from tests.experiments.commands import ROOT, config
+
+# What is typed after `python -m experiments.run`, or after the command named, and words that the answer must hold.
+MISTYPED = [
+    # Options by their last part, or as other programs call them.
+    ("lr=0.1", "lr: no such option; write optimizer.lr=0.1"),
+    ("learning_rate=0.1", "write optimizer.lr=0.1"),
+    ("epochs=3", "write trainer.max_epochs=3"),
+    ("steps=100", "write trainer.max_steps=100"),
+    ("max_steps=100", "write trainer.max_steps=100"),
+    (
+        "num_classes=1000",
+        "the data decide how many classes there are; write data.num_classes=1000, which",
+    ),
+    ("weight_decay=1e-4", "write optimizer.backbone.weight_decay=1e-4 or optimizer.rows.weight_decay=1e-4"),
+    ("wd=1e-4", "write optimizer.backbone.weight_decay=1e-4 or optimizer.rows.weight_decay=1e-4"),
+    ("batch=64", "write batch_size=64"),
+    ("gpus=2", "write trainer.devices=2"),
+    ("trainer.gpus=2", "write trainer.devices=2"),
+    ("trainer.strategy=ddp", "the number of processes decides how they share the work; write trainer.devices=2"),
+    ("+trainer.strategy=ddp", "write trainer.devices=2"),
+    ("amp=true", "write trainer.precision=16-mixed"),
+    ("m=0.5", "write margin.m=0.5"),
+    ("train_dir=photos", "no such option; --help lists all options"),
+    ("data_dir=photos", "write data.source=photos, which belongs to data=folder"),
+    ("lfw.source=x", "write protocol.lfw.source=x, which belongs to protocol=lfw"),
+    # Groups, and what is a choice of another one.
+    ("model=resnet", "model: no such option; write backbone=resnet"),
+    ("model=r50", "write backbone=NAME, one of iresnet, mlp, mobilefacenet, resnet, tiny"),
+    ("model=pfc", "write head=pfc"),
+    ("loss=arcface", "write margin=arcface"),
+    ("head=arcface", "head=arcface: arcface is a margin; write margin=arcface"),
+    ("margin=pfc", "margin=pfc: pfc is a head; write head=pfc"),
+    ("data=mnist", "data=mnist: choose one of folder, glyphs, hanzi, list, lmdb, rec, sphere"),
+    ("dataset=glyphs", "write data=glyphs"),
+    ("head=", "head=: choose one of ffc, forest"),
+    ("trainer=gpu", "trainer=gpu: stands for several options, trainer.max_steps, "),
+    ("checkpoint=outputs/x", "stands for several options, checkpoint.dir, "),
+    ("checkpoint=outputs/x", "resume=RUN goes on with a training, and warm_start.checkpoint=RUN begins a new one"),
+    ("logger.wandb=false", "stands for several options, logger.wandb.mode, "),
+    # Misspelt words.
+    ("head=pcf", "head=pcf: did you mean 'pfc'? choose one of ffc, forest, forest_blocking, full, pfc"),
+    ("optimizer=adam", "did you mean 'adamw'?"),
+    ("backbone=resnet50", "did you mean 'resnet'?"),
+    ("sample_rte=0.1", "sample_rte: no such option; did you mean 'sample_rate'?"),
+    ("max_step=5", "did you mean 'trainer.max_steps'?"),
+    ("node=2", "node: no such option; --help lists all options"),  # and no word of logger.wandb.mode
+    ("experiment=smok", "did you mean 'smoke'?"),
+    # Values.
+    ("optimizer.lr=-1", "optimizer.lr=-1: a learning rate must be a number, 0 or above"),
+    ("optimizer.rows.lr=-1", "optimizer.rows.lr=-1: a learning rate must be"),
+    ("seed=-1", "seed=-1: a whole number, at least 0, is needed"),
+    ("seed=4294967296", "seed=4294967296: must lie between 0 and 2^32 - 1"),
+    ("trainer.precision=16", "trainer.precision=16: must be one of 32-true, bf16-mixed, 16-mixed"),
+    ("checkpoint.best=train/loss", "must be a metric of the evaluation, such as val/rank1"),
+    ("logger.wandb.mode=on", "must be one of online, offline, disabled"),
+    ("resume=/nowhere", "resume=/nowhere: there is no such file or folder; give the folder of a run, or a checkpoint"),
+    ("trainer.max_epochs=3 trainer.max_steps=9", "trainer.max_epochs=3 trainer.max_steps=9: give one of them"),
+    # How options are written.
+    ("head=full,pfc", "several values are a sweep; write python -m experiments.run -m head=full,pfc"),
+    ("protocol=lfw,ijb", "-m protocol=lfw,ijb, or protocol=[lfw,ijb] for all of them together"),
+    ("--batch_size 64", "--batch_size 64: options are written without dashes; write batch_size=64"),
+    ("--batch-size=64", "write batch_size=64"),
+    ("--lr 0.1", "--lr 0.1: options are written without dashes; lr: no such option; write optimizer.lr=0.1"),
+    ("pfc", "pfc: write head=pfc"),
+    ("batch_size:64", "write batch_size=64"),
+    ("batch_size = 64", "batch_size: options are written NAME=VALUE, without spaces"),
+    ("--shell-completion install=bash", "completion does not work with python -m; --help lists all options"),
+    # What nothing reads, or what is read and must stay.
+    ("+foo=1", "foo: no such option"),
+    ("++foo=1", "foo: no such option"),
+    ("+optimizer.foo=1", "optimizer.foo: no such option"),
+    ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: no such option"),
+    ("+trainer.profiler=smple", "trainer.profiler=smple: must be one of simple, advanced, pytorch"),
+    ("+optimizer.rows.lr=1", "optimizer.rows.lr is there already; write optimizer.rows.lr=1"),
+    ("head=ffc +optimizer.rows.lr=1", "optimizer.rows.lr: no option of head=ffc, where optimizer.rows is null"),
+    ("~trainer.precision", "~trainer.precision: an option cannot be removed; write trainer.precision=null"),
+    # Other commands.
+    ("bench=topk", "bench: no option of experiments.run; it belongs to python -m experiments.benchmark"),
+    ("memory_gb=80", "it belongs to python -m experiments.plan"),
+    ("evaluate: checkpoint=nowhere", "checkpoint=nowhere: there is no such file or folder; give the folder of a run"),
+    ("evaluate: head=pfc", "head: no option of experiments.evaluate; it belongs to python -m experiments.run"),
+    ("evaluate: protocol=lwf", "did you mean 'lfw'?"),
+    ("evaluate: protcol=lfw", "did you mean 'protocol'?"),
+    ("embed: resume=x", "it belongs to python -m experiments.run"),
+    ("embed: devices=2", "write trainer.devices=2"),
+    ("plan: head=pfc", "head: no such option; did you mean 'heads'?"),
+    ("plan: sample_rate=0.1", "write options.sample_rate=0.1"),
+    ("benchmark: num_classes=1000", "write bench.num_classes=1000"),
+    # Options of other choices.
+    ("head=full sample_rate=0.1", "sample_rate: no option of head=full; it belongs to head=pfc"),
+    ("head=ffc store=disk", "store: no option of head=ffc; it belongs to head=forest and head=full"),
+    ("head=ffc compute=bf16", "compute: no option of head=ffc; it belongs to head=forest and head=full"),
+    ("store=device store_dir=x", "store_dir: no option of store=device; it belongs to store=disk"),
+    ("head=forest sample_rate=0.1", "sample_rate: no option of head=forest; it belongs to head=pfc"),
+    ("head=pfc index=ivf", "index: no option of head=pfc; it belongs to head=forest"),
+    ("head=forest index=ivf num_trees=9", "num_trees: no option of index=ivf; it belongs to index=annoy"),
+    ("head=forest index=hnsw", "index=hnsw: choose one of annoy, exact, ivf"),
+    ("store=tape", "store=tape: choose one of device, disk, host"),
+    ("protocol=[lfw,ijc]", "protocol=ijc: choose one of closed_set, identification, ijb, lfw"),
+    ("protocol=ijb protocol.lfw.folds=5", "protocol.lfw.folds: no option of protocol=ijb; it belongs to protocol=lfw"),
+    ("protocol.lfw.folds=5", "protocol.lfw.folds: no option of this config; it belongs to protocol=lfw"),
+    ("protocol=lfw protocol.lfw.fold=5", "protocol.lfw.fold: no such option; did you mean 'protocol.lfw.folds'?"),
+    ("experiment=heads sample_rate=0.2", "sample_rate: no option of head=full"),
+    ("margin=arcface margin.m1=2", "margin.m1: no option of margin=arcface; it belongs to margin=combined"),
+    ("margin=softmax margin.m=2", "margin.m: no option of margin=softmax; it belongs to margin=arcface"),
+    ("head=ffc optimizer.rows.momentum=7", "no option of head=ffc, where optimizer.rows is null"),
+    # Values of another kind.
+    ("sample_rate=abc", "sample_rate=abc: a number is needed"),
+    ("-m sample_rate=0.1,abc", "sample_rate=abc: a number is needed"),
+    ("-m optimizer.lr=0.1,-1", "optimizer.lr=-1: a learning rate must be"),
+    ("\"optimizer.lr='0.1'\"", "optimizer.lr=0.1: a number is needed"),
+    ("head.log_q=no", "head.log_q=no: must be true or false"),
+    ("data.augment=1", "data.augment=1: must be true or false"),
+    ("head=forest num_active={0:100", "num_active={0:100: is no option that Hydra can read"),
+]
+OTHERS = ("compare", "launch", "train", "verify")  # commands without a config of their own
+PRIMARY = {command.rpartition(".")[2]: primary for primary, command in COMMANDS.items()}
+
+
+@pytest.mark.parametrize(("typed", "words"), MISTYPED)
+def test_a_mistyped_command_is_told_what_to_write(typed, words):
+    command, _, line = typed.rpartition(": ")
+    with pytest.raises(ValueError) as raised:
+        arguments.check(shlex.split(line), PRIMARY[command or "run"])
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-m sample_rate=0.1,1 num_workers=${seed} head.log_q=true --config-dir=x",
+        "head=forest num_active={0:100,5:200} embedding_size=1e2 data.cache_dir=2024",
+        "--cfg job head=full seed=3",
+        "-m head=glob(f*) seed=range(0,3)",
+        "-m margin.m=interval(0,1) hydra/sweeper=optuna",
+        "optimizer.rows.lr=0.01 optimizer.backbone.lr=0 optimizer.lr=1e-3",
+        "backbone._target_=mine.Net +backbone.depth=3 +backbone.more.x=1 ~optimizer.backbone.nesterov",
+        "+trainer.profiler=simple +trainer.detect_anomaly=true ++seed=3",
+        "optimizer.rows=null checkpoint.dir=null resume=auto",
+        "data=folder data.augment=false data.source=x",
+        "protocol=[lfw,ijb] protocol.ijb.pairs=x protocol.lfw.folds=5",
+        "evaluate: protocol=[lfw,ijb] protocol.ijb.pairs=x checkpoint=s3://bucket/run",
+        "-m hydra/launcher=slurm resume=/of/the/cluster",
+    ],
+)
+def test_what_is_right_passes(line):
+    command, _, words = line.rpartition(": ")
+    arguments.check(shlex.split(words), PRIMARY[command or "run"])
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [("source=../photos/人", "'source=\"../photos/人\"'"), ("source=a(b", "'source=\"a(b\"'")],
+)
+def test_a_text_that_hydra_cannot_read_is_quoted(word, quoted):
+    with pytest.raises(ValueError, match=re.escape(f"quote it: {quoted}")):
+        arguments.check([word], "embed")
+    arguments.check([quoted.strip("'")], "embed")
+
+
+@pytest.mark.parametrize(
+    ("line", "added"),
+    [
+        ("trainer.max_epochs=3", ["trainer.max_steps=null"]),
+        ("-m trainer.max_epochs=1,3 head=full", ["trainer.max_steps=null"]),
+        ("experiment=ms1mv3_r50 trainer.max_steps=2", ["trainer.max_epochs=null"]),
+        ("trainer.max_epochs=3 trainer.max_steps=null", []),
+        ("trainer.max_epochs=null", []),
+        ("head=full", []),
+    ],
+)
+def test_steps_or_epochs_of_the_command_line_decide(line, added):
+    assert arguments.completed(line.split()) == [*line.split(), *added]
+
+
+def test_flags_may_stand_anywhere():
+    """Hydra takes all options in one go."""
+    words = ["head=full,pfc", "-m", "seed=0,1", "--cfg", "job", "trainer.max_epochs=1"]
+    overrides = ["head=full,pfc", "seed=0,1", "trainer.max_epochs=1", "trainer.max_steps=null"]
+    assert arguments.completed(words) == ["-m", "--cfg", "job", *overrides]
+
+
+def test_a_sweep_composes_each_choice_once(monkeypatch):
+    """Not every combination, and a wrong one is still found."""
+    composed = []
+    compose = arguments.compose
+    monkeypatch.setattr(arguments, "compose", lambda *words: composed.append(words) or compose(*words))
+    words = ["-m", "head=full,pfc,forest,ffc", "margin=cosface,arcface,sv", "optimizer=sgd,adamw"]
+    arguments.check(words)
+    assert len(composed) == 1 + 3 + 2 + 1
+    for option, lacking in (("sample_rate=0.1", "head=full"), ("margin.t=1", "margin=cosface")):
+        with pytest.raises(ValueError, match=f"no option of .*{lacking}"):
+            arguments.check([*words, option])
+    with pytest.raises(ValueError, match=r"where optimizer\.rows is null"):
+        arguments.check([*words, "optimizer.rows.weight_decay=0"])
+
+
+def test_hydra_composes_each_word_of_a_sweep_once(monkeypatch):
+    """Before the first run starts; its own check composes every run."""
+    composed = []
+
+    class Sweeper:
+        def validate_batch_is_legal(self, batch):
+            composed.extend(batch)
+
+    monkeypatch.setattr(sweep.basic_sweeper, "BasicSweeper", Sweeper)
+    monkeypatch.setattr(sweep, "folder", None)
+    sweep.Remember().on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": "x"}}}))
+    runs = [[f"head={head}", f"margin={margin}", f"seed={seed}"] for head in "ab" for margin in "xyz" for seed in "01"]
+    Sweeper().validate_batch_is_legal(runs)
+    assert len(composed) == 1 + 1 + 2 + 1
+    assert {word for words in composed for word in words} == {word for words in runs for word in words}
+
+
+@pytest.mark.parametrize("primary", COMMANDS)
+def test_help_tells_every_option_of_a_command(primary):
+    """With its comment, and an example of the command itself."""
+    told = description([], primary)
+    assert f"example: python -m {COMMANDS[primary]} " in told
+    text = (CONF / f"{primary}.yaml").read_text().partition("\nhydra:")[0]
+    for name, comment in re.findall(r"^(\w+): \S+ # (.*)$", text, re.MULTILINE):
+        assert re.search(rf"^  {name}=.*{re.escape(comment)}$", told, re.MULTILINE)
+
+
+def test_help_tells_the_options_of_what_is_chosen():
+    told = description(["head=forest", "index=ivf"], "config")
+    assert re.search(r"^  num_active=0.1 +classes in a step", told, re.MULTILINE)
+    assert re.search(r"^  nprobe=16 +lists that a query", told, re.MULTILINE) and "num_trees" not in told
+    assert "head=forest  (or ffc, forest_blocking, full, pfc)" in told and "min_probability=" not in told
+    assert re.search(r"^  optimizer.rows.lr=null +null: optimizer.lr", told, re.MULTILINE)
+    assert "build=blocking" in description(["head=forest_blocking"], "config")
+
+
+@pytest.mark.parametrize("command", [*COMMANDS.values(), *(f"experiments.{name}" for name in OTHERS), "data.hanzi"])
+def test_a_command_called_as_a_file_says_what_to_write(command):
+    with pytest.raises(SystemExit, match=f"error: write python -m {command}"):
+        runpy.run_path(str(ROOT / f"{command.replace('.', '/')}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS.values() if name.startswith("experiments.")])
+def test_wrong_words_are_told_before_torch_is_imported(command, monkeypatch):
+    """Nothing but the check runs: the modules that a command needs cannot be imported."""
+    monkeypatch.setattr(sys, "argv", [command, "nonsense=1"])
+    for name in [*sys.modules, "torch", "lightning", "matplotlib"]:
+        if name.partition(".")[0] in ("torch", "lightning", "matplotlib", "numpy"):
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, command, raising=False)
+    with pytest.raises(SystemExit, match="error: nonsense: no such option"):
+        runpy.run_module(command, run_name="__main__", alter_sys=False)
+
+
+def test_a_config_is_checked_as_a_command_line_is(tmp_path):
+    """It may come from an experiment or a file."""
+    found = config("trainer.max_steps=1e2", "head=ffc")
+    options.check(found)
+    assert found.trainer.max_steps == 100 and isinstance(found.trainer.max_steps, int)
+    for words, sentence in (
+        (["trainer.max_epochs=1"], "trainer.max_steps=3200, trainer.max_epochs=1: give one"),
+        (["schedule.power=-1"], "schedule.power=-1: must not be negative"),
+        (["trainer.max_steps=null"], "give one and set the other to null"),
+        (["optimizer.backbone.lr=nan"], "optimizer.backbone.lr=nan: a learning rate"),
+        ([f"warm_start.checkpoint={tmp_path / 'nothing'}"], "nothing: there is no such file or folder"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            options.check(config(*words))
+
+
+def commands_of_the_documentation() -> list[tuple[str, str]]:
+    """Return (primary config, words) of the commands in the README and docs/."""
+    found = set()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for name, words in re.findall(r"python -m experiments\.(\w+)([^`\n]*)", path.read_text().replace("\\\n", " ")):
+            line = re.split(r" +#| > |$", words)[0].strip()
+            if name in PRIMARY and not re.search(r"\.\.\.|NAME|--help|head=band", line):  # band is an example of a head
+                found.add((PRIMARY[name], line))
+    return sorted(found)
+
+
+def test_commands_of_the_documentation_pass(monkeypatch):
+    """But for the paths in them."""
+    for name in ("RULES", "RULES_IN_USE"):
+        rules = {option: rule for option, rule in getattr(options, name).items() if option not in options.PATHS}
+        monkeypatch.setattr(options, name, rules)
+    commands = commands_of_the_documentation()
+    assert len(commands) > 40
+    for primary, line in commands:
+        arguments.check(shlex.split(line.replace("$host", "host").replace("$SLURM_JOB_ID", "1")), primary)

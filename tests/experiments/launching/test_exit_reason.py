@@ -1,0 +1,41 @@
+"""What is told of a program that a signal ended."""
+
+import signal
+
+import pytest
+
+from experiments.launching.exit_reason import ended, how_to_go_on
+from tests.experiments.commands import config
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "message"),
+    [
+        (
+            signal.SIGBUS,
+            ["data=lmdb", "data.source=a.lmdb"],
+            "(SIGBUS), perhaps because data.source=a.lmdb is",
+        ),
+        (signal.SIGSEGV, ["data=lmdb", "data.source=[a,b]"], "because data.source=a or data.source=b is damaged"),
+        (signal.SIGBUS, [], "signal 7 (SIGBUS)"),  # nothing was read
+        (signal.SIGKILL, ["data=lmdb", "data.source=a.lmdb"], "signal 9 (SIGKILL), perhaps because the memory was"),
+    ],
+)
+def test_the_sentence_names_the_signal_and_the_data(number, words, message):
+    assert message in ended(number, config(*words))
+
+
+def test_the_source_of_other_commands_is_named():
+    told = ended(signal.SIGBUS, config("checkpoint=x", "source=faces.lmdb", "target=x.npy", name="embed"))
+    assert "perhaps because source=faces.lmdb is damaged" in told
+
+
+def test_only_a_checkpoint_that_is_there_is_resumed(tmp_path):
+    options = config()
+    assert "nothing to resume" in how_to_go_on(options, tmp_path)
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    assert "nothing to resume" in how_to_go_on(options, tmp_path)  # half a checkpoint
+    (tmp_path / "checkpoints" / "step-00000010" / "manifest.json").touch()
+    assert how_to_go_on(options, tmp_path).startswith(f"resume={tmp_path} goes on")
+    options.checkpoint.dir = str(tmp_path / "elsewhere")
+    assert "nothing to resume" in how_to_go_on(options, tmp_path)

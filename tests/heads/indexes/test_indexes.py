@@ -1,0 +1,220 @@
+"""Indexes of nearest rows: what they find, that the one in force stays as it is, and what they are saved as."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from heads.indexes import annoy_build
+from heads.indexes.index import IVF, Annoy, CenterVectors, Exact, Index, TensorVectors
+from heads.rows.centers import ClassCenters
+
+ROWS = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 301)[:, None]
+QUERIES = normalize(torch.randn(20, 12, generator=torch.Generator().manual_seed(1)))
+# With these options each finds all there is to find.
+INDEXES = {
+    "exact": Exact(),
+    "annoy": Annoy(num_trees=10, search_k=3000),
+    "ivf": IVF(num_lists=10, nprobe=10),
+}
+
+
+def nearest(rows: torch.Tensor, k: int) -> torch.Tensor:
+    return (QUERIES @ normalize(rows).T).topk(k).indices
+
+
+def built(name: str, rows: torch.Tensor = ROWS, **options: object) -> Index:
+    index = INDEXES[name].blank()
+    index.build(TensorVectors(rows), **options)  # type: ignore[arg-type]
+    return index
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_finds_the_nearest_first(name):
+    index = built(name)
+    assert len(INDEXES[name]) == 0 and len(index) == 300
+    assert torch.equal(index.query(QUERIES, 7), nearest(ROWS, 7))
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_says_where_there_are_no_more(name):
+    answer = built(name, ROWS[:4]).query(QUERIES, 6)
+    assert torch.equal(answer[:, :4].sort().values, torch.arange(4).expand(20, -1)) and (answer[:, 4:] == -1).all()
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_a_successor_knows_what_changed_and_leaves_the_index_alone(name):
+    index, changed = built(name), torch.tensor([3, 50, 299])
+    rows = ROWS.clone()
+    rows[changed] = QUERIES[:3]
+    options = {"seed": 0, "step": 0, "effort": 1.0, "beside": True}
+    successor = index.successor(TensorVectors(rows), changed, **options)
+    assert torch.equal(successor.query(QUERIES, 5), nearest(rows, 5))
+    assert torch.equal(successor.query(QUERIES[:3], 1)[:, 0], changed)
+    assert torch.equal(index.query(QUERIES, 5), nearest(ROWS, 5))
+
+
+@pytest.mark.parametrize("name", ["exact", "ivf"])
+def test_refresh_takes_changes_in(name):
+    index, changed = built(name), torch.arange(0, 300, 7)
+    rows = ROWS.clone()
+    rows[changed] = -ROWS[changed]
+    index.refresh(TensorVectors(rows), changed)
+    assert len(index) == 300 and torch.equal(index.query(QUERIES, 5), nearest(rows, 5))
+
+
+def test_annoy_cannot_change():
+    with pytest.raises(ValueError, match="Annoy cannot change what it holds"):
+        built("annoy").refresh(TensorVectors(ROWS), torch.tensor([0]))
+
+
+def test_ivf_finds_new_centroids_every_so_many_times():
+    index: Index = IVF(num_lists=10, nprobe=10, retrain=3)
+    index.build(TensorVectors(ROWS))
+    options = {"seed": 1, "step": 0, "effort": 1.0, "beside": False}
+    renewed = []
+    for _ in range(4):
+        index = index.successor(TensorVectors(ROWS), torch.tensor([0]), **options)
+        renewed.append(index.renewed)  # type: ignore[attr-defined]
+    assert renewed == [1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_state_round_trip(name):
+    index, again = built(name), INDEXES[name].blank()
+    again.load_state_dict(index.state_dict())
+    assert torch.equal(again.query(QUERIES, 9), index.query(QUERIES, 9)) and len(again) == 300
+
+
+@pytest.mark.parametrize("name", ["annoy", "ivf"])
+def test_equal_seeds_build_equal_indexes(name):
+    few = {"annoy": Annoy(num_trees=2), "ivf": IVF(num_lists=30, nprobe=2)}[name]
+    answers = []
+    for seed, beside in ((5, False), (5, True), (6, False)):
+        index = few.blank()
+        index.build(TensorVectors(ROWS), seed=seed, beside=beside)
+        answers.append(index.query(QUERIES, 9))
+    assert torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
+
+
+def test_effort_and_step_change_what_an_index_does():
+    annoy, ivf = Annoy(num_trees={0: 2, 10: 6}), IVF(num_lists=30, nprobe={0: 2, 10: 6})
+    found = []
+    for step, effort in ((0, 1.0), (10, 1.0), (10, 2.0)):
+        annoy.build(TensorVectors(ROWS), step=step, effort=effort)
+        ivf.build(TensorVectors(ROWS), step=step, effort=effort)
+        found.append((annoy.forest.get_n_trees(), ivf.lists.nprobe))
+    assert found == [(2, 2), (6, 6), (12, 12)]
+
+
+def test_a_program_that_fails_is_told(monkeypatch):
+    monkeypatch.setattr(annoy_build, "__file__", "/nowhere/annoy_build.py")
+    with pytest.raises(RuntimeError, match=r"building the Annoy forest ended with status 2:\n.*/nowhere"):
+        built("annoy", beside=True)
+
+
+def test_missing_faiss_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"index=ivf: needs faiss, of the extra `ivf`: pip install -e '.\[ivf\]'"):
+        IVF()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Annoy(num_trees=0), "num_trees=0: must be at least 1"),
+        (lambda: Annoy(num_trees={5: 3}), "num_trees={5: 3}: steps are whole numbers, and the first is 0"),
+        (lambda: Annoy(search_k=0), "search_k=0"),
+        (lambda: Annoy(threads=0), "threads=0"),
+        (lambda: IVF(num_lists=0), "num_lists=0"),
+        (lambda: IVF(nprobe={0: 0}), "nprobe=0: must be at least 1"),
+        (lambda: IVF(retrain=0), "retrain=0"),
+    ],
+)
+def test_bad_options_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_center_vectors_put_inner_products_in_the_order_of_cosines(dtype):
+    centers = ClassCenters(300, 11, bias=True, dtype=dtype)
+    centers.rows.copy_(ROWS)
+    vectors = CenterVectors(centers)
+    vectors.radius = 1.2 * vectors.longest()
+    index = Exact()
+    index.build(vectors)
+    assert torch.allclose(index.rows_CD.norm(dim=1), torch.ones(300))
+    rows = centers.rows.float()
+    best = (QUERIES @ rows.T).topk(6).indices
+    assert torch.equal(index.query(torch.cat([QUERIES, torch.zeros(20, 1)], dim=1), 6), best)
+
+
+SLOW_BUILD = """
+import threading, time, torch
+from heads.index import Annoy, TensorVectors
+vectors = TensorVectors(torch.randn(20_000, 16))
+build = threading.Thread(target=lambda: Annoy(num_trees=100_000).build(vectors, beside=True), daemon=True)
+build.start()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+def test_a_builder_that_is_killed_is_told():
+    failure = []
+
+    def build() -> None:
+        try:
+            Annoy(num_trees=100_000).build(TensorVectors(ROWS.repeat(60, 1)), beside=True)
+        except RuntimeError as error:
+            failure.append(str(error))
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    while not (builders := [pid for pid, parent in building() if parent == os.getpid()]):
+        assert thread.is_alive()
+    os.kill(builders[0], signal.SIGKILL)
+    thread.join()
+    assert failure == ["building the Annoy forest was ended by signal 9"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+def test_building_ends_with_a_training_that_is_killed(tmp_path):
+    """And leaves no file."""
+    training = subprocess.Popen(
+        [sys.executable, "-c", SLOW_BUILD], cwd=Path(__file__).parents[3], env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (builders := [pid for pid, parent in building() if parent == training.pid]):
+            assert time.monotonic() < deadline and training.poll() is None
+            time.sleep(0.1)
+        training.kill()
+        training.wait()
+        while set(builders) & {pid for pid, _ in building()}:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        training.kill()
+    assert not list(tmp_path.iterdir())
+
+
+def building() -> list[tuple[int, int]]:
+    """Processes that run the builder, and their parents. One that has ended has no command line any more."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, status = (path / "cmdline").read_text(), (path / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # gone meanwhile
+            continue
+        if "annoy_build" in command:
+            found.append((int(path.name), int(status[1])))
+    return found
