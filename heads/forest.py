@@ -10,11 +10,12 @@ from torch import Tensor
 from .core import counter_rng
 from .core.cost import Case, Cost
 from .core.options import number, whole
+from .core.schedule import Schedule
 from .fidelity.full_softmax import coverage
 from .head import CenterHead, CenterOptions, Selection
 from .indexes.index import Annoy, CenterVectors, Index
 from .indexes.refresh import ATTEMPTS, IndexRefresh
-from .selection.allocation import Allocation, Varying
+from .selection.allocation import Allocation
 from .selection.sampling import filled
 
 
@@ -50,10 +51,10 @@ class HashingForest(CenterHead):
         num_classes: int,
         embedding_size: int,
         *,
-        num_active: Varying = 0.1,
+        num_active: Schedule = 0.1,
         neighbours_share: float = 1.0,
         index: Index | None = None,
-        interval: Varying = 100,
+        interval: Schedule = 100,
         build: str = "background",
         log_q: bool = False,
         target_mass: float | None = None,
@@ -93,7 +94,7 @@ class HashingForest(CenterHead):
         cls,
         case: Case,
         *,
-        num_active: Varying = 0.1,
+        num_active: Schedule = 0.1,
         neighbours_share: float = 1.0,
         index: Index | None = None,
         **options: Any,

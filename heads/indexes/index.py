@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..core.schedule import Schedule, check_schedule, value_at
 from ..objectives.softmax import MIN_NORM, Stretches, streamed_topk
 from ..rows.centers import ClassCenters
-from ..selection.allocation import Varying, check_varying, value_at
 from . import annoy_build
 
 READ_ROWS = 8192  # at a time, into a library's own memory
@@ -225,8 +225,8 @@ class Annoy(Index):
     refreshable = False
     of_library = ("forest",)
 
-    def __init__(self, num_trees: Varying = 50, search_k: int | None = None, threads: int = 1):
-        check_varying("num_trees", num_trees, 1)
+    def __init__(self, num_trees: Schedule = 50, search_k: int | None = None, threads: int = 1):
+        check_schedule("num_trees", num_trees, 1)
         if search_k is not None and search_k < 1:
             raise ValueError(f"search_k={search_k}: at least one candidate is needed; null for num_trees x k")
         if threads < 1:
@@ -321,10 +321,10 @@ class IVF(Index):
 
     of_library = ("lists", "_searcher", "_resources")
 
-    def __init__(self, num_lists: int | None = None, nprobe: Varying = 16, retrain: int = 10):
+    def __init__(self, num_lists: int | None = None, nprobe: Schedule = 16, retrain: int = 10):
         if num_lists is not None and num_lists < 1:
             raise ValueError(f"num_lists={num_lists}: at least one list is needed; null for 4 sqrt(classes)")
-        check_varying("nprobe", nprobe, 1)
+        check_schedule("nprobe", nprobe, 1)
         if retrain < 1:
             raise ValueError(f"retrain={retrain}: must be at least 1, which finds new centroids every time")
         _faiss()

@@ -3,36 +3,13 @@
 The paper (Zhang et al., AAAI 2018) changes the three as training goes on; how was never released.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-Varying = float | Mapping[int, float]  # a number, or {from this step on: number}
+from ..core.schedule import Schedule, check_schedule, value_at
 
 STEP = 1.25  # factor of one correction
 SLACK = 0.02  # of the target: no correction within it
 LOWEST, HIGHEST = 0.1, 8.0  # bounds of the factors on interval and effort
-
-
-def value_at(varying: Varying, step: int) -> float:
-    """What holds at a step."""
-    if isinstance(varying, Mapping):
-        return varying[max(start for start in varying if start <= step)]
-    return varying
-
-
-def check_varying(name: str, varying: Varying, low: float) -> list[float]:
-    """All values that it takes."""
-    if isinstance(varying, Mapping) and (0 not in varying or not all(isinstance(step, int) for step in varying)):
-        raise ValueError(f"{name}={dict(varying)}: steps are whole numbers, and the first is 0")
-    values = list(varying.values()) if isinstance(varying, Mapping) else [varying]
-    for value in values:
-        if not isinstance(value, int | float):
-            raise ValueError(
-                f"{name}={value!r}: a number is needed, or {{step: number}} for what holds from each step on"
-            )
-        if not value >= low:
-            raise ValueError(f"{name}={value}: must be at least {low}")
-    return values
 
 
 class Allocation:
@@ -48,9 +25,9 @@ class Allocation:
     index would have been enough, the index is at fault: more trees (or lists), renewed more often. Else more classes.
     """
 
-    def __init__(self, num_classes: int, num_active: Varying, interval: Varying, target_mass: float | None = None):
-        check_varying("interval", interval, 1)
-        for value in check_varying("num_active", num_active, 0):
+    def __init__(self, num_classes: int, num_active: Schedule, interval: Schedule, target_mass: float | None = None):
+        check_schedule("interval", interval, 1)
+        for value in check_schedule("num_active", num_active, 0):
             if not 0 < value <= num_classes:
                 raise ValueError(
                     f"num_active={value}: up to {num_classes} classes, or a share of them in (0, 1], are needed"

@@ -129,12 +129,12 @@ def test_missing_faiss_names_the_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Annoy(num_trees=0), "num_trees=0: must be at least 1"),
-        (lambda: Annoy(num_trees={5: 3}), "num_trees={5: 3}: steps are whole numbers, and the first is 0"),
+        (lambda: Annoy(num_trees=0), "num_trees=0 must be at least 1"),
+        (lambda: Annoy(num_trees={5: 3}), "num_trees={5: 3} must have whole numbers as steps and begin at step 0"),
         (lambda: Annoy(search_k=0), "search_k=0"),
         (lambda: Annoy(threads=0), "threads=0"),
         (lambda: IVF(num_lists=0), "num_lists=0"),
-        (lambda: IVF(nprobe={0: 0}), "nprobe=0: must be at least 1"),
+        (lambda: IVF(nprobe={0: 0}), "nprobe=0 must be at least 1"),
         (lambda: IVF(retrain=0), "retrain=0"),
     ],
 )

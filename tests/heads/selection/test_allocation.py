@@ -2,11 +2,10 @@
 
 import pytest
 
-from heads.selection.allocation import HIGHEST, LOWEST, Allocation, value_at
+from heads.selection.allocation import HIGHEST, LOWEST, Allocation
 
 
-def test_a_schedule_holds_from_its_step_on():
-    assert [value_at({0: 10, 5: 20}, step) for step in (0, 4, 5, 99)] == [10, 10, 20, 20]
+def test_schedules_set_classes_and_interval():
     allocation = Allocation(1000, {0: 0.05, 10: 300}, {0: 50, 10: 200})
     assert [(allocation.num_active(step), allocation.interval(step)) for step in (9, 10)] == [(50, 50), (300, 200)]
     assert Allocation(1000, 1.0, 1).num_active(0) == Allocation(1000, 1000, 1).num_active(0) == 1000
@@ -48,10 +47,10 @@ def test_state_round_trip():
     [
         ({"num_active": 0}, "num_active=0: up to 1000 classes, or a share of them in"),
         ({"num_active": 1001}, "num_active=1001"),
-        ({"num_active": {0: 10, 5: -1}}, "num_active=-1: must be at least 0"),
-        ({"num_active": "{0: 10}"}, "num_active='{0: 10}': a number is needed, or {step: number}"),
-        ({"num_active": {5: 10}}, "num_active={5: 10}: steps are whole numbers, and the first is 0"),
-        ({"interval": 0}, "interval=0: must be at least 1"),
+        ({"num_active": {0: 10, 5: -1}}, "num_active=-1 must be at least 0"),
+        ({"num_active": "{0: 10}"}, "num_active='{0: 10}' must be a number, or {step: number}"),
+        ({"num_active": {5: 10}}, "num_active={5: 10} must have whole numbers as steps and begin at step 0"),
+        ({"interval": 0}, "interval=0 must be at least 1"),
         ({"target_mass": 1.0}, "target_mass=1.0: a share in"),
     ],
 )
