@@ -39,14 +39,14 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
     """
     if "RANK" in os.environ:  # one of several, started by experiments.launch
         end_with_parent()
-        with errors_told(name, os.environ["RANK"]):
+        with report_errors(name, os.environ["RANK"]):
             work(OmegaConf.load(Path(sys.argv[1], "config.yaml")), Path(sys.argv[1]))  # type: ignore[arg-type]
         return
 
     def job(config: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         OmegaConf.resolve(config)
-        with errors_told(name):
+        with report_errors(name):
             write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
             if "trainer" not in config or check_processes(config) == 1:
                 work(config, folder)
@@ -58,7 +58,7 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
 
 
 @contextmanager
-def errors_told(name: str, rank: str = "0") -> Iterator[None]:
+def report_errors(name: str, rank: str = "0") -> Iterator[None]:
     """Ends this process with a sentence for what a user can mend. Where all fail alike, the first has spoken, and the
     launcher ends the others."""
     try:
@@ -81,7 +81,7 @@ def model(config: DictConfig, processes: Processes) -> Model:
     if config.checkpoint is None:
         return Model(torch.nn.Identity(), 0, processes, nullcontext, None, _no_data)
     trained = Trained(config.checkpoint, trust=several(config.trust))
-    if processes.first:
+    if processes.is_rank_zero:
         print(trained, flush=True)
     return model_of_config(config, trained, processes)
 

@@ -68,7 +68,7 @@ def cluster(config: DictConfig, folder: Path) -> None:
                 raise ValueError(f"query={config.query}: there is no such image")
             query = ImageFiles([os.fsencode(path)])
             wanted = embedder.embed_all(*embedder.view(query), "query", mirrored=config.mirrored).numpy()[0]
-        if not processes.first:
+        if not processes.is_rank_zero:
             return
         if config.query is not None:
             search(source, found @ wanted, query, config, folder)

@@ -66,16 +66,16 @@ def embed(config: DictConfig, folder: Path) -> None:
                 f"target={target}: {partial.name} is of other images, options or another checkpoint; remove it"
             )
         lock = FileLock(partial / "lock")
-        if not processes.by_first(lambda: _locked(lock, partial)):
+        if not processes.rank_zero_call(lambda: _locked(lock, partial)):
             raise ValueError(f"target={target}: another command is writing there")
         try:
-            if processes.by_first(lambda: _begin(partial, about, target, shape, config.dtype)):
+            if processes.rank_zero_call(lambda: _begin(partial, about, target, shape, config.dtype)):
                 fill = partial_of(_fill, partial, len(source), images, prepare, embedder, config)
                 embedder.together(fill)  # all are done
-            processes.by_first(lambda: _finish(partial, source, target, keys))
+            processes.rank_zero_call(lambda: _finish(partial, source, target, keys))
         finally:
             lock.release()
-        if processes.first:
+        if processes.is_rank_zero:
             told = f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {keys.name}: key and class of each"
             console().print(told, soft_wrap=True, highlight=False)
 

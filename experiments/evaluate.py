@@ -44,7 +44,7 @@ def evaluate(config: DictConfig, folder: Path) -> list[Result]:
         for judge in judges:
             judge.check(judged)
         results = [result for judge in judges for result in judge(judged)]
-        if processes.first:
+        if processes.is_rank_zero:
             leave(results, config.checkpoint, folder)
     return results
 

@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from .launching.exit_reason import ended, how_to_go_on
+from .launching.exit_reason import ended, how_to_resume
 from .launching.launch_config import CONFIG, child
 from .launching.processes import device_for
 
@@ -53,7 +53,7 @@ def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> i
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            hint = f"; {how_to_go_on(config, folder)}" if program == "train" else ""
+            hint = f"; {how_to_resume(config, folder)}" if program == "train" else ""
             message = f"error: process {rank} was ended by {ended(-failure.exitcode, config)}; the others were stopped"
             print(message + hint, file=sys.stderr)
             return 128 - failure.exitcode

@@ -34,7 +34,7 @@ from data.files import write_whole
 from . import INTERRUPTED, TERMINATED, compare
 from .command_line import options
 from .launching import sweep
-from .launching.exit_reason import ended, how_to_go_on
+from .launching.exit_reason import ended, how_to_resume
 from .launching.launch_config import CONFIG, child, let_output_fail, pending_config
 from .launching.lock import check_free
 from .launching.machine import check_batch, check_processes
@@ -86,7 +86,7 @@ def job(config: DictConfig) -> float | None:
     if status == -signal.SIGTERM:  # before training had begun
         status = TERMINATED
     if status < 0:
-        print(f"error: the training was ended by {ended(-status, config)}; {how_to_go_on(config, folder)}")
+        print(f"error: the training was ended by {ended(-status, config)}; {how_to_resume(config, folder)}")
         status = 128 - status
     if status in (INTERRUPTED, TERMINATED) or (status and not sweeping):
         sys.exit(status)  # of the sweep too: whoever sent the signal wants it to end

@@ -30,7 +30,7 @@ from .checkpoints.storage import step_of
 from .command_line import options
 from .command_line.hints import did_you_mean
 from .instantiate import instantiate
-from .launching.capacity import check_room
+from .launching.capacity import check_capacity
 from .launching.launch_config import CONFIG, end_with_parent, let_output_fail
 from .launching.processes import Processes, joined
 from .protocols import Judge, judges_of
@@ -85,7 +85,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
                 f"out, the first {found[0][1]:,} of {found[0][0]:,} and {found[0][2]:,}; all machines must see "
                 "the same files, or have the same typefaces"
             )
-    check_room(config, data.train.num_classes, processes, checkpoints)
+    check_capacity(config, data.train.num_classes, processes, checkpoints)
     judges = judges_of(config)
     if config.checkpoint.best is not None:
         check_best(config.checkpoint.best, open_set_names(config.evaluate.far) if data.heldout else [], judges)
@@ -95,14 +95,14 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         module = HeadModule(config, data, processes, warm.load_backbone)
     else:
         module = HeadModule(config, data, processes)
-    if not processes.first:  # initial weights are the same on all; what is drawn later is not
+    if not processes.is_rank_zero:  # initial weights are the same on all; what is drawn later is not
         L.seed_everything((config.seed + processes.rank) % 2**32, verbose=False)
     module.may_be_finished = checkpoint is not None and checkpoint.startswith(f"{checkpoints}/")
     recorder = Recorder(folder, config.trainer.log_interval, processes)
     interrupt = StopOnInterrupt(processes)
     evaluation = Evaluation(config.evaluate, recorder, judges)
     saving = Saving(config.checkpoint, checkpoints, recorder)
-    takes_over = TakesOver(folder, config_name, processes.first)
+    takes_over = TakesOver(folder, config_name, processes.is_rank_zero)
     callbacks = [
         takes_over,
         TimeLimit(config.trainer.max_time),
@@ -115,7 +115,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     ]
     loggers: list[Logger] = []
     wandb_run = None
-    if processes.first:
+    if processes.is_rank_zero:
         wandb_run = WandbRun(config, folder)
         callbacks = [wandb_run, *callbacks, ProgressBar(recorder, config.trainer.log_interval)]
         lines = MetricsCSV(folder, resumed_step=step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0)
@@ -139,17 +139,17 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     )
     status = "failed"
     try:
-        if processes.first:
+        if processes.is_rank_zero:
             print(describe(module, folder), flush=True)
         trainer.fit(module, ckpt_path=checkpoint, weights_only=False)
         status = status_of(module, interrupt)
     finally:
         # Also of a failed run: what was measured until then.
-        summary = recorder.write_summary(module, status) if processes.first and not takes_over.refused else {}
+        summary = recorder.write_summary(module, status) if processes.is_rank_zero and not takes_over.refused else {}
         if wandb_run is not None:
             wandb_run.finish(summary, exit_code=0 if status in COMPLETE else 1)
         interrupt.restore()
-    if processes.first:
+    if processes.is_rank_zero:
         print_summary(summary, folder)
     if status == "failed":
         raise ValueError(f"{interrupt.failure}; {saving.left()}")
@@ -157,7 +157,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
         raise ValueError(f"{evaluation.failure}; the training is complete, and experiments.evaluate can judge it")
     if saving.failure and status in COMPLETE:
         raise ValueError(f"{saving.failure}; the training is complete")
-    if processes.first and (lost := [each for each in (lines.failure, recorder.failure) if each]):
+    if processes.is_rank_zero and (lost := [each for each in (lines.failure, recorder.failure) if each]):
         raise ValueError(f"{'; '.join(lost)}; the training is {status}, and {saving.left()}")
     return interrupt.status if status == "interrupted" else 0
 

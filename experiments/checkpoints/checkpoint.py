@@ -59,7 +59,11 @@ def write(
     """
     state, failure = rows, None
     try:
-        state = {**rows, **packed(own, own_name(processes)), **(packed(shared, SHARED) if processes.first else {})}
+        state = {
+            **rows,
+            **packed(own, own_name(processes)),
+            **(packed(shared, SHARED) if processes.is_rank_zero else {}),
+        }
     except ValueError as error:
         failure = str(error)
     if failures := [each for each in processes.gather(failure) if each]:
@@ -73,7 +77,7 @@ def write_tensors(
     """Writes a checkpoint of these tensors, each process its own and its part of those of all."""
 
     def attempt() -> None:
-        processes.by_first(lambda: to.begin(name))
+        processes.rank_zero_call(lambda: to.begin(name))
         with quiet():
             dcp.save(
                 tensors,
@@ -82,13 +86,13 @@ def write_tensors(
                 process_group=processes.control,
                 no_dist=processes.world_size == 1,
             )
-        processes.by_first(lambda: to.commit(name))
-        processes.by_first(lambda: to.point("latest", name))
+        processes.rank_zero_call(lambda: to.commit(name))
+        processes.rank_zero_call(lambda: to.point("latest", name))
 
     try:
         _persistently(attempt, f"checkpoint.dir={to}: {name} could not be written", to)
     except CheckpointError:
-        processes.by_first(lambda: to.abandon(name))  # on a full disk, logs need the room
+        processes.rank_zero_call(lambda: to.abandon(name))  # on a full disk, logs need the room
         raise
 
 

@@ -128,7 +128,7 @@ def check(config: DictConfig) -> None:
     steps, epochs = config.trainer.max_steps, config.trainer.max_epochs
     if (steps is None) == (epochs is None):
         raise ValueError(f"trainer.max_steps={steps}, trainer.max_epochs={epochs}: give one and set the other to null")
-    if str(config.schedule.get("_target_")).startswith(f"{__package__}.training.schedule."):
+    if str(config.schedule.get("_target_")).startswith("experiments.training.schedule."):
         instantiate(config.schedule, num_steps=1000)  # raises for its own options; imports no torch
 
 

@@ -18,7 +18,7 @@ from .machine import GB, free_memory
 from .processes import Processes
 
 
-def check_room(config: DictConfig, num_classes: int, processes: Processes, checkpoints: Place) -> None:
+def check_capacity(config: DictConfig, num_classes: int, processes: Processes, checkpoints: Place) -> None:
     """Warn of what may not fit on this machine. A head that tells no cost is not checked.
 
     Raises:

@@ -1,6 +1,7 @@
-"""Run a program that ends with the process that started it: `python -m experiments.child PARENT MODULE WORDS...`.
+"""Run a program that ends with its parent process: `python -m experiments.launching.child PARENT MODULE WORDS...`.
 
-It asks for that before the program is imported: importing torch takes seconds, in which the parent may die.
+The process asks the kernel for that before it imports the program: importing torch takes seconds, in which the
+parent may die.
 """
 
 import runpy

@@ -19,7 +19,7 @@ def ended(number: int, config: DictConfig) -> str:
     return ended_by(number, " or ".join(f"{name}={path}" for name, value in found.items() for path in several(value)))
 
 
-def how_to_go_on(config: DictConfig, folder: Path) -> str:
+def how_to_resume(config: DictConfig, folder: Path) -> str:
     """Say how a training that was ended goes on."""
     where = str(config.checkpoint.dir or folder / "checkpoints")
     if "://" not in where and not Folder(Path(where)).complete():

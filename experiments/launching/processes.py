@@ -39,7 +39,7 @@ class Processes:
     control: ProcessGroup | None = None
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process speaks and writes for all."""
         return self.rank == 0
 
@@ -54,10 +54,10 @@ class Processes:
             dist.all_gather_object(everyone, found, group=self.control)
         return everyone
 
-    def by_first(self, work: Callable[[], T]) -> T:
+    def rank_zero_call(self, work: Callable[[], T]) -> T:
         """What the first process finds or does, on all. Raises OSError on all where it fails."""
         outcome: list[Any] = [None, None]
-        if self.first:
+        if self.is_rank_zero:
             try:
                 outcome[0] = work()
             except OSError as error:

@@ -158,7 +158,7 @@ class Model:
 
     def shown(self, work: Any, what: str, count: int | None = None) -> Iterable[Any]:
         """With a progress bar, of the first process, on a terminal."""
-        return shown(work, what, len(work) if count is None else count, self.processes.first)
+        return shown(work, what, len(work) if count is None else count, self.processes.is_rank_zero)
 
 
 def unit(embeddings: Tensor, what: str) -> Tensor:

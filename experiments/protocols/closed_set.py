@@ -85,7 +85,7 @@ class ClosedSet:
         number_N = torch.arange(len(found))
         known = Known(number_N, torch.from_numpy(label_N), torch.ones(len(found), dtype=torch.bool))
         _, above_N = strangers_above(probes_ND, known, blocks, together=model.together)
-        if not model.processes.first:
+        if not model.processes.is_rank_zero:
             return []
         judged = Ranks(known, above_N.cpu(), label_N, "best")
 

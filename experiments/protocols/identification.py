@@ -128,7 +128,7 @@ class Identification:
             searched = gallery.blocks(model, "Gallery", keep=True)
         others = [self.distractors.blocks(model, "Distractors", keep=False)] if self.distractors else []
         _, above_M = strangers_above(probes_PD, known, searched, others, not self.among_distractors, model.together)
-        if not model.processes.first:
+        if not model.processes.is_rank_zero:
             return []
         judged = Ranks(known, above_M.cpu(), probe_P, self.mates)
         counts = {

@@ -105,7 +105,7 @@ class Ijb:
 
     def __call__(self, model: Model) -> list[Result]:
         embeddings = self.items.everywhere(model, "images of templates", unit_length=False)
-        if not model.processes.first:
+        if not model.processes.is_rank_zero:
             return []
         if self.weights is not None:
             embeddings = embeddings * self.weights[:, None]

@@ -88,7 +88,7 @@ class Verification:
         scores = {}
         for name, pairs in self.pairs.items():
             embeddings = model.embed_all(*model.view(pairs.images), name, mirrored=self.mirrored)
-            if model.processes.first:
+            if model.processes.is_rank_zero:
                 first, second = (embeddings[torch.from_numpy(each)].double() for each in (pairs.first, pairs.second))
                 scores[name] = (first * second).sum(1).numpy()
         # When all is embedded: a set that cannot be judged leaves no process waiting.

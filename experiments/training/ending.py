@@ -47,7 +47,7 @@ class StopOnInterrupt(L.Callback):
                     raise KeyboardInterrupt
                 return  # launchers may send SIGTERM more than once
             self.got_one, self.status = True, 128 + number
-            if self.processes.first:
+            if self.processes.is_rank_zero:
                 with suppress(RuntimeError):  # the signal came while something else was printed
                     print("\nInterrupted: finishing this step; Ctrl-C once more to stop at once.", flush=True)
 

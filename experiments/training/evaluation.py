@@ -84,7 +84,7 @@ class Evaluation(L.Callback):
             # On the host: where there are GPUs, waiting has a limit there.
             failures += [each for each in model.processes.gather(failure) if each][:1]
         before, self.failure = self.failure, "; ".join(failures) or None
-        if self.failure not in (None, before) and model.processes.first:
+        if self.failure not in (None, before) and model.processes.is_rank_zero:
             print(f"\nwarning: {self.failure}. Training goes on without these figures.", flush=True)
         return metrics
 
@@ -100,7 +100,7 @@ def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:
     """Metrics of the held-out classes, embedded in eval mode at the precision of the training; on the first process."""
     embeddings = model.embed_all(heldout.source, model.data().prepare, "held-out classes", unit_length=False)
     labels = torch.from_numpy(np.asarray(heldout.labels[np.arange(len(heldout))], dtype=np.int64))
-    return open_set(embeddings, labels, far) if model.processes.first else {}
+    return open_set(embeddings, labels, far) if model.processes.is_rank_zero else {}
 
 
 @torch.no_grad()

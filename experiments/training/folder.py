@@ -20,7 +20,7 @@ def alone(processes: Processes, config: DictConfig, folder: Path) -> Iterator[No
     """Hold the locks of the run's folder and of its checkpoints. Raise ValueError on all processes if one is taken."""
     refusal = None
     with ExitStack() as held:
-        if processes.first:
+        if processes.is_rank_zero:
             try:
                 held.enter_context(locked(folder, "hydra.run.dir"))
                 if isinstance(place := home(folder, config.checkpoint.dir), Folder):

@@ -36,7 +36,7 @@ class Saving(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
-        complete = module.processes.by_first(self.place.complete)
+        complete = module.processes.rank_zero_call(self.place.complete)
         if self._name(module) in complete:  # this training goes on from it
             self.saved_step = module.step
         self.saved_time = time.monotonic()
@@ -53,7 +53,7 @@ class Saving(L.Callback):
                 self.save(trainer, module, better)
             except CheckpointError as error:
                 self.saved_time = time.monotonic()
-                if module.processes.first:
+                if module.processes.is_rank_zero:
                     print(f"\nwarning: {error}; {self.left()}. Training goes on without it.", flush=True)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -77,7 +77,7 @@ class Saving(L.Callback):
                 self.saved_step, self.saved_time = module.step, time.monotonic()
                 if better:
                     self.best_value = self.recorder.latest.get(self.best)  # the first process's decides
-                processes.by_first(lambda: self._tidy(name, better))
+                processes.rank_zero_call(lambda: self._tidy(name, better))
             except OSError as error:
                 raise CheckpointError(f"checkpoint.dir={self.place}: {error}") from error
 
@@ -85,14 +85,16 @@ class Saving(L.Callback):
         """By the clock of the first process; the same on all."""
         if self.minutes is None:
             return False
-        return module.processes.any(module.processes.first and time.monotonic() - self.saved_time >= 60 * self.minutes)
+        return module.processes.any(
+            module.processes.is_rank_zero and time.monotonic() - self.saved_time >= 60 * self.minutes
+        )
 
     def _is_better(self, module: HeadModule) -> bool:
         """Whether the metric that decides was measured in this step, and is better than ever; the same on all."""
         if self.best is None:
             return False
         better, failure = False, None
-        if module.processes.first and (measured := self.recorder.measured_at(module.step, "val/")):
+        if module.processes.is_rank_zero and (measured := self.recorder.measured_at(module.step, "val/")):
             if self.best in measured:
                 better = self.best_value is None or self.sign * (measured[self.best] - self.best_value) > 0
             else:

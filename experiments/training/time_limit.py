@@ -31,7 +31,7 @@ class TimeLimit(L.Callback):
         if self.seconds is None or not module.between_steps:
             return
         processes = module.processes
-        if processes.any(processes.first and time.monotonic() - self.begin >= self.seconds):
+        if processes.any(processes.is_rank_zero and time.monotonic() - self.begin >= self.seconds):
             module.out_of_time = trainer.should_stop = True
 
 

@@ -66,7 +66,7 @@ class WarmStart(L.Callback):
     @torch.no_grad()
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
-        head, first = module.head, module.processes.first
+        head, first = module.head, module.processes.is_rank_zero
         if not isinstance(head, CenterHead) or not self.source.num_classes:
             if first:
                 print("Warm start: the backbone; there are no class centers to take over", flush=True)

@@ -91,7 +91,7 @@ def test_weights_and_biases_may_fail_alone(tmp_path, monkeypatch, capsys):
 
 PRINTS = """
 import resource
-from experiments.world import let_output_fail
+from experiments.launching.launch_config import let_output_fail
 
 let_output_fail()
 print("before")

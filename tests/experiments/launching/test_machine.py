@@ -7,7 +7,7 @@ import torch
 
 from experiments.checkpoints.storage import Folder
 from experiments.launching import capacity, machine
-from experiments.launching.capacity import check_room
+from experiments.launching.capacity import check_capacity
 from experiments.launching.machine import check_batch, check_processes
 from experiments.launching.processes import Processes, device_for
 from experiments.train import train
@@ -64,7 +64,7 @@ def test_more_processes_than_cores_are_told(devices, told, capsys):
 )
 def test_rows_and_checkpoints_without_room_are_refused(overrides, classes, words, tmp_path):
     with pytest.raises(ValueError, match=re.escape(words)):
-        check_room(config(*overrides), classes, ONE, Folder(tmp_path))
+        check_capacity(config(*overrides), classes, ONE, Folder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_rows_and_checkpoints_without_room_are_refused(overrides, classes, words
     ],
 )
 def test_what_may_not_fit_is_told(overrides, classes, words, tmp_path, capsys):
-    check_room(config("checkpoint.keep=1", *overrides), classes, ONE, Folder(tmp_path))
+    check_capacity(config("checkpoint.keep=1", *overrides), classes, ONE, Folder(tmp_path))
     printed = capsys.readouterr().err
     assert words in printed and bool(printed) == bool(words)
 
