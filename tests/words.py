@@ -41,9 +41,9 @@ VERBS = words(
 )
 ALSO_NOUNS = words(
     """answer call change check copy count cut deal draw end guard help index kill label list load lock log look map
-    mark mask measure merge move name need note order pass pick plan plot print probe query record report reset run sample
-    scale score search set shard show sort split start step stop store stream sum test time trace train turn update use
-    view wait warn work wrap"""
+    mark mask measure merge move name need note order pass pick plan plot print probe query record report reset run
+    sample scale score search set shard show sort split start step stop store stream sum test time trace train turn
+    update use view wait warn work wrap"""
 )
 OBJECTS = words("a all an any both each every everything how if it its no one some that the them this what whether")
 
@@ -56,8 +56,7 @@ FINITE_VERB = re.compile(
     r"gives?|belongs?|applies|apply|uses?|refuses?|expects?|exists?|use|give|run|[a-z]+ed)\b|[a-z]{3,}s\b|\{\}"
 )
 NAME_VALUE = re.compile(r"^(?:[\w.{}\[\]+-]*=(?:\{\}|\S+)|\{\}|[\w.]+ \{\}|\{\}, line \{\}): (.*)", re.DOTALL)
-
-
+NEEDED = re.compile(r"\b(is|are) needed\b")
 RAISED = ("Error", "Exit", "Warning", "Exception", "exit", "warn", "error", "fail")
 
 
@@ -79,9 +78,8 @@ def message_problem(message: str) -> str:
     match = NAME_VALUE.match(message)
     if not match:
         return ""
-    rest = match[1]
-    sentence = re.split(r"[;.] ", rest)[0]
-    if WITHOUT_SUBJECT.match(rest) or re.search(r"\b(is|are) needed\b", sentence) or not FINITE_VERB.search(sentence):
+    sentence = re.split(r"[;.] ", match[1])[0]
+    if WITHOUT_SUBJECT.match(sentence) or NEEDED.search(sentence) or not FINITE_VERB.search(sentence):
         return f"message without a subject: {message!r}"
     return ""
 
