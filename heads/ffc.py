@@ -26,7 +26,10 @@ from .group.batch import batch_fault, directions
 from .group.collectives import default_group, gather_rows, gather_sizes, rank_and_size, sum_over_processes
 from .head import Batch, Encode, Head
 from .margins.margin import CosFace, Margin, checked_margin
-from .objectives.softmax import CHUNK_ROWS, MIN_NORM, MarginSoftmax, refuse_second_derivative, streamed_topk
+from .objectives.autograd import refuse_second_derivative
+from .objectives.rows import MIN_NORM
+from .objectives.softmax import CHUNK_ROWS, MarginSoftmax
+from .objectives.topk import streamed_topk
 from .pool.class_pool import ClassPool, Plan
 from .rows.centers import RowState
 from .rows.optimizers import RowSGD

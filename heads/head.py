@@ -34,7 +34,10 @@ from .group.collectives import (
 )
 from .group.sharding import positions
 from .margins.margin import CosFace, Margin, checked_margin
-from .objectives.softmax import CHUNK_ROWS, MarginSoftmax, RowGradient, streamed_loss, streamed_topk
+from .objectives.autograd import streamed_loss
+from .objectives.row_gradient import RowGradient
+from .objectives.softmax import CHUNK_ROWS, MarginSoftmax
+from .objectives.topk import streamed_topk
 from .rows.centers import ActiveRows, ClassCenters, RowState
 from .rows.optimizers import RowOptimizer, RowSGD
 from .rows.pending import MOST_WITHOUT_OPTIMIZER, PendingGradients

@@ -17,7 +17,8 @@ from ..group.collectives import gather_columns, gather_sizes, max_over_processes
 from ..group.sharding import Shard, positions
 from ..head import CenterHead
 from ..margins.margin import Margin
-from ..objectives.softmax import MIN_NORM, MarginSoftmax, Rows, Stretches, chunks
+from ..objectives.rows import MIN_NORM, Rows, Stretches
+from ..objectives.softmax import MarginSoftmax, chunks
 from ..rows.centers import ActiveRows
 
 

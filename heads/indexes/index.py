@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..core.schedule import Schedule, check_schedule, value_at
-from ..objectives.softmax import MIN_NORM, Stretches, streamed_topk
+from ..objectives.rows import MIN_NORM, Stretches
+from ..objectives.topk import streamed_topk
 from ..rows.centers import ClassCenters
 from . import annoy_build
 

@@ -13,55 +13,21 @@ a suffix such as `x_ND` names the dimensions. `x_ND` has unit rows where the mar
 
 import copy
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..core.matmul import MatMul
-from ..core.timer import Timer
 from ..core.workspace import Workspace
-from ..group.collectives import max_over_processes, rank_and_size, sum_over_processes
+from ..group.collectives import max_over_processes, sum_over_processes
 from ..margins.margin import Margin
+from .row_gradient import RowGradient
+from .rows import MIN_NORM, Rows
 
 # Chunks that stay near the caches beat larger ones: fresh temporaries of many MB cost page faults.
 CHUNK_ROWS = 2048
-MIN_NORM = 1e-12
-# A loss scaled beyond it counts as an overflow: the rows' gradient, larger by one over their length, might be one.
-LARGEST_SCALE = 2.0**64
-
-
-class Stretches(Protocol):
-    """Rows in order."""
-
-    def __len__(self) -> int: ...
-
-    def stretch(self, a: int, b: int) -> Tensor:
-        """Rows a to b, (b - a, D)"""
-        ...
-
-
-class Rows(Stretches, Protocol):
-    """Active rows by their positions."""
-
-    def at(self, positions: Tensor) -> Tensor:
-        """(n,) -> (n, D)"""
-        ...
-
-    def subset(self, positions: Tensor) -> "Rows":
-        """Those at sorted positions."""
-        ...
-
-    def release(self) -> None:
-        """They are not needed any more."""
-        ...
-
-    @property
-    def changed(self) -> bool:
-        """Whether they are no longer those of the forward pass."""
-        ...
 
 
 def chunks(num_rows: int) -> Iterator[tuple[int, int]]:
@@ -141,7 +107,7 @@ class MarginSoftmax:
         self.kept_KN = kept_KN
         return torch.dot(self.weight_N, sum_N.log() - (self.target_logit_N - global_max_N))
 
-    def backward(self, scale: Tensor) -> tuple[Tensor, "RowGradient"]:
+    def backward(self, scale: Tensor) -> tuple[Tensor, RowGradient]:
         """Pass two: scale x d loss / d x_ND (N, D), summed over processes, and the rows' own gradient.
 
         Raises:
@@ -235,172 +201,3 @@ class MarginSoftmax:
         where = self.targets(a, b)
         logits_kN[where] = self.target_logit_N[where[1]]
         return logits_kN
-
-
-class RowGradient:
-    """scale x d loss / d (active rows), made for any stretch of rows when asked.
-
-    With G the gradient of the products w.x and r its radial part, the gradient of rows w is
-    G x - r w. Kept cosines are overwritten by G; without them G is computed again from the rows,
-    which therefore must be those of the forward pass.
-    """
-
-    def __init__(self, softmax: MarginSoftmax, scale: Tensor):
-        self.softmax = softmax
-        self.coefficient_N = softmax.weight_N * scale
-        # The first gradient takes the kept cosines; a second backward through the same graph recomputes.
-        self.kept_KN, softmax.kept_KN = softmax.kept_KN, None
-        self.radial_K = None if self.kept_KN is None else softmax.x_ND.new_zeros(softmax.num_rows)
-        self.sealed = False
-        self.x_ND, self.factor = softmax.x_ND, softmax.x_ND.new_ones(())
-        with torch.enable_grad():
-            cos_N = softmax.target_cos_N.clone().requires_grad_()
-            logit_N = softmax.margin.target_logits(cos_N)
-        target_p_N = (softmax.target_logit_N - softmax.max_N).exp() / softmax.sum_N
-        target_error_N = (target_p_N - 1) * self.coefficient_N
-        (self.target_gradient_N,) = torch.autograd.grad(logit_N, cos_N, target_error_N)
-
-    @property
-    def kept_bytes(self) -> int:
-        return 0 if self.kept_KN is None else self.kept_KN.nbytes
-
-    @property
-    def rows(self) -> Rows:
-        """The rows it is the gradient of: the active ones, or what the filter left of them."""
-        return self.softmax.rows
-
-    def seal(self) -> None:
-        """From here on the kept numbers are G, no longer cosines."""
-        self.sealed = True
-
-    def release(self) -> None:
-        """No one asks for the gradient any more: its memory may be used again."""
-        if self.kept_KN is not None:
-            self.softmax.workspace.release("cosines", self.kept_KN)
-            self.kept_KN = None
-
-    def multiply(self, factor: Tensor) -> None:
-        """Multiply all that is added from here on by a scalar tensor, which no host has to wait for."""
-        self.x_ND, self.factor = self.softmax.x_ND * factor, factor
-
-    def add_to(
-        self, total_kD: Tensor, a: int, b: int, rows_kD: Tensor, *, beta: float = 1.0, decay: float = 0.0
-    ) -> Tensor:
-        """total_kD <- beta total_kD + gradient of rows a to b + decay rows_kD, in two passes over them."""
-        softmax = self.softmax
-        if self.kept_KN is not None:
-            assert self.sealed and self.radial_K is not None
-            products_kN, radial_k = self.kept_KN[a:b], self.radial_K[a:b]
-        else:
-            products_kN, radial_k = self._differentiate(a, b, softmax._cosines(a, b, rows_kD))
-        softmax.matmul.addmm_(total_kD, products_kN, self.x_ND, beta=beta)
-        return total_kD.addcmul_((decay - radial_k * self.factor)[:, None], rows_kD)
-
-    def of_products(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
-        """G of active rows a to b: the gradient of their inner products with the batch, (b - a, N)."""
-        if self.kept_KN is None:
-            return self._differentiate(a, b, self.softmax._cosines(a, b, rows_kD))[0]
-        assert not self.sealed and self.radial_K is not None
-        products_kN, self.radial_K[a:b] = self._differentiate(a, b, self.kept_KN[a:b])
-        self.kept_KN[a:b] = products_kN
-        return products_kN
-
-    def _differentiate(self, a: int, b: int, cos_kN: Tensor) -> tuple[Tensor, Tensor]:
-        """G (b - a, N) and the radial part (b - a,), from the cosines."""
-        softmax = self.softmax
-        with torch.enable_grad():
-            leaf_kN = cos_kN.detach().requires_grad_()
-            logits_kN = softmax.margin.negative_logits(leaf_kN, softmax.target_cos_N)
-        p_kN = logits_kN.detach()
-        if softmax.log_q_K is not None:
-            p_kN = p_kN - softmax.log_q_K[a:b, None]
-        p_kN = (p_kN - softmax.max_N).exp_().mul_(self.coefficient_N / softmax.sum_N)
-        where = softmax.targets(a, b)
-        p_kN[where] = 0
-        (gradient_kN,) = torch.autograd.grad(logits_kN, leaf_kN, p_kN)
-        gradient_kN[where] = self.target_gradient_N[where[1]]
-        if not softmax.margin.normalize:
-            return gradient_kN, gradient_kN.new_zeros(b - a)
-        norm_k = softmax.norm_K[a:b]
-        gradient_kN = gradient_kN.div_(norm_k[:, None])
-        return gradient_kN, (gradient_kN * cos_kN).sum(1).div_(norm_k)
-
-
-def refuse_second_derivative() -> None:
-    """Raise where autograd builds a graph of a backward pass that is not differentiable itself.
-
-    Without it the derivative of the gradient would silently be that of a constant.
-    """
-    if torch.is_grad_enabled():  # in a backward pass only where create_graph=True
-        raise RuntimeError(
-            "the loss of a head cannot be differentiated twice, so create_graph=True must not reach it; "
-            "compute gradient penalties on the embeddings or on another loss"
-        )
-
-
-class _Loss(torch.autograd.Function):
-    """Hangs a `MarginSoftmax` into autograd: the local embeddings get their slice of the gradient."""
-
-    @staticmethod
-    def forward(ctx, x_nD, leaf, softmax, start, keep, made, clock):  # type: ignore[no-untyped-def]
-        ctx.softmax, ctx.rows, ctx.made, ctx.clock = softmax, slice(start, start + len(x_nD)), made, clock
-        with torch.autocast(x_nD.device.type, enabled=False):
-            return softmax.loss(keep=keep)
-
-    @staticmethod
-    def backward(ctx, scale):  # type: ignore[no-untyped-def]
-        refuse_second_derivative()
-        with ctx.clock("backward", scale.device), torch.autocast(scale.device.type, enabled=False):
-            x_gradient_ND, row_gradient = ctx.softmax.backward(scale)
-        for earlier, _ in ctx.made:  # that nobody has accumulated
-            earlier.release()
-        # One more pass over numbers that all processes hold alike: they agree on an overflow without a message.
-        finite = torch.isfinite(x_gradient_ND).all() & (scale.abs() <= LARGEST_SCALE)
-        ctx.made[:] = [(row_gradient, finite)]
-        # DDP divides the backbone's gradient by the number of processes: this factor meets that.
-        world_size = rank_and_size(ctx.softmax.group)[1]
-        return x_gradient_ND[ctx.rows] * world_size, torch.zeros_like(scale), None, None, None, None, None
-
-
-def streamed_loss(
-    x_nD: Tensor,
-    softmax: MarginSoftmax,
-    *,
-    start: int,
-    keep: bool,
-    on_backward: Callable[[RowGradient, Tensor], None],
-    clock: Timer,
-) -> Tensor:
-    """The loss of `softmax` as a scalar that backpropagates into this process's embeddings.
-
-    Args:
-        x_nD: this process's part of `softmax.x_ND`, at `start`, attached to the graph.
-        keep: hold the cosines from pass one for pass two.
-        on_backward: receives the gradient of the rows, and a boolean scalar that is false where it overflowed, when
-            gradients are accumulated, as `backward` does and `torch.autograd.grad` does not; backward itself changes
-            no row.
-        clock: takes the time of "backward".
-    """
-    made: list[tuple[RowGradient, Tensor]] = []  # by backward passes through this loss
-    leaf = None
-    if torch.is_grad_enabled() and x_nD.requires_grad:
-        # Stands for the rows, which are no parameters: autograd tells when their gradient would be accumulated.
-        leaf = x_nD.new_zeros((), requires_grad=True)
-        leaf.register_post_accumulate_grad_hook(lambda _: on_backward(*made.pop()))
-    loss: Tensor = _Loss.apply(x_nD, leaf, softmax, start, keep, made, clock)
-    return loss
-
-
-def streamed_topk(x_ND: Tensor, rows: Stretches, k: int, *, normalize: bool) -> tuple[Tensor, Tensor]:
-    """The k rows of highest cosine (inner product without `normalize`): values and positions, (N, min(k, K))."""
-    values = x_ND.new_empty((len(x_ND), 0))
-    positions = torch.empty((len(x_ND), 0), dtype=torch.int64, device=x_ND.device)
-    for a, b in chunks(len(rows)):
-        rows_kD = rows.stretch(a, b)
-        scores_Nk = x_ND @ (torch.nn.functional.normalize(rows_kD, eps=MIN_NORM) if normalize else rows_kD).T
-        values = torch.cat([values, scores_Nk], dim=1)
-        here = torch.arange(a, b, device=x_ND.device).expand(len(x_ND), -1)
-        positions = torch.cat([positions, here], dim=1)
-        values, best = values.topk(min(k, values.shape[1]), dim=1)
-        positions = positions.gather(1, best)
-    return values, positions

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..core.workspace import Workspace
-from ..objectives.softmax import RowGradient, chunks
+from ..objectives.row_gradient import RowGradient
+from ..objectives.softmax import chunks
 from .centers import ActiveRows, ClassCenters, Index
 
 MOST_WITHOUT_OPTIMIZER = 8  # entries that are kept for an optimizer which may still be made

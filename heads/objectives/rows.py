@@ -1,0 +1,38 @@
+"""The interface by which an objective reads class rows, wherever they are stored."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+MIN_NORM = 1e-12
+
+
+class Stretches(Protocol):
+    """Rows in order."""
+
+    def __len__(self) -> int: ...
+
+    def stretch(self, a: int, b: int) -> Tensor:
+        """Rows a to b, (b - a, D)"""
+        ...
+
+
+class Rows(Stretches, Protocol):
+    """Active rows by their positions."""
+
+    def at(self, positions: Tensor) -> Tensor:
+        """(n,) -> (n, D)"""
+        ...
+
+    def subset(self, positions: Tensor) -> "Rows":
+        """Those at sorted positions."""
+        ...
+
+    def release(self) -> None:
+        """They are not needed any more."""
+        ...
+
+    @property
+    def changed(self) -> bool:
+        """Whether they are no longer those of the forward pass."""
+        ...
