@@ -40,7 +40,7 @@ from .tables import Cell, console, packed
 if TYPE_CHECKING:  # heads import torch, which takes longer than all else here
     from heads import Head
     from heads.core.cost import Case, Cost
-    from heads.rows.centers import RowState
+    from heads.core.row_state import RowState
 
 GB = 1e9
 MOST_CLASSES = 10**13

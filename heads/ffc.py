@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 from .core import counter_rng, dtypes
 from .core.cost import Case, Cost, number_bytes
 from .core.options import number, whole
+from .core.row_state import RowState
 from .group.batch import batch_fault, directions
 from .group.collectives import default_group, gather_rows, gather_sizes, rank_and_size, sum_over_processes
 from .head import Batch, Encode, Head
@@ -31,7 +32,6 @@ from .objectives.rows import MIN_NORM
 from .objectives.softmax import CHUNK_ROWS, MarginSoftmax
 from .objectives.topk import streamed_topk
 from .pool.class_pool import ClassPool, Plan
-from .rows.centers import RowState
 from .rows.optimizers import RowSGD
 
 PUBLISHED = 0.99  # momentum of the gallery
@@ -381,7 +381,7 @@ class FFC(Head):
     def _nearest(self, x_oD: Tensor, rows: "_PoolRows") -> tuple[Tensor, Tensor]:
         """Sum over probes of the mean of their highest cosines, none below 0; and its gradient."""
         _, positions = streamed_topk(x_oD, rows, self.num_nearest, normalize=True)
-        near_okD = normalize(rows.at(positions.flatten()), eps=MIN_NORM).view(*positions.shape, -1)
+        near_okD = normalize(rows.gather(positions.flatten()), eps=MIN_NORM).view(*positions.shape, -1)
         cos_ok = torch.einsum("od,okd->ok", x_oD, near_okD)
         share = (cos_ok > 0).to(x_oD.dtype) / positions.shape[1]
         return (cos_ok * share).sum(), torch.einsum("ok,okd->od", share, near_okD)
@@ -475,14 +475,14 @@ class _PoolRows:
     def __len__(self) -> int:
         return self.count
 
-    def at(self, positions: Tensor) -> Tensor:
+    def gather(self, positions: Tensor) -> Tensor:
         rows = self.queue[positions].float()
         if len(self.slots):
             place = torch.searchsorted(self.replaced, positions).clamp(max=len(self.slots) - 1)
             rows = torch.where((self.replaced[place] == positions)[:, None], self.features[place], rows)
         return rows
 
-    def stretch(self, a: int, b: int) -> Tensor:
+    def slice(self, a: int, b: int) -> Tensor:
         rows = self.queue[a:b].float()
         first, last = np.searchsorted(self.slots, [a, b])
         if first < last:
@@ -490,7 +490,7 @@ class _PoolRows:
         return rows
 
     def subset(self, positions: Tensor) -> "_PoolRows":
-        rows = self.at(positions)
+        rows = self.gather(positions)
         return _PoolRows(rows, len(rows), self.slots[:0], self.features[:0])
 
     def release(self) -> None:

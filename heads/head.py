@@ -19,6 +19,7 @@ from .core import dtypes
 from .core.cost import Case, Cost, number_bytes, state_bytes
 from .core.matmul import MatMul
 from .core.options import keywords, number, refuse_unknown, whole
+from .core.row_state import RowState
 from .core.timer import Timer
 from .core.uncompiled import run_uncompiled
 from .core.warn import warn_user
@@ -38,7 +39,8 @@ from .objectives.autograd import streamed_loss
 from .objectives.row_gradient import RowGradient
 from .objectives.softmax import CHUNK_ROWS, MarginSoftmax
 from .objectives.topk import streamed_topk
-from .rows.centers import ActiveRows, ClassCenters, RowState
+from .rows.active import ActiveRows
+from .rows.centers import ClassCenters
 from .rows.optimizers import RowOptimizer, RowSGD
 from .rows.pending import MOST_WITHOUT_OPTIMIZER, PendingGradients
 

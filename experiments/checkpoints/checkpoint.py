@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from heads.rows.centers import initial_rows
+from heads.rows.initial import initial_rows
 
 from ..launching.processes import Processes
 from .blocks import BLOCK_BYTES, InBlocks, Stretch

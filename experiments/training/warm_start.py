@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from heads import CenterHead
 from heads.group.collectives import sum_over_processes
-from heads.rows.centers import INIT_STD, ClassCenters
+from heads.rows.centers import ClassCenters
+from heads.rows.initial import INIT_STD
 
 from ..models.trained import Trained
 from .class_means import class_means

@@ -7,8 +7,8 @@ that of what is summed.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..rows.centers import RowState
 from .dtypes import named
+from .row_state import RowState
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..group.sharding import Shard
 from ..head import CenterHead, Selection
 from ..margins.margin import Margin
 from ..objectives.softmax import MarginSoftmax
-from ..rows.centers import ActiveRows
+from ..rows.active import ActiveRows
 from .full_softmax import DenseRows, FullSoftmax, direction
 
 FIRST_REPEAT = 1 << 20  # no training has that many micro-batches: the keys of draws that are only looked at

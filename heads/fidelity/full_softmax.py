@@ -17,9 +17,9 @@ from ..group.collectives import gather_columns, gather_sizes, max_over_processes
 from ..group.sharding import Shard, positions
 from ..head import CenterHead
 from ..margins.margin import Margin
-from ..objectives.rows import MIN_NORM, Rows, Stretches
+from ..objectives.rows import MIN_NORM, Rows, RowSequence
 from ..objectives.softmax import MarginSoftmax, chunks
-from ..rows.centers import ActiveRows
+from ..rows.active import ActiveRows
 
 
 class FullSoftmax:
@@ -60,7 +60,7 @@ class FullSoftmax:
         self.softmax.loss(keep=False)
         return direction(self.softmax.backward(self.x_QD.new_ones(()))[0], self.x_QD, self.margin)
 
-    def mass(self, rows: Stretches, ids: Tensor | None) -> Tensor:
+    def mass(self, rows: RowSequence, ids: Tensor | None) -> Tensor:
         """Share of each embedding's negative softmax (Q,) that these rows hold.
 
         Args:
@@ -146,7 +146,7 @@ class Negatives:
 
 
 def negatives(
-    x_QD: Tensor, own_Q: Tensor, rows: Stretches, margin: Margin, target_cos_Q: Tensor, *, k: int = 0
+    x_QD: Tensor, own_Q: Tensor, rows: RowSequence, margin: Margin, target_cos_Q: Tensor, *, k: int = 0
 ) -> Negatives:
     """Streams rows past the embeddings once.
 
@@ -159,7 +159,7 @@ def negatives(
     sum_Q = torch.zeros_like(max_Q)
     top_Qk, nearest_Qk = x_QD.new_empty(len(x_QD), 0), own_Q.new_empty(len(x_QD), 0)
     for a, b in chunks(len(rows)):
-        logits_kQ = margin.negative_logits(_unit(rows.stretch(a, b), margin) @ x_QD.T, target_cos_Q)
+        logits_kQ = margin.negative_logits(_unit(rows.slice(a, b), margin) @ x_QD.T, target_cos_Q)
         own = here[(own_Q[here] >= a) & (own_Q[here] < b)]
         logits_kQ[own_Q[own] - a, own] = -torch.inf
         new_max_Q = torch.maximum(max_Q, logits_kQ.amax(0))
@@ -189,10 +189,10 @@ class DenseRows:
     def __len__(self) -> int:
         return len(self.rows_KD)
 
-    def at(self, positions: Tensor) -> Tensor:
+    def gather(self, positions: Tensor) -> Tensor:
         return self.rows_KD[positions]
 
-    def stretch(self, a: int, b: int) -> Tensor:
+    def slice(self, a: int, b: int) -> Tensor:
         return self.rows_KD[a:b]
 
     def subset(self, positions: Tensor) -> "DenseRows":

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..core.schedule import Schedule, check_schedule, value_at
-from ..objectives.rows import MIN_NORM, Stretches
+from ..objectives.rows import MIN_NORM, RowSequence
 from ..objectives.topk import streamed_topk
 from ..rows.centers import ClassCenters
 from . import annoy_build
@@ -33,10 +33,10 @@ POINTS_PER_CENTROID = 64  # that k-means looks at
 ANNOY_BYTES_OF_TREE = 11  # for each vector, as measured
 
 
-class Vectors(Stretches, Protocol):
+class Vectors(RowSequence, Protocol):
     """What an index is built from: vectors of unit length, float32, on any device."""
 
-    def at(self, positions: Tensor) -> Tensor:
+    def gather(self, positions: Tensor) -> Tensor:
         """(k,) -> (k, D)"""
         ...
 
@@ -50,10 +50,10 @@ class TensorVectors:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def stretch(self, a: int, b: int) -> Tensor:
+    def slice(self, a: int, b: int) -> Tensor:
         return normalize(self.vectors[a:b].float(), eps=MIN_NORM)
 
-    def at(self, positions: Tensor) -> Tensor:
+    def gather(self, positions: Tensor) -> Tensor:
         return normalize(self.vectors[positions].float(), eps=MIN_NORM)
 
 
@@ -70,10 +70,10 @@ class CenterVectors:
     def __len__(self) -> int:
         return self.centers.shard.size
 
-    def stretch(self, a: int, b: int) -> Tensor:
+    def slice(self, a: int, b: int) -> Tensor:
         return self._prepared(self.centers.read(slice(a, b)).float())
 
-    def at(self, positions: Tensor) -> Tensor:
+    def gather(self, positions: Tensor) -> Tensor:
         return self._prepared(self.centers.read(positions.to(self.centers.like.device)).float())
 
     def longest(self) -> float:
@@ -175,7 +175,7 @@ class Exact(Index):
         self, vectors: Vectors, *, seed: int = 0, step: int = 0, effort: float = 1.0, beside: bool = False
     ) -> None:
         for a, b in stretches(len(vectors)):
-            part = vectors.stretch(a, b)
+            part = vectors.slice(a, b)
             if a == 0:
                 self.rows_CD = part.new_empty(len(vectors), part.shape[1])
             self.rows_CD[a:b] = part
@@ -185,7 +185,7 @@ class Exact(Index):
         return _padded(positions, k).to(x_nD.device)
 
     def refresh(self, vectors: Vectors, changed: Tensor) -> None:
-        self.rows_CD[changed.to(self.rows_CD.device)] = vectors.at(changed).to(self.rows_CD)
+        self.rows_CD[changed.to(self.rows_CD.device)] = vectors.gather(changed).to(self.rows_CD)
 
     def successor(self, vectors: Vectors, changed: Tensor, **options: Any) -> Index:
         index = Exact()
@@ -242,7 +242,7 @@ class Annoy(Index):
     def build(
         self, vectors: Vectors, *, seed: int = 0, step: int = 0, effort: float = 1.0, beside: bool = False
     ) -> None:
-        self.width = vectors.stretch(0, 1).shape[1]
+        self.width = vectors.slice(0, 1).shape[1]
         num_trees = max(1, round(effort * value_at(self.num_trees, step)))
         if not beside:
             self.forest = annoy_build.built(_matrix(vectors), num_trees, seed, self.threads)
@@ -341,7 +341,7 @@ class IVF(Index):
         self, vectors: Vectors, *, seed: int = 0, step: int = 0, effort: float = 1.0, beside: bool = False
     ) -> None:
         faiss = _faiss_beside() if beside else _faiss()
-        count, sample = len(vectors), vectors.stretch(0, 1)
+        count, sample = len(vectors), vectors.slice(0, 1)
         num_lists = min(self.num_lists or max(1, round(4 * count**0.5)), count)
         width = sample.shape[1]
         self.lists = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, faiss.METRIC_INNER_PRODUCT)
@@ -350,9 +350,9 @@ class IVF(Index):
         clustering.min_points_per_centroid = 1  # no warnings of small sets
         clustering.max_points_per_centroid = POINTS_PER_CENTROID
         drawn = np.random.default_rng(seed).permutation(count)[: num_lists * POINTS_PER_CENTROID]
-        self.lists.train(_host(vectors.at(torch.from_numpy(np.sort(drawn)))))
+        self.lists.train(_host(vectors.gather(torch.from_numpy(np.sort(drawn)))))
         for a, b in stretches(count):
-            self.lists.add(_host(vectors.stretch(a, b)))
+            self.lists.add(_host(vectors.slice(a, b)))
         self.lists.make_direct_map()
         self._serve(step, effort, sample.device)
 
@@ -362,7 +362,7 @@ class IVF(Index):
 
     def refresh(self, vectors: Vectors, changed: Tensor) -> None:
         for positions in changed.cpu().split(READ_ROWS):
-            self.lists.update_vectors(positions.numpy(), _host(vectors.at(positions)))
+            self.lists.update_vectors(positions.numpy(), _host(vectors.gather(positions)))
 
     def successor(self, vectors: Vectors, changed: Tensor, **options: Any) -> Index:
         if self.renewed + 1 >= self.retrain:
@@ -371,7 +371,7 @@ class IVF(Index):
         index.lists = (_faiss_beside() if options["beside"] else _faiss()).clone_index(self.lists)
         index.refresh(vectors, changed)
         index.renewed = self.renewed + 1
-        index._serve(options["step"], options["effort"], vectors.stretch(0, 1).device)
+        index._serve(options["step"], options["effort"], vectors.slice(0, 1).device)
         return index
 
     def bytes_per_vector(self, width: int) -> float:
@@ -436,7 +436,7 @@ def _write(file: IO[bytes], vectors: Vectors, width: int) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(vectors), width)}
     np.lib.format.write_array_header_1_0(file, header)
     for a, b in stretches(len(vectors)):
-        _host(vectors.stretch(a, b)).tofile(file)
+        _host(vectors.slice(a, b)).tofile(file)
     file.seek(0)
 
 
@@ -449,7 +449,7 @@ class _Matrix:
     def __len__(self) -> int:
         return len(self.rows_CD)
 
-    def stretch(self, a: int, b: int) -> Tensor:
+    def slice(self, a: int, b: int) -> Tensor:
         return self.rows_CD[a:b]
 
 
@@ -463,7 +463,7 @@ def _host(vectors: Tensor) -> NDArray[np.float32]:
 
 
 def _matrix(vectors: Vectors) -> NDArray[np.float32]:
-    return np.concatenate([_host(vectors.stretch(a, b)) for a, b in stretches(len(vectors))])
+    return np.concatenate([_host(vectors.slice(a, b)) for a, b in stretches(len(vectors))])
 
 
 @lru_cache

@@ -7,20 +7,20 @@ from torch import Tensor
 MIN_NORM = 1e-12
 
 
-class Stretches(Protocol):
+class RowSequence(Protocol):
     """Rows in order."""
 
     def __len__(self) -> int: ...
 
-    def stretch(self, a: int, b: int) -> Tensor:
+    def slice(self, a: int, b: int) -> Tensor:
         """Rows a to b, (b - a, D)"""
         ...
 
 
-class Rows(Stretches, Protocol):
+class Rows(RowSequence, Protocol):
     """Active rows by their positions."""
 
-    def at(self, positions: Tensor) -> Tensor:
+    def gather(self, positions: Tensor) -> Tensor:
         """(n,) -> (n, D)"""
         ...
 

@@ -89,7 +89,7 @@ class MarginSoftmax:
         # exp(logit - maximum so far) is never below the probability.
         self.bound_K = self.x_ND.new_empty(self.num_rows) if self.min_probability else None
         for a, b in chunks(self.num_rows):
-            rows_kD = self.rows.stretch(a, b)
+            rows_kD = self.rows.slice(a, b)
             if self.margin.normalize:
                 self.norm_K[a:b] = torch.linalg.vector_norm(rows_kD, dim=1).clamp_(min=MIN_NORM)
             cos_kN = self._cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
@@ -122,7 +122,7 @@ class MarginSoftmax:
         gradient = RowGradient(softmax, scale)
         x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(softmax.num_rows):
-            rows_kD = softmax.rows.stretch(a, b)
+            rows_kD = softmax.rows.slice(a, b)
             self.matmul.addmm_(x_gradient_ND, gradient.of_products(a, b, rows_kD).T, rows_kD)
         gradient.seal()
         return sum_over_processes(x_gradient_ND, self.group), gradient
@@ -134,7 +134,7 @@ class MarginSoftmax:
         matters_K = torch.zeros(softmax.num_rows, dtype=torch.bool, device=self.x_ND.device)
         for a, b in chunks(softmax.num_rows):
             if softmax.kept_KN is None:
-                cos_kN = softmax._cosines(a, b, softmax.rows.stretch(a, b))
+                cos_kN = softmax._cosines(a, b, softmax.rows.slice(a, b))
             else:
                 cos_kN = softmax.kept_KN[a:b]
             p_kN = (softmax._logits(a, b, cos_kN) - softmax.max_N).exp_().div_(softmax.sum_N)
@@ -181,7 +181,7 @@ class MarginSoftmax:
         samples = self.order_N[bisect_left(self.sorted_positions, 0) :]
         cos_N = self.x_ND.new_zeros(len(self.x_ND))
         if len(samples):
-            rows = self.rows.at(self.position_N[samples])
+            rows = self.rows.gather(self.position_N[samples])
             if self.margin.normalize:
                 rows = torch.nn.functional.normalize(rows, eps=MIN_NORM)
             cos_N[samples] = (self.x_ND[samples] * rows).sum(1)

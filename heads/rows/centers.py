@@ -7,90 +7,21 @@ shards and average their gradients, and clipping would count them.
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from ..core import counter_rng
+from ..core.row_state import RowState
 from ..core.workspace import Workspace
 from ..group.collectives import portable, rank_and_size, restored
 from ..group.sharding import Shard
 from . import rounding, stores
+from .initial import initial_rows
 
 Index = slice | Tensor  # rows of the shard: a contiguous stretch, or sorted int64 ids
 INIT_ROWS = 1024  # drawn at a time
-INIT_STD = 0.01
-
-
-@dataclass(frozen=True)
-class RowState:
-    """What a row optimizer remembers of a row: `width` numbers, in `dtype` or, unless given, as in arithmetic."""
-
-    width: int
-    dtype: torch.dtype | None = None
-
-
-class ActiveRows:
-    """The rows of one forward, by their positions among the active ones.
-
-    Args:
-        centers: where they come from.
-        ids: which rows of the shard; None for all.
-        keep: hold on to what the first pass read, so that backward and the optimizer's step need not
-            fetch rows from all over memory again. Rows that can be read in place need no keeping.
-    """
-
-    def __init__(self, centers: "ClassCenters", ids: Tensor | None, *, keep: bool):
-        self.centers, self.ids = centers, ids
-        self.stamp = centers.stamp
-        self.kept_KD: Tensor | None = None
-        self.num_kept = 0  # rows are read in order; those before this one are kept
-        if keep and not (ids is None and centers.in_place):
-            self.kept_KD = centers.workspace.acquire("rows", (len(self), centers.width), centers.like)
-
-    def __len__(self) -> int:
-        return self.centers.shard.size if self.ids is None else len(self.ids)
-
-    @property
-    def kept_bytes(self) -> int:
-        return 0 if self.kept_KD is None else self.kept_KD.nbytes
-
-    def at(self, positions: Tensor) -> Tensor:
-        return self.centers.read(positions if self.ids is None else self.ids[positions])
-
-    def subset(self, positions: Tensor) -> "ActiveRows":
-        """The rows at these sorted positions, as those of a forward of their own."""
-        rows = ActiveRows(self.centers, positions if self.ids is None else self.ids[positions], keep=False)
-        rows.stamp = self.stamp
-        return rows
-
-    def stretch(self, a: int, b: int) -> Tensor:
-        """Return rows a to b, (b - a, width): views where they lie in place or are kept, else copies."""
-        if self.kept_KD is None:
-            return self._read(a, b)
-        if b > self.num_kept:
-            assert a == self.num_kept
-            self._read(a, b, out=self.kept_KD[a:b])
-            self.num_kept = b
-        return self.kept_KD[a:b]
-
-    @property
-    def changed(self) -> bool:
-        """Whether the rows are no longer those of the forward pass: a step, a load, or a change in place."""
-        return self.stamp != self.centers.stamp
-
-    def release(self) -> None:
-        """No one reads these rows any more: their memory may be used again."""
-        if self.kept_KD is not None:
-            self.centers.workspace.release("rows", self.kept_KD)
-            self.kept_KD, self.num_kept = None, 0
-
-    def _read(self, a: int, b: int, out: Tensor | None = None) -> Tensor:
-        return self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b], out=out)
 
 
 class ClassCenters(nn.Module):
@@ -379,19 +310,3 @@ class ClassCenters(nn.Module):
         if len(value) == self.shard.num_classes:
             return value[self.shard.start : self.shard.stop]
         return value
-
-
-def initial_rows(classes: Tensor, embedding_size: int, seed: int) -> Tensor:
-    """Draw the initial rows of these classes (k, embedding_size), without the bias, in float32."""
-    draws = counter_rng.uniform16(classes, embedding_size, "initialisation", seed)
-    places = draws.to(torch.int32).add_(1 << 15)
-    return normal_quantiles(classes.device).index_select(0, places.reshape(-1)).view(places.shape)
-
-
-@lru_cache
-@torch.inference_mode(False)
-def normal_quantiles(device: torch.device) -> Tensor:
-    """N(0, 0.01) as 2^16 equally likely values, its quantiles in the middle of as many parts, float32."""
-    middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-    quantiles = torch.special.ndtri(middles)
-    return (INIT_STD * quantiles / quantiles.square().mean().sqrt()).float().to(device)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..core import dtypes
 from ..core.options import number
+from ..core.row_state import RowState
 from ..core.timer import Timer
-from .centers import ClassCenters, RowState
+from .centers import ClassCenters
 from .pending import ChunkGradient, PendingGradients
 
 

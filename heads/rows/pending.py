@@ -15,7 +15,8 @@ from torch import Tensor
 from ..core.workspace import Workspace
 from ..objectives.row_gradient import RowGradient
 from ..objectives.softmax import chunks
-from .centers import ActiveRows, ClassCenters, Index
+from .active import ActiveRows
+from .centers import ClassCenters, Index
 
 MOST_WITHOUT_OPTIMIZER = 8  # entries that are kept for an optimizer which may still be made
 MOST = 1000  # entries: that many backward passes without a step are a mistake, and each takes memory
@@ -132,7 +133,7 @@ class PendingGradients:
             yield from self._stream_union(centers)
             return
         for a, b in chunks(len(active)):
-            rows = active.stretch(a, b)
+            rows = active.slice(a, b)
             parts = [_part(gradient, a, b, rows) for _, gradient in self.entries]
             yield slice(a, b) if ids is None else ids[a:b], rows, ChunkGradient(rows, parts, centers.workspace)
 

@@ -15,7 +15,7 @@ import torch
 from heads import FullFC, PartialFC, RowAdamW, Softmax
 from heads.group.sharding import Shard
 from heads.rows import stores
-from heads.rows.centers import normal_quantiles
+from heads.rows.initial import normal_quantiles
 
 
 def train(head, optimizer, steps: int = 4, first: int = 0) -> list[float]:
