@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 from .core import dtypes
 from .core.cost import Case, Cost, number_bytes, state_bytes
 from .core.matmul import MatMul
-from .core.options import keywords, number, refuse_unknown, whole
+from .core.options import number, refuse_unknown, whole
 from .core.row_state import RowState
 from .core.timer import Timer
 from .core.uncompiled import run_uncompiled
@@ -236,7 +236,7 @@ class CenterHead(Head):
         compute: str = "fp32",
         **unknown: Any,
     ):
-        refuse_unknown(type(self).__name__, unknown, keywords(type(self)))
+        refuse_unknown(type(self), unknown)
         super().__init__()
         num_classes = whole("num_classes", num_classes, 1)
         self.embedding_size = embedding_size = whole("embedding_size", embedding_size, 1)

@@ -1,16 +1,132 @@
-"""Checks of options that every head and optimizer shares."""
+"""Options of heads, margins, indexes and row optimizers: their declaration, documentation and checks.
 
+A class either has a dataclass of its options, `Options`, or is a dataclass itself. Types, defaults and meanings are
+declared there and nowhere else.
+"""
+
+import dataclasses
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+Owner = TypeVar("Owner", bound=type)
+
+# Names of options and methods before version 0.3. An error about one of them gives the name that replaces it.
+RENAMED = {
+    "filter_below": "min_probability",
+    "filter_above": "max_negative_cosine",
+    "select": "select_classes",
+    "selected": "on_selected",
+}
+
+
+def option(default: Any, help: str) -> Any:
+    """Return the dataclass field of an option.
+
+    Args:
+        default: the default value; immutable.
+        help: one or two sentences that give the meaning, the unit, and what None means.
+    """
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def options_of(target: Any) -> type | None:
+    """Return the dataclass that declares the options of a class: `target.Options` or the class itself, else None."""
+    options = getattr(target, "Options", target)
+    return options if isinstance(options, type) and dataclasses.is_dataclass(options) else None
+
+
+def option_fields(target: Any) -> dict[str, dataclasses.Field[Any]]:
+    """Return the options of a class by name; none of a class that declares no options."""
+    options = options_of(target)
+    return {field.name: field for field in dataclasses.fields(options) if field.init} if options else {}
+
+
+def make_options(owner: type, given: Mapping[str, Any]) -> Any:
+    """Return the options of a class from keyword arguments.
+
+    Raises:
+        TypeError: an argument that the class does not have.
+        ValueError: a value out of range.
+    """
+    refuse_unknown(owner, given)
+    options = options_of(owner)
+    assert options is not None, f"{owner.__name__} declares no options"
+    return options(**given)
+
+
+def signature(owner: type) -> inspect.Signature:
+    """Return the arguments of a class, with the options that its constructors pass on as `**options`."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in owner.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            own = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            for parameter in own:
+                if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in parameters:
+                    kind = parameter.KEYWORD_ONLY if parameters else parameter.kind
+                    parameters[parameter.name] = parameter.replace(kind=kind)
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+                break
+    for name, field in option_fields(owner).items():
+        if name not in parameters:
+            keyword = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+            parameters[name] = keyword.replace(default=field.default, annotation=field.type)
+    return inspect.Signature(sorted(parameters.values(), key=lambda parameter: parameter.kind))
+
+
+def documented(owner: Owner, arguments: Mapping[str, str] = MappingProxyType({})) -> Owner:
+    """Complete a class's signature, and the section "Args" of its docstring, with its options.
+
+    Use it as the decorator above `@dataclass`. Where classes have `Options`, call it in the `__init_subclass__` of
+    their base.
+
+    Args:
+        owner: the class; changed in place.
+        arguments: name -> meaning of arguments of its constructor that are not options.
+    """
+    full = signature(owner)
+    if options_of(owner) is not owner:  # a dataclass has a signature of its own
+        owner.__signature__ = full  # type: ignore[attr-defined]
+    if owner.__doc__:
+        helps = {**arguments, **{name: field.metadata["help"] for name, field in option_fields(owner).items()}}
+        entries = [_entry(parameter, helps[name]) for name, parameter in full.parameters.items() if name in helps]
+        text, _, after = inspect.cleandoc(owner.__doc__).partition("\n\nArgs:\n")
+        section, _, rest = after.partition("\n\n")
+        lines = [line for line in (section, *entries) if line]
+        owner.__doc__ = "\n\n".join(filter(None, [text, "\n".join(["Args:", *lines] if lines else []), rest]))
+    return owner
+
+
+def _entry(parameter: inspect.Parameter, help: str) -> str:
+    """Return the line of a docstring about one argument."""
+    kind = "" if parameter.annotation is parameter.empty else f" ({inspect.formatannotation(parameter.annotation)})"
+    default = "" if parameter.default is parameter.empty else f" Default: {parameter.default!r}."
+    return textwrap.fill(
+        f"{parameter.name}{kind}: {help}{default}", 100, initial_indent=4 * " ", subsequent_indent=8 * " "
+    )
+
+
+def refuse_unknown(owner: type, given: Mapping[str, Any]) -> None:
+    """Raise a TypeError for a keyword argument that a class does not have, with the name that was probably meant."""
+    known = list(signature(owner).parameters)
+    for name in given:
+        if name not in known:
+            close = [RENAMED[name]] if RENAMED.get(name) in known else difflib.get_close_matches(name, known, n=1)
+            if name in RENAMED and close:
+                hint = f"it is now named {close[0]!r}"
+            else:
+                hint = f"did you mean {close[0]!r}?" if close else f"its options are {', '.join(known)}"
+            raise TypeError(f"{owner.__name__}() got an unexpected keyword argument {name!r}; {hint}")
 
 
 def whole(name: str, value: Any, least: int) -> int:
     """Return `value` as an int.
 
     Raises:
-        ValueError: `value` is no whole number, or less than `least`.
+        ValueError: `value` is not a whole number, or is less than `least`.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         if not (isinstance(value, float) and value.is_integer()):
@@ -23,35 +139,13 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def number(name: str, value: Any, *, least: float | None = None) -> float:
-    """Return `value` as it is, once it is known to be a number.
+    """Return `value` unchanged.
 
     Raises:
-        ValueError: `value` is no number, or less than `least`.
+        ValueError: `value` is not a number, or is less than `least`.
     """
     if isinstance(value, bool | str) or not hasattr(value, "__float__"):
         raise ValueError(f"{name}={value!r} must be a number")
     if least is not None and not value >= least:
         raise ValueError(f"{name}={value} must be at least {least:g}")
     return value  # type: ignore[no-any-return]
-
-
-def keywords(owner: type) -> list[str]:
-    """Return the names of all keyword options of a class whose constructors pass options on to their bases."""
-    names: list[str] = []
-    for each in owner.__mro__:
-        if "__init__" in vars(each) and each is not object:
-            parameters = list(inspect.signature(each.__init__).parameters.values())[1:]  # type: ignore[misc]
-            names += [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-    return list(dict.fromkeys(names))
-
-
-def refuse_unknown(owner: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise the TypeError of a misspelt keyword argument, with the name of the class that the user called."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"its options are {', '.join(known)}"
-            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}; {hint}")
