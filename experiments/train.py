@@ -25,7 +25,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from . import COMPLETE, INTERRUPTED, run_files
-from .checkpoints.finding import find, home
+from .checkpoints.finding import checkpoint_dir, find
 from .checkpoints.storage import step_of
 from .command_line import options
 from .command_line.hints import did_you_mean
@@ -69,7 +69,10 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     precision = plugin_for(config.trainer.precision, processes.device)
     if config.trainer.sync_batchnorm and processes.device.type == "cpu":
         raise ValueError("trainer.sync_batchnorm=true: needs GPUs; on CPU each process keeps statistics of its own")
-    checkpoint, checkpoints = find(config.resume, folder, config.checkpoint.dir), home(folder, config.checkpoint.dir)
+    checkpoint, checkpoints = (
+        find(config.resume, folder, config.checkpoint.dir),
+        checkpoint_dir(folder, config.checkpoint.dir),
+    )
     if (there := checkpoints.complete()) and checkpoint != f"{checkpoints}/{there[-1]}":
         raise ValueError(
             f"checkpoint.dir={checkpoints}: this training would mix with {there[-1]} there; go on from that with "

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from .checkpoints.finding import find
 from .checkpoints.manifest import Block, DamageError, checked, manifest_of, wrong_sizes
-from .checkpoints.storage import Place, place
+from .checkpoints.storage import CheckpointStore, open_store
 from .tables import console, shown
 
 
@@ -32,7 +32,7 @@ def verify(path: str) -> bool:
     if found is None:
         raise ValueError(f"{path}: the folder of a run, or one of its checkpoints, is needed")
     folder, _, name = found.rpartition("/")
-    where = place(folder)
+    where = open_store(folder)
     try:
         manifest = manifest_of(where, name)
     except DamageError as error:
@@ -55,7 +55,7 @@ def verify(path: str) -> bool:
     return not damaged
 
 
-def _faults(where: Place, name: str, blocks: Sequence[tuple[str, Block]]) -> list[str]:
+def _faults(where: CheckpointStore, name: str, blocks: Sequence[tuple[str, Block]]) -> list[str]:
     faults = []
     for tensor, block in blocks:
         try:

@@ -52,7 +52,7 @@ def kill_and_resume(
         run.process.wait()
         checkpoints = Folder(disturbed / "checkpoints")
         in_a_save = any(checkpoints.path.glob(".step-*"))
-        complete, latest = checkpoints.complete(), checkpoints.pointed("latest")
+        complete, latest = checkpoints.complete(), checkpoints.resolve_alias("latest")
         # A kill may strike between a checkpoint and its pointer, also those of the first.
         assert latest in complete[-2:] or (latest is None and len(complete) < 2), f"latest is {latest} of {complete}"
         newest = step_of(complete[-1]) if complete else 0

@@ -26,7 +26,7 @@ from .blocks import BLOCK_BYTES, InBlocks, Stretch
 from .files import Reader, Writer, metadata_of
 from .manifest import Block, DamageError, manifest_of, wrong_sizes
 from .state import packed, unpacked
-from .storage import Place, place
+from .storage import CheckpointStore, open_store
 
 SHARED = "lightning"
 CENTERS = "head.centers."  # tensors of all classes begin so: rows and row state
@@ -41,7 +41,7 @@ def write(
     shared: Any,
     own: Any,
     rows: dict[str, Tensor],
-    to: Place,
+    to: CheckpointStore,
     name: str,
     processes: Processes,
     initial: dict[str, int] | None = None,
@@ -72,7 +72,11 @@ def write(
 
 
 def write_tensors(
-    tensors: dict[str, Tensor], to: Place, name: str, processes: Processes, initial: dict[str, int] | None = None
+    tensors: dict[str, Tensor],
+    to: CheckpointStore,
+    name: str,
+    processes: Processes,
+    initial: dict[str, int] | None = None,
 ) -> None:
     """Writes a checkpoint of these tensors, each process its own and its part of those of all."""
 
@@ -87,7 +91,7 @@ def write_tensors(
                 no_dist=processes.world_size == 1,
             )
         processes.rank_zero_call(lambda: to.commit(name))
-        processes.rank_zero_call(lambda: to.point("latest", name))
+        processes.rank_zero_call(lambda: to.set_alias("latest", name))
 
     try:
         _persistently(attempt, f"checkpoint.dir={to}: {name} could not be written", to)
@@ -112,7 +116,7 @@ class Stored:
     def __init__(self, path: str, option: str = "resume"):
         self.path, self.option = path, option
         folder, _, self.name = path.rstrip("/").rpartition("/")
-        self.place = place(folder)
+        self.place = open_store(folder)
         try:
             manifest = _retried(lambda: manifest_of(self.place, self.name), self.place)
             self.initial = manifest.initial
@@ -169,7 +173,7 @@ class Stored:
                 )
         self.load(rows, processes)
 
-    def stretch(self, name: str, start: int, stop: int) -> Tensor:
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of a tensor, whoever wrote them."""
         stored = self.tensors[name]
         rows = torch.empty((stop - start, *stored.size[1:]), dtype=stored.properties.dtype)
@@ -249,7 +253,7 @@ def _diverged(what: str) -> str:
     )
 
 
-def _persistently(attempt: Callable[[], None], failed: str, where: Place) -> None:
+def _persistently(attempt: Callable[[], None], failed: str, where: CheckpointStore) -> None:
     """Attempts again where it may help; of all processes, since it fails on all alike."""
     try:
         _retried(attempt, where)
@@ -260,7 +264,7 @@ def _persistently(attempt: Callable[[], None], failed: str, where: Place) -> Non
         raise CheckpointError(f"{failed} ({cause if isinstance(cause, OSError) else repr(cause)})") from error
 
 
-def _retried(attempt: Callable[[], Any], where: Place) -> Any:
+def _retried(attempt: Callable[[], Any], where: CheckpointStore) -> Any:
     for wait in where.retry_seconds:
         try:
             return attempt()

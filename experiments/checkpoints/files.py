@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import provenance
-from .manifest import Block, Manifest, Stretches, checked, digest
-from .storage import COMPLETE, Place
+from .manifest import Block, Manifest, StoredTensor, checked, digest
+from .storage import COMPLETE, CheckpointStore
 
 TOGETHER = 2  # blocks that are read, and checked, at the same time
 
@@ -41,7 +41,7 @@ class Writer(StorageWriter):
         initial: see `Manifest`.
     """
 
-    def __init__(self, where: Place, name: str, rank: int, initial: dict[str, int] | None):
+    def __init__(self, where: CheckpointStore, name: str, rank: int, initial: dict[str, int] | None):
         self.where, self.name, self.file, self.initial = where, name, f"process-{rank}.bin", initial
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...
@@ -79,7 +79,7 @@ class Writer(StorageWriter):
         for name, each in metadata.state_dict_metadata.items():
             assert isinstance(each, TensorStorageMetadata)
             dtype = str(each.properties.dtype).removeprefix("torch.")
-            tensors[name] = Stretches(dtype, tuple(each.size), blocks[name])
+            tensors[name] = StoredTensor(dtype, tuple(each.size), blocks[name])
         self.where.put(self.name, COMPLETE, Manifest(provenance.about(), self.initial, tensors).written())
 
     @classmethod
@@ -95,7 +95,7 @@ class Reader(StorageReader):
         mend: is given each block with the name of its tensor, to refuse it or to change it in place.
     """
 
-    def __init__(self, where: Place, name: str, metadata: Metadata, mend: Mend):
+    def __init__(self, where: CheckpointStore, name: str, metadata: Metadata, mend: Mend):
         self.where, self.name, self.metadata, self.mend = where, name, metadata, mend
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...

@@ -6,15 +6,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import run_files
-from .storage import COMPLETE, OLD_COMPLETE, Folder, Place, place
+from .storage import COMPLETE, OLD_COMPLETE, CheckpointStore, Folder, open_store
 
 
-def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, option: str = "resume") -> str | None:
+def find(resume: str | None, run_folder: Path, configured: str | None, option: str = "resume") -> str | None:
     """Return the checkpoint that `resume=` names, as a path or URL.
 
     Args:
         resume: auto, for the newest of this run; a run's folder; a folder of checkpoints; or a checkpoint.
-        run_folder, checkpoint_dir: of this run.
+        run_folder, configured: the run's folder, and its option `checkpoint.dir`.
         option: what the first is called, for errors.
 
     Raises:
@@ -24,8 +24,8 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, optio
     if resume is None:
         return None
     if resume == "auto":
-        saves = home(run_folder, checkpoint_dir)
-        if isinstance(saves, Folder) and (saves.path / "latest").is_dir() and saves.pointed("latest") is None:
+        saves = checkpoint_dir(run_folder, configured)
+        if isinstance(saves, Folder) and (saves.path / "latest").is_dir() and saves.resolve_alias("latest") is None:
             raise ValueError(
                 f"{option}=auto: {(saves.path / 'latest').resolve()} is damaged, it has no {COMPLETE}; remove it to go "
                 "on from the newest of the others, or to begin anew where there is none"
@@ -40,10 +40,10 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, optio
         except RuntimeError:  # of Python before 3.13
             raise ValueError(f"{option}={resume}: is a link that leads to itself; give a checkpoint, step-*") from None
     folder, _, name = resume.rpartition("/")
-    above = place(folder)
+    above = open_store(folder)
     if {COMPLETE, OLD_COMPLETE} & {*above.sizes(name)}:
         return resume
-    if pointed := above.pointed(name):  # latest, best
+    if pointed := above.resolve_alias(name):  # latest, best
         return f"{folder}/{pointed}"
     if "://" not in resume and (elsewhere := _written_to(Path(resume))) is not None:
         here = f", or {option}={resume}/checkpoints for those here" if Path(resume, "checkpoints").exists() else ""
@@ -52,14 +52,14 @@ def find(resume: str | None, run_folder: Path, checkpoint_dir: str | None, optio
             f"give {option}={elsewhere} if that is where you want to read{here}"
         )
     for inside in (f"{resume}/checkpoints", resume):
-        if newest := _newest(place(inside)):
+        if newest := _newest(open_store(inside)):
             return newest
     raise ValueError(f"{option}={resume}: holds no checkpoint; give a run's folder or one of its checkpoints/step-*")
 
 
-def home(run_folder: Path, checkpoint_dir: str | None) -> Place:
+def checkpoint_dir(run_folder: Path, configured: str | None) -> CheckpointStore:
     """Return where the checkpoints of a run lie."""
-    return place(checkpoint_dir) if checkpoint_dir else Folder(run_folder / "checkpoints")
+    return open_store(configured) if configured else Folder(run_folder / "checkpoints")
 
 
 def _written_to(run_folder: Path) -> str | None:
@@ -75,6 +75,6 @@ def _written_to(run_folder: Path) -> str | None:
     return named
 
 
-def _newest(where: Place) -> str | None:
+def _newest(where: CheckpointStore) -> str | None:
     complete = where.complete()
     return f"{where}/{complete[-1]}" if complete else None

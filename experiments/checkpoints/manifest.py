@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from .storage import COMPLETE, OLD_COMPLETE, Place
+from .storage import COMPLETE, OLD_COMPLETE, CheckpointStore
 
 FORMAT = 2
 FILE = re.compile(r"process-\d+\.bin")  # a name and never a path: a reader stays in its folder
@@ -42,7 +42,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Stretches:
+class StoredTensor:
     """A tensor as a checkpoint holds it."""
 
     dtype: str
@@ -60,7 +60,7 @@ class Manifest:
 
     program: dict[str, str | None]
     initial: dict[str, int] | None
-    tensors: dict[str, Stretches]
+    tensors: dict[str, StoredTensor]
 
     def written(self) -> bytes:
         """Return the content of the file."""
@@ -88,7 +88,7 @@ class Manifest:
         return {file: sorted(found[file], key=lambda pair: pair[1].begin) for file in sorted(found)}
 
 
-def manifest_of(where: Place, name: str) -> Manifest:
+def manifest_of(where: CheckpointStore, name: str) -> Manifest:
     """Read the manifest of a checkpoint.
 
     Raises:
@@ -119,7 +119,7 @@ def manifest_of(where: Place, name: str) -> Manifest:
         raise DamageError(f"its {COMPLETE} is damaged ({type(error).__name__}: {error})") from error
 
 
-def _stretches(name: str, told: Any) -> Stretches:
+def _stretches(name: str, told: Any) -> StoredTensor:
     size = _numbers(told["size"])
     blocks = []
     for file, begin, length, checksum, offsets, sizes in told["blocks"]:
@@ -130,7 +130,7 @@ def _stretches(name: str, told: Any) -> Stretches:
             raise ValueError(f"a block of {name} is in {block.file!r}")
     if sum(prod(block.sizes) for block in blocks) != prod(size):
         raise ValueError(f"the blocks of {name} are not all of it")
-    return Stretches(str(told["dtype"]), size, blocks)
+    return StoredTensor(str(told["dtype"]), size, blocks)
 
 
 def _numbers(told: Any) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ NAME = re.compile(r"step-(\d{8,})")
 ASIDE = re.compile(rf"\.{NAME.pattern}\.partial")
 
 
-class Place(Protocol):
+class CheckpointStore(Protocol):
     """A folder or a URL with checkpoints. All but `create` and `read` are for one process to call."""
 
     retry_seconds: tuple[float, ...]  # waits before each further attempt to write or read
@@ -53,11 +53,11 @@ class Place(Protocol):
 
     def remove(self, name: str) -> None: ...
 
-    def point(self, pointer: str, name: str) -> None:
+    def set_alias(self, pointer: str, name: str) -> None:
         """`pointer` leads to `name`, and at no moment to nothing."""
         ...
 
-    def pointed(self, pointer: str) -> str | None:
+    def resolve_alias(self, pointer: str) -> str | None:
         """The complete checkpoint that a pointer leads to."""
         ...
 
@@ -70,7 +70,7 @@ class Place(Protocol):
         ...
 
 
-def place(url: str | Path) -> Place:
+def open_store(url: str | Path) -> CheckpointStore:
     """Raises ValueError for a URL of no known protocol, or one whose library is not installed."""
     return Remote(str(url)) if "://" in str(url) else Folder(Path(url))
 
@@ -122,14 +122,14 @@ class Folder:
             (self.path / name / mark).unlink(missing_ok=True)
         shutil.rmtree(self.path / name)
 
-    def point(self, pointer: str, name: str) -> None:
+    def set_alias(self, pointer: str, name: str) -> None:
         link = self.path / f".{pointer}.new"
         link.unlink(missing_ok=True)
         link.symlink_to(name)
         os.replace(link, self.path / pointer)
         flush(self.path)
 
-    def pointed(self, pointer: str) -> str | None:
+    def resolve_alias(self, pointer: str) -> str | None:
         target = self.path / pointer
         there = any((target / mark).exists() for mark in (COMPLETE, OLD_COMPLETE))
         return target.resolve().name if there else None
@@ -193,10 +193,10 @@ class Remote:
             self.files.rm(f"{self.path}/{name}/{mark}")
         self.files.rm(f"{self.path}/{name}", recursive=True)
 
-    def point(self, pointer: str, name: str) -> None:
+    def set_alias(self, pointer: str, name: str) -> None:
         self.files.pipe_file(f"{self.path}/{pointer}", name.encode())
 
-    def pointed(self, pointer: str) -> str | None:
+    def resolve_alias(self, pointer: str) -> str | None:
         if self._listed("").get(pointer, {}).get("type") != "file":
             return None
         name: str = self.files.cat_file(f"{self.path}/{pointer}").decode()

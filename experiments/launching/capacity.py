@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 from heads import CenterHead
 from heads.core.cost import Case, Cost
 
-from ..checkpoints.storage import Folder, Place
+from ..checkpoints.storage import CheckpointStore, Folder
 from ..plan import cost_of
 from .machine import GB, free_memory
 from .processes import Processes
 
 
-def check_capacity(config: DictConfig, num_classes: int, processes: Processes, checkpoints: Place) -> None:
+def check_capacity(config: DictConfig, num_classes: int, processes: Processes, checkpoints: CheckpointStore) -> None:
     """Warn of what may not fit on this machine. A head that tells no cost is not checked.
 
     Raises:
@@ -75,7 +75,7 @@ class Needs:
                 f"{self._remedies(on_device)}"
             )
 
-    def check_disk(self, checkpoints: Place) -> None:
+    def check_disk(self, checkpoints: CheckpointStore) -> None:
         shards = self.case.world_size if issubclass(get_class(self.config.head._target_), CenterHead) else 1
         one, rows = shards * self.cost.table_bytes, 0.0
         if self.store == "disk":

@@ -107,7 +107,7 @@ class Trained:
         """First class and rows (k, width), in order."""
         stop = self.num_classes if stop is None else stop
         for first in range(start, stop, READ):
-            yield first, self.stored.stretch(self.ROWS, first, min(first + READ, stop))
+            yield first, self.stored.read_rows(self.ROWS, first, min(first + READ, stop))
 
     @property
     def normalize(self) -> bool:

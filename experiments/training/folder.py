@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 from omegaconf import DictConfig
 
-from ..checkpoints.finding import home
+from ..checkpoints.finding import checkpoint_dir
 from ..checkpoints.storage import Folder
 from ..launching.launch_config import CONFIG
 from ..launching.lock import locked
@@ -23,7 +23,7 @@ def alone(processes: Processes, config: DictConfig, folder: Path) -> Iterator[No
         if processes.is_rank_zero:
             try:
                 held.enter_context(locked(folder, "hydra.run.dir"))
-                if isinstance(place := home(folder, config.checkpoint.dir), Folder):
+                if isinstance(place := checkpoint_dir(folder, config.checkpoint.dir), Folder):
                     held.enter_context(locked(place.path, "checkpoint.dir"))
             except ValueError as error:
                 refusal = str(error)

@@ -7,7 +7,7 @@ import lightning as L
 from omegaconf import DictConfig
 
 from ..checkpoints.checkpoint import CheckpointError
-from ..checkpoints.storage import Place
+from ..checkpoints.storage import CheckpointStore
 from .module import HeadModule
 from .recorder import Recorder
 
@@ -19,7 +19,7 @@ class Saving(L.Callback):
     at the end it is an error.
     """
 
-    def __init__(self, config: DictConfig, place: Place, recorder: Recorder):
+    def __init__(self, config: DictConfig, place: CheckpointStore, recorder: Recorder):
         self.interval, self.minutes, self.keep = config.interval, config.minutes, config.keep
         self.best, self.sign = config.best, 1 if config.best_mode == "max" else -1
         self.place, self.recorder = place, recorder
@@ -106,8 +106,8 @@ class Saving(L.Callback):
 
     def _tidy(self, newest: str, better: bool) -> None:
         if better:
-            self.place.point("best", newest)
-        stay = {newest, self.place.pointed("best")}
+            self.place.set_alias("best", newest)
+        stay = {newest, self.place.resolve_alias("best")}
         for name in self.place.complete()[: -self.keep]:
             if name not in stay:
                 self.place.remove(name)

@@ -10,7 +10,7 @@ from torch import Tensor
 from heads import CenterHead, Head
 
 from ..checkpoints.checkpoint import CheckpointError, Stored, write
-from ..checkpoints.storage import place
+from ..checkpoints.storage import open_store
 from ..launching.processes import Processes
 from . import resuming
 from .module import HeadModule
@@ -41,7 +41,7 @@ class ShardedCheckpointMixin:
         own = {"random": checkpoint.pop("random"), "state_dict": {key: weights[key] for key in own_keys}}
         checkpoint["state_dict"] = {key: weights[key] for key in weights if key not in rows and key not in own_keys}
         folder, _, name = str(filepath).rpartition("/")
-        write(checkpoint, own, rows, place(folder), name, module.processes, initial_of(module.head))
+        write(checkpoint, own, rows, open_store(folder), name, module.processes, initial_of(module.head))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads straight into the live rows, once all else is known to fit: a store on disk is not to be spoilt."""

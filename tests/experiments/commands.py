@@ -70,4 +70,4 @@ def stored_rows(checkpoint: Path) -> dict[str, Tensor]:
     """Rows and row state of all classes."""
     stored = Stored(str(checkpoint))
     names = [name for name in stored.tensors if name.startswith("head.centers.")]
-    return {name: stored.stretch(name, 0, stored.tensors[name].size[0]) for name in names}
+    return {name: stored.read_rows(name, 0, stored.tensors[name].size[0]) for name in names}

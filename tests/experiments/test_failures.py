@@ -40,7 +40,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
         wait_until(lambda: (tmp_path / "printed").read_text().count("Training goes on without it") >= 2, process)
         wait_until(lambda: "metrics.csv could not be written" in (tmp_path / "printed").read_text(), process)
         before = saved.complete()
-        assert len(before) == 2 and saved.pointed("latest") == before[-1]
+        assert len(before) == 2 and saved.resolve_alias("latest") == before[-1]
         limit(training, resource.RLIM_INFINITY)
         wait_until(lambda: saved.complete()[-1] > before[-1], process)
         wait_until(lambda: max(metrics(tmp_path / "run", "train/loss")) >= step_of(saved.complete()[-1]), process)

@@ -119,7 +119,7 @@ def test_the_best_stays_and_minutes_count(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
         *(lock.FILE, "best", "latest", f"step-{best:08d}", "step-00000024"),
     }
-    assert Folder(tmp_path / "checkpoints").pointed("best") == f"step-{best:08d}"
+    assert Folder(tmp_path / "checkpoints").resolve_alias("best") == f"step-{best:08d}"
     (tmp_path / "b").mkdir()
     again = [*SMOKE, "trainer.max_steps=12", "checkpoint.interval=null", "checkpoint.minutes=1e-9"]
     assert train(config(*again, "checkpoint.keep=99", "logger.wandb.mode=disabled"), tmp_path / "b") == 0

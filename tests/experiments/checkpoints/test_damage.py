@@ -214,7 +214,7 @@ def test_rows_that_were_never_written_are_drawn_wherever_they_are_read(dtype, tm
           {"seed": 5, "embedding_size": D})  # fmt: skip
     stored = Stored(str(tmp_path / "step-00000001"))
     for start, stop in ((0, C), (95, 105), (299, 300), (7, 7)):
-        assert torch.equal(stored.stretch(ROWS, start, stop), rows[start:stop])
+        assert torch.equal(stored.read_rows(ROWS, start, stop), rows[start:stop])
     filled = {ROWS: torch.full_like(rows, 9)}
     stored.fill(filled, ONE)
     assert torch.equal(filled[ROWS], rows)

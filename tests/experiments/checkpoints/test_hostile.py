@@ -51,7 +51,7 @@ def raw(content: bytes) -> torch.Tensor:
 def with_tensors(source: Path, target: Path, **changed: torch.Tensor) -> Path:
     """A whole copy of a checkpoint, with digests that are right, in which some tensors are others."""
     stored = Stored(str(source))
-    tensors = {name: stored.stretch(name, 0, each.size[0]) if each.size else torch.zeros(()) for name, each in
+    tensors = {name: stored.read_rows(name, 0, each.size[0]) if each.size else torch.zeros(()) for name, each in
                stored.tensors.items()}  # fmt: skip
     write_tensors({**tensors, **changed}, Folder(target), source.name, ONE, stored.initial)
     return target / source.name

@@ -13,7 +13,7 @@ from werkzeug.serving import make_server
 from experiments.checkpoints import blocks, files
 from experiments.checkpoints.checkpoint import CheckpointError, Stored, write
 from experiments.checkpoints.finding import find
-from experiments.checkpoints.storage import COMPLETE, Folder, Place, Remote, place
+from experiments.checkpoints.storage import COMPLETE, CheckpointStore, Folder, Remote, open_store
 from experiments.launching.processes import Processes
 from experiments.train import train
 from experiments.verify import verify
@@ -67,17 +67,17 @@ def s3() -> Iterator[Server]:
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
-def where(request, tmp_path) -> Place:
+def where(request, tmp_path) -> CheckpointStore:
     if request.param == "folder":
-        return place(tmp_path / "checkpoints")
+        return open_store(tmp_path / "checkpoints")
     if request.param == "memory":
-        return place(f"memory://{uuid.uuid4()}/checkpoints")
+        return open_store(f"memory://{uuid.uuid4()}/checkpoints")
     request.getfixturevalue("s3")
     return bucket()
 
 
 def bucket() -> Remote:
-    found = place(f"s3://headcount-{uuid.uuid4()}/run/checkpoints")
+    found = open_store(f"s3://headcount-{uuid.uuid4()}/run/checkpoints")
     assert isinstance(found, Remote)
     found.files.mkdir(found.path.split("/")[0])
     return found
@@ -97,7 +97,7 @@ def state(seed: int) -> dict[str, torch.Tensor]:
 def test_what_is_written_is_read(where):
     for step in (5, 40):
         write(STATE, {"mine": step}, state(step), where, f"step-{step:08d}", ONE)
-    assert where.complete() == ["step-00000005", "step-00000040"] and where.pointed("latest") == "step-00000040"
+    assert where.complete() == ["step-00000005", "step-00000040"] and where.resolve_alias("latest") == "step-00000040"
     rows = {name: torch.zeros_like(tensor) for name, tensor in state(5).items()}
     stored = Stored(f"{where}/step-00000005")
     stored.fill(rows, ONE)
@@ -106,17 +106,17 @@ def test_what_is_written_is_read(where):
     assert all(torch.equal(a, b) for a, b in zip(shared["weights"], STATE["weights"], strict=True))
     assert torch.equal(rows["head.centers.rows"], state(5)["head.centers.rows"])
     assert verify(f"{where}/latest")
-    some = Stored(f"{where}/step-00000040").stretch("head.centers.rows", 123, 456)
+    some = Stored(f"{where}/step-00000040").read_rows("head.centers.rows", 123, 456)
     assert torch.equal(some, state(40)["head.centers.rows"][123:456])
 
 
 def test_what_is_removed_is_gone_at_once(where):
     for step in (1, 2):
         write(STATE, None, state(step), where, f"step-{step:08d}", ONE)
-    where.point("best", "step-00000001")
-    assert where.pointed("best") == "step-00000001"
+    where.set_alias("best", "step-00000001")
+    assert where.resolve_alias("best") == "step-00000001"
     where.remove("step-00000001")
-    assert where.complete() == ["step-00000002"] and where.pointed("best") is None
+    assert where.complete() == ["step-00000002"] and where.resolve_alias("best") is None
     assert where.sizes("step-00000001").get(COMPLETE, -1) == -1
 
 
@@ -134,7 +134,7 @@ def test_half_a_checkpoint_is_never_listed_and_makes_way(where, monkeypatch):
         write(STATE, None, state(2), where, "step-00000002", ONE)
     monkeypatch.undo()
     assert seen == [["step-00000001"]] and where.complete() == ["step-00000001"]
-    assert where.pointed("latest") == "step-00000001"
+    assert where.resolve_alias("latest") == "step-00000001"
     write(STATE, None, state(3), where, "step-00000003", ONE)
     assert where.sizes("step-00000002").get("process-0.bin", -1) == -1
 
@@ -159,7 +159,7 @@ def test_errors_that_stay_are_told(s3, monkeypatch):
     with pytest.raises(CheckpointError, match=r"checkpoint\.dir=s3://.*: step-00000002 could not be written"):
         write(STATE, None, state(2), where, "step-00000002", ONE)
     s3.refuse = 0
-    assert where.complete() == ["step-00000001"] and where.pointed("latest") == "step-00000001"
+    assert where.complete() == ["step-00000001"] and where.resolve_alias("latest") == "step-00000001"
 
 
 def test_the_file_that_makes_it_complete_comes_last(s3):
@@ -189,7 +189,7 @@ def test_a_training_may_live_in_memory(tmp_path):
     url = f"memory://{uuid.uuid4()}"
     words = [*SMOKE, "logger.wandb.mode=disabled", f"checkpoint.dir={url}", "checkpoint.keep=1"]
     assert train(config(*words), tmp_path) == 0
-    assert place(url).complete() == ["step-00000020"]
+    assert open_store(url).complete() == ["step-00000020"]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_training_may_live_in_memory(tmp_path):
 )
 def test_urls_that_cannot_be_opened_are_told(url, words):
     with pytest.raises(ValueError, match=words):
-        place(url)
+        open_store(url)
 
 
 def test_other_files_of_a_folder_are_left_alone(tmp_path):
@@ -225,5 +225,5 @@ def test_large_tensors_are_written_in_blocks(tmp_path, monkeypatch):
     stored = Stored(str(tmp_path / "step-00000001"))
     assert [chunk.sizes[0] for chunk in stored.tensors["head.centers.rows"].chunks] == [300, 300, 300, 100]
     for start, stop in ((0, 1000), (299, 301), (950, 1000), (600, 600)):
-        rows = stored.stretch("head.centers.rows", start, stop)
+        rows = stored.read_rows("head.centers.rows", start, stop)
         assert torch.equal(rows, state(1)["head.centers.rows"][start:stop])
