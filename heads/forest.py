@@ -22,7 +22,7 @@ from .selection.sampling import filled
 class HashingForest(CenterHead):
     """The margin softmax over this shard's positives, the classes nearest to the batch, and uniform others.
 
-    An index of each shard's rows finds the nearest. It is renewed every `interval` steps; before the first is
+    An index of each shard's rows finds the nearest. It is refreshed every `interval` steps; before the first is
     there, all negatives are uniform.
 
     Args:
@@ -31,13 +31,14 @@ class HashingForest(CenterHead):
         neighbours_share: of the negatives, how many shall be nearest classes; 0 is PartialFC. What the batch's
             neighbours leave free, since they overlap, is filled up uniformly.
         index: an index of `heads.indexes`, not built yet; `Annoy()` unless given.
-        interval: steps between renewals of the index; a number or {from this step on: number}.
-        build: "background" renews it in a thread or process of its own, from rows as they are when read, and the
+        interval: steps between refreshes of the index; a number or {from this step on: number}.
+        build: "background" rebuilds it in a thread or process of its own, from rows as they are when read, and the
             old one serves meanwhile. "blocking" lets training wait, and makes runs reproducible.
         log_q: subtract the log of the probability with which a uniform negative was drawn from its logit, so that
             they stand for all classes that are not nearest.
-        target_mass: of the negative softmax mass, how much the active classes shall hold; classes, effort of the
-            index and interval then follow what probes find, from where the options start. Needs `probe_interval`.
+        target_mass: of the negative softmax mass, how much the active classes shall hold; classes, the index's
+            `search_scale` and the interval then follow what probes find, from where the options start. Needs
+            `probe_interval`.
         probe_interval: every so many steps, `probes` embeddings of the batch meet all class centers, to tell how much
             of their softmax the active classes hold, and how many of the nearest the index finds; None for never. A
             probe reads all rows once.
@@ -79,10 +80,10 @@ class HashingForest(CenterHead):
             raise ValueError(f"target_mass={target_mass}: needs probe_interval, the steps between its corrections")
         self.allocation = allocation
         self.neighbours_share, self.log_q = neighbours_share, log_q
-        self.index = index if index is not None else Annoy()  # not built: those in force are `renewal`'s
-        self.renewal = IndexRefresh(background=build == "background")
-        self.next_renewal = 0  # the step at which it is due
-        self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last renewal began
+        self.index = index if index is not None else Annoy()  # not built: the current one is in `index_refresh`
+        self.index_refresh = IndexRefresh(background=build == "background")
+        self.next_refresh = 0  # the step at which it is due
+        self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last refresh began
         self._taken_in = torch.empty(0, dtype=torch.long)  # what had changed by then
         self.probe_interval, self.probes = probe_interval, probes
         self.probed: dict[str, float] = {}  # what the last probe found
@@ -138,27 +139,27 @@ class HashingForest(CenterHead):
     def stats(self) -> dict[str, float]:
         """Besides those of `CenterHead`: the nearest among the negatives of the last step, the index's age in steps
         and what its making took, and what the last probe found."""
-        renewal = self.renewal
-        built = {"index_age": self.step - renewal.as_of, "build_seconds": renewal.seconds} if renewal.index else {}
+        refresh = self.index_refresh
+        built = {"index_age": self.step - refresh.as_of, "build_seconds": refresh.seconds} if refresh.current else {}
         return {**super().stats(), "nearest_negatives": self.nearest_negatives, **built, **self.probed}
 
     @property
     def failure(self) -> str | None:
-        return self.renewal.broken
+        return self.index_refresh.error
 
     def get_extra_state(self) -> dict[str, Any]:
         state = {**super().get_extra_state(), "allocation": self.allocation.state_dict()}
-        if (index := self.renewal.index) is not None:
+        if (index := self.index_refresh.current) is not None:
             changed = self._changed.cpu()  # since the index in force was begun, not the one under way
-            if self.renewal.under_way or self.renewal.lost:
+            if self.index_refresh.running or self.index_refresh.failed:
                 changed = changed.clone()
                 changed[self._taken_in.cpu()] = True
             state["index"] = {
                 "kind": type(index).__name__,
                 "shard": self._place(),
                 "state": index.state_dict(),
-                "as_of": self.renewal.as_of,
-                "next_renewal": self.next_renewal,
+                "as_of": self.index_refresh.as_of,
+                "next_renewal": self.next_refresh,
                 "changed": changed,
                 "radius": index.radius,
             }
@@ -168,17 +169,17 @@ class HashingForest(CenterHead):
         super().set_extra_state(state)
         if "allocation" in state:
             self.allocation.load_state_dict(state["allocation"])
-        self.renewal.wait()
+        self.index_refresh.wait()
         saved = state.get("index")
         if saved is None or (saved["kind"], saved["shard"]) != (type(self.index).__name__, self._place()):
-            self.renewal.index, self.next_renewal = None, self.step  # other rows than were indexed
+            self.index_refresh.current, self.next_refresh = None, self.step  # other rows than were indexed
             return
-        index = self.index.blank()
+        index = self.index.empty_copy()
         index.load_state_dict(saved["state"])
-        self.renewal.index, self.renewal.as_of = index, saved["as_of"]
+        self.index_refresh.current, self.index_refresh.as_of = index, saved["as_of"]
         index.radius = saved["radius"]
         with torch.inference_mode(False):  # or no later step could write into it
-            self.next_renewal, self._changed = saved["next_renewal"], saved["changed"].clone()
+            self.next_refresh, self._changed = saved["next_renewal"], saved["changed"].clone()
 
     def full_state_dict(self) -> dict[str, Any]:
         """Return that of `CenterHead` without the index, which holds the rows of one process and is built again."""
@@ -195,12 +196,13 @@ class HashingForest(CenterHead):
         self._asked = -(-count // len(x_ND)) + 1 if count and len(x_ND) else 0  # and its own class
         if not self._asked:
             return positives[:0]
-        if not (self.probing and self.renewal.background):  # waiting for it would be the same at any moment of a step
-            self._renew()
-        if self.renewal.index is None:
+        refresh = self.index_refresh
+        if not (self.probing and refresh.background):  # waiting for it would be the same at any moment of a step
+            self._refresh_index()
+        if refresh.current is None:
             return positives[:0]
         with self.timer("forward/query", x_ND.device):
-            found_Nk = self.renewal.index.query(self._queries(x_ND), self._asked)
+            found_Nk = refresh.current.query(self._queries(x_ND), self._asked)
         ids = found_Nk.T.flatten()  # all first neighbours, then all second ones
         ids = ids[(ids >= 0) & ~torch.isin(ids, positives)]
         distinct, group = torch.unique(ids, return_inverse=True)
@@ -208,49 +210,49 @@ class HashingForest(CenterHead):
         first = torch.full_like(distinct, len(ids)).scatter_reduce_(0, group, places, "amin")
         return distinct[first.argsort()[:count]]
 
-    def _renew(self) -> None:
-        renewal = self.renewal
-        if renewal.broken is not None and self.micro_batch == 0:  # the step that found out is complete
-            raise RuntimeError(renewal.broken)
-        renewal.settle()
-        if renewal.lost:
-            renewal.lost = False
+    def _refresh_index(self) -> None:
+        refresh = self.index_refresh
+        if refresh.error is not None and self.micro_batch == 0:  # the step that found out is complete
+            raise RuntimeError(refresh.error)
+        refresh.collect()
+        if refresh.failed:
+            refresh.failed = False
             self._changed[self._taken_in.to(self._changed.device)] = True
-            if renewal.failures < ATTEMPTS:  # later at the interval
-                self.next_renewal = self.step
-        if self.step < self.next_renewal or renewal.under_way:
+            if refresh.failures < ATTEMPTS:  # later at the interval
+                self.next_refresh = self.step
+        if self.step < self.next_refresh or refresh.running:
             return
-        self.next_renewal = self.step + self.allocation.interval(self.step)
-        changed, current = self._changed.nonzero()[:, 0], renewal.index
+        self.next_refresh = self.step + self.allocation.interval(self.step)
+        changed, current = self._changed.nonzero()[:, 0], refresh.current
         self._taken_in = changed
         self._changed.zero_()
-        options: dict[str, Any] = {"seed": self.seed, "step": self.step, "effort": self.allocation.effort}
-        options["beside"] = renewal.background
+        options: dict[str, Any] = {"seed": self.seed, "step": self.step, "search_scale": self.allocation.search_scale}
+        options["background"] = refresh.background
 
         def make() -> Index:
             vectors = CenterVectors(self.centers)
             longest = 0.0 if self.margin.normalize else vectors.longest()
             if current is not None and longest <= current.radius:
                 vectors.radius = current.radius
-                index = current.successor(vectors, changed, **options)
+                index = current.rebuilt(vectors, changed, **options)
             else:
                 vectors.radius = 1.5 * longest  # with room to grow
-                index = self.index.blank()
+                index = self.index.empty_copy()
                 index.build(vectors, **options)
             index.radius = vectors.radius
             return index
 
-        renewal.start(self.step, make)
+        refresh.start(self.step, make)
 
     @torch.no_grad()
     def _probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor | None) -> None:
         """The mass covered, and the recall of the index, of as many neighbours as were asked for."""
-        renewal, k = self.renewal, max(self._asked - 1, 1)
+        refresh, k = self.index_refresh, max(self._asked - 1, 1)
         found = coverage(self, x_QD, labels_Q, ids, k=k)
         self.probed = {"mass_covered": float(found.mass_Q.mean()), "mass_reachable": float(found.perfect_Q.mean())}
         self.allocation.observe(self.probed["mass_covered"], self.probed["mass_reachable"])
-        if renewal.index is not None and (k := found.nearest_Qk.shape[1]):
-            answer = renewal.index.query(self._queries(x_QD), k + 1)
+        if refresh.current is not None and (k := found.nearest_Qk.shape[1]):
+            answer = refresh.current.query(self._queries(x_QD), k + 1)
             answer[answer == self.centers.shard.local(labels_Q)[:, None]] = -1
             hits = (answer[:, :, None] == found.nearest_Qk[:, None]).any(1)
             self.probed["index_recall"] = float(hits.float().mean())

@@ -60,7 +60,7 @@ def _save_and_load(processes: Processes, name: str, C: int, D: int, folder: str)
 
     def load() -> None:
         if isinstance(head, HashingForest):
-            head.renewal.index = None  # as when a training begins
+            head.index_refresh.current = None  # as when a training begins
         stored = Stored(f"{place}/step-00000001")
         stored.fill(rows, processes)
         if (state := stored.own(processes)) is not None:

@@ -55,9 +55,9 @@ def stall(
                 now = time.perf_counter()
                 if number >= warmup:
                     times.append(1e3 * (now - begin))
-                    ages += [head.step - head.renewal.as_of] if head.renewal.index else []
+                    ages += [head.step - head.index_refresh.as_of] if head.index_refresh.current else []
                 begin = now
-            head.renewal.wait()
+            head.index_refresh.wait()
             slowest[build] = max(times)
             median, p99 = np.percentile(times, [50, 99])
             lines.append(
@@ -71,7 +71,7 @@ def stall(
                     "slowest_ms": slowest[build],
                     "p99_over_median": float(p99 / median),
                     "of_blocking_share": slowest[build] / slowest["blocking"],
-                    "build_seconds": head.renewal.seconds,
+                    "build_seconds": head.index_refresh.seconds,
                     "mean_age": float(np.mean(ages)) if ages else 0.0,
                     "steps_before_index": len(times) - len(ages),
                     "total_seconds": sum(times) / 1e3,

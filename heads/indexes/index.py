@@ -96,7 +96,7 @@ class Index(ABC):
     """Positions of the vectors of highest cosine. `build` once, then `query`."""
 
     refreshable: ClassVar[bool] = True
-    of_library: ClassVar[tuple[str, ...]] = ()  # attributes that hold a library's objects
+    library_attributes: ClassVar[tuple[str, ...]] = ()  # attributes that hold a library's objects
     radius: float = 0.0  # that `CenterVectors` had
 
     @abstractmethod
@@ -105,13 +105,13 @@ class Index(ABC):
 
     @abstractmethod
     def build(
-        self, vectors: Vectors, *, seed: int = 0, step: int = 0, effort: float = 1.0, beside: bool = False
+        self, vectors: Vectors, *, seed: int = 0, step: int = 0, search_scale: float = 1.0, background: bool = False
     ) -> None:
         """Of all vectors.
 
         Args:
             step: of the training, for options that change with it.
-            effort: factor on the number of trees or lists looked through.
+            search_scale: factor on the number of trees or lists looked through.
             beside: another thread is at work that must not be held up.
         """
 
@@ -123,12 +123,12 @@ class Index(ABC):
         """Takes in what these positions (m,) hold now."""
         raise ValueError(f"{type(self).__name__} cannot change what it holds: build it anew")
 
-    def successor(self, vectors: Vectors, changed: Tensor, **options: Any) -> "Index":
+    def rebuilt(self, vectors: Vectors, changed: Tensor, **options: Any) -> "Index":
         """Another index, of the vectors as they are now; only those at `changed` differ from this one's.
 
         Takes the options of `build`.
         """
-        index = self.blank()
+        index = self.empty_copy()
         index.build(vectors, **options)
         return index
 
@@ -148,12 +148,12 @@ class Index(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     @abstractmethod
-    def blank(self) -> "Index":
+    def empty_copy(self) -> "Index":
         """With the same options, not built."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go through `state_dict`, since a library's objects may allow neither."""
-        own = {name: None if name in self.of_library else value for name, value in self.__dict__.items()}
+        own = {name: None if name in self.library_attributes else value for name, value in self.__dict__.items()}
         return {"own": own, "built": self.state_dict() if len(self) else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ class Exact(Index):
         return len(self.rows_CD)
 
     def build(
-        self, vectors: Vectors, *, seed: int = 0, step: int = 0, effort: float = 1.0, beside: bool = False
+        self, vectors: Vectors, *, seed: int = 0, step: int = 0, search_scale: float = 1.0, background: bool = False
     ) -> None:
         for a, b in stretches(len(vectors)):
             part = vectors.slice(a, b)
@@ -187,7 +187,7 @@ class Exact(Index):
     def refresh(self, vectors: Vectors, changed: Tensor) -> None:
         self.rows_CD[changed.to(self.rows_CD.device)] = vectors.gather(changed).to(self.rows_CD)
 
-    def successor(self, vectors: Vectors, changed: Tensor, **options: Any) -> Index:
+    def rebuilt(self, vectors: Vectors, changed: Tensor, **options: Any) -> Index:
         index = Exact()
         index.rows_CD = self.rows_CD.clone()
         index.refresh(vectors, changed)
@@ -205,7 +205,7 @@ class Exact(Index):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows_CD = state["rows"].clone()
 
-    def blank(self) -> Index:
+    def empty_copy(self) -> Index:
         return Exact()
 
     def __repr__(self) -> str:
@@ -224,7 +224,7 @@ class Annoy(Index):
     """
 
     refreshable = False
-    of_library = ("forest",)
+    library_attributes = ("forest",)
 
     def __init__(self, num_trees: Schedule = 50, search_k: int | None = None, threads: int = 1):
         check_schedule("num_trees", num_trees, 1)
@@ -240,11 +240,11 @@ class Annoy(Index):
         return 0 if self.forest is None else int(self.forest.get_n_items())
 
     def build(
-        self, vectors: Vectors, *, seed: int = 0, step: int = 0, effort: float = 1.0, beside: bool = False
+        self, vectors: Vectors, *, seed: int = 0, step: int = 0, search_scale: float = 1.0, background: bool = False
     ) -> None:
         self.width = vectors.slice(0, 1).shape[1]
-        num_trees = max(1, round(effort * value_at(self.num_trees, step)))
-        if not beside:
+        num_trees = max(1, round(search_scale * value_at(self.num_trees, step)))
+        if not background:
             self.forest = annoy_build.built(_matrix(vectors), num_trees, seed, self.threads)
             return
         with _nameless() as rows, _nameless() as forest:
@@ -304,7 +304,7 @@ class Annoy(Index):
         self.forest = AnnoyIndex(self.width, "angular")
         self.forest.load(path)
 
-    def blank(self) -> Index:
+    def empty_copy(self) -> Index:
         return Annoy(self.num_trees, self.search_k, self.threads)
 
     def __repr__(self) -> str:
@@ -320,7 +320,7 @@ class IVF(Index):
         retrain: a successor keeps the centroids, except every so many times.
     """
 
-    of_library = ("lists", "_searcher", "_resources")
+    library_attributes = ("lists", "_searcher", "_resources")
 
     def __init__(self, num_lists: int | None = None, nprobe: Schedule = 16, retrain: int = 10):
         if num_lists is not None and num_lists < 1:
@@ -330,7 +330,7 @@ class IVF(Index):
             raise ValueError(f"retrain={retrain}: must be at least 1, which finds new centroids every time")
         _faiss()
         self.num_lists, self.nprobe, self.retrain = num_lists, nprobe, retrain
-        self.renewed = 0  # times since the centroids were found
+        self.refreshes = 0  # times since the centroids were found
         self.lists: Any = None
         self._searcher: Any = None  # the lists, or their copy on a GPU
 
@@ -338,9 +338,9 @@ class IVF(Index):
         return 0 if self.lists is None else int(self.lists.ntotal)
 
     def build(
-        self, vectors: Vectors, *, seed: int = 0, step: int = 0, effort: float = 1.0, beside: bool = False
+        self, vectors: Vectors, *, seed: int = 0, step: int = 0, search_scale: float = 1.0, background: bool = False
     ) -> None:
-        faiss = _faiss_beside() if beside else _faiss()
+        faiss = _faiss_one_thread() if background else _faiss()
         count, sample = len(vectors), vectors.slice(0, 1)
         num_lists = min(self.num_lists or max(1, round(4 * count**0.5)), count)
         width = sample.shape[1]
@@ -354,7 +354,7 @@ class IVF(Index):
         for a, b in stretches(count):
             self.lists.add(_host(vectors.slice(a, b)))
         self.lists.make_direct_map()
-        self._serve(step, effort, sample.device)
+        self._serve(step, search_scale, sample.device)
 
     def query(self, x_nD: Tensor, k: int) -> Tensor:
         found = self._searcher.search(_host(x_nD), min(k, len(self)))[1]
@@ -364,14 +364,14 @@ class IVF(Index):
         for positions in changed.cpu().split(READ_ROWS):
             self.lists.update_vectors(positions.numpy(), _host(vectors.gather(positions)))
 
-    def successor(self, vectors: Vectors, changed: Tensor, **options: Any) -> Index:
-        if self.renewed + 1 >= self.retrain:
-            return super().successor(vectors, changed, **options)
-        index = self.blank()
-        index.lists = (_faiss_beside() if options["beside"] else _faiss()).clone_index(self.lists)
+    def rebuilt(self, vectors: Vectors, changed: Tensor, **options: Any) -> Index:
+        if self.refreshes + 1 >= self.retrain:
+            return super().rebuilt(vectors, changed, **options)
+        index = self.empty_copy()
+        index.lists = (_faiss_one_thread() if options["background"] else _faiss()).clone_index(self.lists)
         index.refresh(vectors, changed)
-        index.renewed = self.renewed + 1
-        index._serve(options["step"], options["effort"], vectors.slice(0, 1).device)
+        index.refreshes = self.refreshes + 1
+        index._serve(options["step"], options["search_scale"], vectors.slice(0, 1).device)
         return index
 
     def bytes_per_vector(self, width: int) -> float:
@@ -383,23 +383,23 @@ class IVF(Index):
 
     def state_dict(self) -> dict[str, Any]:
         lists = _through_a_file(lambda path: _faiss().write_index(self.lists, path))
-        return {"renewed": self.renewed, "nprobe": self.lists.nprobe, "lists": lists}
+        return {"renewed": self.refreshes, "nprobe": self.lists.nprobe, "lists": lists}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.lists = _from_a_file(state["lists"], _faiss().read_index)
         self.lists.make_direct_map()
-        self.renewed, self.lists.nprobe = state["renewed"], state["nprobe"]
+        self.refreshes, self.lists.nprobe = state["renewed"], state["nprobe"]
         self._searcher = self.lists
 
-    def _serve(self, step: int, effort: float, device: torch.device) -> None:
+    def _serve(self, step: int, search_scale: float, device: torch.device) -> None:
         faiss = _faiss()
-        self.lists.nprobe = min(self.lists.nlist, max(1, round(effort * value_at(self.nprobe, step))))
+        self.lists.nprobe = min(self.lists.nlist, max(1, round(search_scale * value_at(self.nprobe, step))))
         self._searcher = self.lists
         if device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):
             self._resources = faiss.StandardGpuResources()
             self._searcher = faiss.index_cpu_to_gpu(self._resources, device.index or 0, self.lists)
 
-    def blank(self) -> "IVF":
+    def empty_copy(self) -> "IVF":
         return IVF(self.num_lists, self.nprobe, self.retrain)
 
     def __repr__(self) -> str:
@@ -471,7 +471,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="nearest")
 
 
-def _faiss_beside() -> Any:
+def _faiss_one_thread() -> Any:
     """For a thread in the background: of OpenMP's settings each thread has its own."""
     faiss = _faiss()
     faiss.omp_set_num_threads(1)

@@ -32,27 +32,27 @@ class IndexRefresh:
 
     def __init__(self, *, background: bool):
         self.background = background
-        self.index: Index | None = None
+        self.current: Index | None = None
         self.as_of = 0
         self.seconds = 0.0
         self.failures = 0
-        self.lost = False
-        self.broken: str | None = None
+        self.failed = False
+        self.error: str | None = None
         self._thread: threading.Thread | None = None
-        self._made: Index | BaseException | None = None
-        self._begun = (0, 0.0)  # step, seconds
+        self._result: Index | BaseException | None = None
+        self._started = (0, 0.0)  # step, seconds
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the index in force; what is in the making stays with the original, and the copy makes it again."""
-        return {**self.__dict__, "_thread": None, "_made": None, "lost": self.lost or self.under_way}
+        return {**self.__dict__, "_thread": None, "_result": None, "failed": self.failed or self.running}
 
     @property
-    def under_way(self) -> bool:
+    def running(self) -> bool:
         return self._thread is not None
 
     def start(self, step: int, make: Callable[[], Index]) -> None:
         """Begins with the next index; without `background` it is in force on return."""
-        assert not self.under_way
+        assert not self.running
         begun = time.perf_counter()
 
         def work() -> None:
@@ -62,8 +62,8 @@ class IndexRefresh:
                 made: Index | BaseException = make()
             except BaseException as error:
                 made = error
-            self._begun = step, time.perf_counter() - begun
-            self._made = made  # last: it tells that the rest is there
+            self._started = step, time.perf_counter() - begun
+            self._result = made  # last: it tells that the rest is there
 
         if self.background:
             self._thread = threading.Thread(target=work, name="index", daemon=True)
@@ -72,43 +72,43 @@ class IndexRefresh:
             atexit.register(self._thread.join)
         else:
             work()
-            self.settle()
+            self.collect()
 
-    def settle(self) -> None:
+    def collect(self) -> None:
         """Puts a finished index in force.
 
         Raises:
             RuntimeError: making it failed, without `background`.
         """
-        if self._made is None:
+        if self._result is None:
             return
-        made, self._made = self._made, None
+        made, self._result = self._result, None
         if self._thread is not None:
             atexit.unregister(self._thread.join)
             self._thread = None
         if isinstance(made, BaseException):
-            self.lost = True
+            self.failed = True
             self._report(made)
             return
-        self.index, self.failures = made, 0
-        self.as_of, self.seconds = self._begun
+        self.current, self.failures = made, 0
+        self.as_of, self.seconds = self._started
 
     def _report(self, error: BaseException) -> None:
         told = f"the index of nearest classes could not be built: {str(error) or repr(error)}"
         if not self.background:
             raise RuntimeError(told) from error
         self.failures += 1
-        if self.index is None and self.failures >= ATTEMPTS:
-            self.broken = f"{told} ({self.failures} times in a row)"
+        if self.current is None and self.failures >= ATTEMPTS:
+            self.error = f"{told} ({self.failures} times in a row)"
             return
-        goes_on = "the one before serves on" if self.index is not None else "negatives are uniform until there is one"
+        goes_on = "the one before serves on" if self.current is not None else "negatives are uniform until there is one"
         warnings.warn(f"{told}; {goes_on}, and it is built again", RuntimeWarning, stacklevel=3)
 
     def wait(self) -> None:
         """Until what is under way is done, and in force."""
         if self._thread is not None:
             self._thread.join()
-        self.settle()
+        self.collect()
 
 
 def _step_back() -> None:

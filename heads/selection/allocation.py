@@ -9,11 +9,11 @@ from ..core.schedule import Schedule, check_schedule, value_at
 
 STEP = 1.25  # factor of one correction
 SLACK = 0.02  # of the target: no correction within it
-LOWEST, HIGHEST = 0.1, 8.0  # bounds of the factors on interval and effort
+LOWEST, HIGHEST = 0.1, 8.0  # bounds of the factors on interval and search
 
 
 class Allocation:
-    """Active classes, effort of the index and interval of its renewals.
+    """Active classes, search scale of the index and interval of its refreshes.
 
     Args:
         num_classes: C.
@@ -36,7 +36,7 @@ class Allocation:
             raise ValueError(f"target_mass={target_mass}: a share in (0, 1) is needed; null for no target")
         self.num_classes, self.target_mass = num_classes, target_mass
         self._num_active, self._interval = num_active, interval
-        self.growth = self.effort = self.patience = 1.0  # factors on classes, index and interval
+        self.growth = self.search_scale = self.patience = 1.0  # factors on classes, index and interval
 
     def num_active(self, step: int) -> int:
         value = value_at(self._num_active, step)
@@ -54,12 +54,12 @@ class Allocation:
         elif mass < self.target_mass and perfect_mass < self.target_mass:
             self.growth *= STEP
         if mass < self.target_mass <= perfect_mass:
-            self.effort, self.patience = min(HIGHEST, self.effort * STEP), max(LOWEST, self.patience / STEP)
+            self.search_scale, self.patience = min(HIGHEST, self.search_scale * STEP), max(LOWEST, self.patience / STEP)
         elif perfect_mass - mass < SLACK / 2:
-            self.effort, self.patience = max(LOWEST, self.effort / STEP), min(HIGHEST, self.patience * STEP)
+            self.search_scale, self.patience = max(LOWEST, self.search_scale / STEP), min(HIGHEST, self.patience * STEP)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"growth": self.growth, "effort": self.effort, "patience": self.patience}
+        return {"growth": self.growth, "effort": self.search_scale, "patience": self.patience}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.growth, self.effort, self.patience = state["growth"], state["effort"], state["patience"]
+        self.growth, self.search_scale, self.patience = state["growth"], state["effort"], state["patience"]

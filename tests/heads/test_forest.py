@@ -1,4 +1,4 @@
-"""The hashing forest: the same tester as the full head, its selection, its renewals, its state."""
+"""The hashing forest: the same tester as the full head, its selection, index refreshes and state."""
 
 import contextlib
 import copy
@@ -108,9 +108,9 @@ def test_corrected_uniform_negatives_stand_for_all_others():
     exp = (4 * x @ normalize(head.centers.rows).T).exp().double()
     sums = []
     for step in range(400):
-        head.step, head.next_renewal = step, 1000
+        head.step, head.next_refresh = step, 1000
         if step == 0:
-            head.next_renewal = 0
+            head.next_refresh = 0
         selection = head.select_classes(x, labels)
         sums.append((exp[:, selection.ids] / selection.log_q.exp()).sum(1))
     estimates = torch.stack(sums)
@@ -130,15 +130,15 @@ class Slow(Exact):
             raise MemoryError("no room")
         super().build(*arguments, **options)
 
-    successor = Index.successor  # built anew each time
+    rebuilt = Index.rebuilt  # built anew each time
 
-    def blank(self) -> "Slow":
+    def empty_copy(self) -> "Slow":
         return type(self)()
 
 
 def until_built(head: HashingForest) -> None:
     Slow.go.set()
-    head.renewal.wait()
+    head.index_refresh.wait()
     Slow.go.clear()
 
 
@@ -151,16 +151,16 @@ def test_in_the_background_the_old_index_serves_until_the_new_one_is_there():
     head.step = 1
     head.select_classes(x, labels)
     assert head.nearest_negatives > 0 and head.stats()["index_age"] == 1
-    first = head.renewal.index
+    first = head.index_refresh.current
     head.step = 2  # due
     head.select_classes(x, labels)
-    assert head.renewal.under_way and head.renewal.index is first
+    assert head.index_refresh.running and head.index_refresh.current is first
     head.step = 5
     head.select_classes(x, labels)
-    assert head.renewal.index is first and head.stats()["index_age"] == 5
+    assert head.index_refresh.current is first and head.stats()["index_age"] == 5
     until_built(head)
     head.select_classes(x, labels)
-    assert head.renewal.index is not first and head.renewal.as_of == 2
+    assert head.index_refresh.current is not first and head.index_refresh.as_of == 2
 
 
 def selected(head: HashingForest, step: int) -> None:
@@ -179,7 +179,7 @@ def test_in_the_background_the_old_index_serves_on_and_is_built_again(monkeypatc
     head = forest(build="background", index=Slow(), interval=10)
     selected(head, 0)
     until_built(head)
-    first = head.renewal.index
+    first = head.index_refresh.current
     monkeypatch.setattr(Slow, "fails", True)
     Slow.go.set()
     tried = []
@@ -187,16 +187,16 @@ def test_in_the_background_the_old_index_serves_on_and_is_built_again(monkeypatc
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             selected(head, step)
-            tried += [step] * head.renewal.under_way
-            head.renewal.wait()
-        assert head.nearest_negatives > 0 and head.renewal.index is first and head.failure is None
+            tried += [step] * head.index_refresh.running
+            head.index_refresh.wait()
+        assert head.nearest_negatives > 0 and head.index_refresh.current is first and head.failure is None
         assert all("no room; the one before serves on, and it is built again" in str(each.message) for each in told)
         assert len(told) == (step in tried)
     assert tried == [10, 11, 12, 22, 32, 42]  # at once, then at the interval
     monkeypatch.setattr(Slow, "fails", False)
     selected(head, 52)
-    head.renewal.wait()
-    assert head.renewal.index is not first and head.renewal.failures == 0
+    head.index_refresh.wait()
+    assert head.index_refresh.current is not first and head.index_refresh.failures == 0
 
 
 def test_without_any_index_training_ends_after_some_attempts(monkeypatch):
@@ -209,7 +209,7 @@ def test_without_any_index_training_ends_after_some_attempts(monkeypatch):
         selected(head, step)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            head.renewal.wait()
+            head.index_refresh.wait()
     assert head.failure == "the index of nearest classes could not be built: no room (3 times in a row)"
     with pytest.raises(RuntimeError, match=r"no room \(3 times in a row\)"):
         selected(head, 3)
@@ -220,7 +220,7 @@ def test_without_any_index_training_ends_after_some_attempts(monkeypatch):
 def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monkeypatch):
     head = forest(index=index, build="background", interval=1)
     selected(head, 0)
-    head.renewal.wait()
+    head.index_refresh.wait()
     changes = torch.tensor([3, 150])
     head.centers.rows[changes] = normalize(torch.ones(2, 8))
     head._changed[changes] = True
@@ -231,16 +231,16 @@ def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monke
         raise MemoryError("no room")
 
     with monkeypatch.context() as failing:
-        failing.setattr(type(head.renewal.index), "successor", fails)
+        failing.setattr(type(head.index_refresh.current), "rebuilt", fails)
         selected(head, 1)
         if saved == "after it failed":
             go.set()
             with pytest.warns(RuntimeWarning, match="no room"):
-                head.renewal.wait()
+                head.index_refresh.wait()
         state, copied = head.state_dict(), copy.deepcopy(head)
         go.set()
         with contextlib.suppress(RuntimeWarning):
-            head.renewal.wait()
+            head.index_refresh.wait()
     again = copied
     if saved != "as a copy":
         again = forest(index=index, build="background", interval=1)
@@ -249,8 +249,8 @@ def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monke
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             selected(each, 2)
-            each.renewal.wait()
-        found = each.renewal.index.query(normalize(torch.ones(1, 8)), 2)
+            each.index_refresh.wait()
+        found = each.index_refresh.current.query(normalize(torch.ones(1, 8)), 2)
         assert set(found[0].tolist()) == {3, 150}
 
 
@@ -264,9 +264,9 @@ def test_a_renewed_index_knows_the_rows_that_training_changed(index):
         optimizer.zero_grad()
     x = embeddings()
     head.select_classes(x, torch.tensor([1, 2, 3, 4]))
-    assert head.renewal.as_of == 4
+    assert head.index_refresh.as_of == 4
     best = (x @ normalize(head.centers.rows).T).topk(10).indices
-    assert torch.equal(head.renewal.index.query(x, 10), best)
+    assert torch.equal(head.index_refresh.current.query(x, 10), best)
 
 
 def test_softmax_rows_may_outgrow_the_radius():
@@ -278,7 +278,7 @@ def test_softmax_rows_may_outgrow_the_radius():
         head.select_classes(x, torch.tensor([1, 2, 3, 4]))
         head.step += 1
         best = (x @ head.centers.rows.T).topk(10).indices
-        assert torch.equal(head.renewal.index.query(head._queries(x), 10), best)
+        assert torch.equal(head.index_refresh.current.query(head._queries(x), 10), best)
 
 
 def test_an_index_of_other_rows_is_not_taken_over():
@@ -288,10 +288,10 @@ def test_an_index_of_other_rows_is_not_taken_over():
     for name, value in (("shard", [100, 300, 400, 8]), ("kind", "IVF")):
         other = forest()
         other.set_extra_state({**state, "index": {**state["index"], name: value}})
-        assert other.renewal.index is None and other.next_renewal == other.step
+        assert other.index_refresh.current is None and other.next_refresh == other.step
     other = forest()
     other.load_state_dict(FullFC(200, 8).state_dict())  # of a head that has none
-    assert other.renewal.index is None
+    assert other.index_refresh.current is None
 
 
 def test_a_target_moves_the_number_of_classes():

@@ -451,7 +451,7 @@ def test_copies_train_like_the_original(index, again):
     optimizer.zero_grad()
     assert not other.has_optimizer and not other.pending.entries
     if index:
-        assert torch.equal(other.renewal.index.query(X, 4), head.renewal.index.query(X, 4))
+        assert torch.equal(other.index_refresh.current.query(X, 4), head.index_refresh.current.query(X, 4))
     before = head.centers.rows.clone()
     losses = train(other, other.optimizer(lr=0.1), 3)
     assert torch.equal(head.centers.rows, before), "the copy shares rows"
@@ -463,10 +463,10 @@ def test_a_copy_while_an_index_is_built():
     optimizer = head.optimizer(lr=0.1)
     train(head, optimizer, 1)
     other = copy.deepcopy(head)
-    assert not other.renewal.under_way
+    assert not other.index_refresh.running
     train(other, other.optimizer(lr=0.1), 3)
     for each in (head, other):
-        each.renewal.wait()
+        each.index_refresh.wait()
 
 
 def test_rows_on_disk_are_not_copied(tmp_path):

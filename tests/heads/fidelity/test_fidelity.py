@@ -279,11 +279,12 @@ def test_looking_does_not_renew_an_index_in_the_background():
     head = HashingForest(200, D, num_active=40, index=Exact(), interval=1, build="background")
     embeddings, labels = batch()
     head(embeddings.requires_grad_(), labels)
-    head.renewal.wait()
+    head.index_refresh.wait()
     for head.step in (1, 2):
-        before = head.renewal.index, head.renewal.as_of, head.next_renewal, head.renewal.under_way
+        refresh = head.index_refresh
+        before = refresh.current, refresh.as_of, head.next_refresh, refresh.running
         selection_fidelity(head, embeddings, labels)
-        assert (head.renewal.index, head.renewal.as_of, head.next_renewal, head.renewal.under_way) == before
+        assert (refresh.current, refresh.as_of, head.next_refresh, refresh.running) == before
     assert not head.probing
 
 

@@ -31,7 +31,7 @@ def nearest(rows: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def built(name: str, rows: torch.Tensor = ROWS, **options: object) -> Index:
-    index = INDEXES[name].blank()
+    index = INDEXES[name].empty_copy()
     index.build(TensorVectors(rows), **options)  # type: ignore[arg-type]
     return index
 
@@ -50,14 +50,14 @@ def test_says_where_there_are_no_more(name):
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_a_successor_knows_what_changed_and_leaves_the_index_alone(name):
+def test_a_rebuilt_index_holds_changes_and_leaves_the_original_alone(name):
     index, changed = built(name), torch.tensor([3, 50, 299])
     rows = ROWS.clone()
     rows[changed] = QUERIES[:3]
-    options = {"seed": 0, "step": 0, "effort": 1.0, "beside": True}
-    successor = index.successor(TensorVectors(rows), changed, **options)
-    assert torch.equal(successor.query(QUERIES, 5), nearest(rows, 5))
-    assert torch.equal(successor.query(QUERIES[:3], 1)[:, 0], changed)
+    options = {"seed": 0, "step": 0, "search_scale": 1.0, "background": True}
+    rebuilt = index.rebuilt(TensorVectors(rows), changed, **options)
+    assert torch.equal(rebuilt.query(QUERIES, 5), nearest(rows, 5))
+    assert torch.equal(rebuilt.query(QUERIES[:3], 1)[:, 0], changed)
     assert torch.equal(index.query(QUERIES, 5), nearest(ROWS, 5))
 
 
@@ -78,17 +78,17 @@ def test_annoy_cannot_change():
 def test_ivf_finds_new_centroids_every_so_many_times():
     index: Index = IVF(num_lists=10, nprobe=10, retrain=3)
     index.build(TensorVectors(ROWS))
-    options = {"seed": 1, "step": 0, "effort": 1.0, "beside": False}
+    options = {"seed": 1, "step": 0, "search_scale": 1.0, "background": False}
     renewed = []
     for _ in range(4):
-        index = index.successor(TensorVectors(ROWS), torch.tensor([0]), **options)
-        renewed.append(index.renewed)  # type: ignore[attr-defined]
+        index = index.rebuilt(TensorVectors(ROWS), torch.tensor([0]), **options)
+        renewed.append(index.refreshes)  # type: ignore[attr-defined]
     assert renewed == [1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("name", INDEXES)
 def test_state_round_trip(name):
-    index, again = built(name), INDEXES[name].blank()
+    index, again = built(name), INDEXES[name].empty_copy()
     again.load_state_dict(index.state_dict())
     assert torch.equal(again.query(QUERIES, 9), index.query(QUERIES, 9)) and len(again) == 300
 
@@ -97,19 +97,19 @@ def test_state_round_trip(name):
 def test_equal_seeds_build_equal_indexes(name):
     few = {"annoy": Annoy(num_trees=2), "ivf": IVF(num_lists=30, nprobe=2)}[name]
     answers = []
-    for seed, beside in ((5, False), (5, True), (6, False)):
-        index = few.blank()
-        index.build(TensorVectors(ROWS), seed=seed, beside=beside)
+    for seed, background in ((5, False), (5, True), (6, False)):
+        index = few.empty_copy()
+        index.build(TensorVectors(ROWS), seed=seed, background=background)
         answers.append(index.query(QUERIES, 9))
     assert torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
 
 
-def test_effort_and_step_change_what_an_index_does():
+def test_search_scale_and_step_set_trees_and_lists():
     annoy, ivf = Annoy(num_trees={0: 2, 10: 6}), IVF(num_lists=30, nprobe={0: 2, 10: 6})
     found = []
-    for step, effort in ((0, 1.0), (10, 1.0), (10, 2.0)):
-        annoy.build(TensorVectors(ROWS), step=step, effort=effort)
-        ivf.build(TensorVectors(ROWS), step=step, effort=effort)
+    for step, search_scale in ((0, 1.0), (10, 1.0), (10, 2.0)):
+        annoy.build(TensorVectors(ROWS), step=step, search_scale=search_scale)
+        ivf.build(TensorVectors(ROWS), step=step, search_scale=search_scale)
         found.append((annoy.forest.get_n_trees(), ivf.lists.nprobe))
     assert found == [(2, 2), (6, 6), (12, 12)]
 
@@ -117,7 +117,7 @@ def test_effort_and_step_change_what_an_index_does():
 def test_a_program_that_fails_is_told(monkeypatch):
     monkeypatch.setattr(annoy_build, "__file__", "/nowhere/annoy_build.py")
     with pytest.raises(RuntimeError, match=r"building the Annoy forest ended with status 2:\n.*/nowhere"):
-        built("annoy", beside=True)
+        built("annoy", background=True)
 
 
 def test_missing_faiss_names_the_extra(monkeypatch):
@@ -159,9 +159,9 @@ def test_center_vectors_put_inner_products_in_the_order_of_cosines(dtype):
 
 SLOW_BUILD = """
 import threading, time, torch
-from heads.index import Annoy, TensorVectors
+from heads.indexes.index import Annoy, TensorVectors
 vectors = TensorVectors(torch.randn(20_000, 16))
-build = threading.Thread(target=lambda: Annoy(num_trees=100_000).build(vectors, beside=True), daemon=True)
+build = threading.Thread(target=lambda: Annoy(num_trees=100_000).build(vectors, background=True), daemon=True)
 build.start()
 time.sleep(60)
 """
@@ -173,7 +173,7 @@ def test_a_builder_that_is_killed_is_told():
 
     def build() -> None:
         try:
-            Annoy(num_trees=100_000).build(TensorVectors(ROWS.repeat(60, 1)), beside=True)
+            Annoy(num_trees=100_000).build(TensorVectors(ROWS.repeat(60, 1)), background=True)
         except RuntimeError as error:
             failure.append(str(error))
 

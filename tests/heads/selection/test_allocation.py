@@ -14,22 +14,22 @@ def test_schedules_set_classes_and_interval():
 def test_without_a_target_probes_change_nothing():
     allocation = Allocation(1000, 100, 50)
     allocation.observe(0.1, 0.9)
-    assert (allocation.num_active(0), allocation.interval(0), allocation.effort) == (100, 50, 1.0)
+    assert (allocation.num_active(0), allocation.interval(0), allocation.search_scale) == (100, 50, 1.0)
 
 
 def test_a_target_finds_what_is_at_fault():
     allocation = Allocation(1000, 100, 100, target_mass=0.5)
     allocation.observe(0.3, 0.4)  # a perfect index would not have been enough
-    assert allocation.num_active(0) == 125 and (allocation.effort, allocation.interval(0)) == (1.0, 100)
+    assert allocation.num_active(0) == 125 and (allocation.search_scale, allocation.interval(0)) == (1.0, 100)
     allocation.observe(0.3, 0.6)  # it would have been
-    assert allocation.num_active(0) == 125 and (allocation.effort, allocation.interval(0)) == (1.25, 80)
+    assert allocation.num_active(0) == 125 and (allocation.search_scale, allocation.interval(0)) == (1.25, 80)
     allocation.observe(0.51, 0.6)  # enough
-    assert allocation.num_active(0) == 125 and allocation.effort == 1.25
+    assert allocation.num_active(0) == 125 and allocation.search_scale == 1.25
     allocation.observe(0.6, 0.605)  # more than enough, of both
-    assert allocation.num_active(0) == 100 and (allocation.effort, allocation.interval(0)) == (1.0, 100)
+    assert allocation.num_active(0) == 100 and (allocation.search_scale, allocation.interval(0)) == (1.0, 100)
     for _ in range(50):
         allocation.observe(0.1, 0.9)
-    assert allocation.effort == HIGHEST and allocation.interval(0) == round(100 * LOWEST)
+    assert allocation.search_scale == HIGHEST and allocation.interval(0) == round(100 * LOWEST)
     for _ in range(50):
         allocation.observe(0.1, 0.1)
     assert allocation.num_active(0) == 1000
