@@ -13,8 +13,9 @@ from .core.options import number, whole
 from .core.schedule import Schedule
 from .fidelity.full_softmax import coverage
 from .head import CenterHead, CenterOptions, Selection
-from .indexes.index import Annoy, CenterVectors, Index
+from .indexes import Annoy, Index
 from .indexes.refresh import ATTEMPTS, IndexRefresh
+from .indexes.vectors import CenterVectors
 from .selection.allocation import Allocation
 from .selection.sampling import filled
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from heads import CenterHead, HashingForest, PartialFC
-from heads.indexes.index import IVF, Annoy
+from heads.indexes import IVF, Annoy
 
 from ..checkpoints.checkpoint import Stored, write
 from ..checkpoints.storage import Folder

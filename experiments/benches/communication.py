@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heads import FFC, CenterHead, FullFC, HashingForest, Head, PartialFC
 from heads.core.cost import Case
-from heads.indexes.index import Exact
+from heads.indexes import Exact
 from heads.rows.optimizers import RowSGD
 
 from ..launching.processes import Processes

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from heads import CosFace, HashingForest
 from heads.core import counter_rng
-from heads.indexes.index import IVF, Annoy, CenterVectors, Exact, Index
+from heads.indexes import IVF, Annoy, Exact, Index
+from heads.indexes.vectors import CenterVectors
 from heads.selection.sampling import filled
 
 from .measure import median_and_spread, ratio, timed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from heads import CosFace, HashingForest
-from heads.indexes.index import IVF, Annoy, Index
+from heads.indexes import IVF, Annoy, Index
 
 from .training import SphereTraining
 

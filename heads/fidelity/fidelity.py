@@ -20,9 +20,10 @@ from ..group.collectives import gather_rows, gather_sizes, rank_and_size
 from ..group.sharding import Shard
 from ..head import CenterHead, Selection
 from ..margins.margin import Margin
+from ..objectives.rows import DenseRows
 from ..objectives.softmax import MarginSoftmax
 from ..rows.active import ActiveRows
-from .full_softmax import DenseRows, FullSoftmax, direction
+from .full_softmax import FullSoftmax, direction
 
 FIRST_REPEAT = 1 << 20  # no training has that many micro-batches: the keys of draws that are only looked at
 

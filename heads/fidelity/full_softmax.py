@@ -180,31 +180,5 @@ def direction(gradient_QD: Tensor, x_QD: Tensor, margin: Margin) -> Tensor:
     return gradient_QD - (gradient_QD * x_QD).sum(1, keepdim=True) * x_QD
 
 
-class DenseRows:
-    """Rows that are there as they are."""
-
-    def __init__(self, rows_KD: Tensor):
-        self.rows_KD = rows_KD
-
-    def __len__(self) -> int:
-        return len(self.rows_KD)
-
-    def gather(self, positions: Tensor) -> Tensor:
-        return self.rows_KD[positions]
-
-    def slice(self, a: int, b: int) -> Tensor:
-        return self.rows_KD[a:b]
-
-    def subset(self, positions: Tensor) -> "DenseRows":
-        return DenseRows(self.rows_KD[positions])
-
-    def release(self) -> None:
-        """Nothing is held."""
-
-    @property
-    def changed(self) -> bool:
-        return False
-
-
 def _unit(rows: Tensor, margin: Margin) -> Tensor:
     return normalize(rows, eps=MIN_NORM) if margin.normalize else rows

@@ -1,5 +1,8 @@
 """Indexes that find the class centers nearest to an embedding."""
 
-from .index import IVF, Annoy, Exact, Index
+from .annoy import Annoy
+from .exact import Exact
+from .index import Index
+from .ivf import IVF
 
 __all__ = ["IVF", "Annoy", "Exact", "Index"]

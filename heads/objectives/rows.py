@@ -36,3 +36,29 @@ class Rows(RowSequence, Protocol):
     def changed(self) -> bool:
         """Whether they are no longer those of the forward pass."""
         ...
+
+
+class DenseRows:
+    """Rows of a tensor (K, D)."""
+
+    def __init__(self, rows_KD: Tensor):
+        self.rows_KD = rows_KD
+
+    def __len__(self) -> int:
+        return len(self.rows_KD)
+
+    def gather(self, positions: Tensor) -> Tensor:
+        return self.rows_KD[positions]
+
+    def slice(self, a: int, b: int) -> Tensor:
+        return self.rows_KD[a:b]
+
+    def subset(self, positions: Tensor) -> "DenseRows":
+        return DenseRows(self.rows_KD[positions])
+
+    def release(self) -> None:
+        """Do nothing: the tensor belongs to the caller."""
+
+    @property
+    def changed(self) -> bool:
+        return False

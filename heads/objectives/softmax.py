@@ -30,9 +30,11 @@ from .rows import MIN_NORM, Rows
 CHUNK_ROWS = 2048
 
 
-def chunks(num_rows: int) -> Iterator[tuple[int, int]]:
-    for a in range(0, num_rows, CHUNK_ROWS):
-        yield a, min(a + CHUNK_ROWS, num_rows)
+def chunks(num_rows: int, size: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of consecutive chunks of `size` rows, CHUNK_ROWS by default."""
+    size = size or CHUNK_ROWS
+    for a in range(0, num_rows, size):
+        yield a, min(a + size, num_rows)
 
 
 class MarginSoftmax:

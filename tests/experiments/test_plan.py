@@ -13,7 +13,8 @@ from experiments.command_line.arguments import CONF
 from experiments.launching.processes import Processes
 from heads import FullFC, HashingForest, PartialFC
 from heads.core.cost import Case
-from heads.indexes.index import IVF, Annoy, Exact, TensorVectors
+from heads.indexes import IVF, Annoy, Exact
+from heads.indexes.vectors import TensorVectors
 from heads.rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from tests.experiments.commands import call
 from tests.workers import rank_and_world

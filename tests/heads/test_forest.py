@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from heads import CosFace, FullFC, HashingForest, PartialFC, Softmax
-from heads.indexes.index import IVF, Annoy, Exact, Index
+from heads.indexes import IVF, Annoy, Exact, Index
 from tests import conformance
 from tests.conformance import Case
 from tests.reference import Rule

@@ -11,7 +11,7 @@ import heads.objectives.softmax
 from heads import FFC, CenterHead, CosFace, FullFC, HashingForest, Margin, PartialFC, Selection, Softmax, SVSoftmax
 from heads.fidelity.fidelity import FIRST_REPEAT, compared, loss_fidelity, selection_fidelity
 from heads.fidelity.full_softmax import coverage
-from heads.indexes.index import IVF, Exact
+from heads.indexes import IVF, Exact
 from tests import reference
 from tests.reference import Rule
 from tests.workers import rank_and_world

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from heads.indexes import annoy_build
-from heads.indexes.index import IVF, Annoy, CenterVectors, Exact, Index, TensorVectors
+from heads.indexes import IVF, Annoy, Exact, Index, annoy_build
+from heads.indexes.vectors import CenterVectors, TensorVectors
 from heads.rows.centers import ClassCenters
 
 ROWS = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 301)[:, None]
@@ -159,7 +159,8 @@ def test_center_vectors_put_inner_products_in_the_order_of_cosines(dtype):
 
 SLOW_BUILD = """
 import threading, time, torch
-from heads.indexes.index import Annoy, TensorVectors
+from heads.indexes import Annoy
+from heads.indexes.vectors import TensorVectors
 vectors = TensorVectors(torch.randn(20_000, 16))
 build = threading.Thread(target=lambda: Annoy(num_trees=100_000).build(vectors, background=True), daemon=True)
 build.start()

@@ -1,0 +1,140 @@
+"""Approximate search by a forest of random hyperplane trees (Annoy)."""
+
+import atexit
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.schedule import Schedule, check_schedule, value_at
+from ..objectives.softmax import chunks
+from . import annoy_build
+from .files import loaded_from, path_of, saved_bytes, unnamed_file
+from .index import Index
+from .vectors import READ_ROWS, Vectors, to_host
+
+BYTES_PER_TREE = 11  # for each vector, as measured
+
+
+class Annoy(Index):
+    """A forest of random hyperplane trees (github.com/spotify/annoy), angular, as HF-Softmax has it.
+
+    It cannot be changed: a successor is built from the start.
+
+    Args:
+        num_trees: more find more, and take longer to build; a number, or {from this step on: number}.
+        search_k: how many candidates a query looks at; num_trees x k unless given.
+        threads: that build it. The forest depends on their number.
+    """
+
+    refreshable = False
+    library_attributes = ("forest",)
+
+    def __init__(self, num_trees: Schedule = 50, search_k: int | None = None, threads: int = 1):
+        check_schedule("num_trees", num_trees, 1)
+        if search_k is not None and search_k < 1:
+            raise ValueError(f"search_k={search_k}: at least one candidate is needed; null for num_trees x k")
+        if threads < 1:
+            raise ValueError(f"threads={threads}: must be at least 1")
+        self.num_trees, self.search_k, self.threads = num_trees, search_k, threads
+        self.width = 0
+        self.forest: Any = None
+
+    def __len__(self) -> int:
+        return 0 if self.forest is None else int(self.forest.get_n_items())
+
+    def build(
+        self, vectors: Vectors, *, seed: int = 0, step: int = 0, search_scale: float = 1.0, background: bool = False
+    ) -> None:
+        self.width = vectors.slice(0, 1).shape[1]
+        num_trees = max(1, round(search_scale * value_at(self.num_trees, step)))
+        if not background:
+            self.forest = annoy_build.built(_read_all(vectors), num_trees, seed, self.threads)
+            return
+        with unnamed_file() as rows, unnamed_file() as forest:
+            _write_npy(rows, vectors, self.width)
+            options = [num_trees, seed, self.threads, os.getpid()]
+            program = [sys.executable, "-P", annoy_build.__file__, path_of(rows), path_of(forest), *map(str, options)]
+            # A session of its own: Ctrl-C is for the training to answer.
+            process = subprocess.Popen(
+                program,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                pass_fds=(rows.fileno(), forest.fileno()),
+            )
+            atexit.register(process.kill)
+            errors = process.communicate()[1]
+            atexit.unregister(process.kill)
+            if process.returncode < 0:
+                raise RuntimeError(f"building the Annoy forest was ended by signal {-process.returncode}")
+            if process.returncode:
+                raise RuntimeError(f"building the Annoy forest ended with status {process.returncode}:\n{errors}")
+            self._load(path_of(forest))
+
+    def query(self, x_nD: Tensor, k: int) -> Tensor:
+        found = np.full((len(x_nD), k), -1, dtype=np.int64)
+        queries = to_host(x_nD)
+        search_k = -1 if self.search_k is None else self.search_k
+
+        def answer(start: int) -> None:  # without the interpreter's lock
+            for number in range(start, len(queries), torch.get_num_threads()):
+                near = self.forest.get_nns_by_vector(queries[number], k, search_k)
+                found[number, : len(near)] = near
+
+        list(_threads(torch.get_num_threads()).map(answer, range(torch.get_num_threads())))
+        return torch.from_numpy(found).to(x_nD.device)
+
+    def bytes_per_vector(self, width: int) -> float:
+        # A vector with its head; and of each tree, a node of that size for about `width` vectors at most.
+        return 4.0 * width + 16 + BYTES_PER_TREE * value_at(self.num_trees, 0)
+
+    def multiply_adds(self, count: int, width: int, k: int) -> float:
+        candidates = self.search_k or value_at(self.num_trees, 0) * k
+        return min(count, candidates) * width
+
+    def state_dict(self) -> dict[str, Any]:
+        forest = saved_bytes(self.forest.save)
+        return {"width": self.width, "forest": forest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.width = state["width"]
+        loaded_from(state["forest"], self._load)
+
+    def _load(self, path: str) -> None:
+        """Maps the file into memory, where it stays when its name is gone."""
+        from annoy import AnnoyIndex
+
+        self.forest = AnnoyIndex(self.width, "angular")
+        self.forest.load(path)
+
+    def empty_copy(self) -> Index:
+        return Annoy(self.num_trees, self.search_k, self.threads)
+
+    def __repr__(self) -> str:
+        return f"Annoy(num_trees={self.num_trees}, search_k={self.search_k})"
+
+
+def _write_npy(file: IO[bytes], vectors: Vectors, width: int) -> None:
+    """Write vectors as .npy. Through a mapping, a full disk would end the process without a word."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(vectors), width)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for a, b in chunks(len(vectors), READ_ROWS):
+        to_host(vectors.slice(a, b)).tofile(file)
+    file.seek(0)
+
+
+def _read_all(vectors: Vectors) -> NDArray[np.float32]:
+    return np.concatenate([to_host(vectors.slice(a, b)) for a, b in chunks(len(vectors), READ_ROWS)])
+
+
+@lru_cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="nearest")

@@ -1,0 +1,78 @@
+"""The vectors that an index is built from."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..objectives.rows import MIN_NORM, RowSequence
+from ..objectives.softmax import chunks
+from ..rows.centers import ClassCenters
+
+READ_ROWS = 8192  # at a time, into a library's own memory
+
+
+class Vectors(RowSequence, Protocol):
+    """What an index is built from: vectors of unit length, float32, on any device."""
+
+    def gather(self, positions: Tensor) -> Tensor:
+        """(k,) -> (k, D)"""
+        ...
+
+
+class TensorVectors:
+    """A tensor (n, D) of vectors of any length."""
+
+    def __init__(self, vectors: Tensor):
+        self.vectors = vectors
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def slice(self, a: int, b: int) -> Tensor:
+        return normalize(self.vectors[a:b].float(), eps=MIN_NORM)
+
+    def gather(self, positions: Tensor) -> Tensor:
+        return normalize(self.vectors[positions].float(), eps=MIN_NORM)
+
+
+class CenterVectors:
+    """The rows of a shard, read when asked for, so that the highest cosine is the highest logit.
+
+    Where the margin does not normalize, one more column brings all rows to the length `radius`, which turns the
+    order by inner product into that by cosine (Bachrach et al., RecSys 2014); 0 for no such column.
+    """
+
+    def __init__(self, centers: ClassCenters, radius: float = 0.0):
+        self.centers, self.radius = centers, radius
+
+    def __len__(self) -> int:
+        return self.centers.shard.size
+
+    def slice(self, a: int, b: int) -> Tensor:
+        return self._prepared(self.centers.read(slice(a, b)).float())
+
+    def gather(self, positions: Tensor) -> Tensor:
+        return self._prepared(self.centers.read(positions.to(self.centers.like.device)).float())
+
+    def longest(self) -> float:
+        """The length of the longest row."""
+        return max(float(self.centers.read(slice(a, b)).norm(dim=1).max()) for a, b in chunks(len(self), READ_ROWS))
+
+    def _prepared(self, rows_kD: Tensor) -> Tensor:
+        if self.radius:
+            missing = (self.radius**2 - rows_kD.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+            rows_kD = torch.cat([rows_kD, missing], dim=1)
+        return normalize(rows_kD, eps=MIN_NORM)
+
+
+def to_host(vectors: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = vectors.detach().float().cpu().contiguous().numpy()
+    return array
+
+
+def padded(positions: Tensor, k: int) -> Tensor:
+    return torch.nn.functional.pad(positions, (0, k - positions.shape[1]), value=-1)
