@@ -29,7 +29,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build *.egg-info heads/*.egg-info
 
 # torch first and alone: its pinned build is then what all else is resolved against.
 $(READY): pyproject.toml constraints.txt

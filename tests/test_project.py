@@ -1,18 +1,24 @@
-"""The project as others meet it: README, wheel, what heads may import."""
+"""The project as users receive it: README examples, wheels, and the imports of heads."""
 
 import ast
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from heads import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+PROJECTS = (ROOT / "pyproject.toml", ROOT / "heads" / "pyproject.toml")
+MODULES = sorted((ROOT / "heads").rglob("*.py"))
+READMES = (ROOT / "README.md", ROOT / "heads" / "README.md")
+EXAMPLES = [code for path in READMES for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)]
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -25,39 +31,55 @@ def test_readme_examples_run(number):
     assert losses[-1] < losses[0]
 
 
-def test_wheel_offers_heads_and_nothing_else(tmp_path):
+def wheel(project: Path, target: Path) -> zipfile.ZipFile:
+    """Build the wheel of a copy of the project, with the packages of this environment."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "-w", target]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, project], check=True, capture_output=True)
+    (path,) = target.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def folders(archive: zipfile.ZipFile) -> dict[str, set[str]]:
+    """Return the names of the files of a wheel by their top folder."""
+    names = [name.split("/", 1) for name in archive.namelist()]
+    return {folder: {name for top, name in names if top == folder} for folder, _ in names}
+
+
+def test_wheels_offer_heads_and_nothing_else(tmp_path):
+    """`pip install .` and `pip install ./heads` install the same modules; only their dependencies differ."""
     source = tmp_path / "source"
     source.mkdir()
     for name in ("heads", "backbones", "data", "conf", "experiments", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        tmp_path,
-        source,
-    ]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        top = {name.split("/")[0] for name in archive.namelist()}
+    modules = {path.relative_to(source).as_posix() for path in (source / "heads").rglob("*.py")} | {"heads/py.typed"}
+    with wheel(source, tmp_path / "all") as archive:
+        assert folders(archive).keys() == {"headcount", f"headcount-{__version__}.dist-info"}
+        assert folders(archive)["headcount"] == modules
+    with wheel(source / "heads", tmp_path / "alone") as archive:
+        about = f"headcount_heads-{__version__}.dist-info"
+        assert folders(archive).keys() == {"headcount", about}
+        assert folders(archive)["headcount"] == modules
+        required = re.findall(
+            r"Requires-Dist: ([\w-]+)[^;\n]*$", archive.read(f"{about}/METADATA").decode(), re.MULTILINE
+        )
+        assert required == ["torch", "numpy"]
         archive.extractall(tmp_path / "site")
-    assert top == {"headcount", f"{wheel.name.split('-')[0]}-{wheel.name.split('-')[1]}.dist-info"}
     check = "import sys; sys.path.insert(0, 'site'); from headcount.heads import PartialFC; print(PartialFC(10, 4))"
     done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "sample_rate=0.1" in done.stdout
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "heads").glob("*.py")), ids=lambda path: path.name)
+def test_both_projects_require_the_same_torch_and_numpy():
+    everything, heads = (tomllib.loads(path.read_text())["project"] for path in PROJECTS)
+    assert set(heads["dependencies"]) < set(everything["dependencies"])
+    assert heads["requires-python"] == everything["requires-python"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT / "heads").as_posix())
 def test_heads_import_torch_and_numpy_only(path):
-    """An index imports its library when it is built."""
+    """The library of an index is imported when the index is built."""
     allowed = {"torch", "numpy", *sys.stdlib_module_names}
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
