@@ -20,7 +20,6 @@ def pool(
     capacity: list[int],
     num_classes: list[int],
     batch: list[int],
-    dense: list[bool],
     embedding_size: int,
     warmup: int,
     repeats: int,
@@ -31,9 +30,9 @@ def pool(
     is what FFC's published code does. `head_bytes` is what `head=ffc` holds with a pool of this size.
     """
     lines = []
-    for slots, C, N, table in product(capacity, num_classes, batch, dense):
+    for slots, C, N in product(capacity, num_classes, batch):
         random = np.random.default_rng(0)
-        ours = ClassPool(slots, C if table else None)
+        ours = ClassPool(slots)
         touches: dict[str, Touch] = {
             "ours": lambda keys, ours=ours: ours.commit(ours.plan(keys)),  # type: ignore[misc]
             "ordered": OrderedLRU(slots).touch,
@@ -56,7 +55,6 @@ def pool(
                 "capacity": slots,
                 "num_classes": C,
                 "batch": N,
-                "dense": table,
                 "step_ms": milliseconds,
                 "spread_ms": spread,
                 "ns_per_key": 1e6 * milliseconds / N,

@@ -16,13 +16,10 @@ import copy
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-
-WAYS = 8  # places in a bucket
-MIX = np.uint64(0x9E3779B97F4A7C15)
+from .slot_table import Bools, Ints, SlotTable
+from .touches import distinct_classes
 
 
 class Plan(NamedTuple):
@@ -51,17 +48,16 @@ class ClassPool:
 
     Args:
         capacity: slots.
-        num_classes: look classes up in a table of this size, which is faster, instead of by hashing.
     """
 
-    def __init__(self, capacity: int, num_classes: int | None = None):
+    def __init__(self, capacity: int):
         if not 1 <= capacity < 1 << 29:
             raise ValueError(f"capacity={capacity}: one slot at least and fewer than 2^29")
         self.capacity = capacity
         self.used = 0  # slots 0 .. used - 1 are taken
         self.class_of = np.full(capacity, -1, dtype=np.int64)
         self.version = 0  # counts commits: a plan belongs to one state
-        self._table: _Buckets | _Dense = _Buckets(self.class_of) if num_classes is None else _Dense(num_classes)
+        self._table = SlotTable(self.class_of)
         # The log of touches; `_stamp[slot]` is the place of the slot's last one.
         self._log = np.empty(2 * capacity + 4096, dtype=np.int64)
         self._head = self._tail = 0
@@ -92,7 +88,7 @@ class ClassPool:
     def plan(self, classes: ArrayLike) -> Plan:
         """What touching these classes (n,), one after the other, would do."""
         keys = _keys(classes)
-        distinct, first, group, by_last = _distinct(keys)
+        distinct, first, group, by_last = distinct_classes(keys)
         if len(distinct) > self.capacity:
             return self._plan_in_parts(keys)
         slots = self._table.find(distinct)
@@ -236,124 +232,7 @@ class ClassPool:
         )
 
 
-class _Buckets:
-    """Class -> slot by hashing. A class lies in a place of its own or, where that is taken, in the first free one of
-    the eight places of its bucket; there are at least eight times as many places as slots. A place holds fifteen bits
-    of the class, so that the table is small and stays in the cache; `class_of` tells whether it is the one."""
-
-    def __init__(self, class_of: Ints):
-        self.class_of = class_of  # of each slot; the pool's own
-        self.log2_places = 3 + max(1, (len(class_of) - 1).bit_length())
-        self.place_of = np.zeros(len(class_of), dtype=np.int64)
-        self.clear()
-
-    def clear(self) -> None:
-        self.shift = np.uint64(64 - self.log2_places)
-        self.marks = np.full(1 << self.log2_places, -1, dtype=np.int16)  # -1: free
-        self.slots = np.zeros(1 << self.log2_places, dtype=np.int64)
-
-    @property
-    def nbytes(self) -> int:
-        return self.marks.nbytes + self.slots.nbytes + self.place_of.nbytes
-
-    def find(self, classes: Ints) -> Ints:
-        bucket = self._place(classes) >> 3
-        # `take` along an axis is several times faster than indexing.
-        same = self.marks.reshape(-1, WAYS).take(bucket, axis=0) == _mark(classes)[:, None]
-        flat = same.reshape(-1).nonzero()[0]
-        row = flat >> 3
-        candidate = self.slots.take((bucket.take(row) << 3) + (flat & 7))
-        found = self.class_of.take(candidate) == classes.take(row)
-        slots = np.full(len(classes), -1, dtype=np.int64)
-        slots[row[found]] = candidate[found]
-        return slots
-
-    def remove(self, classes: Ints, slots: Ints) -> None:
-        self.marks[self.place_of.take(slots)] = -1
-
-    def insert(self, classes: Ints, slots: Ints) -> None:
-        """New classes, each once; `class_of` knows them already."""
-        while len(classes):
-            place = self._place(classes)
-            taken = (self.marks.take(place) >= 0).nonzero()[0]
-            if len(taken):
-                bucket = place.take(taken) >> 3
-                free = self.marks.reshape(-1, WAYS).take(bucket, axis=0) < 0
-                place[taken] = (bucket << 3) + free.argmax(axis=1)
-                if not free.view(np.uint64).all():  # a full bucket
-                    self._grow(slots)
-                    return
-            self.marks[place] = _mark(classes)
-            self.slots[place] = slots
-            self.place_of[slots] = place
-            beaten = (self.slots.take(place) != slots).nonzero()[0]  # where two of them chose the same place
-            classes, slots = classes[beaten], slots[beaten]
-
-    def _grow(self, slots: Ints) -> None:
-        slots = np.concatenate([self.slots[self.marks >= 0], slots])
-        self.log2_places += 1
-        self.clear()
-        self.insert(self.class_of[slots], slots)
-
-    def _place(self, classes: Ints) -> Ints:
-        return ((classes.view(np.uint64) * MIX) >> self.shift).view(np.int64)
-
-
-def _mark(classes: Ints) -> NDArray[np.int16]:
-    return (classes & 0x7FFF).astype(np.int16)
-
-
-class _Dense:
-    """Class -> slot in a table of all classes."""
-
-    def __init__(self, num_classes: int):
-        self.table = np.full(num_classes, -1, dtype=np.int64)
-
-    def clear(self) -> None:
-        self.table.fill(-1)
-
-    @property
-    def nbytes(self) -> int:
-        return self.table.nbytes
-
-    def find(self, classes: Ints) -> Ints:
-        return self.table[classes]
-
-    def remove(self, classes: Ints, slots: Ints) -> None:
-        self.table[classes] = -1
-
-    def insert(self, classes: Ints, slots: Ints) -> None:
-        self.table[classes] = slots
-
-
 def _keys(classes: ArrayLike) -> Ints:
     keys = np.ascontiguousarray(classes, dtype=np.int64)
     assert keys.ndim == 1
     return keys
-
-
-def _distinct(keys: Ints) -> tuple[Ints, Ints, Ints | slice, Ints | slice]:
-    """The classes of a batch (n,), each once: (class, position of its first occurrence), in the order of these; which
-    of them stands at each position of the batch; and which they are in the order of their last occurrence."""
-    n, bits = len(keys), len(keys).bit_length()
-    positions = np.arange(n)
-    # As unsigned numbers the negative ones are the largest.
-    fit = not n or np.maximum.reduce(keys.view(np.uint64)) < 1 << (63 - bits)
-    assert fit, "class ids must not be negative, and leave room for positions"
-    # Sorting class and position as one number groups the occurrences of a class, first to last.
-    together = (keys << bits) | positions
-    together.sort()
-    by_class = together >> bits
-    new = by_class[1:] != by_class[:-1]
-    if new.all():
-        return keys, positions, slice(None), slice(None)
-    position = together & ((1 << bits) - 1)
-    ends = np.concatenate([[True], new, [True]])
-    is_first, is_last = np.zeros((2, n), dtype=np.bool_)
-    is_first[position[ends[:-1]]] = True
-    is_last[position[ends[1:]]] = True
-    rank = np.cumsum(is_first) - 1  # at its first occurrence: the place of a class among the distinct ones
-    group = np.empty(n, dtype=np.int64)
-    group[position] = rank[position[ends[:-1]]][np.cumsum(ends[:-1]) - 1]
-    first = is_first.nonzero()[0]
-    return keys[first], first, group, group[is_last]

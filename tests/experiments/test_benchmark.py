@@ -189,7 +189,7 @@ def test_stalls_of_both_ways_to_build():
 
 
 def test_pool_beside_plain_lrus():
-    lines = pool([20], [100, 100_000], [16], [False], embedding_size=8, warmup=1, repeats=2)
+    lines = pool([20], [100, 100_000], [16], embedding_size=8, warmup=1, repeats=2)
     assert all(line["step_ms"] > 0 and line["speedup"] > 0 and line["over_linked_list"] > 0 for line in lines)
     assert lines[0]["head_bytes"] == lines[1]["head_bytes"]  # does not grow with classes
 

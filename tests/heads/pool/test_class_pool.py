@@ -6,7 +6,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from heads.pool.class_pool import ClassPool, _Buckets
+from heads.pool.class_pool import ClassPool
+from heads.pool.slot_table import SlotTable
 
 
 class OneAtATime:
@@ -38,15 +39,14 @@ def random_batch(random: np.random.Generator, num_classes: int, longest: int) ->
     return random.integers(0, num_classes, size)
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_same_slots_and_victims_as_one_key_at_a_time(dense):
+def test_same_slots_and_victims_as_one_key_at_a_time():
     """1,500 random sequences of batches: repeats, overflow of a nearly full pool, more classes than slots."""
     random = np.random.default_rng(0)
     seen = {"hit": 0, "evicted": 0, "brought back": 0, "parts": 0}
     for _ in range(1500):
         capacity = int(random.integers(1, 12))
         num_classes = int(random.integers(1, 30))
-        pool, plain = ClassPool(capacity, num_classes if dense else None), OneAtATime(capacity)
+        pool, plain = ClassPool(capacity), OneAtATime(capacity)
         for _ in range(int(random.integers(1, 12))):
             keys = random_batch(random, num_classes, 2 * capacity)
             before = dict(plain.slots)
@@ -127,7 +127,7 @@ def test_ages_count_touches_since():
 
 def test_buckets_grow_where_one_overflows():
     classes = np.arange(40) * 3
-    crowded = _Buckets(classes)
+    crowded = SlotTable(classes)
     crowded.log2_places = 4  # two buckets for what takes five
     crowded.clear()
     crowded.insert(classes, np.arange(40))
