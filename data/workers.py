@@ -23,7 +23,7 @@ C = TypeVar("C")
 T = TypeVar("T")
 
 
-def in_order(work: Callable[[C], T], chunks: Iterable[C], workers: int, source: str = "") -> Iterator[tuple[C, T]]:
+def map_in_order(work: Callable[[C], T], chunks: Iterable[C], workers: int, source: str = "") -> Iterator[tuple[C, T]]:
     """Yield (chunk, what the work makes of it) in the order of the chunks.
 
     Args:

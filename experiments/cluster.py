@@ -28,7 +28,7 @@ from data.formats.decode import opened
 from data.formats.encoded import Labelled
 from data.formats.unlabeled_images import ImageFiles
 from data.options import absolute, whole
-from data.sets.images import images_at
+from data.sets.image_source import images_at
 
 from .cli import command, model, needed
 from .launching.processes import joined

@@ -28,7 +28,7 @@ from data.files import write_whole
 from data.formats.encoded import Labelled, UnreadableError
 from data.options import absolute
 from data.records import Source
-from data.sets.images import images_at
+from data.sets.image_source import images_at
 
 from .cli import command, model, needed
 from .launching.processes import joined

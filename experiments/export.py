@@ -30,7 +30,7 @@ from torch.nn.functional import normalize
 
 from data.conversion.writers import write_names
 from data.options import absolute, several
-from data.sets.images import images_at
+from data.sets.image_source import images_at
 
 from .cli import command, needed
 from .export_check import Run, check_preprocessing

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.catalog import Origin, catalog
+from data.catalogs.catalog import catalog
+from data.catalogs.origin import Origin
 from data.formats.decode import Decoder
 from data.formats.encoded import UnreadableError
 from data.formats.pairs import read_pairs

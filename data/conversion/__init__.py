@@ -1,1 +1,1 @@
-"""Conversion between formats."""
+"""Conversion of image sets and lists of pairs between formats."""

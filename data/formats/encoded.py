@@ -25,7 +25,7 @@ class UnreadableError(ValueError):
         self.reason = reason
 
 
-class Found(NamedTuple):
+class Entry(NamedTuple):
     """An image, as a scan finds it.
 
     Args:
@@ -39,7 +39,7 @@ class Found(NamedTuple):
     key: bytes | None = None
 
 
-class Bad(NamedTuple):
+class BadEntry(NamedTuple):
     """What a scan finds instead of an image."""
 
     key: str
@@ -95,7 +95,7 @@ class Format(Protocol):
         """Where the size or time of one of these changes, it is scanned anew."""
         ...
 
-    def scan(self) -> Iterator[Found | Bad]:
+    def scan(self) -> Iterator[Entry | BadEntry]:
         """All images, in file order.
 
         Raises:

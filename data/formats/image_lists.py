@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..files import LineFile, check_file, read_file
-from .encoded import Bad, Found, UnreadableError, label_of, read_names, text
+from .encoded import BadEntry, Entry, UnreadableError, label_of, read_names, text
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 PNM = [base64.b64encode(b"P%d%b" % (kind, after)) for kind in range(1, 7) for after in (b"\n", b" ", b"\r", b"\t")]
@@ -38,13 +38,13 @@ class ImageList:
     def _names(self) -> Path:
         return Path(self.path).with_suffix(".classes.txt")
 
-    def scan(self) -> Iterator[Found | Bad]:
+    def scan(self) -> Iterator[Entry | BadEntry]:
         check_file(self.path, "list")
         for number, place, line in self.list.lines():
             try:
-                yield Found(place, label_of(self._columns(line)[1]))
+                yield Entry(place, label_of(self._columns(line)[1]))
             except ValueError as error:
-                yield Bad(f"line {number}", str(error))
+                yield BadEntry(f"line {number}", str(error))
 
     def key(self, place: int) -> str:
         image, _ = self._columns(self.list.line(place))
@@ -104,7 +104,7 @@ class ImageFolder(ImageList):
         with os.scandir(self.path) as entries:
             return sorted((each for each in entries if each.is_dir()), key=lambda each: each.name)
 
-    def scan(self) -> Iterator[Found | Bad]:
+    def scan(self) -> Iterator[Entry | BadEntry]:
         labels = {name: label for label, name in enumerate(self.class_names())}
         with open(self.list.path, "wb") as listing:  # noqa: PTH123
             for folder in self._class_folders():
@@ -112,7 +112,7 @@ class ImageFolder(ImageList):
                     relative = os.fsencode(os.path.relpath(path, self.path))
                     if b"\n" in relative or b"\r" in relative:
                         raise ValueError(f"{text(relative)!r}: a file's name must not hold a line break")
-                    yield Found(listing.tell(), labels[folder.name])
+                    yield Entry(listing.tell(), labels[folder.name])
                     listing.write(b"%b\t%d\n" % (relative, labels[folder.name]))
 
 

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from ..files import LineFile, check_file
 from ..records import opened
-from .encoded import JPEG, Bad, Found, UnreadableError, label_of, read_names, text
+from .encoded import JPEG, BadEntry, Entry, UnreadableError, label_of, read_names, text
 from .lmdb_pages import Damage
 
 FIELDS = {"ffc": 1, "caffe": 4}  # of the data
@@ -69,7 +69,7 @@ class LmdbImages:
     def _names(self) -> Path:
         return Path(self.path, "classes.txt")
 
-    def scan(self) -> Iterator[Found | Bad]:
+    def scan(self) -> Iterator[Entry | BadEntry]:
         check_file(self.list.path, "key-label file")
         damage = Damage(self.path, opened(self.path, self._inode))
         for number, place, line in self.list.lines():
@@ -78,11 +78,11 @@ class LmdbImages:
                 if not key:
                     raise ValueError("a key, a space and a class id are needed")
                 if damage.pages and (page := damage.of(key)) is not None:
-                    yield Bad(text(key), f"page {page:,} of data.mdb is damaged")
+                    yield BadEntry(text(key), f"page {page:,} of data.mdb is damaged")
                     continue
-                yield Found(place, label_of(label), key)
+                yield Entry(place, label_of(label), key)
             except ValueError as error:
-                yield Bad(f"line {number}", str(error))
+                yield BadEntry(f"line {number}", str(error))
 
     def key(self, place: int) -> str:
         return text(self._key(place))

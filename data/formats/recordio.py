@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import ReadFile, check_file, open_file
-from .encoded import Bad, Found, UnreadableError, read_names
+from .encoded import BadEntry, Entry, UnreadableError, read_names
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -85,17 +85,17 @@ class RecordFile:
     def read(self, place: int) -> bytes:
         return unpack(self._payload(place)[0]).encoded
 
-    def scan(self) -> Iterator[Found | Bad]:
+    def scan(self) -> Iterator[Entry | BadEntry]:
         check_file(self.path, "file")
         size = self.file.size()
         if size == 0:
             raise ValueError(f"{self.path}: the file is empty")
         for key, offset, perhaps in self._images():
             try:
-                yield Found(offset, self._label(offset, size))
+                yield Entry(offset, self._label(offset, size))
             except UnreadableError as error:
                 if not (perhaps and self._is_identity(offset)):
-                    yield Bad(str(key), str(error))
+                    yield BadEntry(str(key), str(error))
 
     def _images(self) -> Iterator[tuple[int, int, bool]]:
         """(key, offset, whether it may be an identity) of the images in file order: all records, or those that a header

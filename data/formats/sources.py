@@ -5,6 +5,12 @@ from pathlib import Path
 
 from ..files import open_file
 
+FORMATS = {
+    "lmdb": "an LMDB folder with its key-label file",
+    "rec": "a .rec file, with its .idx next to it if there is one",
+    "folder": "a folder with a folder for each class",
+    "list": "a file with a line `path<TAB>label`, or base64 and label, for each image",
+}
 INSTEAD = {
     ".bin": "holds pairs of images, not classes; pass it to protocol.lfw.source, or convert it with target=NAME.bin",
     ".idx": "is the index of a .rec file; pass the .rec file, which finds its index itself",

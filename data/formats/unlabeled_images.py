@@ -47,7 +47,7 @@ def _read(path: bytes) -> bytes:
     return read_file(path)
 
 
-def has_loose(folder: str) -> bool:
+def has_images(folder: str) -> bool:
     """Whether there are images in it, not in folders."""
     with os.scandir(folder) as entries:
         return any(each.name.lower().endswith(ENDINGS) and not each.is_dir() for each in entries)
@@ -59,7 +59,7 @@ def has_folders(folder: str) -> bool:
         return any(each.is_dir() and not each.name.startswith(".") for each in entries)
 
 
-class Photos:
+class UnlabeledImages:
     """All images below a folder, which tells nothing of classes: they count as one. Hidden folders are left out."""
 
     def __init__(self, folder: str):

@@ -1,8 +1,7 @@
 """`data=glyphs`: characters by typeface, rendered from the fonts that matplotlib installs.
 
-A class is a character, its images the different pictures that 16 typefaces draw of it. A fifth of the
-classes is held out. Pictures are rendered once and kept in a cache folder; a damaged or outdated cache
-is made anew.
+A class is a character; its images are the different renderings by 16 typefaces. A fifth of the classes is held out.
+Images are rendered once and kept in a cache folder; a damaged or outdated cache is rendered again.
 """
 
 import unicodedata
@@ -19,9 +18,9 @@ from ..augment import RandomAffine, Unchanged
 from ..cache import cache_folder
 from ..counter_rng import permute
 from ..records import DataSet, normalize_pixels
-from .rendered import Drawn, draw, pictures, preprocessing
+from .rendered import RenderedClass, draw, preprocessing, rendered_images
 
-VERSION = 2  # of what is drawn and how it is stored
+VERSION = 2  # of the rendering and its storage
 SIDE = 32
 FONT_SIZE = 28
 FACES = (
@@ -41,32 +40,33 @@ def glyphs(
     augment: bool = True,
     cache_dir: str | None = None,
 ) -> DataSet:
-    """Characters of which the typefaces draw enough different pictures, 1x32x32.
+    """Return the characters with enough different images, 1x32x32.
 
     Args:
         characters: "letters" (about 2,950 classes) or "all" (about 4,400, with symbols).
-        min_images: fewest different pictures of a class.
-        heldout: share of the classes to judge on.
-        augment: random affine maps of the training images.
-        cache_dir: where rendered pictures are kept; $HEADCOUNT_CACHE or ~/.cache/headcount unless given.
+        min_images: fewest different images of a class.
+        heldout: share of the classes that are held out for evaluation.
+        augment: apply random affine maps to the training images.
+        cache_dir: folder of the rendered images; by default $HEADCOUNT_CACHE or ~/.cache/headcount.
     """
     if characters not in CHARACTERS:
-        raise ValueError(f"data.characters={characters!r}: must be one of {sorted(CHARACTERS)}")
+        raise ValueError(f"data.characters={characters} must be one of {', '.join(sorted(CHARACTERS))}")
     if not 2 <= min_images <= len(FACES):
-        raise ValueError(f"data.min_images={min_images}: must lie between 2 and the {len(FACES)} typefaces")
+        raise ValueError(f"data.min_images={min_images} must be in [2, {len(FACES)}]; there are {len(FACES)} typefaces")
     if not 0 < heldout < 1:
-        raise ValueError(f"data.heldout={heldout}: a share of the classes in (0, 1) is needed")
-    of = {
+        raise ValueError(f"data.heldout={heldout} must be in (0, 1); 0.2 holds out a fifth of the classes")
+    identity = {
         "characters": characters,
         "min_images": min_images,
         "version": VERSION,
         "matplotlib": matplotlib.__version__,
     }
-    drawn = pictures(cache_folder(cache_dir) / "glyphs", of, SIDE, lambda: in_order(render(characters, min_images)))
-    train, judged, names = drawn.split(heldout)
+    root = cache_folder(cache_dir) / "glyphs"
+    images = rendered_images(root, identity, SIDE, lambda: shuffled(render(characters, min_images)))
+    train, evaluation, names = images.split(heldout)
     return DataSet(
         train=train,
-        heldout=judged,
+        heldout=evaluation,
         shape=(1, SIDE, SIDE),
         prepare=normalize_pixels,
         preprocessing=preprocessing(SIDE),
@@ -75,27 +75,27 @@ def glyphs(
     )
 
 
-def in_order(found: dict[str, dict[bytes, int]]) -> Iterator[Drawn]:
-    """The classes in a shuffled order."""
-    names = sorted(found)
+def shuffled(images: dict[str, dict[bytes, int]]) -> Iterator[RenderedClass]:
+    """Yield the classes in shuffled order."""
+    names = sorted(images)
     for i in permute(np.arange(len(names)), len(names), 0):
-        yield Drawn(names[i], list(found[names[i]]), list(found[names[i]].values()))
+        yield RenderedClass(names[i], list(images[names[i]]), list(images[names[i]].values()))
 
 
 def render(characters: str, min_images: int) -> dict[str, dict[bytes, int]]:
-    """Character -> its different pictures and their faces, for characters with at least `min_images`."""
-    found: dict[str, dict[bytes, int]] = {}
+    """Return the different images and their typefaces for each character with at least `min_images`."""
+    by_character: dict[str, dict[bytes, int]] = {}
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     for number, face in enumerate(track(FACES, description="Rendering glyphs (once)", transient=True)):
         path = fonts / f"{face}.ttf"
         if not path.exists():
-            raise ValueError(f"data=glyphs: the typeface {path} is missing; reinstall matplotlib")
+            raise ValueError(f"data=glyphs needs the typeface {path}, which does not exist; reinstall matplotlib")
         font = ImageFont.truetype(str(path), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         for code_point in TTFont(path).getBestCmap():
             character = chr(code_point)
             if unicodedata.category(character)[0] in CHARACTERS[characters]:
-                picture = draw(character, font, SIDE)
-                if picture.any():
-                    # Of equal pictures the first stays, in the order of the faces.
-                    found.setdefault(character, {}).setdefault(picture.tobytes(), number)
-    return {character: pictures for character, pictures in found.items() if len(pictures) >= min_images}
+                image = draw(character, font, SIDE)
+                if image.any():
+                    # Of equal images the one of the first typeface is kept.
+                    by_character.setdefault(character, {}).setdefault(image.tobytes(), number)
+    return {character: images for character, images in by_character.items() if len(images) >= min_images}

@@ -1,4 +1,4 @@
-"""Pictures of characters, drawn once and kept in the cache folder; damaged or outdated ones are drawn anew."""
+"""Images of characters, rendered once and kept in the cache folder. Damaged or outdated images are rendered again."""
 
 import hashlib
 import json
@@ -20,20 +20,26 @@ from ..records import LmdbArrays, RecordSet, key_of
 FILES = ("data.mdb", "labels.npy", "faces.npy")
 
 
-class Drawn(NamedTuple):
-    """The different pictures of one class."""
+class RenderedClass(NamedTuple):
+    """The different images of one class.
+
+    Args:
+        name: name of the class.
+        images: pixels of each image.
+        faces: number of the typeface of each image.
+    """
 
     name: str
-    pictures: list[bytes]
-    faces: list[int]  # the typeface of each
+    images: list[bytes]
+    faces: list[int]
 
 
-class Pictures:
-    """Pictures that were drawn, (1, side, side) uint8, class after class.
+class RenderedImages:
+    """Rendered images, (1, side, side) uint8, class after class.
 
     Attributes:
-        names: of the classes.
-        labels, faces: class and typeface of each picture.
+        names: class names.
+        labels, faces: class and typeface of each image.
     """
 
     def __init__(self, folder: Path, side: int):
@@ -43,11 +49,15 @@ class Pictures:
         self.faces = np.load(folder / "faces.npy", mmap_mode="r")
 
     def images(self, start: int, stop: int) -> LmdbArrays:
+        """Return the source of the images `start` to `stop` - 1."""
         return LmdbArrays(self.folder, start, stop, (1, self.side, self.side))
 
     def split(self, heldout: float) -> tuple[RecordSet, RecordSet, list[str]]:
-        """Those to train on, the last share of the classes, and the names of the former. Classes must lie in a random
-        order."""
+        """Hold out the last share of the classes, which must be in random order.
+
+        Returns:
+            training records, held-out records, and the names of the training classes.
+        """
         names, labels = self.names, self.labels
         num_train = len(names) - max(2, round(heldout * len(names)))
         boundary = int(np.searchsorted(labels, num_train))
@@ -60,24 +70,27 @@ class Pictures:
         )
 
 
-def pictures(root: Path, of: dict[str, Any], side: int, drawn: Callable[[], Iterable[Drawn]]) -> Pictures:
-    """The pictures that belong to `of`, drawn if they are not there.
+def rendered_images(
+    root: Path, identity: dict[str, Any], side: int, render: Callable[[], Iterable[RenderedClass]]
+) -> RenderedImages:
+    """Return the images with an identity from the folder `root`, and render them first if needed.
 
     Args:
-        of: all that decides what is drawn.
-        drawn: draws them, in the order of the classes.
+        identity: all that determines the images.
+        side: side of an image in pixels.
+        render: returns the classes in their order.
     """
-    of = {**of, "side": side, "freetype": features.version("freetype2")}
-    return Pictures(cached(root, of, intact, partial(write, of=of, drawn=drawn)), side)
+    identity = {**identity, "side": side, "freetype": features.version("freetype2")}
+    return RenderedImages(cached(root, identity, intact, partial(write, identity=identity, render=render)), side)
 
 
 def preprocessing(side: int) -> Preprocessing:
-    """Of pictures of others, as white on black as these."""
+    """Return the preprocessing that makes other images white on black, like the rendered ones."""
     return Preprocessing(side, side, 1, "crop", (0.5,), (0.5,))
 
 
 def intact(folder: Path) -> bool:
-    """Whether every file is what was written. Bytes are compared before anything maps them."""
+    """Return whether every file has its digest. Bytes are compared before anything maps them."""
     try:
         digests = json.loads((folder / "manifest.json").read_text())["digests"]
         return bool(digests) and all(file_digest(folder / name) == digest for name, digest in digests.items())
@@ -85,27 +98,27 @@ def intact(folder: Path) -> bool:
         return False
 
 
-def write(folder: Path, of: dict[str, Any], drawn: Callable[[], Iterable[Drawn]]) -> None:
-    """Writes data.mdb, labels.npy, faces.npy and, last, manifest.json."""
+def write(folder: Path, identity: dict[str, Any], render: Callable[[], Iterable[RenderedClass]]) -> None:
+    """Write data.mdb, labels.npy, faces.npy and, last, manifest.json."""
     names: list[str] = []
     labels: list[int] = []
     faces: list[int] = []
     with closing(GrowingLmdb(folder, lock=False)) as database:
-        for each in drawn():
-            for picture in each.pictures:
-                database.put(key_of(len(labels)), picture, append=True)
+        for rendered in render():
+            for image in rendered.images:
+                database.put(key_of(len(labels)), image, append=True)
                 labels.append(len(names))
-            faces += each.faces
-            names.append(each.name)
+            faces += rendered.faces
+            names.append(rendered.name)
         database.commit()
     np.save(folder / "labels.npy", np.array(labels, np.int64))
     np.save(folder / "faces.npy", np.array(faces, np.int16))
     digests = {name: file_digest(folder / name) for name in FILES}
-    (folder / "manifest.json").write_text(json.dumps({**of, "classes": names, "digests": digests}))
+    (folder / "manifest.json").write_text(json.dumps({**identity, "classes": names, "digests": digests}))
 
 
 def draw(character: str, font: ImageFont.FreeTypeFont, side: int) -> NDArray[np.uint8]:
-    """White on black (side, side), the ink centred with a pixel of background around it at least."""
+    """Return a character in white on black, (side, side), centred with a border of at least one pixel."""
     largest = side - 2
     left, top, right, bottom = font.getbbox(character)
     extent = max(right - left, bottom - top)
@@ -113,11 +126,12 @@ def draw(character: str, font: ImageFont.FreeTypeFont, side: int) -> NDArray[np.
         font = font.font_variant(size=int(font.size * largest / extent))
         left, top, right, bottom = font.getbbox(character)
     image = Image.new("L", (side, side))
-    place = ((side - left - right) / 2, (side - top - bottom) / 2)
-    ImageDraw.Draw(image).text(place, character, font=font, fill=255)
+    origin = ((side - left - right) / 2, (side - top - bottom) / 2)
+    ImageDraw.Draw(image).text(origin, character, font=font, fill=255)
     return np.asarray(image)
 
 
 def file_digest(path: Path) -> str:
+    """Return the BLAKE2b digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from data.augment import Unchanged
-from data.catalog import Catalog, Origin, Part, number
+from data.catalogs.catalog import Catalog
+from data.catalogs.class_ids import assign_class_ids
+from data.catalogs.origin import Origin
+from data.catalogs.scan import FileScan
 from data.counter_rng import permute
 from data.records import DataSet, Indices, RecordSet
 from data.sets.split import hold_out
@@ -76,7 +79,7 @@ def _make(folder: str, num_records: int, num_classes: int) -> Step:
 
     def step() -> Mapping[str, float]:
         begin = time.perf_counter()
-        number(Path(folder), [Part(np.arange(num_classes), None, num_records)], shared=False)
+        assign_class_ids(Path(folder), [FileScan(np.arange(num_classes), None, num_records)], shared=False)
         about = {"ends": [num_records], "num_classes": num_classes, "numbered": True, "bad": 0}
         Path(folder, "catalog.json").write_text(json.dumps(about))
         return _figures(begin, before, own)

@@ -17,7 +17,7 @@ from data.formats.encoded import Images
 from data.loading import loaded
 from data.preprocessing import Preprocessing
 from data.records import DataSet, Indices, Source
-from data.sets.images import EncodedImages
+from data.sets.encoded_images import EncodedImages
 from data.streams import InOrder
 from heads.group.collectives import default_group, gather_rows, gather_sizes
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.conversion.writers import one_line
 from data.records import Indices, RecordSet
-from data.sets.images import images_at
+from data.sets.image_source import images_at
 
 from ..models.model import BLOCK, Model, unit
 from .search import Blocks, Wanted

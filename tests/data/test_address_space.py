@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.convert import convert, parse
+from data.conversion.options import parse
+from data.convert import convert
 from data.formats import lmdb_growing
 from data.formats.lmdb_growing import GrowingLmdb
 from data.records import opened

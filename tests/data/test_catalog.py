@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data import grouping
-from data.catalog import Catalog, Origin, catalog
+from data.catalogs.catalog import Catalog, catalog
+from data.catalogs.origin import Origin
 from data.formats.encoded import UnreadableError
 from data.formats.recordio import RecordFile
 from tests.data.made_sets import (
@@ -74,7 +75,7 @@ def test_class_names_of_folders_and_files(tmp_path):
     (path / "classes.txt").write_text("a\nb\nc\nd\n")
     assert list(opened(path, "lmdb").class_names) == ["a", "b", "c", "d"]
     (path / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(ValueError, match="label 3, but only 2 class names"):
+    with pytest.raises(ValueError, match="has label 3, but only 2 class names"):
         opened(path, "lmdb")
 
 
@@ -425,7 +426,9 @@ def test_base64_that_is_none(tmp_path):
 
 def test_a_file_of_another_format(tmp_path):
     path = write_rec(tmp_path / "set.rec", ITEMS)
-    with pytest.raises(ValueError, match=r"(\d+) of \1 entries cannot be read: line 2: .*; is it of format=list\?"):
+    with pytest.raises(
+        ValueError, match=r"(\d+) of \1 entries cannot be read: line 2: .*; check whether the source has format=list"
+    ):
         opened(path, "list")
 
 
@@ -464,7 +467,7 @@ def test_what_is_missing_or_empty_is_told(format, tmp_path):
     else:
         path.write_bytes(b"")
         path.with_suffix(".idx").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"no image in it|is empty"):
+    with pytest.raises(ValueError, match=r"contains no image|is empty"):
         opened(path, format)
 
 

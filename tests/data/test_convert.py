@@ -15,10 +15,14 @@ from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
-from data.catalog import Origin, catalog
-from data.conversion import conversion as module
+from data.catalogs.catalog import catalog
+from data.catalogs.origin import Origin
+from data.conversion import images as module
+from data.conversion import writing
+from data.conversion.options import parse
+from data.conversion.report import Report
 from data.conversion.writers import plain, plain_name
-from data.convert import Report, convert, parse
+from data.convert import convert
 from tests.data.made_sets import (
     SIDE,
     bomb,
@@ -135,7 +139,7 @@ BROKEN = [
 
 def test_unreadable_images_stop_it_are_left_out_or_listed(tmp_path):
     source = write_lmdb(tmp_path / "set.lmdb", BROKEN)
-    with pytest.raises(ValueError, match=r"00001.jpg: .*no image in it\. on_corrupt=skip"):
+    with pytest.raises(ValueError, match=r"00001.jpg: .*no image in it; on_corrupt=skip"):
         run(f"source={source}", f"target={tmp_path / 'a.rec'}")
     report = run(f"source={source}", f"target={tmp_path / 'a.rec'}", "on_corrupt=skip", "verify=true")
     assert [bad.key for bad in report.unreadable] == [f"0000{k}.jpg" for k in (1, 3, 4, 5, 6)]
@@ -166,12 +170,12 @@ def test_entries_that_are_no_images_are_told_too(tmp_path):
 def test_a_killed_conversion_goes_on_where_it_was(name, format, tmp_path, monkeypatch):
     """Killed after every number of images, also between two safe states, it ends like an undisturbed one."""
     monkeypatch.setattr(module, "CHUNK", 2)
-    monkeypatch.setattr(module, "FLUSH", 2)
+    monkeypatch.setattr(writing, "FLUSH", 2)
     items = images([0, 1, 2] * 5)
     source = write_rec(tmp_path / "set.rec", items)
     undisturbed = tmp_path / "undisturbed" / name
     run(f"source={source}", f"target={undisturbed}", f"format={format}", "shuffle=true")
-    encoded = module.Reader.encoded
+    encoded = module.ImageConverter.encoded
     for number in range(0, 15, 3):
         calls = itertools.count()
         target = tmp_path / str(number) / name
@@ -181,17 +185,17 @@ def test_a_killed_conversion_goes_on_where_it_was(name, format, tmp_path, monkey
                 raise KeyboardInterrupt
             return encoded(self, index)
 
-        monkeypatch.setattr(module.Reader, "encoded", killed)
+        monkeypatch.setattr(module.ImageConverter, "encoded", killed)
         with pytest.raises(KeyboardInterrupt):
             run(f"source={source}", f"target={target}", f"format={format}", "shuffle=true")
         assert not target.exists()
         seen: list[int] = []
         monkeypatch.setattr(
-            module.Reader, "encoded", lambda self, index, seen=seen: seen.append(index) or encoded(self, index)
+            module.ImageConverter, "encoded", lambda self, index, seen=seen: seen.append(index) or encoded(self, index)
         )
         run(f"source={source}", f"target={target}", f"format={format}", "shuffle=true", "num_workers=0")
         assert len(seen) == 2 * 15 - number // 4 * 4  # writing what was missing, comparing all
-        monkeypatch.setattr(module.Reader, "encoded", encoded)
+        monkeypatch.setattr(module.ImageConverter, "encoded", encoded)
         read = {"lmdb": read_lmdb, "rec": read_rec, "folder": folder_content}[format]
         assert read(target) == read(undisturbed)
 
@@ -208,7 +212,7 @@ def test_a_killed_process_goes_on(tmp_path):
     assert process.wait() == -9
     position = json.loads(journal.read_text())["state"]["position"]
     assert 0 < position < 3000 and not (tmp_path / "out.lmdb").exists()
-    with pytest.raises(ValueError, match=r"out.lmdb.partial: holds another conversion"):
+    with pytest.raises(ValueError, match=r"out.lmdb.partial holds another unfinished conversion"):
         run(*words[:2])
     journal.unlink()
     assert run(*words[:2]).images == 3000 and read_lmdb(tmp_path / "out.lmdb") == images([0, 1, 2] * 1000)
@@ -219,7 +223,9 @@ def test_what_was_written_wrong_is_found(tmp_path, monkeypatch):
     from data.conversion import writers
 
     monkeypatch.setattr(writers, "value_of", lambda encoded, datum: b"\x0a\x02\xff\xd8")
-    with pytest.raises(ValueError, match=r"read back wrong: 0.jpg: other bytes than its source has"):
+    with pytest.raises(
+        ValueError, match=r"a.lmdb.partial/made differs from its source: 0.jpg has other bytes than its source"
+    ):
         run(f"source={source}", f"target={tmp_path / 'a.lmdb'}")
     assert not (tmp_path / "a.lmdb").exists()
 
@@ -269,7 +275,7 @@ def test_to_a_url(tmp_path):
     assert report.images == 9
     fsspec.filesystem("memory").get("/bucket/sets", str(tmp_path / "back"), recursive=True)
     assert read_lmdb(tmp_path / "back" / "a.lmdb") == read_rec(tmp_path / "back" / "b.rec") == ITEMS
-    with pytest.raises(ValueError, match=r"there is /bucket/sets/a.lmdb already"):
+    with pytest.raises(ValueError, match=r"/bucket/sets/a.lmdb already exists"):
         run(f"source={source}", "target=memory://bucket/sets/a.lmdb", f"cache_dir={tmp_path / 'cache'}")
     assert not list((tmp_path / "cache" / "uploads").iterdir())
     with pytest.raises(ValueError, match=r"target=nosuch://a.lmdb"):
@@ -290,9 +296,11 @@ def test_an_upload_that_fails_is_begun_again_and_only_by_the_same_command(tmp_pa
         put(self, *arguments, **options)
 
     monkeypatch.setattr(files, "put_file", failing)
-    with pytest.raises(ValueError, match=r"memory://again/a.lmdb: no connection; the same command goes on"):
+    with pytest.raises(
+        ValueError, match=r"memory://again/a.lmdb: the upload failed: no connection; run the same command to resume it"
+    ):
         run(*words)
-    with pytest.raises(ValueError, match=r"there is /again/a.lmdb already"):
+    with pytest.raises(ValueError, match=r"/again/a.lmdb already exists"):
         run(*words, "encode=jpeg")
     assert run(*words).images == 9
     fsspec.filesystem("memory").get("/again", str(tmp_path / "back"), recursive=True)
@@ -303,7 +311,7 @@ def test_what_lies_beside_the_target_stays(tmp_path):
     source = write_list(tmp_path / "faces.txt", images([0, 2]))
     names = tmp_path / "faces.classes.txt"
     names.write_text("ann\nbob\ncid\n")
-    with pytest.raises(ValueError, match=r"faces.rec: there is faces.classes.txt already"):
+    with pytest.raises(ValueError, match=r"faces.rec cannot be written: faces.classes.txt already exists"):
         run(f"source={source}", f"target={tmp_path / 'faces.rec'}")
     (tmp_path / "property").write_text("93431,112,112\n")
     run(f"source={source}", f"target={tmp_path / 'other.rec'}")
@@ -333,7 +341,7 @@ def test_one_that_is_killed_between_its_last_names_goes_on(renamed, tmp_path, mo
 
 def test_a_file_half_written_is_written_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
-    monkeypatch.setattr(module, "FLUSH", 1)
+    monkeypatch.setattr(writing, "FLUSH", 1)
     source = write_rec(tmp_path / "set.rec", ITEMS)
     words = [f"source={source}", f"target={tmp_path / 'out'}", "format=folder"]
     write, calls = Path.write_bytes, itertools.count()
@@ -411,7 +419,7 @@ def test_one_that_is_killed_at_any_rename_or_removal_goes_on(format, tmp_path, m
         try:
             assert run(*words).images == 9
         except ValueError as error:  # it was complete
-            assert f"there is out.{format} already" in str(error)
+            assert f"out.{format} already exists" in str(error)
         read = {"lmdb": read_lmdb, "rec": read_rec}[format]
         assert read(tmp_path / str(number) / f"out.{format}") == ITEMS
         assert not (tmp_path / str(number) / f"out.{format}.partial").exists()
@@ -430,7 +438,7 @@ def killed_at(number, calls, function):
 def test_only_names_of_rec_files(tmp_path):
     source = write_rec(tmp_path / "faces.rec", ITEMS)
     before = source.read_bytes()
-    with pytest.raises(ValueError, match=r"faces.new, format=rec: must end in .rec"):
+    with pytest.raises(ValueError, match=r"faces.new must end in .rec with format=rec"):
         run(f"source={source}", f"target={tmp_path / 'faces.new'}", "format=rec")
     assert source.read_bytes() == before
 
@@ -449,31 +457,37 @@ def test_images_that_cannot_be_encoded(tmp_path):
         ([], "source=null"),
         (["source="], "source=: one path is needed"),
         (["source=[a"], "expected|parsing"),
-        (["source=[1,2]", "target=a.rec"], "source=.*1: there is no such"),
-        (["source=~nobodyx/a", "target=a.rec"], "there is no such"),
-        (["source=/nowhere", "target=a.lmdb"], "source=/nowhere: there is no such"),
+        (["source=[1,2]", "target=a.rec"], "source=.*1 does not exist"),
+        (["source=~nobodyx/a", "target=a.rec"], "nobodyx/a does not exist"),
+        (["source=/nowhere", "target=a.lmdb"], "source=/nowhere does not exist"),
         (["source={}"], "target=null"),
-        (["source={}", "target=a.zip"], "target=a.zip, format=None: format must be lmdb, rec, folder or bin"),
+        (
+            ["source={}", "target=a.zip"],
+            "target=a.zip with format=None has no known format; format must be lmdb, rec, folder or bin",
+        ),
         (["source={}", "target={}"], "lies in the source"),
-        (["source={}", "target=tests", "format=folder"], "target=.*tests: there is tests already"),
+        (["source={}", "target=tests", "format=folder"], "target=.*tests cannot be written: tests already exists"),
         (["source={}", "target=a.rec", "on_corrupt=ask"], "on_corrupt=ask"),
         (["source={}", "target=a.rec", "encode=webp"], "encode=webp"),
         (["source={}", "target=a.rec", "size=10"], "size=10"),
         (["source={}", "target=a.rec", "encode=jpeg", "quality=0"], "quality=0"),
         (["source={}", "target=a.lmdb", "keys=mine"], "keys=mine"),
         (["source={}", "target=a.lmdb", "datum=mine"], "datum=mine"),
-        (["source={}", "target=a.rec", "keys=number"], "keys=number: is an option of a target of LMDB or folders only"),
-        (["source={}", "target=a.rec", "datum=ffc"], "datum=ffc: is an option of an LMDB target only"),
-        (["source={}", "target=a.rec", "labels=x"], "labels=x: is an option of a source of LMDB only"),
-        (["source={}", "target=a.rec", "root=x"], "root=x: is an option of a source that is a list only"),
-        (["source={}", "target=a.rec", "quality=9"], "quality=9: is an option of encode=jpeg only"),
+        (
+            ["source={}", "target=a.rec", "keys=number"],
+            "keys=number applies to LMDB and folder targets only; remove it",
+        ),
+        (["source={}", "target=a.rec", "datum=ffc"], "datum=ffc applies to LMDB targets only; remove it"),
+        (["source={}", "target=a.rec", "labels=x"], "labels=x applies to LMDB sources only; remove it"),
+        (["source={}", "target=a.rec", "root=x"], "root=x applies to sources that are lists only; remove it"),
+        (["source={}", "target=a.rec", "quality=9"], "quality=9 applies with encode=jpeg only; remove it"),
         (["source={}", "target=README.md/a.rec"], "README.md/a.rec.partial: Not a directory"),
         (["source={}", "target=a", "format=folder", "validation=1"], "validation=1"),
         (["source={}", "target=a.rec", "num_workers=-1"], "num_workers=-1"),
         (["source={}", "target=a.rec", "source_format=zip"], "source_format=zip"),
         (["source={}", "target=a.rec", "quality=high"], "quality|Integer"),
-        (["sorce=x"], "sorce=x: no option NAME=VALUE; did you mean source"),
-        (["source"], "no option NAME=VALUE"),
+        (["sorce=x"], "sorce=x is not an option NAME=VALUE; did you mean source"),
+        (["source"], "source is not an option NAME=VALUE"),
     ],
 )
 def test_wrong_options_are_told(words, message, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data.catalog import Origin, catalog
+from data.catalogs.catalog import catalog
+from data.catalogs.origin import Origin
 from data.formats.encoded import UnreadableError
 from data.formats.image_lists import ImageList
 from data.formats.lmdb_images import encoded_in, value_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data.workers import ended_by, in_order
+from data.workers import ended_by, map_in_order
 
 
 def doubled(number: int) -> int:
@@ -42,12 +42,12 @@ def ending(how: tuple[int, bool]) -> bytes:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_the_order_of_the_chunks(workers):
-    assert list(in_order(doubled, range(20), workers)) == [(number, 2 * number) for number in range(20)]
+    assert list(map_in_order(doubled, range(20), workers)) == [(number, 2 * number) for number in range(20)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_the_work_raises_comes_in_its_turn(workers):
-    found = in_order(failing, range(9), workers)
+    found = map_in_order(failing, range(9), workers)
     assert [next(found) for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
     with pytest.raises(ValueError, match=r"^no 3(\n|$)"):
         next(found)
@@ -65,7 +65,7 @@ def test_a_worker_that_dies_is_noticed(number, message, half):
     """A death that is not noticed makes this wait for ever."""
     chunks = [(0, False), (0, False), (number, half), *[(0, False)] * 9]
     with pytest.raises(ValueError, match=f"a worker process was ended by {message}"):
-        list(in_order(ending, chunks, 2, "faces.lmdb"))
+        list(map_in_order(ending, chunks, 2, "faces.lmdb"))
 
 
 def test_signals_have_names_where_there_are_some():
@@ -74,14 +74,14 @@ def test_signals_have_names_where_there_are_some():
 
 PARENT = """
 import multiprocessing, time
-from data.workers import in_order
+from data.workers import map_in_order
 
 def chunks():
     yield 0.0
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     yield 1000.0
 
-list(in_order(time.sleep, chunks(), 2))
+list(map_in_order(time.sleep, chunks(), 2))
 """
 
 

@@ -237,7 +237,7 @@ def test_embedding_goes_on_where_it_was(trained, pictures, tmp_path, monkeypatch
         (["target=null"], "target=null: is needed"),
         (["target=x.txt"], "must end in .npy"),
         (["dtype=int8"], "dtype=int8"),
-        (["source=/nowhere"], "source=/nowhere: there is no such"),
+        (["source=/nowhere"], "source=/nowhere does not exist"),
         (["format=zip"], "format=zip"),
     ],
 )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data.conversion.conversion import Report
-from data.convert import parse, tell
+from data.conversion.options import parse
+from data.conversion.report import Report, print_report
 from data.screen import bars
 from experiments import compare, evaluate, tables
 from experiments.protocols import Result
@@ -50,7 +50,7 @@ def test_an_evaluation(tmp_path, capsys):
 
 
 def test_a_conversion(capsys):
-    tell(Report(2, 3, 4, [], [ODD]), parse(["source=x", f"target={ODD}"]), tables.console())
+    print_report(Report(2, 3, 4, [], [ODD]), parse(["source=x", f"target={ODD}"]).target, tables.console())
     printed = capsys.readouterr().out
     assert printed.startswith(ODD) and printed.rstrip().endswith(ODD)
 

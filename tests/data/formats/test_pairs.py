@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from data.convert import convert, parse
+from data.conversion.options import parse
+from data.convert import convert
 from data.formats.pairs import names_of, read_pairs
 from tests.data.made_sets import image
 
@@ -135,14 +136,14 @@ def test_a_bin_is_made_of_pairs(lfw):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "there is lfw.bin already"),
-        (["target={}/new.bin", "shuffle=true"], "shuffle=True: is no option of format=bin"),
-        (["target={}/new.bin", "labels=x"], "labels=x: is no option of format=bin"),
+        ([], "lfw.bin already exists"),
+        (["target={}/new.bin", "shuffle=true"], "shuffle=True does not apply to format=bin; remove it"),
+        (["target={}/new.bin", "labels=x"], "labels=x does not apply to format=bin; remove it"),
         (["target={}/new.bin", "root=/nowhere"], "/nowhere/Abel_P/Abel_P_0001.*No such file"),
         (["target={}/new.bin", "source={}/bad.txt"], "pairs.txt: it is no image of a known format"),
         (["target={}/new.zip", "format=bin"], "must end in .bin"),
-        (["target=s3://bucket/new.bin"], "is written to a path"),
-        (["target={}/none/new.bin"], "there is no folder .*/none"),
+        (["target=s3://bucket/new.bin"], "new.bin must be a local path"),
+        (["target={}/none/new.bin"], "cannot be written: the folder .*/none does not exist"),
     ],
 )
 def test_a_bin_that_cannot_be_made(words, message, lfw):
@@ -151,6 +152,6 @@ def test_a_bin_that_cannot_be_made(words, message, lfw):
     words = [f"source={lfw / 'pairs.txt'}", f"target={lfw / 'lfw.bin'}", *(word.format(lfw) for word in words)]
     with pytest.raises(ValueError, match=message):
         convert(parse(words))
-    with pytest.raises(ValueError, match=r"one list of pairs makes one \.bin"):
+    with pytest.raises(ValueError, match=r"must be a single list of pairs; one list becomes one \.bin"):
         convert(parse(["source=[a,b]", f"target={lfw / 'new.bin'}"]))
     assert (lfw / "lfw.bin").read_bytes() == b"there" and not list(lfw.glob("*new*")) and not list(lfw.glob(".*"))

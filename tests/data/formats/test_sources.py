@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.catalog import Origin, catalog
-from data.convert import convert, parse
+from data.catalogs.catalog import catalog
+from data.catalogs.origin import Origin
+from data.conversion.options import parse
+from data.convert import convert
 from data.formats.encoded import UnreadableError
 from data.formats.pairs import read_pairs
 from data.formats.recordio import EXACT
 from data.formats.unlabeled_images import ImageFiles
+from data.sets.image_source import images_at
 from data.sets.images import images as build
-from data.sets.images import images_at
 from tests.data.made_sets import (
     SIDE,
     image,
@@ -166,7 +168,7 @@ def boxes(path: Path) -> None:
 @pytest.mark.parametrize(
     ("format", "write", "message"),
     [
-        ("rec", boxes, "all of its 6 images have the label 2, the first of 7 in a record .*detection"),
+        ("rec", boxes, "all of its 6 images have the label 2, the first of 7 in a record .files for detection"),
         ("rec", lambda path: write_rec(path, images([3] * 6)), "all of its 6 images have the label 3; training"),
         ("list", lambda path: write_list(path, images([3] * 6)), "all of its 6 images have the label 3; training"),
         ("lmdb", lambda path: write_lmdb(path, images([3] * 6)), "all of its 6 images have the label 3; training"),
@@ -180,7 +182,7 @@ def boxes(path: Path) -> None:
 )
 def test_one_class_is_not_trained_on(format, write, message, tmp_path):
     write(tmp_path / "x")
-    with pytest.raises(ValueError, match=rf"data\.source=/.*x: {message}.*two classes or more"):
+    with pytest.raises(ValueError, match=rf"data\.source=/.*x has one class: {message}.*two classes or more"):
         trained_on(tmp_path / "x", format)
 
 

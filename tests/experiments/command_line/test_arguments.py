@@ -246,10 +246,14 @@ def test_help_tells_the_options_of_what_is_chosen():
     assert "build=blocking" in description(["head=forest_blocking"], "config")
 
 
-@pytest.mark.parametrize("command", [*COMMANDS.values(), *(f"experiments.{name}" for name in OTHERS), "data.hanzi"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS.values(), *(f"experiments.{name}" for name in OTHERS), "data.sets.hanzi"]
+)
 def test_a_command_called_as_a_file_says_what_to_write(command):
     with pytest.raises(SystemExit, match=f"error: write python -m {command}"):
-        runpy.run_path(str(ROOT / f"{command.replace('.', '/')}.py"), run_name="__main__")
+        path = ROOT / command.replace(".", "/")
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        runpy.run_path(str(path), run_name="__main__")
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS.values() if name.startswith("experiments.")])
