@@ -21,6 +21,7 @@ from . import Result, bootstrap, rate
 from .image_sets import Items, features
 from .options import ranks_of, rates_of
 from .rates import Ranking, check, unresolved
+from .search import best_mate_ranks
 
 
 class Ijb:
@@ -209,7 +210,8 @@ class Search:
             here = slice(start, start + PROBES)
             scores = templates_TD[torch.from_numpy(enrolled_P[here])] @ gallery.T
             own = scores.gather(1, mate[here, None])
-            rank.append((scores >= own).sum(1))  # itself among them
+            is_mate = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, mate[here, None], True)
+            rank.append(best_mate_ranks(scores, is_mate))
             score.append(own[:, 0])
         self.rank, self.score = torch.cat(rank).numpy(), torch.cat(score).numpy()
         self.stranger = np.concatenate([

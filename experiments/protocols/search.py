@@ -4,6 +4,9 @@ Counts are what ranks, and with them all of identification, are made of. Nothing
 and sums over blocks and processes are exact integers. Bounds of blocks do not depend on how many processes share the
 gallery, so neither do scores; but for the class centers of a head that trains, of which each process has its shard.
 
+There is one rule for equal scores: a stranger that scores as high as a mate comes before it. A network that gives all
+images the same embedding therefore finds nobody.
+
 Legend: P probes, D embedding, M known pairs of a probe and an item, B items of a block.
 """
 
@@ -111,6 +114,20 @@ def strangers_above(
         acquainted.add(known.probe_M.to(device), scores_M)
         everyone_M[counting.to(device)] -= acquainted.at_least()
     return scores_M, everyone_M
+
+
+def best_mate_ranks(scores_PB: Tensor, mates_PB: Tensor) -> Tensor:
+    """Return the rank of each probe's best mate, (P,), where all scores of a gallery are at hand.
+
+    The rank is one more than the number of strangers that score at least as high as the mate, as in `strangers_above`.
+    It has no meaning for a probe without mates.
+
+    Args:
+        scores_PB: -inf for an item that is neither mate nor stranger, such as the probe itself.
+        mates_PB: whether the item is of the probe's class.
+    """
+    best_P = torch.where(mates_PB, scores_PB, -torch.inf).amax(1)
+    return 1 + torch.count_nonzero((scores_PB >= best_P[:, None]).logical_and_(~mates_PB), dim=1)
 
 
 def _products(probes_PD: Tensor, rows_BD: Tensor, only: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:

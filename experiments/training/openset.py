@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..protocols.search import best_mate_ranks
+
 BINS = 2**16
 BLOCK = 1024
 
@@ -23,7 +25,8 @@ def open_set(embeddings: Tensor, labels: Tensor, far: float = 1e-3) -> dict[str,
     Returns:
         verification_accuracy: mean of true accept and true reject rate at the best threshold.
         tar_at_far_...: largest true accept rate at a threshold whose false accept rate is at most `far`.
-        rank1: share of the images, of classes with at least two, whose nearest other image is of their class.
+        rank1: share of the images, of classes with at least two, whose nearest other image is of their class. An image
+            of another class that is as near counts as nearer, as in `protocols.search`.
         Thresholds are resolved to 2^-15.
 
     Raises:
@@ -36,7 +39,7 @@ def open_set(embeddings: Tensor, labels: Tensor, far: float = 1e-3) -> dict[str,
     unit = normalize(embeddings.float())
     genuine = torch.zeros(BINS, dtype=torch.int64)
     impostor = torch.zeros(BINS, dtype=torch.int64)
-    found = queries = 0
+    found_first = queries = 0
     for start in range(0, len(unit), BLOCK):
         scores = unit[start : start + BLOCK] @ unit.T
         same = labels[start : start + BLOCK, None] == labels
@@ -45,12 +48,12 @@ def open_set(embeddings: Tensor, labels: Tensor, far: float = 1e-3) -> dict[str,
         same[itself] = False
         scores[itself] = -torch.inf
         has_mate = same.any(1)
-        nearest = scores.argmax(1)
-        found += int((same[rows, nearest] & has_mate).sum())
+        found_first += int(((best_mate_ranks(scores, same) == 1) & has_mate).sum())
         queries += int(has_mate.sum())
         # Each pair once: the columns after the image's own.
-        later = torch.arange(len(unit)) > (rows + start)[:, None]
-        bins = ((scores + 1) * (BINS / 2)).clamp_(0, BINS - 1).long()
+        scores, same = scores[:, start:], same[:, start:]
+        later = torch.arange(scores.shape[1]) > rows[:, None]
+        bins = scores.add_(1).mul_(BINS / 2).clamp_(0, BINS - 1).long()
         genuine += torch.bincount(bins[same & later], minlength=BINS)
         impostor += torch.bincount(bins[~same & later], minlength=BINS)
     if not queries or not impostor.sum():
@@ -60,7 +63,7 @@ def open_set(embeddings: Tensor, labels: Tensor, far: float = 1e-3) -> dict[str,
     accepted_impostor = _share_from(impostor)
     accuracy = float((accepted_genuine + 1 - accepted_impostor).max() / 2)
     tar = float(accepted_genuine[accepted_impostor <= far].max())
-    return dict(zip(names(far), (accuracy, tar, found / queries), strict=True))
+    return dict(zip(names(far), (accuracy, tar, found_first / queries), strict=True))
 
 
 def names(far: float) -> list[str]:
