@@ -10,15 +10,16 @@ from data.records import DataSet
 from ..comparing.runs import flat, same
 from ..models.fingerprint import difference
 
-# Beginnings of options that change how far a training goes, where it runs and how it is watched, but not what it is;
-# sizes of batches are compared by the images that a step sees.
-MAY_CHANGE = (
-    *("logger.", "checkpoint.", "evaluate.", "fidelity.", "protocol.", "warm_start.", "trainer.max_"),
+# Options that change how long a training runs, where it runs and how it is observed, but not what is trained: whole
+# groups, and single names. Batch sizes are compared elsewhere, by the images that a step sees.
+GROUPS_THAT_MAY_CHANGE = ("logger.", "checkpoint.", "evaluate.", "fidelity.", "protocol.", "warm_start.")
+MAY_CHANGE = frozenset((
+    *("resume", "head_name", "sweep_metric", "protocol", "num_workers", "batch_size", "store_dir"),
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.accumulate_grad_batches"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.rendezvous", "trainer.log_interval"),
-    *("trainer.accumulate_grad_batches", "head.store", "head.logits_budget_mb"),
+    *("head.store", "head.store_dir", "head.logits_budget_mb"),
     *("data.format", "data.source", "data.root", "data.labels", "data.cache_dir"),
-)
-THESE_TOO = ("resume", "sweep_metric", "num_workers", "batch_size", "store_dir", "protocol")
+))  # fmt: skip
 
 
 def check(began_with: Mapping[str, Any], config: DictConfig) -> None:
@@ -33,7 +34,9 @@ def check(began_with: Mapping[str, Any], config: DictConfig) -> None:
     changed = [
         name
         for name in both
-        if not name.startswith(MAY_CHANGE) and name not in THESE_TOO and same(then[name]) != same(now[name])
+        if name not in MAY_CHANGE
+        and not name.startswith(GROUPS_THAT_MAY_CHANGE)
+        and same(then[name]) != same(now[name])
     ]
     if changed:
         # Of an option that others repeat, as head.sample_rate does sample_rate, one is enough.
