@@ -24,7 +24,7 @@ from .comparing.comparison import FIGURES, TIME, Figure
 from .tables import console
 
 STEP = "trainer/global_step"
-HEAD = "head._target_"  # runs are grouped by it
+HEAD = "head_name"  # runs are grouped by it
 OPTIONS = ("sample_rate", "queue_size", "num_active")
 
 

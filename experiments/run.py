@@ -33,6 +33,7 @@ from data.files import write_whole
 
 from . import INTERRUPTED, TERMINATED, compare
 from .command_line import options
+from .head_name import record_head_name
 from .launching import sweep
 from .launching.exit_reason import ended, how_to_resume
 from .launching.launch_config import CONFIG, child, let_output_fail, pending_config
@@ -55,6 +56,7 @@ def job(config: DictConfig) -> float | None:
     if config.resume is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         config.resume = "auto"  # a job that was put back into the queue
     OmegaConf.resolve(config)
+    record_head_name(config, settings)
     if sweeping and config.checkpoint.dir is not None:
         config.checkpoint.dir += f"/{settings.job.num}"  # none removes the checkpoints of another
     # What an earlier run left stays what it is until this one trains: `experiments.train` then renames the file.

@@ -29,6 +29,7 @@ from .checkpoints.finding import checkpoint_dir, find
 from .checkpoints.storage import step_of
 from .command_line import options
 from .command_line.hints import did_you_mean
+from .head_name import head_name
 from .instantiate import instantiate
 from .launching.capacity import check_capacity
 from .launching.launch_config import CONFIG, end_with_parent, let_output_fail
@@ -206,7 +207,7 @@ def status_of(module: HeadModule, interrupt: StopOnInterrupt) -> str:
 def describe(module: HeadModule, folder: Path) -> str:
     parameters = sum(p.numel() for p in module.backbone.parameters())
     return (
-        f"{module.head.__class__.__name__} over {module.data.train.num_classes:,} classes, "
+        f"{head_name(module.config)} over {module.data.train.num_classes:,} classes, "
         f"{len(module.data.train):,} training records"
         f"{'' if module.data.heldout else ', none held out (data.num_heldout)'}; "
         f"{module.backbone.__class__.__name__} of {parameters:,} parameters; "

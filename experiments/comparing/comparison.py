@@ -77,7 +77,7 @@ class Group:
     """Runs of one head with the same options, but for their seeds.
 
     Attributes:
-        head: its class, with its module where two are called the same.
+        head: its name, or its class with its module where heads of two classes have one name.
         options: those in which groups differ, where the head has them.
         problem: what it was trained on, as far as groups differ in that.
     """
@@ -86,6 +86,11 @@ class Group:
     options: dict[str, Any]
     problem: str
     runs: list[Run] = field(default_factory=list)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is the full head, the reference of all others."""
+        return self.runs[0].target.endswith(".FullFC")
 
     @property
     def label(self) -> str:
@@ -264,11 +269,11 @@ class Comparison:
     def _grouped(self) -> list[Group]:
         of_problem = differing(self.runs, OF_THE_PROBLEM)
         several = len({run.summary.get("num_classes") for run in self.runs}) > 1
-        targets = {run.target: run.summary["head"] for run in self.runs}
-        ambiguous = {name for name in targets.values() if list(targets.values()).count(name) > 1}
+        names = [name for _, name in {(run.target, run.head) for run in self.runs}]
+        ambiguous = {name for name in names if names.count(name) > 1}
         groups: dict[tuple[str, ...], Group] = {}
         for run in self.runs:
-            head = run.target if run.summary["head"] in ambiguous else run.summary["head"]
+            head = run.target if run.head in ambiguous else run.head
             options = {name: run.options[name] for name in self.options if name in run.options}
             told = [f"{name}={run.options[name]}" for name in of_problem if name in run.options]
             classes = [f"{run.summary['num_classes']:,} classes"] if several and "num_classes" in run.summary else []
@@ -279,7 +284,7 @@ class Comparison:
         return sorted(
             groups.values(),
             key=lambda group: (
-                group.head != "FullFC",
+                not group.is_full,
                 group.head,
                 [_order(group.options.get(name)) for name in self.options],
                 _order(group.runs[0].summary.get("num_classes")),

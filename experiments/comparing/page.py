@@ -52,6 +52,7 @@ def content(comparison: Comparison, left_out: list[tuple[Path, str]]) -> dict[st
         "groups": [
             {
                 "head": group.head,
+                "isFull": group.is_full,
                 "label": group.label,
                 "options": {name: _option(value) for name, value in group.options.items()},
                 "problem": comparison.problems.index(group.problem),

@@ -18,12 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from .. import COMPLETE, run_files
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and what was measured after them
-# Beginnings of what differs between runs of one thing, or says nothing about it.
-NOT_OPTIONS: tuple[str, ...] = (
-    *("seed", "resume", "logger.", "checkpoint.", "head._target_", "sweep_metric"),
+# Options that differ between repetitions of one run, or do not affect its result: whole groups, and single names.
+IGNORED_GROUPS = ("logger.", "checkpoint.")
+IGNORED = frozenset((
+    *("seed", "resume", "head_name", "head._target_", "sweep_metric"),
     *("fidelity.interval", "evaluate.interval", "trainer.log_interval", "trainer.rendezvous"),
     *("store_dir", "head.store_dir", "data.cache_dir", "evaluate.train_records"),
-)
+))  # fmt: skip
 
 
 class Whole(NamedTuple):
@@ -72,8 +73,13 @@ class Run:
 
     @property
     def target(self) -> str:
-        """The head, with the module that it is from."""
+        """The class of the head, with its module."""
         return str(self.options.get("head._target_"))
+
+    @property
+    def head(self) -> str:
+        """The name of the head as the user typed it; of runs that did not record it, the name of its class."""
+        return str(self.options.get("head_name") or self.summary["head"])
 
     @property
     def images_per_step(self) -> int:
@@ -147,12 +153,17 @@ def differing(runs: list[Run], beginnings: tuple[str, ...], *, without: bool = F
     names = sorted({name for run in runs for name in run.options}, key=lambda name: (name.count("."), name))
     by_values: dict[tuple[str, ...], str] = {}
     for name in names:
-        if not name.startswith(NOT_OPTIONS) and name.startswith(beginnings) != without:
+        if matters(name) and name.startswith(beginnings) != without:
             values = tuple(same(run.options[name]) if name in run.options else "" for run in runs)
             owners = {run.target for run in runs if name in run.options}
             if len({value for value, run in zip(values, runs, strict=True) if run.target in owners}) > 1:
                 by_values.setdefault(values, name)
     return list(by_values.values())
+
+
+def matters(name: str) -> bool:
+    """Return whether runs that differ in this option are runs of different things."""
+    return name not in IGNORED and not name.startswith(IGNORED_GROUPS)
 
 
 def names(folders: list[Path]) -> dict[Path, str]:
@@ -229,7 +240,7 @@ def _without_repetitions(runs: list[Run], left_out: list[tuple[Path, str]]) -> t
     """Runs of equal options and seed are no two samples: the newest stays."""
     alike: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        told = {name: same(value) for name, value in run.options.items() if not name.startswith(NOT_OPTIONS)}
+        told = {name: same(value) for name, value in run.options.items() if matters(name)}
         key = [run.target, run.summary.get("num_classes"), run.summary.get("seed"), told]
         alike[json.dumps(key, sort_keys=True)].append(run)
     newest = {id(members[0]): max(members, key=lambda run: run.ended) for members in alike.values()}

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.files import append_whole, write_whole
 
+from ..head_name import head_name
+
 COLUMNS = ("step", "time", "name", "value")
 
 
@@ -105,7 +107,7 @@ def wandb_logger(config: DictConfig, folder: Path) -> WeightsAndBiases | None:
     options = config.logger.wandb
     if options.mode == "disabled":
         return None
-    head = config.head._target_.rpartition(".")[2]
+    head = head_name(config)
     logger = WeightsAndBiases(
         project=options.project,
         entity=options.entity,

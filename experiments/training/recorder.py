@@ -16,6 +16,7 @@ from data.files import write_whole
 
 from .. import provenance
 from ..comparing.runs import Run
+from ..head_name import head_name
 from ..launching.processes import Processes
 from ..tables import console, readable
 from .module import HeadModule
@@ -141,7 +142,7 @@ class Recorder(L.Callback):
             measured = {name: float(values[-1]) for name, (_, values) in Run(self.folder, {}, {}).curves.items()}
         summary = {
             "status": status,
-            "head": module.config.head._target_.rpartition(".")[2],
+            "head": head_name(module.config),
             "num_classes": module.data.train.num_classes,
             "embedding_size": module.config.embedding_size,
             "world_size": self.processes.world_size,

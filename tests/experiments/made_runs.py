@@ -30,6 +30,7 @@ def made_run(
         "seed": seed,
         "batch_size": BATCH,
         "backbone": "tiny",
+        "head_name": head,
         "head": {"_target_": f"heads.{head}.{CLASSES[head]}"},
         "trainer": {"max_steps": steps, "accumulate_grad_batches": 1},
         "logger": {"wandb": {"name": f"run {seed}"}},
@@ -47,7 +48,7 @@ def made_run(
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
     found: dict[str, Any] = {
         "status": status,
-        "head": CLASSES[head],
+        "head": head,
         "num_classes": num_classes,
         "seed": seed,
         "steps": steps,

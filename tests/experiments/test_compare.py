@@ -15,7 +15,7 @@ from experiments import compare
 from experiments.comparing import runs
 from experiments.comparing.comparison import FIGURES, TIME, Comparison, Figure
 from experiments.comparing.page import page
-from tests.experiments.made_runs import BATCH, made_run
+from tests.experiments.made_runs import BATCH, CLASSES, made_run
 
 RANK1 = FIGURES[0]
 SPEED = Figure("throughput/images_per_second", "images/s", True)
@@ -45,7 +45,7 @@ def rates(folder: Path, figures: dict[float, tuple[float, ...]]) -> Path:
 def test_means_over_seeds_and_marks(tmp_path, capsys, wide):
     rates(tmp_path, {0.1: (0.5, 0.51, 0.52), 0.5: (0.9, 0.92, 0.91), 0.7: (0.9, 0.88, 0.91)})
     out = printed(capsys, tmp_path)
-    lines = [line for line in out.splitlines() if "PartialFC" in line]
+    lines = [line for line in out.splitlines() if "pfc" in line]
     assert "0.5100 ± 0.0100 │" in lines[0]
     assert "0.9100 ± 0.0100 *" in lines[1] and "0.8967 ± 0.0153 ≈" in lines[2]
     assert "≈ no further from it than the noise" in out
@@ -196,13 +196,39 @@ def test_an_option_that_only_some_runs_of_a_head_have_tells_them_apart(tmp_path)
     made_run(tmp_path / "1", options={"backbone_width": 64})
     made_run(tmp_path / "2", "full", options={"min_probability": 0})
     comparison = compared(tmp_path)
-    assert [group.label for group in comparison.groups] == ["FullFC", "PartialFC", "PartialFC backbone_width=64"]
+    assert [group.label for group in comparison.groups] == ["full", "pfc", "pfc backbone_width=64"]
 
 
 def test_heads_of_the_same_name_are_told_apart(tmp_path):
     made_run(tmp_path / "0")
     made_run(tmp_path / "1", options={"head._target_": "mine.PartialFC"})
     assert [group.head for group in compared(tmp_path).groups] == ["heads.pfc.PartialFC", "mine.PartialFC"]
+
+
+def test_names_of_one_class_are_told_apart(tmp_path):
+    """Two choices of the group `head` that build the same class."""
+    made_run(tmp_path / "0", "forest", options={"build": "background"})
+    made_run(tmp_path / "1", "forest", options={"build": "blocking", "head_name": "forest_blocking"})
+    assert [group.head for group in compared(tmp_path).groups] == ["forest", "forest_blocking"]
+
+
+def test_runs_without_a_recorded_name_are_compared_by_class(tmp_path):
+    for place, head in enumerate(("pfc", "full")):
+        run = made_run(tmp_path / str(place), head)
+        for name, before, after in (("config.yaml", f"head_name: {head}\n", ""),
+                                    ("summary.json", f'"head": "{head}"', f'"head": "{CLASSES[head]}"')):  # fmt: skip
+            text = (run / name).read_text()
+            assert before in text
+            (run / name).write_text(text.replace(before, after))
+    assert [group.head for group in compared(tmp_path).groups] == ["FullFC", "PartialFC"]
+
+
+def test_an_option_named_objective_tells_runs_apart(tmp_path):
+    """The metric of the sweeper does not, and no option that merely begins as an ignored one is ignored."""
+    for place, objective in enumerate(("softmax", "triplet")):
+        made_run(tmp_path / str(place), options={"objective": objective, "sweep_metric": f"val/{place}"})
+    assert [group.label for group in compared(tmp_path).groups] == ["pfc objective=softmax", "pfc objective=triplet"]
+    assert not runs.matters("sweep_metric") and runs.matters("sweep_metric_2") and runs.matters("seeds")
 
 
 def test_a_run_that_goes_on_is_not_finished(tmp_path, capsys, wide):
@@ -243,10 +269,10 @@ def test_other_classes_are_another_problem(tmp_path, capsys, wide):
         made_run(tmp_path / str(place), head, num_classes=classes, rank1=rank1)
     comparison = compared(tmp_path)
     assert [(group.head, group.problem) for group in comparison.groups] == [
-        ("FullFC", "1,000 classes"),
-        ("FullFC", "5,000 classes"),
-        ("PartialFC", "1,000 classes"),
-        ("PartialFC", "5,000 classes"),
+        ("full", "1,000 classes"),
+        ("full", "5,000 classes"),
+        ("pfc", "1,000 classes"),
+        ("pfc", "5,000 classes"),
     ]
     assert [comparison.best(RANK1, problem) for problem in comparison.problems] == [0, 1]
     assert set(comparison.differences["val/rank1"]) == {(0, 2), (1, 3)}
@@ -333,8 +359,8 @@ def test_the_page_holds_its_data_and_needs_nothing_else(tmp_path):
     html = page(*compare.show([tmp_path]))
     data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
     assert [group["label"] for group in data["groups"]] == [
-        "PartialFC backbone=</script>",
-        "PartialFC backbone=<b> {{data}} <!--<script> clip=inf",
+        "pfc backbone=</script>",
+        "pfc backbone=<b> {{data}} <!--<script> clip=inf",
     ]
     assert data["groups"][1]["values"]["val/rank1"] == {"mean": 0.7, "deviation": None}
     assert data["leftOut"][0]["why"] == "interrupted at step 100" and data["groups"][1]["runs"][0]["seed"] == 3

@@ -49,7 +49,7 @@ def test_what_is_created_is_what_a_dry_run_prints(sent, tmp_path, capsys):
     assert all(title in printed for title in panels if title)
     curve = panels["rank-1"]["config"]
     assert curve["metrics"] == ["val/rank1"] and curve["xAxis"] == "trainer/global_step"
-    assert curve["groupBy"] == "head.value._target_" and curve["groupArea"] == "stddev"
+    assert curve["groupBy"] == "head_name.value" and curve["groupArea"] == "stddev"
     assert panels["rank-1 against memory"]["config"]["xAxis"] == "summary:memory/head_bytes"
     assert "heads" in json.dumps(spec["section"]["runSets"][0]["filters"])
 

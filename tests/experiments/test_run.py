@@ -41,7 +41,7 @@ def test_what_a_run_leaves_behind(finished):
     folder, printed = finished
     found = summary(folder)
     assert set(found) >= WANTED
-    assert (found["head"], found["steps"], found["world_size"]) == ("PartialFC", 20, 1)
+    assert (found["head"], found["steps"], found["world_size"]) == ("pfc", 20, 1)
     assert found["head/active_classes"] == round(0.1 * found["num_classes"])
     assert found["memory/head_bytes"] == 2 * 4 * 128 * found["num_classes"]
     assert found["throughput/images_per_second"] > 0 and found["memory/peak_bytes"] > 2**27
@@ -68,7 +68,7 @@ def test_an_offline_run_of_wandb_is_complete(finished):
     """Read back from its file: the resolved config, what metrics.csv holds, and the summary."""
     folder, _ = finished
     found = offline.read(folder)
-    assert (found["project"], found["group"], found["job_type"]) == ("headcount", "smoke", "PartialFC")
+    assert (found["project"], found["group"], found["job_type"]) == ("headcount", "smoke", "pfc")
     assert found["exit"] == 0
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert {name: found["config"][name] for name in config} == config and config["head"]["sample_rate"] == 0.1
@@ -307,7 +307,7 @@ def test_a_sweep_prints_one_table_and_survives_a_failing_run(tmp_path):
     found = [summary(tmp_path / str(job)) for job in (0, 2)]  # rates within seeds
     assert [each["steps"] for each in found] == [4] * 2 and all(0 < each["fidelity/mass"] < 1 for each in found)
     table = printed[printed.index("2 runs") : printed.index("As a page")]
-    assert "PartialFC" in table and "±" in table and "gradient cosine" in table
+    assert "pfc" in table and "±" in table and "gradient cosine" in table
     assert table.count("Left out") == 2 and "sample_rate=2" in printed
     again = call("experiments.compare", tmp_path, "--output", tmp_path / "compared")
     assert again.startswith(table) and (tmp_path / "compared" / "comparison.html").exists()

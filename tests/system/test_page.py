@@ -15,7 +15,6 @@ from tests.experiments.made_runs import made_run
 pytestmark = pytest.mark.system
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 HEADS = ("full", "pfc", "ffc", "forest")
-NAMES = ["FullFC", "PartialFC", "FFC", "HashingForest"]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def choose(page: Page, select: str, label: str) -> None:
 
 
 def test_all_heads_are_shown_and_all_plots_drawn(page):
-    assert sorted(page.locator("#heads label").all_inner_texts()) == sorted(f" {name}" for name in NAMES)
+    assert sorted(page.locator("#heads label").all_inner_texts()) == sorted(f" {name}" for name in HEADS)
     assert page.locator("#figures tbody tr").count() == 7
     assert drawn(page, "against-time") == drawn(page, "against-memory") == 7
     assert page.locator("#against-time .scatterlayer .js-line").count() == 1  # the Pareto front
@@ -100,17 +99,17 @@ def test_a_point_tells_of_itself_under_the_mouse(page):
 
 
 def test_filters_take_heads_and_lines_out_of_plots(page):
-    page.locator("#heads input[data-head=PartialFC]").uncheck()
+    page.locator("#heads input[data-head=pfc]").uncheck()
     assert drawn(page, "against-time") == 3 and drawn(page, "curves") == 30
     assert page.locator("#figures tr.hidden").count() == 4
-    page.locator("#figures tr", has_text="FullFC").locator("input").uncheck()
+    page.locator("#figures tr", has_text="full").locator("input").uncheck()
     assert drawn(page, "against-memory") == 2
-    page.locator("#heads input[data-head=PartialFC]").check()
+    page.locator("#heads input[data-head=pfc]").check()
     assert drawn(page, "against-time") == 6
-    for head in NAMES:
+    for head in HEADS:
         page.locator(f"#heads input[data-head={head}]").uncheck()
     expect(page.locator("#against-time")).to_contain_text("Nothing to draw")
-    page.locator("#heads input[data-head=FFC]").check()
+    page.locator("#heads input[data-head=ffc]").check()
     assert drawn(page, "against-time") == 1
     expect(page.locator("#against-time")).not_to_contain_text("Nothing to draw")
 
@@ -131,7 +130,7 @@ def test_choices_change_what_is_drawn(page):
 
 def test_a_column_sorts(page):
     button = page.locator("#figures button[data-figure='val/rank1']")
-    for turn, name in (("descending", "HashingForest"), ("ascending", "FullFC")):
+    for turn, name in (("descending", "forest"), ("ascending", "full")):
         page.locator("#figures button[data-figure='val/rank1']").click()
         assert button.locator("xpath=..").get_attribute("aria-sort") == turn
         expect(page.locator("#figures tbody tr").first).to_contain_text(name)
@@ -139,9 +138,9 @@ def test_a_column_sorts(page):
 
 def test_differences_and_what_is_left_out_are_told(page):
     lines = {line.split("\t")[0].strip(): line for line in page.locator("#differences tbody tr").all_inner_texts()}
-    assert "the reference" in lines["FullFC backbone=tiny"]
-    assert "more than noise" in lines["HashingForest backbone=tiny"]
-    assert "too few runs to tell" in lines["PartialFC backbone=</script><b>odd<!--<script>"]
+    assert "the reference" in lines["full backbone=tiny"]
+    assert "more than noise" in lines["forest backbone=tiny"]
+    assert "too few runs to tell" in lines["pfc backbone=</script><b>odd<!--<script>"]
     notes = page.locator("#notes").inner_text()
     assert "Left out: crashed (failed at step 100)" in notes and "2 problems" in notes
 

@@ -303,7 +303,7 @@ function update() {
 // The full head is the yardstick, where it is there.
 function chooseReference() {
   const there = numbers();
-  const full = there.find((i) => data.groups[i].head === "FullFC") ?? there[0];
+  const full = there.find((i) => data.groups[i].isFull) ?? there[0];
   choices("reference", there.map((i) => [String(i), data.groups[i].label]), String(full));
 }
 
