@@ -1,4 +1,4 @@
-"""`python -m experiments.evaluate checkpoint=RUN protocol=NAME`: a model as the field judges it.
+"""`python -m experiments.evaluate checkpoint=RUN protocol=NAME`: evaluate a model by the protocols of the field.
 
 Prints a table with 95% intervals, and leaves evaluation.json and a picture of each result. With `trainer.devices=N`
 it is N processes that share the images; the figures are the same.
@@ -24,7 +24,7 @@ from data.files import write_whole
 from .cli import command, model
 from .command_line import arguments
 from .launching.processes import joined
-from .protocols import Result, judges_of
+from .protocols import Result, build_protocols
 from .protocols.plots import plot, thinned
 from .tables import console, readable
 
@@ -39,11 +39,11 @@ def evaluate(config: DictConfig, folder: Path) -> list[Result]:
         names = ", ".join(path.stem for path in sorted((arguments.CONF / "protocol").glob("*.yaml")))
         raise ValueError(f"protocol=[]: choose of {names}")
     with joined(config) as processes:
-        judges = judges_of(config)
+        protocols = build_protocols(config)
         judged = model(config, processes)
-        for judge in judges:
-            judge.check(judged)
-        results = [result for judge in judges for result in judge(judged)]
+        for protocol in protocols:
+            protocol.check(judged)
+        results = [result for protocol in protocols for result in protocol(judged)]
         if processes.is_rank_zero:
             leave(results, config.checkpoint, folder)
     return results

@@ -34,7 +34,7 @@ from .instantiate import instantiate
 from .launching.capacity import check_capacity
 from .launching.launch_config import CONFIG, end_with_parent, let_output_fail
 from .launching.processes import Processes, joined
-from .protocols import Judge, judges_of
+from .protocols import EvaluationProtocol, build_protocols
 from .training.ending import StopOnInterrupt
 from .training.evaluation import Evaluation
 from .training.fidelity import Fidelity
@@ -90,9 +90,9 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
                 "the same files, or have the same typefaces"
             )
     check_capacity(config, data.train.num_classes, processes, checkpoints)
-    judges = judges_of(config)
+    protocols = build_protocols(config)
     if config.checkpoint.best is not None:
-        check_best(config.checkpoint.best, open_set_names(config.evaluate.far) if data.heldout else [], judges)
+        check_best(config.checkpoint.best, open_set_names(config.evaluate.far) if data.heldout else [], protocols)
     started: list[L.Callback] = []
     if config.warm_start.checkpoint is not None and checkpoint is None:
         started = [warm := WarmStart(config.warm_start)]
@@ -104,7 +104,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     module.may_be_finished = checkpoint is not None and checkpoint.startswith(f"{checkpoints}/")
     recorder = Recorder(folder, config.trainer.log_interval, processes)
     interrupt = StopOnInterrupt(processes)
-    evaluation = Evaluation(config.evaluate, recorder, judges)
+    evaluation = Evaluation(config.evaluate, recorder, protocols)
     saving = Saving(config.checkpoint, checkpoints, recorder)
     takes_over = TakesOver(folder, config_name, processes.is_rank_zero)
     callbacks = [
@@ -166,7 +166,7 @@ def train_in(processes: Processes, config: DictConfig, folder: Path, config_name
     return interrupt.status if status == "interrupted" else 0
 
 
-def check_best(best: str, of_heldout: Sequence[str], judges: Sequence[Judge]) -> None:
+def check_best(best: str, of_heldout: Sequence[str], protocols: Sequence[EvaluationProtocol]) -> None:
     """Check, as far as it is known before training, that the evaluation will measure the metric `checkpoint.best`.
 
     Args:
@@ -176,7 +176,7 @@ def check_best(best: str, of_heldout: Sequence[str], judges: Sequence[Judge]) ->
         ValueError: it will not.
     """
     known = [f"val/{name}" for name in of_heldout]
-    sets = [f"val/{name}/" for judge in judges for name in judge.names]
+    sets = [f"val/{name}/" for protocol in protocols for name in protocol.names]
     if not known and not sets:
         raise ValueError(
             f"checkpoint.best={best}: no classes are held out and no protocol is chosen; give data.num_heldout, or "

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .differences import Difference, difference
-from .runs import Run, differing, same
+from .runs import Run, differing, normalized
 
 AXES = {"images": "images", "steps": "steps", "seconds": "s of training"}
 OF_THE_PROBLEM = ("data.", "noise.", "protocol.", "evaluate.far")  # beginnings of options
@@ -278,7 +278,7 @@ class Comparison:
             told = [f"{name}={run.options[name]}" for name in of_problem if name in run.options]
             classes = [f"{run.summary['num_classes']:,} classes"] if several and "num_classes" in run.summary else []
             problem = ", ".join([*classes, *told])
-            key = (head, problem, *(f"{name}={same(value)}" for name, value in options.items()))
+            key = (head, problem, *(f"{name}={normalized(value)}" for name, value in options.items()))
             groups.setdefault(key, Group(head, options, problem)).runs.append(run)
         # The full head first, the yardstick, then the others by name; their options by size.
         return sorted(

@@ -154,7 +154,7 @@ def differing(runs: list[Run], beginnings: tuple[str, ...], *, without: bool = F
     by_values: dict[tuple[str, ...], str] = {}
     for name in names:
         if matters(name) and name.startswith(beginnings) != without:
-            values = tuple(same(run.options[name]) if name in run.options else "" for run in runs)
+            values = tuple(normalized(run.options[name]) if name in run.options else "" for run in runs)
             owners = {run.target for run in runs if name in run.options}
             if len({value for value, run in zip(values, runs, strict=True) if run.target in owners}) > 1:
                 by_values.setdefault(values, name)
@@ -182,7 +182,7 @@ def names(folders: list[Path]) -> dict[Path, str]:
 def _read(folder: Path, config: DictConfig) -> Run | str:
     """The finished run in a folder, or why there is none."""
     try:
-        run = Run(folder, {}, flat(OmegaConf.to_container(config)))
+        run = Run(folder, {}, flatten(OmegaConf.to_container(config)))
         last = max((int(steps[-1]) for steps, _ in run.curves.values()), default=0)
     except run_files.DamagedError as error:
         return str(error)
@@ -240,7 +240,7 @@ def _without_repetitions(runs: list[Run], left_out: list[tuple[Path, str]]) -> t
     """Runs of equal options and seed are no two samples: the newest stays."""
     alike: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        told = {name: same(value) for name, value in run.options.items() if matters(name)}
+        told = {name: normalized(value) for name, value in run.options.items() if matters(name)}
         key = [run.target, run.summary.get("num_classes"), run.summary.get("seed"), told]
         alike[json.dumps(key, sort_keys=True)].append(run)
     newest = {id(members[0]): max(members, key=lambda run: run.ended) for members in alike.values()}
@@ -252,15 +252,15 @@ def _without_repetitions(runs: list[Run], left_out: list[tuple[Path, str]]) -> t
     return [run for run in runs if id(run) in kept], left_out
 
 
-def same(value: Any) -> str:
+def normalized(value: Any) -> str:
     """The same text for the same value of an option: 1 and 1.0."""
     return repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict) or (not node and prefix):
         return {prefix: node}
-    return {key: value for name, child in node.items() for key, value in flat(child, _join(prefix, name)).items()}
+    return {key: value for name, child in node.items() for key, value in flatten(child, _join(prefix, name)).items()}
 
 
 def _join(prefix: str, name: str) -> str:

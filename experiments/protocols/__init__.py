@@ -1,4 +1,4 @@
-"""Protocols: how the field judges embeddings. One a file, chosen by config, after training or while it runs.
+"""Evaluation protocols of the field, one a file. They are chosen by config and run after or during training.
 
 A protocol is built with its options, when what it reads from files is checked, and then called with a model, by all
 processes together, as often as wanted. It embeds each image once, on one of the processes.
@@ -37,7 +37,7 @@ class Result:
     curves: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Judge(Protocol):
+class EvaluationProtocol(Protocol):
     """A protocol with its options."""
 
     @property
@@ -58,7 +58,7 @@ class Judge(Protocol):
         ...
 
 
-def told(result: Result) -> dict[str, float]:
+def metrics_with_ci(result: Result) -> dict[str, float]:
     """Metrics by name, with the ends of their intervals."""
     ends = {
         f"{name}_{end}": value
@@ -68,14 +68,14 @@ def told(result: Result) -> dict[str, float]:
     return {**result.metrics, **ends}
 
 
-def judges_of(config: DictConfig) -> list[Judge]:
+def build_protocols(config: DictConfig) -> list[EvaluationProtocol]:
     """What `protocol=` asks for, with its files looked at."""
-    judges: list[Judge] = [instantiate(node) for node in (config.get("protocol") or {}).values()]
-    names = [name for judge in judges for name in judge.names]
+    protocols: list[EvaluationProtocol] = [instantiate(node) for node in (config.get("protocol") or {}).values()]
+    names = [name for protocol in protocols for name in protocol.names]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"protocol.lfw.source: a list of pairs is called {name}, as another protocol; rename it")
-    return judges
+    return protocols
 
 
 def rate(value: float) -> str:

@@ -17,7 +17,7 @@ from heads import CenterHead
 from heads.group.collectives import default_group, sum_over_processes
 
 from ..models.model import BLOCK, Model
-from ..protocols import Judge, Result, told
+from ..protocols import EvaluationProtocol, Result, metrics_with_ci
 from ..tables import bars_hidden
 from .module import HeadModule
 from .openset import open_set
@@ -28,21 +28,21 @@ class Evaluation(L.Callback):
     """Every `interval` steps and at the end of the training; training records at the end only.
 
     Args:
-        judges: protocols besides the held-out classes.
+        protocols: protocols besides the held-out classes.
     """
 
-    def __init__(self, config: DictConfig, recorder: Recorder, judges: Sequence[Judge] = ()):
+    def __init__(self, config: DictConfig, recorder: Recorder, protocols: Sequence[EvaluationProtocol] = ()):
         self.interval, self.far, self.recorder = config.interval, config.far, recorder
         self.train_records = config.train_records
-        self.judges = judges
+        self.protocols = protocols
         self.notes: set[str] = set()  # that were printed
         self.failure: str | None = None  # of the protocols, at the last evaluation; the same on all processes
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         head = module.head
-        for judge in self.judges:
-            judge.check(model_in(trainer, module))
+        for protocol in self.protocols:
+            protocol.check(model_in(trainer, module))
         if self.train_records is not None and not isinstance(head, CenterHead):
             raise ValueError(
                 f"evaluate.train_records={self.train_records}: {type(head).__name__} keeps no class centers to hold "
@@ -73,12 +73,12 @@ class Evaluation(L.Callback):
         """What protocols find, on the first process. One that cannot judge is told of, and training goes on."""
         metrics: dict[str, float] = {}
         failures = []
-        for judge in self.judges:
+        for protocol in self.protocols:
             failure = None
             try:
-                for result in judge(model):
+                for result in protocol(model):
                     self._note(result)
-                    metrics |= {f"val/{result.name}/{name}": value for name, value in told(result).items()}
+                    metrics |= {f"val/{result.name}/{name}": value for name, value in metrics_with_ci(result).items()}
             except (ValueError, OSError) as error:
                 failure = str(error)
             # On the host: where there are GPUs, waiting has a limit there.
@@ -91,9 +91,9 @@ class Evaluation(L.Callback):
     def _note(self, result: Result) -> None:
         """Print what must be known to read the figures, the first time."""
         for note in result.notes:
-            if (told := f"\nnote: {result.name}: {note}") not in self.notes:
-                self.notes.add(told)
-                print(told, flush=True)
+            if (line := f"\nnote: {result.name}: {note}") not in self.notes:
+                self.notes.add(line)
+                print(line, flush=True)
 
 
 def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.records import DataSet
 
-from ..comparing.runs import flat, same
+from ..comparing.runs import flatten, normalized
 from ..models.fingerprint import difference
 
 # Options that change how long a training runs, where it runs and how it is observed, but not what is trained: whole
@@ -29,14 +29,14 @@ def check(began_with: Mapping[str, Any], config: DictConfig) -> None:
         began_with: the config in the checkpoint that `config.resume` names. What only one of both has is of another
             version of this program, or of another head.
     """
-    then, now = flat(began_with), flat(OmegaConf.to_container(config, resolve=True))
+    then, now = flatten(began_with), flatten(OmegaConf.to_container(config, resolve=True))
     both = sorted({*then} & {*now}, key=lambda name: (name.count("."), name))
     changed = [
         name
         for name in both
         if name not in MAY_CHANGE
         and not name.startswith(GROUPS_THAT_MAY_CHANGE)
-        and same(then[name]) != same(now[name])
+        and normalized(then[name]) != normalized(now[name])
     ]
     if changed:
         # Of an option that others repeat, as head.sample_rate does sample_rate, one is enough.
