@@ -11,7 +11,8 @@ from .head import CenterHead, Head, Selection
 from .indexes import IVF, Annoy, Exact, Index
 from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax, SVSoftmax
 from .pfc import PartialFC
-from .rows.optimizers import RowAdagrad, RowAdamW, RowOptimizer, RowSGD
+from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
+from .rows.row_optimizer import RowOptimizer
 
 __version__ = "0.2.0"  # of the whole project: pyproject.toml reads it here
 

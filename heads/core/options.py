@@ -64,10 +64,11 @@ def signature(owner: type) -> inspect.Signature:
     for base in owner.__mro__:
         if "__init__" in vars(base) and base is not object:
             own = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            if parameters:  # bases get keyword arguments as `**options`, and the others from the subclass itself
+                own = [p for p in own if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
             for parameter in own:
-                if parameter.kind is not parameter.VAR_KEYWORD and parameter.name not in parameters:
-                    kind = parameter.KEYWORD_ONLY if parameters else parameter.kind
-                    parameters[parameter.name] = parameter.replace(kind=kind)
+                if parameter.kind is not parameter.VAR_KEYWORD:
+                    parameters.setdefault(parameter.name, parameter)
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
                 break
     for name, field in option_fields(owner).items():
@@ -95,6 +96,9 @@ def documented(owner: Owner, arguments: Mapping[str, str] = MappingProxyType({})
         entries = [_entry(parameter, helps[name]) for name, parameter in full.parameters.items() if name in helps]
         text, _, after = inspect.cleandoc(owner.__doc__).partition("\n\nArgs:\n")
         section, _, rest = after.partition("\n\n")
+        if not after and "\n\nRaises:\n" in text:  # arguments come before errors
+            text, rest = text.split("\n\nRaises:\n")
+            rest = f"Raises:\n{rest}"
         lines = [line for line in (section, *entries) if line]
         owner.__doc__ = "\n\n".join(filter(None, [text, "\n".join(["Args:", *lines] if lines else []), rest]))
     return owner

@@ -6,13 +6,13 @@ from .centers import ClassCenters
 
 
 class ActiveRows:
-    """The rows of one forward, by their positions among the active ones.
+    """The rows of one forward pass, addressed by their positions among the active rows.
 
     Args:
-        centers: where they come from.
-        ids: which rows of the shard; None for all.
-        keep: hold on to what the first pass read, so that backward and the optimizer's step need not
-            fetch rows from all over memory again. Rows that can be read in place need no keeping.
+        centers: the class centers that hold them.
+        ids: int64 (K,), sorted rows of the shard; None for all.
+        keep: whether to keep the rows that the first pass reads, so that backward and the optimizer's step need not
+            gather them again. Rows that can be read in place are never copied.
     """
 
     def __init__(self, centers: ClassCenters, ids: Tensor | None, *, keep: bool):
@@ -31,16 +31,17 @@ class ActiveRows:
         return 0 if self.kept_KD is None else self.kept_KD.nbytes
 
     def gather(self, positions: Tensor) -> Tensor:
+        """Return copies of the rows at these positions (n,) -> (n, width)."""
         return self.centers.read(positions if self.ids is None else self.ids[positions])
 
     def subset(self, positions: Tensor) -> "ActiveRows":
-        """The rows at these sorted positions, as those of a forward of their own."""
+        """Return the rows at these sorted positions as active rows of the same forward pass."""
         rows = ActiveRows(self.centers, positions if self.ids is None else self.ids[positions], keep=False)
         rows.stamp = self.stamp
         return rows
 
     def slice(self, a: int, b: int) -> Tensor:
-        """Return rows a to b, (b - a, width): views where they lie in place or are kept, else copies."""
+        """Return rows a to b, (b - a, width): views of rows in place or kept, else copies."""
         if self.kept_KD is None:
             return self._read(a, b)
         if b > self.num_kept:
@@ -51,11 +52,11 @@ class ActiveRows:
 
     @property
     def changed(self) -> bool:
-        """Whether the rows are no longer those of the forward pass: a step, a load, or a change in place."""
+        """Whether a step, a load or a write has changed the rows since the forward pass."""
         return self.stamp != self.centers.stamp
 
     def release(self) -> None:
-        """No one reads these rows any more: their memory may be used again."""
+        """Return the memory of kept rows to the workspace."""
         if self.kept_KD is not None:
             self.centers.workspace.release("rows", self.kept_KD)
             self.kept_KD, self.num_kept = None, 0

@@ -1,0 +1,137 @@
+"""The base class of row optimizers, which update the rows that took part in a step and no others.
+
+A row that took no part keeps its value and its state bit for bit; its momentum and weight decay wait until it takes
+part. Row state lives with the rows in `ClassCenters`; `state_dict()` holds hyper-parameters only.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.row_state import RowState
+from ..core.timer import Timer
+from .centers import ClassCenters
+from .chunk_gradient import ChunkGradient
+from .pending import PendingGradients
+
+
+class RowOwner(Protocol):
+    """The attributes of a head that a row optimizer uses; it sets `has_optimizer`."""
+
+    centers: ClassCenters
+    pending: PendingGradients
+    timer: Timer
+    has_optimizer: bool
+    step: int
+
+    def advance(self) -> None:
+        """Count a step of the optimizer."""
+
+
+class RowOptimizer(torch.optim.Optimizer):
+    """A torch optimizer of class rows. Learning-rate schedulers and `torch.amp.GradScaler` work as usual.
+
+    Its only parameter is a scalar that represents the rows (`PendingGradients.proxy`); the rows themselves are not
+    parameters. Subclasses name their row state and update a chunk of rows in place.
+
+    Args:
+        head: the head that owns the rows. A new optimizer takes over the row state of an earlier one.
+        defaults: the options of the parameter group, with "lr".
+
+    Raises:
+        ValueError: row state loaded into the head belongs to another row optimizer.
+    """
+
+    def __init__(self, head: RowOwner, defaults: dict[str, Any]):
+        super().__init__([{"params": [head.pending.proxy]}], defaults)
+        self.head = head
+        head.has_optimizer = True
+        head.centers.claim(self.row_state(head.centers.width))
+        self._claim = head.centers.claims
+
+    def row_state(self, width: int) -> dict[str, RowState]:
+        """Return the state of each row by name. State starts at zero, and may depend on `param_groups`.
+
+        Args:
+            width: columns of the rows: embedding size, plus one with a bias.
+        """
+        raise NotImplementedError
+
+    def update(self, rows: Tensor, gradient: ChunkGradient, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Update some rows and their state in place.
+
+        Args:
+            rows: (k, width), float32, or float64 for such rows.
+            gradient: of these rows.
+            state: name -> (k, width of that state).
+            group: the options of the parameter group.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update the rows of all pending gradients, and their state.
+
+        Args:
+            closure: computes the loss again, as in torch.optim; its result is returned.
+
+        Raises:
+            RuntimeError: the rows have changed since a pending gradient was computed, as after a step without
+                `zero_grad()`; or another optimizer owns the row state.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        (group,) = self.param_groups
+        centers = self.head.centers
+        if centers.claims != self._claim:
+            raise RuntimeError(
+                "another optimizer has been made for this head and took over its row state; call step() of that one"
+            )
+        row_state = self.row_state(centers.width)
+        if not row_state.keys() <= centers.state.keys():  # a change of a group's options may need more state
+            centers.claim(row_state, keep=True)
+        device = centers.like.device
+        with self.head.timer("update", device), torch.autocast(device.type, enabled=False):
+            for index, rows, gradient in self.head.pending.stream(centers):
+                state = {name: centers.borrow(index, name, len(rows)) for name in centers.state}
+                self.update(rows, gradient, state, group)
+                for name, value in {"rows": rows, **state}.items():
+                    centers.write(index, name, value, self.head.step)
+        centers.version += 1
+        self.head.advance()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all pending gradients of the rows."""
+        self.head.pending.clear()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if self.param_groups:
+            raise ValueError("a row optimizer has one group, that of its head; use a separate optimizer for parameters")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise ValueError(
+            "a row optimizer belongs to its head and cannot be copied or pickled; copy the head, which holds the row "
+            "state, and make an optimizer for the copy"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the hyper-parameters; `head.state_dict()` holds rows and row state."""
+        groups = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
+        return {"state": {}, "param_groups": [{**group, "params": []} for group in groups]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load hyper-parameters.
+
+        Raises:
+            ValueError: `state_dict` is not that of a row optimizer.
+        """
+        (group,), groups = self.param_groups, state_dict.get("param_groups", [])
+        if len(groups) != 1 or "lr" not in groups[0]:
+            raise ValueError(f"this is no state of a {type(self).__name__}; it must have one group with lr")
+        group.update({name: value for name, value in groups[0].items() if name != "params"})
