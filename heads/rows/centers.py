@@ -1,7 +1,7 @@
-"""Class centers: the rows of this process's classes and what a row optimizer remembers about each.
+"""Class centers: the rows of this process's classes, and the state that a row optimizer keeps for each.
 
-Rows are plain tensors, neither parameters nor buffers: DDP would broadcast rank 0's over the other
-shards and average their gradients, and clipping would count them.
+Rows are plain tensors, neither parameters nor buffers: DDP would overwrite the other shards with rank 0's and average
+their gradients, and gradient clipping would include them.
 """
 
 import os
@@ -19,8 +19,9 @@ from ..group.collectives import portable, rank_and_size, restored
 from ..group.sharding import Shard
 from . import rounding, stores
 from .initial import initial_rows
+from .sharded_tensor import foreign_part, global_view, local_part
 
-Index = slice | Tensor  # rows of the shard: a contiguous stretch, or sorted int64 ids
+RowIndex = slice | Tensor  # rows of the shard: a contiguous range, or sorted int64 ids
 INIT_ROWS = 1024  # drawn at a time
 
 
@@ -29,13 +30,20 @@ class ClassCenters(nn.Module):
 
     Args:
         num_classes: C, over all processes.
-        embedding_size: columns drawn from N(0, 0.01), keyed by (seed, class), so that neither the number
+        embedding_size: columns drawn from N(0, 0.01). A draw depends on seed and class only, so neither the number
             of processes nor the store changes an initial row.
-        bias: one more column, zero at first.
-        dtype: in which rows are stored: float32, bfloat16, or float64 to check numerics. Arithmetic on
-            bfloat16 rows is in float32.
-        rounding: of what is written in bfloat16: "stochastic" or "nearest".
-        store, store_dir: see `heads.rows.stores`.
+        bias: whether rows have one more column, initially zero.
+        seed: of the initial rows.
+        process_group: the processes that share the classes; None for one process.
+        device: where rows are updated.
+        dtype: in which rows are stored: float32, bfloat16, or float64 to check numerics. Arithmetic on bfloat16 rows
+            is in float32.
+        rounding: "stochastic" or "nearest", for values written in bfloat16.
+        store: "device", "host" or "disk"; see `heads.rows.stores`.
+        store_dir: folder of the files of store="disk".
+
+    Raises:
+        ValueError: an option out of range, more processes than classes allow, or files that do not fit.
     """
 
     rows: Tensor
@@ -56,28 +64,28 @@ class ClassCenters(nn.Module):
     ):
         super().__init__()
         if dtype not in (torch.float32, torch.bfloat16, torch.float64):
-            raise ValueError(f"dtype={dtype}: rows are float32 or bfloat16, or float64 to check numerics")
+            raise ValueError(f"dtype={dtype} must be float32 or bfloat16, or float64 to check numerics")
         if rounding not in ("stochastic", "nearest"):
-            raise ValueError(f"rounding={rounding!r}: must be 'stochastic' or 'nearest'")
+            raise ValueError(f"rounding={rounding!r} must be 'stochastic' or 'nearest'")
         self.process_group = process_group
         self.shard = Shard(num_classes, *rank_and_size(process_group))
         self.embedding_size, self.width, self.seed = embedding_size, embedding_size + bias, seed
         self.rounding = rounding
         self.workspace = Workspace()
-        self.store = stores.make(store, store_dir, self.shard, {"seed": seed})
+        self.store = stores.make_store(store, store_dir, self.shard, {"seed": seed})
         self.state: dict[str, Tensor] = {}
-        self.version = 0  # counts the changes of rows as a whole: steps and loads
-        self.claims = 0  # counts the optimizers; row state is of the last one
-        self._loaded: dict[str, Tensor] = {}  # state that came from a checkpoint before its optimizer was made
-        with torch.inference_mode(False):  # rows made there could never be trained
-            # An empty tensor where arithmetic is done and in its dtype, for others to be made like it.
+        self.version = 0  # counts steps and loads
+        self.claims = 0  # counts optimizers; the last one owns the row state
+        self._loaded: dict[str, Tensor] = {}  # state loaded before its optimizer exists
+        with torch.inference_mode(False):  # tensors created in inference mode cannot be trained
+            # An empty tensor with the device and dtype of arithmetic.
             self.like = torch.empty(0, dtype=torch.promote_types(dtype, torch.float32), device=device)
-            self.rows = self.store.zeros("rows", (self.shard.size, self.width), dtype, self.like.device)
+            self.rows = self.store.allocate("rows", (self.shard.size, self.width), dtype, self.like.device)
             if not self.store.lazy:
-                self._draw_blank(all_are=True)
+                self._draw_blank(everywhere=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles hold rows and row state, and find the default process group where they are loaded."""
+        """Return the state of a copy or pickle: rows and row state, and a reference to the default process group."""
         return {**self.__dict__, "process_group": portable(self.process_group), "workspace": Workspace()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -86,23 +94,31 @@ class ClassCenters(nn.Module):
         rank, world_size = rank_and_size(self.process_group)
         if (rank, world_size) != (self.shard.rank, self.shard.world_size):
             raise ValueError(
-                f"this copy of a head holds the classes of process {self.shard.rank} of {self.shard.world_size}, and "
-                f"here is process {rank} of {world_size}; use state_dict() or full_state_dict() to move a head"
+                f"this copy of a head holds the classes of process {self.shard.rank} of {self.shard.world_size} and "
+                f"cannot be loaded on process {rank} of {world_size}; use state_dict() or full_state_dict()"
             )
 
     @property
     def stamp(self) -> tuple[int, int]:
-        """Identifies the rows as they are now. The second number is torch's own count of changes in place, which also
-        sees a user who writes into `rows`; the first is the same on all processes."""
+        """Version of the rows: steps and loads, the same on all processes, and torch's count of in-place changes.
+
+        The second number also detects a user's writes into `rows`.
+        """
         return self.version, self.rows._version
 
     @property
     def in_place(self) -> bool:
-        """Whether a stretch of rows can be used and changed where it lies."""
+        """Whether a range of rows can be used and changed without a copy."""
         return self.rows.dtype == self.like.dtype and self.rows.device == self.like.device and not self.store.lazy
 
-    def read(self, index: Index, name: str = "rows", out: Tensor | None = None) -> Tensor:
-        """Rows or row state at `index`, in the dtype and on the device of arithmetic; may be a view for a slice."""
+    def read(self, index: RowIndex, name: str = "rows", out: Tensor | None = None) -> Tensor:
+        """Return rows or row state (k, width) in the dtype and on the device of arithmetic.
+
+        Args:
+            index: k rows of the shard.
+            name: "rows" or the name of row state.
+            out: tensor that receives the values. Without it, the result of a slice may be a view.
+        """
         table = self._table(name)
         if isinstance(index, slice):
             values = table[index]
@@ -114,17 +130,17 @@ class ClassCenters(nn.Module):
             values = values.to(self.like)
         elif values is not out:
             values = out.copy_(values)
-        return self._drawn_where_blank(index, values) if name == "rows" and self.store.lazy else values
+        return self._with_initial_rows(index, values) if name == "rows" and self.store.lazy else values
 
-    def borrow(self, index: Index, name: str, count: int) -> Tensor:
-        """`count` rows of state as `read` gives them, in memory that the next call takes again."""
+    def borrow(self, index: RowIndex, name: str, count: int) -> Tensor:
+        """Return `count` rows of state as `read` does, in memory that the next call reuses."""
         if isinstance(index, slice):
             return self.read(index, name)
         width = self._table(name).shape[1]
         return self.read(index, name, out=self.workspace.borrow(f"state {name}", (count, width), self.like))
 
-    def write(self, index: Index, name: str, values: Tensor, step: int = 0) -> None:
-        """Put back what `read` gave, changed or not. `step` keys the rounding to bfloat16."""
+    def write(self, index: RowIndex, name: str, values: Tensor, step: int = 0) -> None:
+        """Store the values (k, width) of rows or row state; `step` is a key of the rounding to bfloat16."""
         table = self._table(name)
         if table.dtype == torch.bfloat16 and self.rounding == "stochastic":
             key = (self.seed, step, zlib.crc32(name.encode()))
@@ -135,13 +151,14 @@ class ClassCenters(nn.Module):
             table[index] = values
 
     def claim(self, state: Mapping[str, RowState], *, keep: bool = False) -> None:
-        """Make room for the state of a row optimizer. State starts at zero or as loaded.
+        """Allocate the state of a row optimizer, which starts at zero or as loaded.
 
         Args:
-            keep: state of these names that is there already stays.
+            state: name -> state per row.
+            keep: whether existing state of these names stays.
 
         Raises:
-            ValueError: a name that the rows themselves have; loaded state that this optimizer does not keep.
+            ValueError: state named "rows", or loaded state that this optimizer does not keep.
         """
         self.claims += not keep
         if "rows" in state:
@@ -155,23 +172,23 @@ class ClassCenters(nn.Module):
         for name, loaded in self._loaded.items():
             shape = [self.shard.size, state[name].width]
             if list(loaded.shape) != shape:
-                raise ValueError(f"loaded row state {name!r}: {list(loaded.shape)}, not {shape}")
+                raise ValueError(f"loaded row state {name!r} has shape {list(loaded.shape)}, but must have {shape}")
         with torch.inference_mode(False):
             self.state = {
-                name: self.state[name] if keep and name in self.state else self._blank_state(name, each)
-                for name, each in state.items()
+                name: self.state[name] if keep and name in self.state else self._allocate_state(name, row_state)
+                for name, row_state in state.items()
             }
         for name, loaded in self._loaded.items():
             self.state[name].copy_(loaded)
         self._loaded = {}
 
-    def _blank_state(self, name: str, state: RowState) -> Tensor:
+    def _allocate_state(self, name: str, state: RowState) -> Tensor:
         shape, dtype = (self.shard.size, state.width), state.dtype or self.like.dtype
-        return self.store.zeros(name, shape, dtype, self.like.device)
+        return self.store.allocate(name, shape, dtype, self.like.device)
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of rows and row state on this process, wherever they live."""
+        """Bytes of rows and row state of this process, in any store."""
         return sum(tensor.nbytes for _, tensor in self._saved())
 
     def extra_repr(self) -> str:
@@ -180,33 +197,33 @@ class ClassCenters(nn.Module):
     def _table(self, name: str) -> Tensor:
         return self.rows if name == "rows" else self.state[name]
 
-    def _classes(self, index: Index) -> Tensor:
-        """Global class ids (k,) of rows of this shard, where arithmetic is done."""
+    def _classes(self, index: RowIndex) -> Tensor:
+        """Return the global class ids (k,) of rows of this shard, on the device of arithmetic."""
         if isinstance(index, slice):
             index = torch.arange(index.start, index.stop, device=self.like.device)
         return index.to(self.like.device) + self.shard.start
 
-    def _draw_blank(self, *, all_are: bool = False) -> None:
-        """Rows of zeros were never written; they become the initial rows of their classes."""
+    def _draw_blank(self, *, everywhere: bool = False) -> None:
+        """Replace rows of zeros, which were never written, with the initial rows of their classes."""
         for a in range(0, self.shard.size, INIT_ROWS):
             index = slice(a, min(a + INIT_ROWS, self.shard.size))
             rows = self.rows[index]
-            if all_are:
-                rows[:, : self.embedding_size] = self._drawn(self._classes(index))
+            if everywhere:
+                rows[:, : self.embedding_size] = self._initial(self._classes(index))
             elif (blank := (rows == 0).all(dim=1)).any():
-                rows[blank, : self.embedding_size] = self._drawn(self._classes(index)[blank]).to(rows)
+                rows[blank, : self.embedding_size] = self._initial(self._classes(index)[blank]).to(rows)
 
-    def _drawn(self, classes: Tensor) -> Tensor:
+    def _initial(self, classes: Tensor) -> Tensor:
         return initial_rows(classes, self.embedding_size, self.seed).to(self.like)
 
-    def _drawn_where_blank(self, index: Index, values: Tensor) -> Tensor:
-        """Rows of zeros, which were never written, as the initial rows of their classes."""
+    def _with_initial_rows(self, index: RowIndex, values: Tensor) -> Tensor:
+        """Return `values` with the initial rows of their classes in place of rows of zeros."""
         blank = (values == 0).all(dim=1)
         if not blank.any():
             return values
         if values.untyped_storage().data_ptr() == self.rows.untyped_storage().data_ptr():
-            values = values.clone()  # reading changes no row
-        initial = self._drawn(self._classes(index)[blank]).to(self.rows.dtype).to(self.like)
+            values = values.clone()  # a read must not change rows
+        initial = self._initial(self._classes(index)[blank]).to(self.rows.dtype).to(self.like)
         values[blank, : self.embedding_size] = initial
         return values
 
@@ -216,31 +233,18 @@ class ClassCenters(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ClassCenters":
         super()._apply(fn, recurse)
-        # Only the device follows: `.half()` on a model must not round its centers.
+        # Only the device changes: `.half()` on a model must not round its centers.
         device = fn(torch.empty(0, device=self.like.device)).device
         self.like = self.like.to(device)
-        self.rows = self.store.follow(self.rows, device)
-        self.state = {name: self.store.follow(table, device) for name, table in self.state.items()}
-        self._loaded = {name: self.store.follow(table, device) for name, table in self._loaded.items()}
+        self.rows = self.store.move(self.rows, device)
+        self.state = {name: self.store.move(table, device) for name, table in self.state.items()}
+        self._loaded = {name: self.store.move(table, device) for name, table in self._loaded.items()}
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in self._saved():
-            destination[prefix + name] = self._global_view(tensor)
-
-    def _global_view(self, local: Tensor) -> Tensor:
-        """All processes' shards as one DTensor; the tensor itself on one process."""
-        if self.process_group is None:
-            return local
-        from torch.distributed.device_mesh import DeviceMesh
-        from torch.distributed.tensor import DTensor
-        from torch.distributed.tensor import Shard as ShardPlacement
-
-        mesh = DeviceMesh.from_group(self.process_group, local.device.type)
-        shape = torch.Size((self.shard.num_classes, *local.shape[1:]))
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(local, mesh, [ShardPlacement(0)], run_check=False, shape=shape, stride=stride)
+            destination[prefix + name] = global_view(tensor, self.shard, self.process_group)
 
     def _load_from_state_dict(  # type: ignore[override]
         self,
@@ -252,61 +256,42 @@ class ClassCenters(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes DTensors of any sharding that matches, and plain tensors of all classes or of this shard."""
-        found = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        missing_keys += [prefix + name for name in ("rows", *self.state) if name not in found]
+        """Load DTensors of the same sharding, and plain tensors of all classes or of this shard."""
+        tables = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        missing_keys += [prefix + name for name in ("rows", *self.state) if name not in tables]
         if faults := self.faults(state_dict, prefix):
             error_msgs += faults
             return
         self.version += 1
-        for name, value in found.items():
-            local = self._local_part(value)
+        for name, value in tables.items():
+            local = local_part(value, self.shard)
             if name == "rows" or name in self.state:
                 self._table(name).copy_(local)
             else:
                 self._loaded[name] = local.detach().to(self.rows.device, copy=True)
         if not self.store.lazy:
-            self._draw_blank()  # a lazy store was saved with rows that it had not drawn yet
+            self._draw_blank()  # a checkpoint of a lazy store may hold rows of zeros
 
     def faults(self, state_dict: Mapping[str, Tensor], prefix: str) -> list[str]:
-        """Return why rows and row state of a state dict do not fit; nothing where they do."""
-        found = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        """Return why rows and row state of a state dict do not fit; an empty list if they fit."""
+        tables = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         error_msgs = []
-        for name, value in found.items():
-            local = self._local_part(value)
+        for name, value in tables.items():
+            local = local_part(value, self.shard)
             known = self.rows if name == "rows" else self.state.get(name)
-            if (foreign := self._foreign_part(value)) is not None:
+            if (foreign_rows := foreign_part(value, self.shard)) is not None:
                 error_msgs.append(
-                    f"{prefix}{name}: the file holds only {foreign} of {list(value.shape)}, as torch.save wrote it on "
-                    f"one process; this is process {self.shard.rank} of {self.shard.world_size}. Save with "
+                    f"{prefix}{name}: the file holds only {foreign_rows} of {list(value.shape)}, as torch.save wrote "
+                    f"it on one process; this is process {self.shard.rank} of {self.shard.world_size}. Save with "
                     "torch.distributed.checkpoint, or torch.save(head.full_state_dict())"
                 )
             elif len(local) != self.shard.size or (known is not None and local.shape != known.shape):
                 expected = list(known.shape) if known is not None else f"{self.shard.size} rows"
                 error_msgs.append(
-                    f"{prefix}{name}: got {list(value.shape)}, this process holds {expected} "
+                    f"{prefix}{name}: got {list(value.shape)}, but this process holds {expected} "
                     f"of {self.shard.num_classes} classes"
                 )
-        unclaimed = sorted(set(found) - {"rows", *self.state})
+        unclaimed = sorted(set(tables) - {"rows", *self.state})
         if self.claims and unclaimed:
-            error_msgs.append(f"{prefix}: row state {unclaimed}, but the row optimizer keeps {sorted(self.state)}")
+            error_msgs.append(f"{prefix}: got row state {unclaimed}, but the row optimizer keeps {sorted(self.state)}")
         return error_msgs
-
-    def _foreign_part(self, value: Any) -> str | None:
-        """Describe the part of a DTensor that another process held when it was pickled; None where it is this one's.
-
-        Such a part may have the right shape and would pass for the rows of this process.
-        """
-        if not hasattr(value, "to_local"):
-            return None
-        there = Shard(len(value), value.device_mesh.get_coordinate()[0], value.device_mesh.size())
-        if (there.start, there.stop) == (self.shard.start, self.shard.stop) or len(value) != self.shard.num_classes:
-            return None
-        return f"rows {there.start} to {there.stop - 1}"
-
-    def _local_part(self, value: Tensor) -> Tensor:
-        if hasattr(value, "to_local"):
-            value = value.to_local()
-        if len(value) == self.shard.num_classes:
-            return value[self.shard.start : self.shard.stop]
-        return value

@@ -11,7 +11,16 @@ INIT_STD = 0.01
 
 
 def initial_rows(classes: Tensor, embedding_size: int, seed: int) -> Tensor:
-    """Draw the initial rows of these classes (k, embedding_size), without the bias, in float32."""
+    """Draw the initial rows of classes, without the bias.
+
+    Args:
+        classes: int64 (k,) global class ids. A row depends on its class and on `seed` only.
+        embedding_size: columns.
+        seed: of the draw.
+
+    Returns:
+        float32 (k, embedding_size).
+    """
     draws = counter_rng.uniform16(classes, embedding_size, "initialisation", seed)
     places = draws.to(torch.int32).add_(1 << 15)
     return normal_quantiles(classes.device).index_select(0, places.reshape(-1)).view(places.shape)
@@ -20,7 +29,7 @@ def initial_rows(classes: Tensor, embedding_size: int, seed: int) -> Tensor:
 @lru_cache
 @torch.inference_mode(False)
 def normal_quantiles(device: torch.device) -> Tensor:
-    """N(0, 0.01) as 2^16 equally likely values, its quantiles in the middle of as many parts, float32."""
+    """Return N(0, 0.01) as 2^16 equally likely values: the quantiles in the middle of 2^16 intervals, float32."""
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     quantiles = torch.special.ndtri(middles)
     return (INIT_STD * quantiles / quantiles.square().mean().sqrt()).float().to(device)

@@ -1,7 +1,7 @@
 """Stochastic rounding to bfloat16: up or down with the probabilities that keep the expectation.
 
-An update smaller than half a step of bfloat16, 2^-9 of the row, would never arrive under rounding to
-the nearest; so it does on average.
+Rounding to the nearest value loses every update smaller than half a step of bfloat16, 2^-9 of the row. Stochastic
+rounding applies it on average.
 """
 
 import torch
@@ -11,11 +11,12 @@ from ..core import counter_rng
 
 
 def stochastic(values: Tensor, ids: Tensor, *key: int) -> Tensor:
-    """float32 (k, width) -> bfloat16; values that bfloat16 holds stay as they are.
+    """Round float32 (k, width) to bfloat16; values that bfloat16 represents exactly do not change.
 
     Args:
-        ids: int64 (k,) the draw of a row depends on its id and
-        key: on these numbers, not on what else is rounded.
+        values: the numbers to round.
+        ids: int64 (k,). The draw of a row depends on its id
+        key: and on these numbers, not on the other rows.
     """
     bits = values.view(torch.int32) + counter_rng.uniform16(ids, values.shape[1], "rounding", *key)
     # Uniform over 0 .. 2^16 - 1 in units of the lowest float32 bit, then cut to the upper 16 bits.

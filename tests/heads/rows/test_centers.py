@@ -1,4 +1,4 @@
-"""Class centers and row optimizers: initialisation, state, what is touched."""
+"""Class centers and row optimizers: initialisation, state, and which rows change."""
 
 import copy
 
@@ -68,7 +68,7 @@ def test_state_of_one_process_loads_on_several(workers, tmp_path):
         workers(world_size).run(_full_state, path, False)
 
 
-def test_loading_what_does_not_fit_changes_nothing():
+def test_refused_state_changes_nothing():
     head = FullFC(10, 4)
     optimizer = head.optimizer(lr=0.1, momentum=0.9)
     before = copy.deepcopy(head.state_dict())
@@ -123,7 +123,7 @@ def test_idle_rows_keep_value_and_state_bit_for_bit():
             assert not torch.equal(tensor[~idle], before[name][~idle])
 
 
-def test_adamw_counts_steps_by_row():
+def test_adamw_counts_steps_per_row():
     """A row first touched at step 1000 moves by about lr; a global count would move it by several."""
     moved = {}
     for correction in ("row", "global"):
@@ -148,7 +148,7 @@ def test_optimizer_state_dict_holds_hyper_parameters_only():
     assert head.centers.state["momentum"] is momentum
 
 
-def test_schedulers_work_on_it():
+def test_schedulers_change_its_learning_rate():
     optimizer = FullFC(10, 4).optimizer(lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     optimizer.step()

@@ -7,14 +7,14 @@ from heads import PartialFC
 from heads.rows import rounding
 
 
-def test_what_bfloat16_holds_stays():
+def test_exact_values_do_not_change():
     values = torch.randn(50, 9).bfloat16().float()
     values[0, :4] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf])
     for step in range(20):
         assert torch.equal(rounding.stochastic(values, torch.arange(50), step).float(), values)
 
 
-def test_rounds_to_a_neighbour_and_keeps_the_expectation():
+def test_rounding_is_to_a_neighbour_and_keeps_the_expectation():
     values, ids = torch.randn(40, 16), torch.arange(40)
     below = (values.view(torch.int32) & -(1 << 16)).view(torch.float32)  # towards zero
     above = ((values.view(torch.int32) & -(1 << 16)) + (1 << 16)).view(torch.float32)
@@ -27,10 +27,10 @@ def test_rounds_to_a_neighbour_and_keeps_the_expectation():
     step_size = (above - below).abs()
     error = (total / rounds - values).abs() / step_size  # standard deviation at most 0.5 / sqrt(rounds) = 0.008
     assert error.max() < 0.04
-    assert ((values.bfloat16().float() - values).abs() / step_size).max() > 0.4  # which rounding to the nearest fails
+    assert ((values.bfloat16().float() - values).abs() / step_size).max() > 0.4  # unlike nearest rounding
 
 
-def test_is_keyed_by_row_and_step():
+def test_draws_depend_on_row_and_step():
     values = torch.randn(8, 32)
     whole = rounding.stochastic(values, torch.arange(8), 5, 1)
     assert torch.equal(whole[3:], rounding.stochastic(values[3:], torch.arange(3, 8), 5, 1))
@@ -39,7 +39,7 @@ def test_is_keyed_by_row_and_step():
 
 @pytest.mark.parametrize("momentum_dtype", ["fp32", "bf16"])
 def test_rows_follow_float32_within_a_rounding(momentum_dtype):
-    """From the same rows, a step of bf16 rows is that of fp32 rows but for the rounding of what is written."""
+    """From equal rows, a step of bf16 rows differs from a step of fp32 rows by one rounding only."""
     heads = [PartialFC(300, 8, sample_rate=0.2, dtype=dtype) for dtype in ("bf16", "fp32")]
     heads[1].centers.rows.copy_(heads[0].centers.rows)
     for head in heads:
@@ -56,7 +56,7 @@ def test_rows_follow_float32_within_a_rounding(momentum_dtype):
     assert (stored.float() != exact).any()
 
 
-def test_small_steps_arrive_on_average_unless_rounded_to_the_nearest():
+def test_small_steps_are_applied_on_average_and_lost_by_nearest_rounding():
     """A decay of 2^-12 a step is an eighth of half a bfloat16 step: the nearest value is always the old one."""
     shrunk = {}
     for name in ("stochastic", "nearest"):
@@ -71,7 +71,7 @@ def test_small_steps_arrive_on_average_unless_rounded_to_the_nearest():
     assert shrunk["stochastic"] == pytest.approx((1 - 2**-12) ** 400, rel=2e-3)
 
 
-def test_wrong_names_are_refused():
+def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="rounding='up'"):
         PartialFC(10, 4, rounding="up")
     with pytest.raises(ValueError, match="dtype=fp8"):

@@ -1,4 +1,4 @@
-"""Stores: they agree bit for bit; files are sparse, reopened, refused where they do not fit, and survive a crash."""
+"""Stores agree bit for bit; files are sparse, reopened, refused if they do not fit, and survive a crash."""
 
 import importlib.util
 import os
@@ -74,21 +74,21 @@ def _device_rows() -> tuple[list[float], torch.Tensor]:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_every_process_has_files_of_its_own(world_size, workers, tmp_path):
+def test_each_process_has_its_own_files(world_size, workers, tmp_path):
     on_disk = workers(world_size).run(_disk_rows, str(tmp_path))
     for (losses, rows), (expected, plain) in zip(on_disk, workers(world_size).run(_device_rows), strict=True):
         assert losses == expected and torch.equal(rows, plain)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{rank}-of-{world_size}" for rank in range(world_size)]
 
 
-def test_files_hold_what_was_written_only(tmp_path):
+def test_files_hold_only_written_rows(tmp_path):
     head = PartialFC(1_000_000, 64, sample_rate=1e-5, store="disk", store_dir=tmp_path)
     train(head, head.optimizer(lr=0.1, momentum=0.9))
     head.topk(torch.ones(1, 64), 2)  # reading all rows writes none
     table = tmp_path / "0-of-1" / "rows.bin"
     assert table.stat().st_size == 256_000_000 and table.stat().st_blocks * 512 < 2_000_000
     written = (head.centers.rows != 0).any(dim=1).sum()
-    assert 40 <= written <= 64  # 10 classes a step, of 4 steps, and the positives
+    assert 40 <= written <= 64  # 10 classes in each of 4 steps, and the positives
 
 
 def test_reopened_files_continue(tmp_path):
@@ -102,7 +102,7 @@ def test_reopened_files_continue(tmp_path):
     losses = train(head, optimizer, steps=3)
     del head, optimizer
     head, optimizer = build(tmp_path / "parts")
-    head.step = 3  # the count of steps belongs to a checkpoint
+    head.step = 3  # the step count belongs to a checkpoint
     assert losses + train(head, optimizer, steps=3, first=3) == expected
     assert torch.equal(all_rows(head), all_rows(whole[0]))
 
@@ -128,12 +128,12 @@ def test_files_that_do_not_fit_are_refused_and_left_alone(tmp_path):
     with pytest.raises(ValueError, match="5 bytes instead of 3200"):
         PartialFC(100, 8, store="disk", store_dir=tmp_path)
     (tmp_path / "other" / "0-of-1").mkdir(parents=True)
-    (tmp_path / "other" / "0-of-1" / "rows.bin").write_bytes(b"a stranger's")
+    (tmp_path / "other" / "0-of-1" / "rows.bin").write_bytes(b"unknown content")
     with pytest.raises(ValueError, match="not a table of rows"):
         PartialFC(100, 8, store="disk", store_dir=tmp_path / "other")
 
 
-def test_a_disk_too_small_is_told_before_training(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_training(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
     monkeypatch.setattr(stores.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match="only 1e-06 GB are free"):
@@ -149,7 +149,7 @@ def test_options_are_checked(tmp_path):
         PartialFC(10, 4, store="host", store_dir=tmp_path)
 
 
-def test_killed_in_mid_training_every_row_is_an_initial_or_a_trained_one(tmp_path):
+def test_rows_are_initial_or_trained_after_a_kill_in_training(tmp_path):
     script = f"""
         import torch
         from heads import PartialFC
@@ -171,7 +171,7 @@ def test_killed_in_mid_training_every_row_is_an_initial_or_a_trained_one(tmp_pat
     rows, fresh = all_rows(head), PartialFC(50_000, 32, dtype="bf16").centers.rows.float()
     assert torch.isfinite(rows).all() and (rows != 0).any(dim=1).all()
     changed = (rows != fresh).any(dim=1).sum()
-    assert 1000 < changed < 20_000  # of 10 steps or a few more, 1000 classes each
+    assert 1000 < changed < 20_000  # 1000 classes in each of at least 10 steps
     assert all(torch.isfinite(torch.tensor(train(head, optimizer))))
 
 
@@ -197,14 +197,14 @@ def test_initial_rows_are_normal():
     assert torch.equal(quantiles, quantiles.sort().values)
 
 
-def test_heads_need_no_file_locks_but_for_rows_on_disk(tmp_path, monkeypatch):
-    """Windows has none; the module itself must be importable there."""
+def test_only_rows_on_disk_need_file_locks(tmp_path, monkeypatch):
+    """Windows has no file locks; the module itself must be importable there."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    spec = importlib.util.spec_from_file_location("heads.stores_again", stores.__file__)
+    spec = importlib.util.spec_from_file_location("heads.rows.stores_again", stores.__file__)
     again = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(again)
     shard = Shard(10, 0, 1)
-    assert again.make("device", None, shard, {}).lazy is False
-    with pytest.raises(ValueError, match=r"store=disk: needs file locks .* use store=device or host"):
-        again.make("disk", tmp_path / "rows", shard, {})
+    assert again.make_store("device", None, shard, {}).lazy is False
+    with pytest.raises(ValueError, match=r"store=disk needs file locks .* use store=device or host"):
+        again.make_store("disk", tmp_path / "rows", shard, {})
     assert not (tmp_path / "rows").exists()
