@@ -139,12 +139,18 @@ def plans(config: DictConfig) -> list[Plan]:
 
 def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cost]:
     """Return the formula of a head and its row optimizer, of any case."""
+    from heads.core.options import make_options
+
     options = {str(name): each for name, each in config.items() if name != "_target_"}
     built = {name: instantiate(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
     head: type[Head] = get_class(config._target_)
     made = instantiate(rule) if rule else None
     state = cache(lambda width: row_state(made, width) if made else {})
-    return lambda case: head.cost(case, row_state=state(case.embedding_size), **built)
+    try:
+        of_head = make_options(head, built)
+    except TypeError as error:
+        raise ValueError(f"{config._target_}: {error}") from error
+    return lambda case: head.cost(case, of_head, row_state=state(case.embedding_size))
 
 
 def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:

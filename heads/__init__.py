@@ -4,15 +4,17 @@ Needs torch and numpy only, and serves in any training loop.
 """
 
 from . import fidelity
+from .center_head import CenterHead
 from .ffc import FFC
 from .forest import HashingForest
 from .full import FullFC
-from .head import CenterHead, Head, Selection
+from .head import Head
 from .indexes import IVF, Annoy, Exact, Index
 from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax, SVSoftmax
 from .pfc import PartialFC
 from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from .rows.row_optimizer import RowOptimizer
+from .selection.selection import Selection
 
 __version__ = "0.2.0"  # of the whole project: pyproject.toml reads it here
 

@@ -1,29 +1,45 @@
 """The full head: the exact margin softmax over all classes, model-parallel over the processes."""
 
-from typing import Unpack
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from .core.options import number
-from .head import CenterHead, CenterOptions, Selection
+from .center_head import CenterHead
+from .core.options import number, option
+from .rows.options import CenterOptions
+from .selection.selection import Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullFCOptions(CenterOptions):
+    """Options of `FullFC`."""
+
+    min_probability: float = option(
+        0.0,
+        "Rows whose largest probability over the batch is below this, and that are the class of no sample, are left "
+        "out of the backward pass and the update. The loss remains exact. 0 leaves no row out.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= number("min_probability", self.min_probability) < 1:
+            raise ValueError(f"min_probability={self.min_probability} must be in [0, 1); 0 leaves no row out")
 
 
 class FullFC(CenterHead):
-    """All classes take part in every step.
+    """Margin softmax over all classes in every step.
 
-    Args:
-        min_probability: rows whose largest probability over the batch is below this, and that are no sample's
-            own class, stay out of the backward pass and the update; the loss remains exact. 0 for none.
-        options: of `CenterHead`.
+    Raises:
+        TypeError: an option that the head does not have.
+        ValueError: an option is out of range.
     """
 
-    def __init__(
-        self, num_classes: int, embedding_size: int, *, min_probability: float = 0.0, **options: Unpack[CenterOptions]
-    ):
-        if not 0 <= number("min_probability", min_probability) < 1:
-            raise ValueError(f"min_probability={min_probability}: must be in [0, 1); 0 leaves no row out")
+    Options = FullFCOptions
+
+    def __init__(self, num_classes: int, embedding_size: int, **options: Any):
         super().__init__(num_classes, embedding_size, **options)
-        self.min_probability = min_probability
+        self.min_probability = self.options.min_probability
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         return Selection()

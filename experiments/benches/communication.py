@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heads import FFC, CenterHead, FullFC, HashingForest, Head, PartialFC
 from heads.core.cost import Case
+from heads.core.options import make_options
 from heads.indexes import Exact
 from heads.rows.optimizers import RowSGD
 
@@ -23,7 +24,7 @@ from ..plan import row_state
 from .group import on_processes
 from .measure import PeakOwn, own_memory
 
-HEADS: dict[str, tuple[Callable[..., Head], dict[str, Any]]] = {
+HEADS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "full": (FullFC, {}),
     "pfc": (PartialFC, {"sample_rate": 0.1}),
     "forest": (HashingForest, {"num_active": 0.1, "index": Exact(), "build": "blocking", "interval": 10**6}),
@@ -44,7 +45,7 @@ def communication(
     for name, world_size in product(heads, processes):
         case = Case(num_classes, embedding_size, batch, world_size)
         kind, options = HEADS[name]
-        cost = kind.cost(case, row_state=row_state(_momentum, embedding_size), **options)  # type: ignore[attr-defined]
+        cost = kind.cost(case, make_options(kind, options), row_state=row_state(_momentum, embedding_size))
         found = on_processes(world_size, _measured, name, case, steps)[0]
         lines.append(
             {

@@ -1,6 +1,7 @@
 """`bench=sampling`: PartialFC's choice of classes against drawing a number for every class."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ def sampling(
     for C in map(int, num_classes):
         head = PartialFC(C, 1)
         for rate in sample_rate:
-            head.sample_rate = rate
+            head.options = replace(head.options, sample_rate=rate)
             count = active(rate, C)
             times: Mapping[str, list[float]] = {"ours": [], "topk": []}
             for repeat in range(warmup + repeats):

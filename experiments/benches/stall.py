@@ -4,6 +4,7 @@ A whole step is timed: batch of `data=sphere`, MLP, head, both updates.
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ def stall(
             training = SphereTraining(head, batch, 0.02, steps)
             times, ages, begin = [], [], time.perf_counter()
             for number, images, labels in training.batches():
-                head.neighbours_share = 0.0 if number < warmup else 1.0  # no index before
+                share = 0.0 if number < warmup else 1.0  # no index during the warm-up
+                head.options = replace(head.options, neighbours_share=share)
                 training.step(number, images, labels)
                 now = time.perf_counter()
                 if number >= warmup:

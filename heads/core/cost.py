@@ -7,6 +7,8 @@ that of what is summed.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from .dtypes import named
 from .row_state import RowState
 
@@ -62,5 +64,6 @@ def state_bytes(row_state: Mapping[str, RowState]) -> int:
     return sum(each.width * (4 if each.dtype is None else each.dtype.itemsize) for each in row_state.values())
 
 
-def number_bytes(dtype: str) -> int:
+def number_bytes(dtype: torch.dtype | str) -> int:
+    """Return the bytes of one number."""
     return named("dtype", dtype).itemsize

@@ -126,6 +126,13 @@ def refuse_unknown(owner: type, given: Mapping[str, Any]) -> None:
             raise TypeError(f"{owner.__name__}() got an unexpected keyword argument {name!r}; {hint}")
 
 
+def refuse_renamed_methods(owner: type) -> None:
+    """Raise a TypeError for a class that overrides a method by its former name."""
+    for former, name in RENAMED.items():
+        if former in vars(owner) and hasattr(owner, name):
+            raise TypeError(f"{owner.__name__}.{former} is now named {name}; rename the method")
+
+
 def whole(name: str, value: Any, least: int) -> int:
     """Return `value` as an int.
 

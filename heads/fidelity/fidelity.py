@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ..center_head import CenterHead
 from ..core.timer import Timer
-from ..group.batch import batch_fault, check_values, directions, gather
+from ..group.batch import directions, gather
 from ..group.collectives import gather_rows, gather_sizes, rank_and_size
 from ..group.sharding import Shard
-from ..head import CenterHead, Selection
 from ..margins.margin import Margin
 from ..objectives.rows import DenseRows
 from ..objectives.softmax import MarginSoftmax
 from ..rows.active import ActiveRows
+from ..selection.selection import Selection
 from .full_softmax import FullSoftmax, direction
 
 FIRST_REPEAT = 1 << 20  # no training has that many micro-batches: the keys of draws that are only looked at
@@ -64,10 +65,7 @@ def selection_fidelity(
         torch.autocast(device.type, enabled=False),
         _in_other_draws(head),
     ):
-        fault = batch_fault(embeddings, labels, None, head.embedding_size, device)
-        sizes = gather_sizes(0 if fault else len(embeddings), device, group, fault)
-        batch = gather(head.to_rows_space(embeddings), labels, None, sizes, group)
-        check_values(batch, head.centers.shard.num_classes, head.step)
+        batch = head.gather_batch(embeddings, labels)
         chosen = spread_over(len(batch.x_ND), probes)
         x_QD, labels_Q = batch.x_ND[chosen], batch.labels_N[chosen]
         everything = ActiveRows(head.centers, None, keep=False)

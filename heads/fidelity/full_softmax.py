@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
+from ..center_head import CenterHead
 from ..group.collectives import gather_columns, gather_sizes, max_over_processes, rank_and_size, sum_over_processes
 from ..group.sharding import Shard, positions
-from ..head import CenterHead
 from ..margins.margin import Margin
 from ..objectives.rows import MIN_NORM, Rows, RowSequence
 from ..objectives.softmax import MarginSoftmax, chunks

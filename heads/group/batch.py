@@ -3,6 +3,7 @@
 Faults in values are looked for on the gathered tensors, so that all processes raise together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from .collectives import gather_rows, rank_and_size
+from .collectives import gather_rows, gather_sizes, rank_and_size
 
 SHORTEST = 1e-6
 LARGE = 1e15  # beyond it squares might be more than float32 holds
@@ -28,17 +29,59 @@ def directions(embeddings: Tensor) -> Tensor:
     return torch.where(norm < SHORTEST, 0, normalize(embeddings, eps=SHORTEST))
 
 
+def trainable(embeddings: Tensor) -> Tensor:
+    """Return embeddings that require a gradient."""
+    if embeddings.requires_grad:
+        return embeddings
+    return (embeddings.clone() if embeddings.is_inference() else embeddings.detach()).requires_grad_()
+
+
 @dataclass(frozen=True)
 class GlobalBatch:
     """Embeddings (N, D), labels (N,) int64 and weights (N,) of all processes in rank order.
 
-    `start` is where this process's samples begin.
+    Args:
+        x_nD: embeddings of this process, differentiable.
+        start: position of this process's first sample.
     """
 
+    x_nD: Tensor
     x_ND: Tensor
     labels_N: Tensor
     weight_N: Tensor
     start: int
+
+
+def gather_batch(
+    embeddings: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    transform: Callable[[Tensor], Tensor],
+    *,
+    embedding_size: int,
+    num_classes: int,
+    step: int,
+    device: torch.device,
+    group: ProcessGroup | None,
+) -> GlobalBatch:
+    """Check the batch of this process, gather the batches of all processes, and check their values.
+
+    Args:
+        embeddings: (n, embedding_size) of this process; n may differ between processes.
+        labels: (n,) class ids.
+        weight: (n,) weights; None for ones.
+        transform: applied to the embeddings of this process before they are gathered.
+        step: of the head, for messages.
+        device: of the head.
+
+    Raises:
+        ValueError: on all processes, also if only one has a wrong input.
+    """
+    fault = batch_fault(embeddings, labels, weight, embedding_size, device)
+    sizes = gather_sizes(0 if fault else len(embeddings), device, group, fault)
+    batch = gather(transform(embeddings), labels, weight, sizes, group)
+    check_values(batch, num_classes, step)
+    return batch
 
 
 def gather(
@@ -49,7 +92,25 @@ def gather(
     packed = gather_rows(torch.cat([x_nD.detach(), weight_n[:, None]], dim=1), sizes, group)
     labels_N = gather_rows(labels.to(x_nD.device, torch.int64), sizes, group)
     start = sum(sizes[: rank_and_size(group)[0]])
-    return GlobalBatch(packed[:, :-1].contiguous(), labels_N, packed[:, -1].contiguous(), start)
+    return GlobalBatch(x_nD, packed[:, :-1].contiguous(), labels_N, packed[:, -1].contiguous(), start)
+
+
+def gather_embeddings(
+    embeddings: Tensor,
+    transform: Callable[[Tensor], Tensor],
+    *,
+    embedding_size: int,
+    device: torch.device,
+    group: ProcessGroup | None,
+) -> tuple[Tensor, list[int]]:
+    """Return the embeddings of all processes, transformed, in rank order, and the number of each process.
+
+    Raises:
+        ValueError: on all processes, also if only one has a wrong input.
+    """
+    fault = embeddings_fault(embeddings, embedding_size, device)
+    sizes = gather_sizes(0 if fault else len(embeddings), device, group, fault)
+    return gather_rows(transform(embeddings), sizes, group), sizes
 
 
 def embeddings_fault(embeddings: Tensor, embedding_size: int, device: torch.device) -> ValueError | None:

@@ -2,7 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from ..group.collectives import gather_columns, gather_sizes, rank_and_size
+from ..group.sharding import Shard
 from .rows import MIN_NORM, RowSequence
 from .softmax import chunks
 
@@ -20,3 +23,36 @@ def streamed_topk(x_ND: Tensor, rows: RowSequence, k: int, *, normalize: bool) -
         values, best = values.topk(min(k, values.shape[1]), dim=1)
         positions = positions.gather(1, best)
     return values, positions
+
+
+def nearest_classes(
+    x_ND: Tensor,
+    rows: RowSequence,
+    k: int,
+    shard: Shard,
+    sizes: list[int],
+    group: ProcessGroup | None,
+    *,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the k nearest classes of this process's embeddings, over the shards of all processes.
+
+    Each process finds the nearest rows of its shard for the embeddings of all; the results are gathered.
+
+    Args:
+        x_ND: embeddings of all processes, in rank order.
+        rows: all rows of this process's shard.
+        k: at most the number of classes.
+        sizes: number of embeddings of each process.
+        normalize: as in `streamed_topk`.
+
+    Returns:
+        Values, highest first, and class ids, both (n, k).
+    """
+    values, ids = streamed_topk(x_ND, rows, k, normalize=normalize)
+    rank, _ = rank_and_size(group)
+    widths = gather_sizes(values.shape[1], values.device, group)
+    values_NM, classes_NM = (gather_columns(part, widths, group) for part in (values, ids + shard.start))
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    values_nk, best = values_NM[own].topk(k, dim=1)
+    return values_nk, classes_NM[own].gather(1, best)

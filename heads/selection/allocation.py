@@ -59,7 +59,7 @@ class Allocation:
             self.search_scale, self.patience = max(LOWEST, self.search_scale / STEP), min(HIGHEST, self.patience * STEP)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"growth": self.growth, "effort": self.search_scale, "patience": self.patience}
+        return {"growth": self.growth, "search_scale": self.search_scale, "patience": self.patience}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.growth, self.search_scale, self.patience = state["growth"], state["effort"], state["patience"]
+        self.growth, self.search_scale, self.patience = state["growth"], state["search_scale"], state["patience"]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..head import Selection
+from .selection import Selection
 
 
 def filled(

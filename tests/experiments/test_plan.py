@@ -32,7 +32,7 @@ def measured(name: str, case: Case) -> dict[str, float]:
 def test_formulas_are_what_a_step_does(name, world_size, workers):
     case = Case(20_000, 64, 768, world_size)
     kind, options = HEADS[name]
-    cost = kind.cost(case, row_state=plan.row_state(_momentum, 64), **options)
+    cost = kind.cost(case, kind.Options(**options), row_state=plan.row_state(_momentum, 64))
     found = workers(world_size).run(measured, name, case)[0]
     assert found["table"] == pytest.approx(cost.table_bytes, rel=1e-2 if name == "ffc" else 1e-12)
     assert found["multiply_adds"] == pytest.approx(cost.multiply_adds, rel=0.05 if name == "ffc" else 1e-12)
@@ -62,7 +62,8 @@ def test_row_state_is_what_the_optimizers_keep():
     for rule in (RowSGD, RowAdagrad, RowAdamW):
         head = PartialFC(100, 16, sample_rate=0.5)
         head.optimizer(lr=0.1, rule=rule)
-        cost = PartialFC.cost(Case(100, 16, 8), row_state=plan.row_state(rule, 16), sample_rate=0.5)
+        options = PartialFC.Options(sample_rate=0.5)
+        cost = PartialFC.cost(Case(100, 16, 8), options, row_state=plan.row_state(rule, 16))
         assert cost.table_bytes == head.stats()["memory_bytes"]
 
 
@@ -95,8 +96,10 @@ def test_options_of_heads_reach_the_formulas():
         composed("heads=[full]", "options.queue_size=9")
     case = Case(1000, 8, 16)
     state = plan.row_state(_momentum, 8)
-    assert FullFC.cost(case, row_state=state, logits_budget_mb=0).multiply_adds == 4 * 1000 * 16 * 8
-    ivf, exact = (HashingForest.cost(case, row_state=state, index=index) for index in (IVF(), Exact()))
+    assert FullFC.cost(case, FullFC.Options(logits_budget_mb=0), row_state=state).multiply_adds == 4 * 1000 * 16 * 8
+    ivf, exact = (
+        HashingForest.cost(case, HashingForest.Options(index=index), row_state=state) for index in (IVF(), Exact())
+    )
     assert ivf.multiply_adds < exact.multiply_adds
 
 

@@ -119,7 +119,7 @@ def steps(case: Case) -> list[dict[str, Any]]:
                 "gradients": [probe.grad for probe in probes],
                 "pool": dict(zip(state["classes"].tolist(), state["slots"].tolist(), strict=True)),
                 "queue": head.queue.clone(),
-                "next_row": head.next_row[: head.pool.used].tolist(),
+                "next_row": head.features.next_row[: head.pool.used].tolist(),
                 "stats": head.stats(),
             }
         )
@@ -327,8 +327,8 @@ def test_bf16_features_stay_close():
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.02 * losses[0]
 
 
-def test_a_share_that_is_no_class_is_told():
-    with pytest.raises(ValueError, match=r"queue_size=0.1: this share of num_classes=4 is no class at all; give .* 4"):
+def test_a_share_below_one_class_is_reported():
+    with pytest.raises(ValueError, match=r"queue_size=0.1 of num_classes=4 is less than one class; give .* 4"):
         FFC(4, 8, queue_size=0.1)
     assert FFC(6, 8, queue_size=0.1).pool.capacity == 1
 
@@ -386,13 +386,15 @@ def test_queue_size_as_a_share_and_its_smallest_value():
     assert FFC(1000, 8, queue_size=0.1).pool.capacity == 100
     head = FFC(1000, 8, queue_size=20)
     assert head.stream_sizes(40) == {"instance": 20, "identity": 20}
-    with pytest.raises(ValueError, match=r"queue_size=20: smaller than the 32 .* 32 is the smallest"):
+    with pytest.raises(ValueError, match=r"queue_size=20 is smaller than the 32 .* 32 is the smallest"):
         head.stream_sizes(64)
     assert FFC(1000, 8, queue_size=100, identity_share=2 / 3).stream_sizes(48) == {"instance": 16, "identity": 32}
     for size in (31, 2):
-        with pytest.raises(ValueError, match=rf"batch_size={size}, identity_share=0\.5: .* an even number of each"):
+        with pytest.raises(
+            ValueError, match=rf"batch_size={size} with identity_share=0\.5 gives .* both numbers must be even"
+        ):
             head.stream_sizes(size)
-    with pytest.raises(ValueError, match="identity_share=1: must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="identity_share=1 must be between 0 and 1"):
         FFC(1000, 8, identity_share=1)
 
 

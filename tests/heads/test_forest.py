@@ -324,7 +324,7 @@ def test_probes_are_made_when_they_are_due():
         ({"neighbours_share": 1.5}, "neighbours_share=1.5"),
         ({"build": "now"}, "build='now'"),
         ({"num_active": 201}, "num_active=201"),
-        ({"target_mass": 0.5}, "target_mass=0.5: needs probe_interval"),
+        ({"target_mass": 0.5}, "target_mass=0.5 needs probes; set probe_interval"),
         ({"probe_interval": 0}, "probe_interval=0"),
         ({"probes": 0}, "probes=0"),
     ],

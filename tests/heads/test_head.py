@@ -68,7 +68,7 @@ def _topk(k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_topk_refuses_more_than_there_are():
-    with pytest.raises(ValueError, match="k=8: must lie between 1 and the number of classes, 7"):
+    with pytest.raises(ValueError, match="k=8 must be between 1 and the number of classes, 7"):
         FullFC(7, 8).topk(EMBEDDINGS, 8)
 
 

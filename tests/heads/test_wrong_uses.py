@@ -396,7 +396,7 @@ def test_ffc_computes_no_gradient_that_nobody_wants(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a gradient was computed")
 
-    monkeypatch.setattr("heads.ffc.MarginSoftmax.backward", refuse)
+    monkeypatch.setattr("heads.objectives.softmax.MarginSoftmax.backward", refuse)
     with torch.no_grad():
         assert torch.isfinite(loss_of_plain(ffc()))
 

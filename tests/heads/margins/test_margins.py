@@ -22,7 +22,10 @@ MARGINS = [
 @pytest.mark.parametrize("margin", MARGINS, ids=str)
 def test_gradient_agrees_with_finite_differences(margin):
     cos = torch.linspace(-0.999, 0.999, 401, dtype=torch.float64)
-    kink = math.cos((math.pi - margin.m2) / margin.m1) if isinstance(margin, CombinedMargin) else -1
+    m1, m2 = {CombinedMargin: lambda m: (m.m1, m.m2), ArcFace: lambda m: (1, m.m)}.get(type(margin), lambda m: (1, 0))(
+        margin
+    )
+    kink = math.cos((math.pi - m2) / m1)
     cos = cos[(cos - kink).abs() > 1e-3].requires_grad_()
     (slope,) = torch.autograd.grad(margin.target(cos).sum(), cos)
     step = 1e-6

@@ -1,0 +1,297 @@
+"""CenterHead: the training step that all heads with class centers share.
+
+A step gathers the batch from all processes, *selects* the classes that take part, computes the exact margin softmax
+over their rows, and leaves the rows' gradient *pending* until the row optimizer steps. A subclass overrides
+`select_classes`, and `on_selected` if it records anything of a step.
+
+Legend: n batch of this process, N batch of all, D embedding, C classes, K active rows of this process.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from .core import dtypes
+from .core.cost import Case, Cost
+from .core.matmul import MatMul
+from .core.options import make_options, whole
+from .core.row_state import RowState
+from .core.warn import warn_user
+from .group.batch import GlobalBatch, directions, gather_batch, gather_embeddings, trainable
+from .group.collectives import default_group
+from .head import Head
+from .margins.cosface import CosFace
+from .objectives.autograd import streamed_loss
+from .objectives.row_gradient import RowGradient
+from .objectives.softmax import MarginSoftmax
+from .objectives.topk import nearest_classes
+from .rows.active import ActiveRows
+from .rows.centers import ClassCenters
+from .rows.cost import center_cost, what_fits
+from .rows.optimizers import RowSGD
+from .rows.options import CenterOptions
+from .rows.pending import PendingGradients
+from .rows.row_optimizer import RowOptimizer
+from .selection.selection import Selection
+
+
+class CenterHead(Head):
+    """Base class of heads that keep one row, the class center, per class.
+
+    The loss is the exact margin softmax over the selected rows.
+
+    """
+
+    Options: ClassVar[type[CenterOptions]] = CenterOptions
+    min_probability = 0.0  # see `FullFC`
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        process_group: ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+        **options: Any,
+    ):
+        super().__init__()
+        self.options: Any = make_options(type(self), options)
+        self.embedding_size = whole("embedding_size", embedding_size, 1)
+        self.margin = CosFace() if self.options.margin is None else self.options.margin
+        self.matmul = MatMul(self.options.compute)
+        self.process_group = process_group if process_group is not None else default_group()
+        self.centers = ClassCenters(
+            whole("num_classes", num_classes, 1),
+            self.embedding_size,
+            bias=not self.margin.normalize,
+            seed=self.options.seed,
+            process_group=self.process_group,
+            device=device,
+            dtype=dtypes.named("dtype", self.options.dtype),
+            rounding=self.options.rounding,
+            store=self.options.store,
+            store_dir=self.options.store_dir,
+        )
+        self.pending = PendingGradients(self.centers.like.device)
+        self.probing = False  # whether a selection must leave no trace
+        self.active_classes = self.sampled_negatives = 0
+        self._has_warned_of_negatives = False
+
+    @classmethod
+    def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState], active: int | None = None) -> Cost:
+        """Return the cost of a step in which `active` rows of this process take part; None for all."""
+        return center_cost(case, options, row_state=row_state, active=active)
+
+    def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
+        """Return the classes of this training step.
+
+        Key random draws by step and micro-batch. With `probing` set the method must change nothing: `heads.fidelity`
+        asks for selections of other micro-batches, and a forward under `torch.no_grad()` only reads. State that later
+        steps depend on is updated in `on_selected`.
+
+        Args:
+            embeddings: (N, D) of all processes.
+            labels: (N,) of all processes.
+        """
+        raise NotImplementedError
+
+    def on_selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
+        """Record a training step's batch and selected rows of the shard, `ids`; None for all rows."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the loss over the global batch; in eval mode over all classes, without changing the head.
+
+        In training mode under `torch.no_grad()` it is the loss over classes selected as in training, and the head does
+        not change either. `torch.compile` leaves it uncompiled.
+
+        Args:
+            embeddings: (n, D) of this process, any float dtype; n may differ between processes and be 0.
+            labels: (n,) integer class ids in [0, C).
+            weight: (n,) weight of each sample in the mean; None for ones.
+
+        Returns:
+            Scalar, float32 (float64 if the rows are).
+
+        Raises:
+            ValueError: wrong shapes, dtypes or devices, labels outside [0, C), NaN or Inf among the embeddings. Raised
+                on all processes, also if only one has such input.
+            RuntimeError: in backward, if the rows have changed since, or with `create_graph=True`.
+        """
+        self.check_group()
+        device, learns = self.centers.like.device, self.training and torch.is_grad_enabled()
+        with self.timer("forward", device), torch.autocast(device.type, enabled=False):
+            batch = self.gather_batch(embeddings, labels, weight, learns=learns)
+            selection = Selection()
+            if self.training:
+                with self.only_looking(not learns):
+                    selection = self.select_classes(batch.x_ND, batch.labels_N)
+            keep_logits, keep_rows = self._what_to_keep(batch, selection)
+            rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
+            if learns:
+                self.on_selected(batch.x_ND, batch.labels_N, selection.ids)
+                self._count(len(rows), batch.labels_N)
+
+            def add_pending(gradient: RowGradient, finite: Tensor) -> None:
+                if learns:
+                    self.pending.append(gradient, finite, has_optimizer=self.has_optimizer)
+
+            return streamed_loss(
+                batch.x_nD,
+                self._softmax(batch, selection, rows),
+                start=batch.start,
+                keep=keep_logits,
+                on_backward=add_pending,
+                clock=self.timer,
+            )
+
+    def gather_batch(
+        self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None, *, learns: bool = False
+    ) -> GlobalBatch:
+        """Return the checked batch of all processes, with embeddings in the space of the rows.
+
+        With `learns` the embeddings require a gradient in any case, so that a frozen backbone still trains the rows.
+        Arguments and errors are those of `forward`.
+        """
+        return gather_batch(
+            embeddings,
+            labels,
+            weight,
+            lambda x_nD: self.to_rows_space(trainable(x_nD) if learns else x_nD),
+            embedding_size=self.embedding_size,
+            num_classes=self.centers.shard.num_classes,
+            step=self.step,
+            device=self.centers.like.device,
+            group=self.process_group,
+        )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the pending gradients of the rows, as `zero_grad` of their optimizer does."""
+        super().zero_grad(set_to_none)
+        self.pending.clear()
+
+    def optimizer(self, lr: float, *, rule: Callable[..., RowOptimizer] = RowSGD, **options: Any) -> RowOptimizer:
+        """Return the optimizer of the rows.
+
+        Args:
+            lr: learning rate.
+            rule: a class from `heads.rows.optimizers`.
+            options: of `rule`. RowSGD has momentum 0.9 and weight decay 5e-4 by default.
+        """
+        return rule(self, lr=lr, **options)
+
+    @torch.no_grad()
+    def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the k classes nearest to each embedding, exact over the classes of all processes.
+
+        Args:
+            embeddings: (n, D) of this process; n may differ between processes.
+            k: between 1 and C.
+
+        Returns:
+            Cosines, highest first, and class ids, both (n, k). For `Softmax`, inner products plus bias.
+
+        Raises:
+            ValueError: k is out of range, or embeddings have a wrong shape, dtype or device.
+        """
+        self.check_group()
+        shard, device = self.centers.shard, self.centers.like.device
+        if (k := whole("k", k, 1)) > shard.num_classes:
+            raise ValueError(f"k={k} must be between 1 and the number of classes, {shard.num_classes}")
+        with torch.autocast(device.type, enabled=False):
+            group, D = self.process_group, self.embedding_size
+            x_ND, sizes = gather_embeddings(
+                embeddings, self.to_rows_space, embedding_size=D, device=device, group=group
+            )
+            rows = ActiveRows(self.centers, None, keep=False)
+            return nearest_classes(x_ND, rows, k, shard, sizes, group, normalize=self.margin.normalize)
+
+    def stats(self) -> dict[str, float]:
+        """Return numbers of this process: active classes and negatives of the last step, bytes, mean milliseconds."""
+        return {
+            "active_classes": self.active_classes,
+            "sampled_negatives": self.sampled_negatives,
+            "memory_bytes": self.centers.memory_bytes,
+            **self.timer.milliseconds(),
+        }
+
+    def to_rows_space(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings (n, D) at unit length, or with a last column of ones if the rows have a bias."""
+        x_nD = embeddings.to(self.centers.like.dtype)
+        if self.margin.normalize:
+            return directions(x_nD)
+        return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
+
+    @contextmanager
+    def only_looking(self, looking: bool = True) -> Iterator[None]:
+        """Set `probing` within the context if `looking`: `select_classes` must leave no trace."""
+        before, self.probing = self.probing, self.probing or looking
+        try:
+            yield
+        finally:
+            self.probing = before
+
+    def sharded_state(self) -> dict[str, Tensor]:
+        return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.step, self.micro_batch = state["step"], 0
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, embedding_size={self.embedding_size}, seed={self.options.seed}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy or pickle, without pending gradients."""
+        return {**super().__getstate__(), "pending": PendingGradients(self.centers.like.device)}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Load the step only if the rows fit; `centers` reports what does not."""
+        if not self.centers.faults(state_dict, f"{prefix}centers."):
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CenterHead":
+        super()._apply(fn, recurse)
+        self.pending.to(self.centers.like.device)
+        return self
+
+    def _what_to_keep(self, batch: GlobalBatch, selection: Selection) -> tuple[bool, bool]:
+        """Return whether the cosines, and whether the rows, are kept from forward to backward and step."""
+        if not batch.x_nD.requires_grad:
+            return False, False
+        num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)
+        column = num_active * self.centers.like.element_size()
+        room = self.options.logits_budget_mb * 2**20 - self.pending.kept_bytes
+        return what_fits(column * len(batch.x_ND), column * self.centers.width, room)
+
+    def _softmax(self, batch: GlobalBatch, selection: Selection, rows: ActiveRows) -> MarginSoftmax:
+        return MarginSoftmax(
+            batch.x_ND,
+            batch.weight_N,
+            position_N=selection.positions(self.centers.shard.local(batch.labels_N)),
+            rows=rows,
+            margin=self.margin,
+            log_q_K=selection.log_q,
+            group=self.process_group,
+            min_probability=self.min_probability if self.training else 0.0,
+            matmul=self.matmul if self.training else None,
+            workspace=self.centers.workspace,
+        )
+
+    def _count(self, num_active: int, labels_N: Tensor) -> None:
+        shard = self.centers.shard
+        local_N = shard.local(labels_N)
+        self.active_classes = num_active
+        self.sampled_negatives = num_active - len(torch.unique(local_N[local_N >= 0]))
+        self.count_forward()
+        if self.sampled_negatives == 0 and num_active < shard.size and not self._has_warned_of_negatives:
+            self._has_warned_of_negatives = True
+            warn_user(
+                f"step {self.step}: all {num_active} active classes of this process are positives of the batch and no "
+                "negative was sampled; sample more classes or use a smaller batch"
+            )

@@ -1,0 +1,44 @@
+"""Cost of a step of a head with class centers."""
+
+from collections.abc import Mapping
+
+from ..core.cost import Case, Cost, number_bytes, state_bytes
+from ..core.row_state import RowState
+from ..objectives.softmax import CHUNK_ROWS
+from .options import CenterOptions
+
+
+def what_fits(logits: float, rows: float, room: float) -> tuple[bool, bool]:
+    """Return whether the cosines, and whether the rows, are kept: cosines first, as they save a matrix product.
+
+    Args:
+        logits: bytes of the cosines.
+        rows: bytes of the gathered rows.
+        room: bytes that may be kept.
+    """
+    return logits <= room, rows <= room - (logits if logits <= room else 0)
+
+
+def center_cost(case: Case, options: CenterOptions, *, row_state: Mapping[str, RowState], active: int | None) -> Cost:
+    """Return the cost of a step.
+
+    Args:
+        case: numbers of classes, columns, images and processes.
+        options: of the head.
+        row_state: what the row optimizer keeps for each row.
+        active: rows of a process that take part in a step; None for all.
+    """
+    N, D, K = case.batch, case.embedding_size, case.shard if active is None else active
+    row, state = D * number_bytes(options.dtype), state_bytes(row_state)
+    keeps_logits, keeps_rows = what_fits(4 * K * N, 4 * K * D, options.logits_budget_mb * 2**20)
+    in_place = active is None and number_bytes(options.dtype) == 4 and options.store != "disk"
+    kept, kept_rows = 4 * K * N * keeps_logits, 4 * K * D * (keeps_rows and not in_place)
+    chunk = 4 * min(CHUNK_ROWS, K) * (2 * N + 2 * D)
+    return Cost(
+        table_bytes=case.shard * (row + state),
+        work_bytes=kept + kept_rows + chunk + 4 * 4 * N * D + 12 * K,
+        # Embeddings, weights, labels and sizes are gathered; target cosines, maxima, sums and the gradient are summed.
+        sent_bytes=case.sent(gathered=N * (4 * (D + 1) + 8) + 8 * case.world_size, summed=4 * N * (D + 3)),
+        multiply_adds=K * N * D * (3 if kept else 4),
+        moved_bytes=K * (row * (2 if kept_rows or in_place else 3) + 2 * state),
+    )

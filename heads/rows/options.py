@@ -1,0 +1,45 @@
+"""Options of heads that keep one row per class."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ..core import dtypes
+from ..core.options import number, option, whole
+from ..margins.margin import Margin, checked_margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterOptions:
+    """Options of every `CenterHead`.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    margin: Margin | None = option(None, "A margin from `heads.margins`. None for CosFace(s=64, m=0.4).")
+    seed: int = option(0, "Seed of the initial rows and of the selection.")
+    logits_budget_mb: float = option(
+        512,
+        "MiB of this process for cosines, and then for active rows, that are kept from forward to backward and step. "
+        "Beyond it they are computed or gathered again.",
+    )
+    dtype: torch.dtype | str = option(
+        "fp32",
+        'Dtype of the stored rows: "fp32"; "bf16", with arithmetic in float32; or "fp64", to check numerics.',
+    )
+    rounding: str = option("stochastic", 'Rounding of rows stored in bf16: "stochastic" or "nearest".')
+    store: str = option(
+        "device",
+        'Where rows are stored: on the "device", in "host" memory, or on "disk" in sparse files of `store_dir`.',
+    )
+    store_dir: str | os.PathLike[str] | None = option(None, 'Folder of the files of store="disk".')
+    compute: str = option("fp32", '"fp32", or "bf16" for matrix products of inputs rounded to bfloat16.')
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0))
+        number("logits_budget_mb", self.logits_budget_mb, least=0)
+        dtypes.named("dtype", self.dtype)
+        if self.margin is not None:
+            checked_margin(self.margin)
