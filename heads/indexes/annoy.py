@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.options import documented, option
 from ..core.schedule import Schedule, check_schedule, value_at
 from ..objectives.softmax import chunks
 from . import annoy_build
@@ -23,27 +25,37 @@ from .vectors import READ_ROWS, Vectors, to_host
 BYTES_PER_TREE = 11  # for each vector, as measured
 
 
+@documented
+@dataclass(eq=False)
 class Annoy(Index):
-    """A forest of random hyperplane trees (github.com/spotify/annoy), angular, as HF-Softmax has it.
+    """A forest of random hyperplane trees for angular distance (github.com/spotify/annoy), as in HF-Softmax.
 
-    It cannot be changed: a successor is built from the start.
+    The trees approximate the nearest vectors. A forest cannot be changed: `rebuilt` builds all trees again.
 
-    Args:
-        num_trees: more find more, and take longer to build; a number, or {from this step on: number}.
-        search_k: how many candidates a query looks at; num_trees x k unless given.
-        threads: that build it. The forest depends on their number.
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an option out of range.
     """
 
     refreshable = False
     library_attributes = ("forest",)
 
-    def __init__(self, num_trees: Schedule = 50, search_k: int | None = None, threads: int = 1):
-        check_schedule("num_trees", num_trees, 1)
-        if search_k is not None and search_k < 1:
-            raise ValueError(f"search_k={search_k}: at least one candidate is needed; null for num_trees x k")
-        if threads < 1:
-            raise ValueError(f"threads={threads}: must be at least 1")
-        self.num_trees, self.search_k, self.threads = num_trees, search_k, threads
+    num_trees: Schedule = option(
+        50,
+        "Trees; more of them find more neighbours and take longer to build. A number, or {step: number} to change it "
+        "from each step on.",
+    )
+    search_k: int | None = option(None, "Candidates that a query compares. None: num_trees x neighbours asked for.")
+    threads: int = option(1, "Threads that build the forest, which depends on their number.")
+
+    def __post_init__(self) -> None:
+        check_schedule("num_trees", self.num_trees, 1)
+        if self.search_k is not None and self.search_k < 1:
+            raise ValueError(
+                f"search_k={self.search_k} must be at least 1; null compares num_trees x neighbours candidates"
+            )
+        if self.threads < 1:
+            raise ValueError(f"threads={self.threads} must be at least 1")
         self.width = 0
         self.forest: Any = None
 
@@ -62,7 +74,7 @@ class Annoy(Index):
             _write_npy(rows, vectors, self.width)
             options = [num_trees, seed, self.threads, os.getpid()]
             program = [sys.executable, "-P", annoy_build.__file__, path_of(rows), path_of(forest), *map(str, options)]
-            # A session of its own: Ctrl-C is for the training to answer.
+            # A session of its own keeps Ctrl-C for the training process.
             process = subprocess.Popen(
                 program,
                 stderr=subprocess.PIPE,
@@ -80,20 +92,20 @@ class Annoy(Index):
             self._load(path_of(forest))
 
     def query(self, x_nD: Tensor, k: int) -> Tensor:
-        found = np.full((len(x_nD), k), -1, dtype=np.int64)
+        neighbours = np.full((len(x_nD), k), -1, dtype=np.int64)
         queries = to_host(x_nD)
         search_k = -1 if self.search_k is None else self.search_k
 
-        def answer(start: int) -> None:  # without the interpreter's lock
+        def answer(start: int) -> None:  # Annoy releases the interpreter's lock
             for number in range(start, len(queries), torch.get_num_threads()):
-                near = self.forest.get_nns_by_vector(queries[number], k, search_k)
-                found[number, : len(near)] = near
+                nearest = self.forest.get_nns_by_vector(queries[number], k, search_k)
+                neighbours[number, : len(nearest)] = nearest
 
         list(_threads(torch.get_num_threads()).map(answer, range(torch.get_num_threads())))
-        return torch.from_numpy(found).to(x_nD.device)
+        return torch.from_numpy(neighbours).to(x_nD.device)
 
     def bytes_per_vector(self, width: int) -> float:
-        # A vector with its head; and of each tree, a node of that size for about `width` vectors at most.
+        # A vector with its header; each tree has at most one node of that size for about `width` vectors.
         return 4.0 * width + 16 + BYTES_PER_TREE * value_at(self.num_trees, 0)
 
     def multiply_adds(self, count: int, width: int, k: int) -> float:
@@ -109,21 +121,15 @@ class Annoy(Index):
         loaded_from(state["forest"], self._load)
 
     def _load(self, path: str) -> None:
-        """Maps the file into memory, where it stays when its name is gone."""
+        """Map the file into memory; the mapping outlives the file's name."""
         from annoy import AnnoyIndex
 
         self.forest = AnnoyIndex(self.width, "angular")
         self.forest.load(path)
 
-    def empty_copy(self) -> Index:
-        return Annoy(self.num_trees, self.search_k, self.threads)
-
-    def __repr__(self) -> str:
-        return f"Annoy(num_trees={self.num_trees}, search_k={self.search_k})"
-
 
 def _write_npy(file: IO[bytes], vectors: Vectors, width: int) -> None:
-    """Write vectors as .npy. Through a mapping, a full disk would end the process without a word."""
+    """Write vectors as .npy, without a mapping: on a full disk, that would kill the process without a message."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(vectors), width)}
     np.lib.format.write_array_header_1_0(file, header)
     for a, b in chunks(len(vectors), READ_ROWS):

@@ -1,8 +1,8 @@
-"""Builds an Annoy forest, in this process or, run as a program, in one of its own.
+"""Build an Annoy forest, in this process or as a program in its own process.
 
-`python annoy_build.py ROWS.npy FOREST NUM_TREES SEED THREADS PARENT`, which ends with the process PARENT. Adding
-rows holds the interpreter's lock, for microseconds a row and minutes in all: a training in the same process would
-stand still meanwhile. This file imports neither torch nor the rest of the package, so that the program starts at once.
+The program is `python annoy_build.py ROWS.npy FOREST NUM_TREES SEED THREADS PARENT`. It ends with the process PARENT.
+Adding rows holds the interpreter's lock for microseconds per row and minutes in total, which would stop a training in
+the same process. This file imports neither torch nor the rest of the package, so that the program starts fast.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 def built(rows: NDArray[np.float32], num_trees: int, seed: int, threads: int) -> Any:
-    """An `AnnoyIndex` of rows (n, D), angular."""
+    """Return an `AnnoyIndex` of rows (n, D) for angular distance."""
     from annoy import AnnoyIndex
 
     forest = AnnoyIndex(rows.shape[1], "angular")

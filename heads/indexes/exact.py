@@ -1,5 +1,6 @@
 """Exact search by matrix product."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from .index import Index
 from .vectors import READ_ROWS, Vectors, padded
 
 
+@dataclass(eq=False)
 class Exact(Index):
-    """A matrix product with a copy of all vectors, where they live; the reference."""
+    """Exact nearest vectors, by a matrix product with a copy of all vectors on their device; the reference."""
 
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
         self.rows_CD = torch.empty(0, 0)
 
     def __len__(self) -> int:
@@ -25,10 +27,10 @@ class Exact(Index):
         self, vectors: Vectors, *, seed: int = 0, step: int = 0, search_scale: float = 1.0, background: bool = False
     ) -> None:
         for a, b in chunks(len(vectors), READ_ROWS):
-            part = vectors.slice(a, b)
+            vectors_kD = vectors.slice(a, b)
             if a == 0:
-                self.rows_CD = part.new_empty(len(vectors), part.shape[1])
-            self.rows_CD[a:b] = part
+                self.rows_CD = vectors_kD.new_empty(len(vectors), vectors_kD.shape[1])
+            self.rows_CD[a:b] = vectors_kD
 
     def query(self, x_nD: Tensor, k: int) -> Tensor:
         positions = streamed_topk(x_nD.to(self.rows_CD), DenseRows(self.rows_CD), k, normalize=False)[1]
@@ -54,9 +56,3 @@ class Exact(Index):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows_CD = state["rows"].clone()
-
-    def empty_copy(self) -> Index:
-        return Exact()
-
-    def __repr__(self) -> str:
-        return "Exact()"

@@ -10,25 +10,25 @@ from torch import Tensor
 
 
 def saved_bytes(save: Callable[[str], object]) -> Tensor:
-    """What a library writes, as bytes (n,): mapped, so that there is no second copy in memory."""
+    """Return the bytes (n,) that a library writes, mapped from the file to avoid a copy in memory."""
     with unnamed_file() as file:
         save(path_of(file))
         return torch.from_numpy(np.memmap(file, np.uint8, mode="c"))
 
 
-def loaded_from(written: Tensor, load: Callable[[str], Any]) -> Any:
-    """What a library reads of such bytes."""
+def loaded_from(content: Tensor, load: Callable[[str], Any]) -> Any:
+    """Return what a library loads from the bytes that `saved_bytes` returned."""
     with unnamed_file() as file:
-        written.numpy().tofile(file)
+        content.numpy().tofile(file)
         file.seek(0)
         return load(path_of(file))
 
 
 def unnamed_file() -> IO[bytes]:
-    """A temporary file without a name. The system removes it with the last process that has it open or mapped."""
+    """Open a temporary file without a name, which the system removes once no process has it open or mapped."""
     return tempfile.TemporaryFile(prefix="headcount-", buffering=0)
 
 
 def path_of(file: IO[bytes]) -> str:
-    """Return a path by which libraries, and programs that inherit the descriptor, open the file."""
+    """Return the path by which libraries, and programs that inherit the descriptor, open the file."""
     return f"/dev/fd/{file.fileno()}"

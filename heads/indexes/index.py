@@ -1,52 +1,74 @@
-"""Nearest class rows of an embedding: the interface of an index.
+"""The interface of an index of nearest class rows.
 
-An index answers for the rows as they were when it was built. One that serves is not changed: `rebuilt` makes
-another for the rows as they are now, while this one goes on answering from another thread.
+An index answers for the rows as they were when it was built, and is not changed while it serves: `rebuilt` makes
+another one for the current rows while this one keeps answering from another thread.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from .vectors import Vectors
 
 
+@dataclass(eq=False)
 class Index(ABC):
-    """Positions of the vectors of highest cosine. `build` once, then `query`."""
+    """Find the vectors of highest cosine: `build` once, then `query`.
 
-    refreshable: ClassVar[bool] = True
-    library_attributes: ClassVar[tuple[str, ...]] = ()  # attributes that hold a library's objects
-    radius: float = 0.0  # that `CenterVectors` had
+    A subclass is a dataclass of its options, `@dataclass(eq=False)`.
+    """
+
+    refreshable: ClassVar[bool] = True  # whether `refresh` works
+    library_attributes: ClassVar[tuple[str, ...]] = ()  # attributes with a library's objects, which copies leave out
+    radius: float = field(default=0.0, init=False, repr=False)  # of the `CenterVectors` it was built from
 
     @abstractmethod
     def __len__(self) -> int:
-        """Vectors it holds, 0 before `build`."""
+        """Return the number of vectors, 0 before `build`."""
 
     @abstractmethod
     def build(
         self, vectors: Vectors, *, seed: int = 0, step: int = 0, search_scale: float = 1.0, background: bool = False
     ) -> None:
-        """Of all vectors.
+        """Index all vectors.
 
         Args:
-            step: of the training, for options that change with it.
-            search_scale: factor on the number of trees or lists looked through.
-            beside: another thread is at work that must not be held up.
+            vectors: n vectors of unit length, float32 (n, D).
+            seed: of the index's random choices.
+            step: optimizer step, for options that follow a schedule.
+            search_scale: factor on the number of trees, or of lists that a query searches.
+            background: whether training continues in another thread, which the build must not hold up.
         """
 
     @abstractmethod
     def query(self, x_nD: Tensor, k: int) -> Tensor:
-        """Embeddings (n, D) -> int64 (n, k), nearest first; -1 where fewer were found."""
+        """Return the positions of the k vectors of highest cosine with each embedding.
+
+        Args:
+            x_nD: embeddings (n, D), float32.
+            k: number of neighbours.
+
+        Returns:
+            int64 (n, k), nearest first, on the device of the embeddings; -1 where fewer were found.
+        """
 
     def refresh(self, vectors: Vectors, changed: Tensor) -> None:
-        """Takes in what these positions (m,) hold now."""
-        raise ValueError(f"{type(self).__name__} cannot change what it holds: build it anew")
+        """Replace the vectors at these positions (m,) in place with their current values.
+
+        Raises:
+            ValueError: the index cannot be changed (`refreshable` is False).
+        """
+        raise ValueError(f"{type(self).__name__} cannot change what it holds; build a new index")
 
     def rebuilt(self, vectors: Vectors, changed: Tensor, **options: Any) -> "Index":
-        """Another index, of the vectors as they are now; only those at `changed` differ from this one's.
+        """Return another index of the current vectors and leave this one unchanged.
 
-        Takes the options of `build`.
+        Args:
+            vectors: the current vectors.
+            changed: int64 (m,), the positions at which they differ from this index's.
+            options: those of `build`.
         """
         index = self.empty_copy()
         index.build(vectors, **options)
@@ -54,25 +76,26 @@ class Index(ABC):
 
     @abstractmethod
     def bytes_per_vector(self, width: int) -> float:
-        """Memory that an index takes for each vector of this width."""
+        """Return the memory in bytes for each vector of this width."""
 
     @abstractmethod
     def multiply_adds(self, count: int, width: int, k: int) -> float:
-        """Of a query for k neighbours among so many vectors of this width."""
+        """Return the multiply-adds of a query for k neighbours among `count` vectors of this width."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers."""
+        """Return the built index as tensors and numbers."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` of an index with the same options returned."""
 
-    @abstractmethod
-    def empty_copy(self) -> "Index":
-        """With the same options, not built."""
+    def empty_copy(self) -> Self:
+        """Return an index with the same options that is not built."""
+        return replace(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles go through `state_dict`, since a library's objects may allow neither."""
+        """Copy and pickle through `state_dict`, since a library's objects may allow neither."""
         own = {name: None if name in self.library_attributes else value for name, value in self.__dict__.items()}
         return {"own": own, "built": self.state_dict() if len(self) else None}
 

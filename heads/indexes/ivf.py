@@ -1,11 +1,13 @@
 """Approximate search by inverted lists around centroids (faiss)."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.options import documented, option
 from ..core.schedule import Schedule, check_schedule, value_at
 from ..objectives.softmax import chunks
 from .files import loaded_from, saved_bytes
@@ -15,26 +17,35 @@ from .vectors import READ_ROWS, Vectors, padded, to_host
 POINTS_PER_CENTROID = 64  # that k-means looks at
 
 
+@documented
+@dataclass(eq=False)
 class IVF(Index):
-    """Inverted lists around centroids, exact within a list (faiss): changed vectors move from list to list.
+    """Inverted lists around centroids, with exact search within a list (faiss, IndexIVFFlat).
 
-    Args:
-        num_lists: centroids; 4 sqrt(n), as faiss recommends, unless given.
-        nprobe: how many lists a query looks through; a number, or {from this step on: number}.
-        retrain: a successor keeps the centroids, except every so many times.
+    See github.com/facebookresearch/faiss. A refresh moves changed vectors from list to list; every `retrain` refreshes
+    k-means computes new centroids.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an option out of range, or faiss is not installed.
     """
 
     library_attributes = ("lists", "_searcher", "_resources")
 
-    def __init__(self, num_lists: int | None = None, nprobe: Schedule = 16, retrain: int = 10):
-        if num_lists is not None and num_lists < 1:
-            raise ValueError(f"num_lists={num_lists}: at least one list is needed; null for 4 sqrt(classes)")
-        check_schedule("nprobe", nprobe, 1)
-        if retrain < 1:
-            raise ValueError(f"retrain={retrain}: must be at least 1, which finds new centroids every time")
+    num_lists: int | None = option(None, "Centroids, one list each. None: 4 sqrt(classes), as faiss recommends.")
+    nprobe: Schedule = option(
+        16, "Lists that a query searches. A number, or {step: number} to change it from each step on."
+    )
+    retrain: int = option(10, "Compute new centroids at every so many refreshes; the others keep the centroids.")
+
+    def __post_init__(self) -> None:
+        if self.num_lists is not None and self.num_lists < 1:
+            raise ValueError(f"num_lists={self.num_lists} must be at least 1; null makes 4 sqrt(classes) lists")
+        check_schedule("nprobe", self.nprobe, 1)
+        if self.retrain < 1:
+            raise ValueError(f"retrain={self.retrain} must be at least 1, which computes new centroids every time")
         _faiss()
-        self.num_lists, self.nprobe, self.retrain = num_lists, nprobe, retrain
-        self.refreshes = 0  # times since the centroids were found
+        self.refreshes = 0  # since the centroids were computed
         self.lists: Any = None
         self._searcher: Any = None  # the lists, or their copy on a GPU
 
@@ -45,24 +56,24 @@ class IVF(Index):
         self, vectors: Vectors, *, seed: int = 0, step: int = 0, search_scale: float = 1.0, background: bool = False
     ) -> None:
         faiss = _faiss_one_thread() if background else _faiss()
-        count, sample = len(vectors), vectors.slice(0, 1)
+        count, example = len(vectors), vectors.slice(0, 1)
         num_lists = min(self.num_lists or max(1, round(4 * count**0.5)), count)
-        width = sample.shape[1]
+        width = example.shape[1]
         self.lists = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, num_lists, faiss.METRIC_INNER_PRODUCT)
         clustering = self.lists.cp
         clustering.seed, clustering.spherical = seed % (1 << 31), True
-        clustering.min_points_per_centroid = 1  # no warnings of small sets
+        clustering.min_points_per_centroid = 1  # no warnings about small sets
         clustering.max_points_per_centroid = POINTS_PER_CENTROID
-        drawn = np.random.default_rng(seed).permutation(count)[: num_lists * POINTS_PER_CENTROID]
-        self.lists.train(to_host(vectors.gather(torch.from_numpy(np.sort(drawn)))))
+        sampled = np.random.default_rng(seed).permutation(count)[: num_lists * POINTS_PER_CENTROID]
+        self.lists.train(to_host(vectors.gather(torch.from_numpy(np.sort(sampled)))))
         for a, b in chunks(count, READ_ROWS):
             self.lists.add(to_host(vectors.slice(a, b)))
         self.lists.make_direct_map()
-        self._serve(step, search_scale, sample.device)
+        self._serve(step, search_scale, example.device)
 
     def query(self, x_nD: Tensor, k: int) -> Tensor:
-        found = self._searcher.search(to_host(x_nD), min(k, len(self)))[1]
-        return padded(torch.from_numpy(found), k).to(x_nD.device)
+        neighbours = self._searcher.search(to_host(x_nD), min(k, len(self)))[1]
+        return padded(torch.from_numpy(neighbours), k).to(x_nD.device)
 
     def refresh(self, vectors: Vectors, changed: Tensor) -> None:
         for positions in changed.cpu().split(READ_ROWS):
@@ -79,7 +90,7 @@ class IVF(Index):
         return index
 
     def bytes_per_vector(self, width: int) -> float:
-        return 4.0 * width + 8 + 8  # a vector, its number, and where it lies
+        return 4.0 * width + 8 + 8  # a vector, its number and its place in the lists
 
     def multiply_adds(self, count: int, width: int, k: int) -> float:
         lists = self.num_lists or min(count, round(4 * count**0.5))
@@ -103,15 +114,9 @@ class IVF(Index):
             self._resources = faiss.StandardGpuResources()
             self._searcher = faiss.index_cpu_to_gpu(self._resources, device.index or 0, self.lists)
 
-    def empty_copy(self) -> "IVF":
-        return IVF(self.num_lists, self.nprobe, self.retrain)
-
-    def __repr__(self) -> str:
-        return f"IVF(num_lists={self.num_lists}, nprobe={self.nprobe}, retrain={self.retrain})"
-
 
 def _faiss_one_thread() -> Any:
-    """For a thread in the background: of OpenMP's settings each thread has its own."""
+    """Return faiss for a background thread. The OpenMP settings of the other threads do not change."""
     faiss = _faiss()
     faiss.omp_set_num_threads(1)
     return faiss
@@ -122,6 +127,6 @@ def _faiss() -> Any:
         import faiss
     except ImportError:
         raise ValueError(
-            "index=ivf: needs faiss, of the extra `ivf`: pip install -e '.[ivf]', or pip install faiss-cpu"
+            "index=ivf needs faiss, which the extra `ivf` installs: pip install -e '.[ivf]', or pip install faiss-cpu"
         ) from None
     return faiss

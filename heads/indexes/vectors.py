@@ -16,15 +16,15 @@ READ_ROWS = 8192  # at a time, into a library's own memory
 
 
 class Vectors(RowSequence, Protocol):
-    """What an index is built from: vectors of unit length, float32, on any device."""
+    """The vectors that an index is built from: unit length, float32, on any device."""
 
     def gather(self, positions: Tensor) -> Tensor:
-        """(k,) -> (k, D)"""
+        """Return the vectors at positions (k,) as (k, D)."""
         ...
 
 
 class TensorVectors:
-    """A tensor (n, D) of vectors of any length."""
+    """The rows of a tensor (n, D), scaled to unit length."""
 
     def __init__(self, vectors: Tensor):
         self.vectors = vectors
@@ -40,10 +40,13 @@ class TensorVectors:
 
 
 class CenterVectors:
-    """The rows of a shard, read when asked for, so that the highest cosine is the highest logit.
+    """The rows of a shard, prepared so that the highest cosine is the highest logit.
 
-    Where the margin does not normalize, one more column brings all rows to the length `radius`, which turns the
-    order by inner product into that by cosine (Bachrach et al., RecSys 2014); 0 for no such column.
+    Args:
+        centers: the class centers, which are read when needed.
+        radius: for a margin that does not normalize, at least the length of the longest row. One more column brings
+            all rows to this length, so that the order by cosine is that by inner product (Bachrach et al., RecSys
+            2014). 0 adds no column.
     """
 
     def __init__(self, centers: ClassCenters, radius: float = 0.0):
@@ -59,7 +62,7 @@ class CenterVectors:
         return self._prepared(self.centers.read(positions.to(self.centers.like.device)).float())
 
     def longest(self) -> float:
-        """The length of the longest row."""
+        """Return the length of the longest row."""
         return max(float(self.centers.read(slice(a, b)).norm(dim=1).max()) for a, b in chunks(len(self), READ_ROWS))
 
     def _prepared(self, rows_kD: Tensor) -> Tensor:
@@ -70,9 +73,11 @@ class CenterVectors:
 
 
 def to_host(vectors: Tensor) -> NDArray[np.float32]:
+    """Return vectors as a contiguous float32 array in host memory."""
     array: NDArray[np.float32] = vectors.detach().float().cpu().contiguous().numpy()
     return array
 
 
 def padded(positions: Tensor, k: int) -> Tensor:
+    """Fill positions (n, m) up with -1 to (n, k)."""
     return torch.nn.functional.pad(positions, (0, k - positions.shape[1]), value=-1)

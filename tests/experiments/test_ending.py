@@ -79,7 +79,7 @@ def test_a_first_index_that_cannot_be_built_ends_a_training_with_a_checkpoint(tm
     monkeypatch.setattr(annoy_build, "__file__", "/nowhere/annoy_build.py")
     words = [*SHORT, "head=forest", "trainer.max_steps=1000000", "trainer.log_interval=1000"]
     with (
-        pytest.warns(RuntimeWarning, match="negatives are uniform until there is one, and it is built again"),
+        pytest.warns(RuntimeWarning, match="all negatives are uniform until a new build succeeds"),
         pytest.raises(ValueError, match=r"(?s)Annoy forest ended with status 2.*3 times in a row\); resume=.* is comp"),
     ):
         train(config(*words), tmp_path)

@@ -190,7 +190,9 @@ def test_in_the_background_the_old_index_serves_on_and_is_built_again(monkeypatc
             tried += [step] * head.index_refresh.running
             head.index_refresh.wait()
         assert head.nearest_negatives > 0 and head.index_refresh.current is first and head.failure is None
-        assert all("no room; the one before serves on, and it is built again" in str(each.message) for each in told)
+        assert all(
+            "no room; the previous index is used until a new build succeeds" in str(each.message) for each in told
+        )
         assert len(told) == (step in tried)
     assert tried == [10, 11, 12, 22, 32, 42]  # at once, then at the interval
     monkeypatch.setattr(Slow, "fails", False)

@@ -1,4 +1,4 @@
-"""Indexes of nearest rows: what they find, that the one in force stays as it is, and what they are saved as."""
+"""Indexes of nearest rows: their answers, that a rebuild leaves the current index alone, and their saved state."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from heads.rows.centers import ClassCenters
 
 ROWS = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 301)[:, None]
 QUERIES = normalize(torch.randn(20, 12, generator=torch.Generator().manual_seed(1)))
-# With these options each finds all there is to find.
+# With these options each index is exact.
 INDEXES = {
     "exact": Exact(),
     "annoy": Annoy(num_trees=10, search_k=3000),
@@ -37,14 +37,14 @@ def built(name: str, rows: torch.Tensor = ROWS, **options: object) -> Index:
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_finds_the_nearest_first(name):
+def test_query_returns_the_nearest_first(name):
     index = built(name)
     assert len(INDEXES[name]) == 0 and len(index) == 300
     assert torch.equal(index.query(QUERIES, 7), nearest(ROWS, 7))
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_says_where_there_are_no_more(name):
+def test_missing_neighbours_are_minus_one(name):
     answer = built(name, ROWS[:4]).query(QUERIES, 6)
     assert torch.equal(answer[:, :4].sort().values, torch.arange(4).expand(20, -1)) and (answer[:, 4:] == -1).all()
 
@@ -62,7 +62,7 @@ def test_a_rebuilt_index_holds_changes_and_leaves_the_original_alone(name):
 
 
 @pytest.mark.parametrize("name", ["exact", "ivf"])
-def test_refresh_takes_changes_in(name):
+def test_refresh_replaces_changed_vectors(name):
     index, changed = built(name), torch.arange(0, 300, 7)
     rows = ROWS.clone()
     rows[changed] = -ROWS[changed]
@@ -70,20 +70,20 @@ def test_refresh_takes_changes_in(name):
     assert len(index) == 300 and torch.equal(index.query(QUERIES, 5), nearest(rows, 5))
 
 
-def test_annoy_cannot_change():
+def test_annoy_cannot_be_refreshed():
     with pytest.raises(ValueError, match="Annoy cannot change what it holds"):
         built("annoy").refresh(TensorVectors(ROWS), torch.tensor([0]))
 
 
-def test_ivf_finds_new_centroids_every_so_many_times():
+def test_ivf_computes_new_centroids_at_every_third_refresh():
     index: Index = IVF(num_lists=10, nprobe=10, retrain=3)
     index.build(TensorVectors(ROWS))
     options = {"seed": 1, "step": 0, "search_scale": 1.0, "background": False}
-    renewed = []
+    refreshes = []
     for _ in range(4):
         index = index.rebuilt(TensorVectors(ROWS), torch.tensor([0]), **options)
-        renewed.append(index.refreshes)  # type: ignore[attr-defined]
-    assert renewed == [1, 2, 0, 1]
+        refreshes.append(index.refreshes)  # type: ignore[attr-defined]
+    assert refreshes == [1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("name", INDEXES)
@@ -106,15 +106,15 @@ def test_equal_seeds_build_equal_indexes(name):
 
 def test_search_scale_and_step_set_trees_and_lists():
     annoy, ivf = Annoy(num_trees={0: 2, 10: 6}), IVF(num_lists=30, nprobe={0: 2, 10: 6})
-    found = []
+    settings = []
     for step, search_scale in ((0, 1.0), (10, 1.0), (10, 2.0)):
         annoy.build(TensorVectors(ROWS), step=step, search_scale=search_scale)
         ivf.build(TensorVectors(ROWS), step=step, search_scale=search_scale)
-        found.append((annoy.forest.get_n_trees(), ivf.lists.nprobe))
-    assert found == [(2, 2), (6, 6), (12, 12)]
+        settings.append((annoy.forest.get_n_trees(), ivf.lists.nprobe))
+    assert settings == [(2, 2), (6, 6), (12, 12)]
 
 
-def test_a_program_that_fails_is_told(monkeypatch):
+def test_a_failed_builder_is_reported(monkeypatch):
     monkeypatch.setattr(annoy_build, "__file__", "/nowhere/annoy_build.py")
     with pytest.raises(RuntimeError, match=r"building the Annoy forest ended with status 2:\n.*/nowhere"):
         built("annoy", background=True)
@@ -122,7 +122,9 @@ def test_a_program_that_fails_is_told(monkeypatch):
 
 def test_missing_faiss_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ValueError, match=r"index=ivf: needs faiss, of the extra `ivf`: pip install -e '.\[ivf\]'"):
+    with pytest.raises(
+        ValueError, match=r"index=ivf needs faiss, which the extra `ivf` installs: pip install -e '.\[ivf\]'"
+    ):
         IVF()
 
 
@@ -131,11 +133,11 @@ def test_missing_faiss_names_the_extra(monkeypatch):
     [
         (lambda: Annoy(num_trees=0), "num_trees=0 must be at least 1"),
         (lambda: Annoy(num_trees={5: 3}), "num_trees={5: 3} must have whole numbers as steps and begin at step 0"),
-        (lambda: Annoy(search_k=0), "search_k=0"),
-        (lambda: Annoy(threads=0), "threads=0"),
-        (lambda: IVF(num_lists=0), "num_lists=0"),
+        (lambda: Annoy(search_k=0), "search_k=0 must be at least 1"),
+        (lambda: Annoy(threads=0), "threads=0 must be at least 1"),
+        (lambda: IVF(num_lists=0), "num_lists=0 must be at least 1"),
         (lambda: IVF(nprobe={0: 0}), "nprobe=0 must be at least 1"),
-        (lambda: IVF(retrain=0), "retrain=0"),
+        (lambda: IVF(retrain=0), "retrain=0 must be at least 1"),
     ],
 )
 def test_bad_options_are_refused(make, words):
@@ -144,7 +146,7 @@ def test_bad_options_are_refused(make, words):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_center_vectors_put_inner_products_in_the_order_of_cosines(dtype):
+def test_center_vectors_order_cosines_by_inner_product(dtype):
     centers = ClassCenters(300, 11, bias=True, dtype=dtype)
     centers.rows.copy_(ROWS)
     vectors = CenterVectors(centers)
@@ -169,7 +171,7 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
-def test_a_builder_that_is_killed_is_told():
+def test_a_killed_builder_is_reported():
     failure = []
 
     def build() -> None:
@@ -188,8 +190,8 @@ def test_a_builder_that_is_killed_is_told():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
-def test_building_ends_with_a_training_that_is_killed(tmp_path):
-    """And leaves no file."""
+def test_a_builder_ends_with_its_killed_training(tmp_path):
+    """No file is left."""
     training = subprocess.Popen(
         [sys.executable, "-c", SLOW_BUILD], cwd=Path(__file__).parents[3], env={**os.environ, "TMPDIR": str(tmp_path)}
     )
@@ -209,13 +211,24 @@ def test_building_ends_with_a_training_that_is_killed(tmp_path):
 
 
 def building() -> list[tuple[int, int]]:
-    """Processes that run the builder, and their parents. One that has ended has no command line any more."""
-    found = []
+    """Return (process, parent) of each builder. A process that has ended has no command line any more."""
+    builders = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             command, status = (path / "cmdline").read_text(), (path / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # gone meanwhile
+        except OSError:  # the process has ended
             continue
         if "annoy_build" in command:
-            found.append((int(path.name), int(status[1])))
-    return found
+            builders.append((int(path.name), int(status[1])))
+    return builders
+
+
+@pytest.mark.parametrize("kind", [Annoy, IVF])
+def test_misspelt_options_are_refused(kind):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_tree'"):
+        kind(num_tree=3)
+
+
+def test_help_lists_options_with_defaults():
+    assert "num_trees" in Annoy.__doc__ and "Default: 50" in Annoy.__doc__
+    assert repr(Annoy(5)) == "Annoy(num_trees=5, search_k=None, threads=1)" and repr(Exact()) == "Exact()"
