@@ -14,16 +14,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from data.files import write_whole
-from data.options import several, whole
+from data.options import several
 from data.records import DataSet
 
 from . import INTERRUPTED
 from .command_line import arguments
+from .command_line.schema import Count, Natural
 from .launching.launch_config import child, end_with_parent
 from .launching.machine import check_processes
 from .launching.processes import Processes
 from .models.model import Model
 from .models.trained import Trained, model_of
+from .option_types import checked
 from .run import start
 
 SPEAK_SECONDS = 3
@@ -88,7 +90,8 @@ def model(config: DictConfig, processes: Processes) -> Model:
 
 def model_of_config(config: DictConfig, trained: Trained, processes: Processes) -> Model:
     """As the config wants it to be run."""
-    batch_size, num_workers = whole("batch_size", config.batch_size, 1), whole("num_workers", config.num_workers, 0)
+    batch_size = checked("batch_size", config.batch_size, Count)
+    num_workers = checked("num_workers", config.num_workers, Natural)
     return model_of(trained, processes, config.trainer.precision, num_workers, batch_size)
 
 

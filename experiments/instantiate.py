@@ -1,22 +1,33 @@
-"""Builds what a config names, with errors in the words of what was built."""
+"""Construction of what a config names, with errors in the words of what is constructed."""
 
+import copy
 import inspect
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import hydra.utils
+from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
+from .option_types import checked
 
-def instantiate(config: DictConfig, **given: Any) -> Any:
-    """`config._target_` called with the config's options and what is known only at run time.
+
+def instantiate(config: DictConfig, **arguments: Any) -> Any:
+    """Call `config._target_` with the config's options.
+
+    Scalar options are checked against the types that the target declares, nested targets included.
+
+    Args:
+        arguments: what is known at run time only.
 
     Raises:
-        ValueError: what the target itself raised, without Hydra's wrapping, or options it does not take.
+        ValueError: the target raised it, does not take an option, or declares another type for it.
     """
+    config = copy.deepcopy(config)
+    _check_types(config)
     try:
-        made = hydra.utils.instantiate(config, **given)
+        result = hydra.utils.instantiate(config, **arguments)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError):
@@ -24,16 +35,40 @@ def instantiate(config: DictConfig, **given: Any) -> Any:
         if isinstance(cause, TypeError):
             raise ValueError(f"{config._target_}: {cause}") from error
         raise ValueError(str(error)) from error
-    if isinstance(made, partial):
-        _check_keywords(made, config)
-    return made
+    if isinstance(result, partial):
+        _check_keywords(result, config)
+    return result
+
+
+def declared_types(target: Any) -> dict[str, Any]:
+    """Return the declared types of the options of a class or function, of its dataclass `Options` if it has one."""
+    source = target.__init__ if inspect.isclass(target) else target
+    try:
+        return get_type_hints(getattr(target, "Options", source), include_extras=True)
+    except (NameError, TypeError):  # written in C, or with names that only type checkers import
+        return {}
+
+
+def _check_types(config: DictConfig) -> None:
+    """Check the scalar options of a config and of the targets in it, and replace whole numbers written as 1e3."""
+    declared = {}
+    if "_target_" in config:
+        try:
+            declared = declared_types(_locate(config._target_))
+        except ImportError:  # Hydra says what is wrong
+            return
+    for name, value in config.items():
+        if isinstance(value, DictConfig):
+            _check_types(value)
+        elif name in declared and (value is not None or not config.get("_partial_")):  # the call fills in null
+            config[name] = checked(config._get_full_key(name), value, declared[str(name)])
 
 
 def _check_keywords(made: partial[Any], config: DictConfig) -> None:
-    """Raise ValueError for options that the target does not take, which would else be met when it is called."""
+    """Raise ValueError for options that the target does not take, before a call raises TypeError for them."""
     known = inspect.signature(made.func).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
     for name in made.keywords:
         if name not in known:
-            raise ValueError(f"{config._target_}: has no option {name}; it takes {', '.join(known)}")
+            raise ValueError(f"{config._target_} has no option {name}; it takes {', '.join(known)}")

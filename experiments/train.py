@@ -29,6 +29,7 @@ from .checkpoints.finding import checkpoint_dir, find
 from .checkpoints.storage import step_of
 from .command_line import options
 from .command_line.hints import did_you_mean
+from .command_line.schema import PROFILERS, OfLightning
 from .head_name import head_name
 from .instantiate import instantiate
 from .launching.capacity import check_capacity
@@ -189,9 +190,9 @@ def check_best(best: str, of_heldout: Sequence[str], protocols: Sequence[Evaluat
 
 def of_lightning(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Return what `+trainer.NAME=` passes on to Lightning's Trainer. A profile is written to the run's folder."""
-    given = {name: config.trainer[name] for name in options.OF_LIGHTNING if name in config.trainer}
+    given = {name: config.trainer[name] for name in OfLightning.__annotations__ if name in config.trainer}
     if given.get("profiler") is not None:
-        given["profiler"] = getattr(profilers, options.PROFILERS[given["profiler"]])(folder, "profile")
+        given["profiler"] = getattr(profilers, PROFILERS[given["profiler"]])(folder, "profile")
     return given
 
 

@@ -6,9 +6,9 @@ that an option added with + is read by nothing.
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,7 +17,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..option_types import checked
 from . import hints, options
+from .schema import OfLightning
 
 CONF = hints.CONF
 T = TypeVar("T")
@@ -38,9 +40,7 @@ def check(arguments: list[str], primary: str = "config") -> None:
         ValueError: a word is no option, no choice of its group, or breaks a rule that is known without torch.
     """
     overrides = [_parsed(word) for word in split(arguments, primary)[1]]
-    rules = options.RULES if primary == "config" else options.RULES_IN_USE
-    if any(override.key_or_group == "hydra/launcher" for override in overrides):  # it runs on another machine
-        rules = {name: rule for name, rule in rules.items() if name not in options.PATHS}
+    elsewhere = any(override.key_or_group == "hydra/launcher" for override in overrides)  # on another machine
     own = hints.own_options(primary)
     groups = [group for group in hints.groups_of(primary) if group not in own]
     chosen = _chosen(overrides, groups, primary)
@@ -50,7 +50,7 @@ def check(arguments: list[str], primary: str = "config") -> None:
         config = _composed(choices, chosen, primary)
         for override in (override for override in others if override.key_or_group not in groups):
             _check_option(override, config, choices, primary)
-            _check_values(override, config, rules)
+            _check_values(override, config, options.TRAINING if primary == "config" else options.MODEL_USE, elsewhere)
     if len(given := [override for override in overrides if _decides(override)]) == len(EITHER):
         raise ValueError(f"{given[0].input_line} {given[1].input_line}: give one of them")
     swept = [override for override in overrides if override.is_sweep_override()]
@@ -179,7 +179,7 @@ def _check_option(override: Override, config: DictConfig, choices: list[str], pr
 def _is_read(config: DictConfig, key: str, primary: str) -> bool:
     """Whether something reads an option that is not in conf/: a class that is built with it, or Lightning."""
     parent, _, last = key.rpartition(".")
-    lightning = primary == "config" and parent == "trainer" and last in options.OF_LIGHTNING
+    lightning = primary == "config" and parent == "trainer" and last in OfLightning.__annotations__
     return lightning or _within_target(config, key)
 
 
@@ -190,8 +190,12 @@ def _within_target(config: DictConfig, key: str) -> bool:
     return any(isinstance(node, DictConfig) and "_target_" in node for node in above)
 
 
-def _check_values(override: Override, config: DictConfig, rules: options.Rules) -> None:
-    """Check each value that an option is given: its kind by the default, and its rule."""
+def _check_values(override: Override, config: DictConfig, declared: Mapping[str, Any], elsewhere: bool) -> None:
+    """Check each value that an option is given, by its declared type or else by the type of its default.
+
+    Args:
+        elsewhere: whether the command runs on another machine, where paths may exist that are missing here.
+    """
     key = override.key_or_group
     if override.is_delete():
         return
@@ -206,16 +210,17 @@ def _check_values(override: Override, config: DictConfig, rules: options.Rules) 
         value = value.text if isinstance(value, QuotedString) else value
         if isinstance(value, str) and "${" in value:
             continue
-        is_flag = isinstance(value, bool)
         takes_flag = isinstance(default, DictConfig) and "_target_" in default  # data.augment=false
-        if isinstance(default, DictConfig) and not isinstance(value, dict | None) and not (is_flag and takes_flag):
+        if isinstance(default, DictConfig) and not isinstance(value, dict | None | (bool if takes_flag else dict)):
             raise ValueError(hints.of_several(key, value, default))
-        if isinstance(default, bool) and not is_flag:
-            raise ValueError(f"{key}={value}: must be true or false")
-        if isinstance(default, int | float) and not isinstance(default, bool) and (is_flag or isinstance(value, str)):
-            raise ValueError(f"{key}={value}: a number is needed")
-        if key in rules:
-            rules[key](key, value)
+        if key in declared:
+            checked(key, value, declared[key])
+        elif isinstance(default, bool):
+            checked(key, value, bool)
+        elif isinstance(default, int | float) and isinstance(value, bool | str):  # it may take null, a list or steps
+            checked(key, value, float)
+        if not elsewhere:
+            options.check_exists(key, value)
 
 
 def _of_a_sweep(override: Override, primary: str) -> str:

@@ -11,6 +11,9 @@ from omegaconf import DictConfig
 
 from data import workers
 
+from ..command_line.schema import Count
+from ..option_types import checked
+
 CONFIG = "config.yaml"  # of a folder's run
 
 
@@ -20,12 +23,16 @@ def pending_config() -> str:
 
 
 def number_of_processes(config: DictConfig) -> int:
-    devices, nodes = config.trainer.devices, config.trainer.num_nodes
-    for name, value in (("devices", devices), ("num_nodes", nodes)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"trainer.{name}={value}: a whole number, at least 1, is needed")
+    """Return the number of processes over all machines.
+
+    Raises:
+        ValueError: a count is no whole number of at least 1, or machines have no place to meet.
+    """
+    devices, nodes = (checked(f"trainer.{name}", config.trainer[name], Count) for name in ("devices", "num_nodes"))
     if nodes > 1 and not config.trainer.rendezvous:
-        raise ValueError(f"trainer.num_nodes={nodes}: needs trainer.rendezvous=HOST:PORT, where one of the machines is")
+        raise ValueError(
+            f"trainer.num_nodes={nodes} needs trainer.rendezvous=HOST:PORT, the address of one of the machines"
+        )
     return int(devices * nodes)
 
 

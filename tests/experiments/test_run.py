@@ -216,10 +216,13 @@ def assert_same_rows(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["resume=/nowhere"], "resume=/nowhere: there is no such file or folder"),
+        (["resume=/nowhere"], "resume=/nowhere does not exist"),
         (["resume=/tmp"], "resume=/tmp: holds no checkpoint"),
         (["embedding_size=64", "resume={}"], "was trained with embedding_size=128, and this run has embedding_size=64"),
-        (["optimizer=adamw", "resume={}"], r"was trained with .*optimizer\.rows\._target_=heads\.optim\.RowSGD"),
+        (
+            ["optimizer=adamw", "resume={}"],
+            r"was trained with .*optimizer\.rows\._target_=heads\.rows\.optimizers\.RowSGD",
+        ),
         (["batch_size=60", "resume={}"], "batch_size=60"),
         (["head=ffc", "resume={}"], r"was trained with head\._target_=heads\.pfc\.PartialFC"),
         (
@@ -378,18 +381,18 @@ def test_a_wrong_option_gets_a_sentence(tmp_path):
     [
         (["head=ffc", "queue_size=20"], "queue_size=20: smaller than the 32 images"),
         (["sample_rate=1.5"], "sample_rate=1.5: must lie in (0, 1]"),
-        (["head=full", "min_probability=2"], "min_probability=2: a probability in [0, 1)"),
+        (["head=full", "min_probability=2"], "min_probability=2: must be in [0, 1); 0 leaves no row out"),
         (["head=forest", "num_active=5000"], "num_active=5000: up to 2803 classes"),
         (["head=forest", "build=later"], "build='later': must be 'background' or 'blocking'"),
         (["head=ffc", "evaluate.train_records=9"], "evaluate.train_records=9: FFC keeps no class centers"),
-        (["trainer.gradient_clip_val=0"], "trainer.gradient_clip_val=0: must be positive; null for none"),
-        (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1: must be positive; null for none"),
-        (["trainer.max_steps=2.5"], "trainer.max_steps=2.5: a whole number, at least 1, is needed"),
-        (["evaluate.interval=0"], "evaluate.interval=0: a whole number, at least 1, is needed"),
-        (["checkpoint.keep=null"], "checkpoint.keep=None: a whole number, at least 1, is needed"),
-        (["embedding_size=abc"], "embedding_size=abc: a whole number, at least 1, is needed"),
-        (["warm_start.rows=mode"], "warm_start.rows=mode: must be one of mean, random"),
-        (["head=forest", "head.probe_interval=1.5"], "probe_interval=1.5: whole steps"),
+        (["trainer.gradient_clip_val=0"], "trainer.gradient_clip_val=0 must be a number above 0, or null for none"),
+        (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1 must be a number above 0, or null for none"),
+        (["trainer.max_steps=2.5"], "trainer.max_steps=2.5 must be a whole number of at least 1"),
+        (["evaluate.interval=0"], "evaluate.interval=0 must be a whole number of at least 1"),
+        (["checkpoint.keep=null"], "checkpoint.keep=null must be a whole number of at least 1"),
+        (["embedding_size=abc"], "embedding_size=abc must be a whole number of at least 1"),
+        (["warm_start.rows=mode"], "warm_start.rows=mode must be one of mean, random"),
+        (["head=forest", "head.probe_interval=1.5"], "head.probe_interval=1.5 must be a whole number, or null"),
     ],
 )
 def test_options_that_a_head_refuses(overrides, words, tmp_path):

@@ -61,14 +61,14 @@ MISTYPED = [
     ("node=2", "node: no such option; --help lists all options"),  # and no word of logger.wandb.mode
     ("experiment=smok", "did you mean 'smoke'?"),
     # Values.
-    ("optimizer.lr=-1", "optimizer.lr=-1: a learning rate must be a number, 0 or above"),
-    ("optimizer.rows.lr=-1", "optimizer.rows.lr=-1: a learning rate must be"),
-    ("seed=-1", "seed=-1: a whole number, at least 0, is needed"),
-    ("seed=4294967296", "seed=4294967296: must lie between 0 and 2^32 - 1"),
-    ("trainer.precision=16", "trainer.precision=16: must be one of 32-true, bf16-mixed, 16-mixed"),
+    ("optimizer.lr=-1", "optimizer.lr=-1 must be a learning rate of at least 0"),
+    ("optimizer.rows.lr=-1", "optimizer.rows.lr=-1 must be a learning rate of at least 0, or null"),
+    ("seed=-1", "seed=-1 must be a whole number from 0 to 2^32 - 1"),
+    ("seed=4294967296", "seed=4294967296 must be a whole number from 0 to 2^32 - 1"),
+    ("trainer.precision=16", "trainer.precision=16 must be one of 32-true, bf16-mixed, 16-mixed"),
     ("checkpoint.best=train/loss", "must be a metric of the evaluation, such as val/rank1"),
     ("logger.wandb.mode=on", "must be one of online, offline, disabled"),
-    ("resume=/nowhere", "resume=/nowhere: there is no such file or folder; give the folder of a run, or a checkpoint"),
+    ("resume=/nowhere", "resume=/nowhere does not exist; give the folder of a run, or a checkpoint"),
     ("trainer.max_epochs=3 trainer.max_steps=9", "trainer.max_epochs=3 trainer.max_steps=9: give one of them"),
     # How options are written.
     ("head=full,pfc", "several values are a sweep; write python -m experiments.run -m head=full,pfc"),
@@ -85,14 +85,14 @@ MISTYPED = [
     ("++foo=1", "foo: no such option"),
     ("+optimizer.foo=1", "optimizer.foo: no such option"),
     ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: no such option"),
-    ("+trainer.profiler=smple", "trainer.profiler=smple: must be one of simple, advanced, pytorch"),
+    ("+trainer.profiler=smple", "trainer.profiler=smple must be one of simple, advanced, pytorch"),
     ("+optimizer.rows.lr=1", "optimizer.rows.lr is there already; write optimizer.rows.lr=1"),
     ("head=ffc +optimizer.rows.lr=1", "optimizer.rows.lr: no option of head=ffc, where optimizer.rows is null"),
     ("~trainer.precision", "~trainer.precision: an option cannot be removed; write trainer.precision=null"),
     # Other commands.
     ("bench=topk", "bench: no option of experiments.run; it belongs to python -m experiments.benchmark"),
     ("memory_gb=80", "it belongs to python -m experiments.plan"),
-    ("evaluate: checkpoint=nowhere", "checkpoint=nowhere: there is no such file or folder; give the folder of a run"),
+    ("evaluate: checkpoint=nowhere", "checkpoint=nowhere does not exist; give the folder of a run"),
     ("evaluate: head=pfc", "head: no option of experiments.evaluate; it belongs to python -m experiments.run"),
     ("evaluate: protocol=lwf", "did you mean 'lfw'?"),
     ("evaluate: protcol=lfw", "did you mean 'protocol'?"),
@@ -120,12 +120,16 @@ MISTYPED = [
     ("margin=softmax margin.m=2", "margin.m: no option of margin=softmax; it belongs to margin=arcface"),
     ("head=ffc optimizer.rows.momentum=7", "no option of head=ffc, where optimizer.rows is null"),
     # Values of another kind.
-    ("sample_rate=abc", "sample_rate=abc: a number is needed"),
-    ("-m sample_rate=0.1,abc", "sample_rate=abc: a number is needed"),
-    ("-m optimizer.lr=0.1,-1", "optimizer.lr=-1: a learning rate must be"),
-    ("\"optimizer.lr='0.1'\"", "optimizer.lr=0.1: a number is needed"),
-    ("head.log_q=no", "head.log_q=no: must be true or false"),
-    ("data.augment=1", "data.augment=1: must be true or false"),
+    ("sample_rate=abc", "sample_rate=abc must be a number"),
+    ("-m sample_rate=0.1,abc", "sample_rate=abc must be a number"),
+    ("-m optimizer.lr=0.1,-1", "optimizer.lr=-1 must be a learning rate"),
+    ("\"optimizer.lr='0.1'\"", "optimizer.lr='0.1' must be a learning rate"),
+    ("head.log_q=no", "head.log_q=no must be true or false"),
+    ("seed=true", "seed=true must be a whole number"),
+    ("trainer.max_steps=1.5", "trainer.max_steps=1.5 must be a whole number of at least 1, or null"),
+    ("trainer.sync_batchnorm=1", "trainer.sync_batchnorm=1 must be true or false"),
+    ("fidelity.probes=[1]", "fidelity.probes=[1] must be a whole number"),
+    ("data.augment=1", "data.augment=1 must be true or false"),
     ("head=forest num_active={0:100", "num_active={0:100: is no option that Hydra can read"),
 ]
 OTHERS = ("compare", "launch", "train", "verify")  # commands without a config of their own
@@ -242,7 +246,7 @@ def test_help_tells_the_options_of_what_is_chosen():
     assert re.search(r"^  num_active=0.1 +classes in a step", told, re.MULTILINE)
     assert re.search(r"^  nprobe=16 +lists that a query", told, re.MULTILINE) and "num_trees" not in told
     assert "head=forest  (or ffc, forest_blocking, full, pfc)" in told and "min_probability=" not in told
-    assert re.search(r"^  optimizer.rows.lr=null +null: optimizer.lr", told, re.MULTILINE)
+    assert re.search(r"^  optimizer.rows.lr=null .*null: optimizer\.lr", told, re.MULTILINE)
     assert "build=blocking" in description(["head=forest_blocking"], "config")
 
 
@@ -274,11 +278,11 @@ def test_a_config_is_checked_as_a_command_line_is(tmp_path):
     options.check(found)
     assert found.trainer.max_steps == 100 and isinstance(found.trainer.max_steps, int)
     for words, sentence in (
-        (["trainer.max_epochs=1"], "trainer.max_steps=3200, trainer.max_epochs=1: give one"),
+        (["trainer.max_epochs=1"], "trainer.max_steps=3200 and trainer.max_epochs=1 cannot be combined; give one"),
         (["schedule.power=-1"], "schedule.power=-1: must not be negative"),
         (["trainer.max_steps=null"], "give one and set the other to null"),
-        (["optimizer.backbone.lr=nan"], "optimizer.backbone.lr=nan: a learning rate"),
-        ([f"warm_start.checkpoint={tmp_path / 'nothing'}"], "nothing: there is no such file or folder"),
+        (["optimizer.backbone.lr=nan"], "optimizer.backbone.lr=nan must be a learning rate"),
+        ([f"warm_start.checkpoint={tmp_path / 'nothing'}"], "nothing does not exist"),
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             options.check(config(*words))
@@ -297,9 +301,7 @@ def commands_of_the_documentation() -> list[tuple[str, str]]:
 
 def test_commands_of_the_documentation_pass(monkeypatch):
     """But for the paths in them."""
-    for name in ("RULES", "RULES_IN_USE"):
-        rules = {option: rule for option, rule in getattr(options, name).items() if option not in options.PATHS}
-        monkeypatch.setattr(options, name, rules)
+    monkeypatch.setattr(options, "PATHS", ())
     commands = commands_of_the_documentation()
     assert len(commands) > 40
     for primary, line in commands:

@@ -17,7 +17,7 @@ from tests.experiments.commands import ROOT, SMOKE, config, metrics
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from experiments.lock import locked
+from experiments.launching.lock import locked
 
 with locked(Path(sys.argv[1]), "x"):
     if os.fork() == 0:  # as data workers are

@@ -35,7 +35,7 @@ def small(monkeypatch):
         ),
         (["trainer.devices=17"], "trainer.devices=17: at most 8 processes per core can start, and this machine has 2"),
         (["trainer.devices=16"], "16 processes take 4.8 GB before they train, and 4 GB of memory are free"),
-        (["trainer.devices=0"], "trainer.devices=0: a whole number"),
+        (["trainer.devices=0"], "trainer.devices=0 must be a whole number of at least 1"),
     ],
 )
 def test_processes_that_cannot_work_are_refused(overrides, words):

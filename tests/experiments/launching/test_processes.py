@@ -253,9 +253,9 @@ def test_a_wrong_option_is_told_once(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["trainer.devices=0"], "trainer.devices=0: a whole number"),
-        (["trainer.devices=auto"], "trainer.devices=auto: a whole number"),
-        (["trainer.num_nodes=2"], "trainer.num_nodes=2: needs trainer.rendezvous=HOST:PORT"),
+        (["trainer.devices=0"], "trainer.devices=0 must be a whole number of at least 1"),
+        (["trainer.devices=auto"], "trainer.devices=auto must be a whole number of at least 1"),
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2 needs trainer.rendezvous=HOST:PORT"),
     ],
 )
 def test_bad_options_are_refused(overrides, words):

@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_told(learned, tmp_path):
         ([f"warm_start.checkpoint={tmp_path / 'other'}"], "softmax_fc_gpu_0.pt: holds no class centers"),
         (
             [f"warm_start.checkpoint={learned}", "warm_start.classes=label"],
-            "warm_start.classes=label: must be one of name, id",
+            "warm_start.classes=label must be one of name, id",
         ),
         ([f"warm_start.checkpoint={learned}", "warm_start.images=0"], "warm_start.images=0"),
         ([f"warm_start.checkpoint={learned}", "margin=softmax"], "its rows have 128 columns, this head's 129"),
