@@ -13,38 +13,53 @@ from omegaconf import DictConfig
 from .option_types import checked
 
 
-def instantiate(config: DictConfig, **arguments: Any) -> Any:
-    """Call `config._target_` with the config's options.
+def instantiate(config: DictConfig, *, _convert_: str = "none", **arguments: Any) -> Any:
+    """Call `config._target_` with the config's options, or return a partial call if `config._partial_` is true.
 
     Scalar options are checked against the types that the target declares, nested targets included.
 
     Args:
-        arguments: what is known at run time only.
+        arguments: what is known at run time only. OmegaConf never sees it: it would turn dataclasses into configs.
 
     Raises:
         ValueError: the target raised it, does not take an option, or declares another type for it.
     """
+    config = with_checked_types(config)
+    is_partial = arguments.pop("_partial_", config.get("_partial_", False))
+    try:
+        call = hydra.utils.instantiate(config, _partial_=True, _convert_=_convert_)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise ValueError(str(error)) from error
+    call = partial(call, **arguments)
+    if is_partial:
+        _check_keywords(call, config)
+        return call
+    try:
+        return call()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{config._target_}: {error}") from error
+
+
+def with_checked_types(config: DictConfig) -> DictConfig:
+    """Return a copy of a config whose scalar options have the types that its targets declare.
+
+    Raises:
+        ValueError: an option has another type.
+    """
     config = copy.deepcopy(config)
     _check_types(config)
-    try:
-        result = hydra.utils.instantiate(config, **arguments)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError):
-            raise cause from None
-        if isinstance(cause, TypeError):
-            raise ValueError(f"{config._target_}: {cause}") from error
-        raise ValueError(str(error)) from error
-    if isinstance(result, partial):
-        _check_keywords(result, config)
-    return result
+    return config
 
 
 def declared_types(target: Any) -> dict[str, Any]:
     """Return the declared types of the options of a class or function, of its dataclass `Options` if it has one."""
     source = target.__init__ if inspect.isclass(target) else target
     try:
-        return get_type_hints(getattr(target, "Options", source), include_extras=True)
+        return get_type_hints(getattr(target, "Options", None) or source, include_extras=True)
     except (NameError, TypeError):  # written in C, or with names that only type checkers import
         return {}
 

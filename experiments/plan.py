@@ -34,7 +34,7 @@ from rich.text import Text
 from data.options import whole
 
 from .command_line import hints
-from .instantiate import instantiate
+from .instantiate import instantiate, with_checked_types
 from .tables import Cell, console, packed
 
 if TYPE_CHECKING:  # heads import torch, which takes longer than all else here
@@ -141,7 +141,7 @@ def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cos
     """Return the formula of a head and its row optimizer, of any case."""
     from heads.core.options import make_options
 
-    options = {str(name): each for name, each in config.items() if name != "_target_"}
+    options = {str(name): each for name, each in with_checked_types(config).items() if name != "_target_"}
     built = {name: instantiate(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
     head: type[Head] = get_class(config._target_)
     made = instantiate(rule) if rule else None
