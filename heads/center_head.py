@@ -145,7 +145,7 @@ class CenterHead(Head):
                 start=batch.start,
                 keep=keep_logits,
                 on_backward=add_pending,
-                clock=self.timer,
+                timer=self.timer,
             )
 
     def gather_batch(

@@ -1,1 +1,1 @@
-"""Objectives: from cosines to a loss over the selected classes."""
+"""Objectives: the exact margin softmax, its gradients and exact top-k, streamed over class rows."""

@@ -14,17 +14,21 @@ if TYPE_CHECKING:
 
 
 class RowGradient:
-    """scale x d loss / d (active rows), made for any stretch of rows when asked.
+    """scale x d loss / d rows, computed for any range of active rows when needed.
 
-    With G the gradient of the products w.x and r its radial part, the gradient of rows w is
-    G x - r w. Kept cosines are overwritten by G; without them G is computed again from the rows,
-    which therefore must be those of the forward pass.
+    With G the gradient of the inner products w.x, and r its radial part, the gradient of rows w is G x - r w. Kept
+    cosines are overwritten by G. Without them G is recomputed from the rows, which must not have changed since the
+    forward pass.
+
+    Args:
+        softmax: after its pass one.
+        scale: scalar factor of the gradient.
     """
 
     def __init__(self, softmax: MarginSoftmax, scale: Tensor):
         self.softmax = softmax
         self.coefficient_N = softmax.weight_N * scale
-        # The first gradient takes the kept cosines; a second backward through the same graph recomputes.
+        # The first gradient takes the kept cosines; a second backward pass through the same graph recomputes them.
         self.kept_KN, softmax.kept_KN = softmax.kept_KN, None
         self.radial_K = None if self.kept_KN is None else softmax.x_ND.new_zeros(softmax.num_rows)
         self.sealed = False
@@ -38,51 +42,52 @@ class RowGradient:
 
     @property
     def kept_bytes(self) -> int:
+        """Bytes of kept cosines or of G."""
         return 0 if self.kept_KN is None else self.kept_KN.nbytes
 
     @property
     def rows(self) -> Rows:
-        """The rows it is the gradient of: the active ones, or what the filter left of them."""
+        """The rows that this gradient belongs to: the active rows, or those that the filter kept."""
         return self.softmax.rows
 
     def seal(self) -> None:
-        """From here on the kept numbers are G, no longer cosines."""
+        """Declare that the kept numbers are G from now on, no longer cosines."""
         self.sealed = True
 
     def release(self) -> None:
-        """No one asks for the gradient any more: its memory may be used again."""
+        """Return the memory of a gradient that is not needed any more to the workspace."""
         if self.kept_KN is not None:
             self.softmax.workspace.release("cosines", self.kept_KN)
             self.kept_KN = None
 
     def multiply(self, factor: Tensor) -> None:
-        """Multiply all that is added from here on by a scalar tensor, which no host has to wait for."""
+        """Multiply whatever is added from now on by a scalar tensor, without waiting for the device."""
         self.x_ND, self.factor = self.softmax.x_ND * factor, factor
 
     def add_to(
         self, total_kD: Tensor, a: int, b: int, rows_kD: Tensor, *, beta: float = 1.0, decay: float = 0.0
     ) -> Tensor:
-        """total_kD <- beta total_kD + gradient of rows a to b + decay rows_kD, in two passes over them."""
+        """Compute total_kD <- beta total_kD + gradient of rows a to b + decay rows_kD in place, and return it."""
         softmax = self.softmax
         if self.kept_KN is not None:
             assert self.sealed and self.radial_K is not None
-            products_kN, radial_k = self.kept_KN[a:b], self.radial_K[a:b]
+            G_kN, radial_k = self.kept_KN[a:b], self.radial_K[a:b]
         else:
-            products_kN, radial_k = self._differentiate(a, b, softmax._cosines(a, b, rows_kD))
-        softmax.matmul.addmm_(total_kD, products_kN, self.x_ND, beta=beta)
+            G_kN, radial_k = self._differentiate(a, b, softmax._cosines(a, b, rows_kD))
+        softmax.matmul.addmm_(total_kD, G_kN, self.x_ND, beta=beta)
         return total_kD.addcmul_((decay - radial_k * self.factor)[:, None], rows_kD)
 
-    def of_products(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
-        """G of active rows a to b: the gradient of their inner products with the batch, (b - a, N)."""
+    def of_inner_products(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
+        """Return G of active rows a to b: the gradient of their inner products with the batch, (b - a, N)."""
         if self.kept_KN is None:
             return self._differentiate(a, b, self.softmax._cosines(a, b, rows_kD))[0]
         assert not self.sealed and self.radial_K is not None
-        products_kN, self.radial_K[a:b] = self._differentiate(a, b, self.kept_KN[a:b])
-        self.kept_KN[a:b] = products_kN
-        return products_kN
+        G_kN, self.radial_K[a:b] = self._differentiate(a, b, self.kept_KN[a:b])
+        self.kept_KN[a:b] = G_kN
+        return G_kN
 
     def _differentiate(self, a: int, b: int, cos_kN: Tensor) -> tuple[Tensor, Tensor]:
-        """G (b - a, N) and the radial part (b - a,), from the cosines."""
+        """Return G (b - a, N) and the radial part (b - a,) from the cosines (b - a, N)."""
         softmax = self.softmax
         with torch.enable_grad():
             leaf_kN = cos_kN.detach().requires_grad_()
@@ -91,10 +96,10 @@ class RowGradient:
         if softmax.log_q_K is not None:
             p_kN = p_kN - softmax.log_q_K[a:b, None]
         p_kN = (p_kN - softmax.max_N).exp_().mul_(self.coefficient_N / softmax.sum_N)
-        where = softmax.targets(a, b)
-        p_kN[where] = 0
+        targets = softmax.targets(a, b)
+        p_kN[targets] = 0
         (gradient_kN,) = torch.autograd.grad(logits_kN, leaf_kN, p_kN)
-        gradient_kN[where] = self.target_gradient_N[where[1]]
+        gradient_kN[targets] = self.target_gradient_N[targets[1]]
         if not softmax.margin.normalize:
             return gradient_kN, gradient_kN.new_zeros(b - a)
         norm_k = softmax.norm_K[a:b]

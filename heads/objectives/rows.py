@@ -8,38 +8,38 @@ MIN_NORM = 1e-12
 
 
 class RowSequence(Protocol):
-    """Rows in order."""
+    """Rows that can be read in order."""
 
     def __len__(self) -> int: ...
 
     def slice(self, a: int, b: int) -> Tensor:
-        """Rows a to b, (b - a, D)"""
+        """Return rows a to b, (b - a, D)."""
         ...
 
 
 class Rows(RowSequence, Protocol):
-    """Active rows by their positions."""
+    """The active rows of one forward pass."""
 
     def gather(self, positions: Tensor) -> Tensor:
-        """(n,) -> (n, D)"""
+        """Return the rows at positions (n,) as (n, D)."""
         ...
 
     def subset(self, positions: Tensor) -> "Rows":
-        """Those at sorted positions."""
+        """Return the rows at sorted positions."""
         ...
 
     def release(self) -> None:
-        """They are not needed any more."""
+        """Free the memory of kept rows, which are not needed any more."""
         ...
 
     @property
     def changed(self) -> bool:
-        """Whether they are no longer those of the forward pass."""
+        """Whether the rows have changed since the forward pass."""
         ...
 
 
 class DenseRows:
-    """Rows of a tensor (K, D)."""
+    """The rows of a tensor (K, D)."""
 
     def __init__(self, rows_KD: Tensor):
         self.rows_KD = rows_KD

@@ -1,14 +1,14 @@
 """Exact margin softmax, streamed over class rows and sharded over processes.
 
-Nothing of size N x K has to exist: the rows pass twice, a chunk at a time. Pass one (`loss`) finds the
-log of the softmax's denominator, with one max and one sum over processes. Pass two (`backward`) turns
-each chunk's probabilities into gradients. The margin acts inside the log-sum-exp.
+No tensor of size N x K is necessary: two passes read the rows chunk by chunk. Pass one (`loss`) computes the log of
+the softmax's denominator, with one max and one sum over processes. Pass two (`backward`) turns the probabilities of
+each chunk into gradients. The margin acts inside the log-sum-exp.
 
-This file knows neither stores nor optimizers: rows come from a callable, and the gradient of the rows
-goes out as a `RowGradient`, which adds any stretch of itself to where it belongs when asked.
+This file depends on neither stores nor optimizers: it reads `Rows` and returns their gradient as a `RowGradient`,
+which can add any range of itself to a tensor.
 
-Legend: N global batch, D row width, K active rows of this process, k rows of a chunk, W processes;
-a suffix such as `x_ND` names the dimensions. `x_ND` has unit rows where the margin normalizes.
+Legend: N global batch, D row width, K active rows of this process, k rows of a chunk. A suffix such as `x_ND` names the
+dimensions. `x_ND` has unit rows if the margin normalizes.
 """
 
 import copy
@@ -26,7 +26,7 @@ from ..margins.margin import Margin
 from .row_gradient import RowGradient
 from .rows import MIN_NORM, Rows
 
-# Chunks that stay near the caches beat larger ones: fresh temporaries of many MB cost page faults.
+# Chunks that fit the caches are faster than larger ones: new temporaries of many MB cost page faults.
 CHUNK_ROWS = 2048
 
 
@@ -38,21 +38,21 @@ def chunks(num_rows: int, size: int | None = None) -> Iterator[tuple[int, int]]:
 
 
 class MarginSoftmax:
-    """One global batch against this process's active rows.
+    """The margin softmax of one global batch over this process's active rows.
 
     Args:
         x_ND: gathered embeddings, the same on all processes.
         weight_N: weight of each sample in the mean.
-        position_N: int64, where in the active rows the sample's own class stands; -1 if not here. On the host or
-            the device; the host must know it, so that positions which come from there spare a wait.
+        position_N: int64, the position of each sample's class among the active rows; -1 if another process owns it.
+            The host needs these positions, so a tensor on the host avoids waiting for the device.
         rows: the K active rows.
-        margin: what happens to the cosines.
+        margin: changes the cosines.
         log_q_K: log of the probability that a row was drawn, subtracted from its logits; None for zeros.
-        group: the processes that share the classes; None for one.
-        min_probability: rows whose largest probability over the batch is below it, and that are no sample's
-            own class, are left out of pass two.
-        matmul: how matrices are multiplied.
-        workspace: where buffers come from.
+        group: the processes that share the classes; None for one process.
+        min_probability: pass two leaves out rows whose largest probability over the batch is below it, unless they
+            are a sample's own class.
+        matmul: multiplies matrices; float32 by default.
+        workspace: provides buffers; new ones by default.
     """
 
     def __init__(
@@ -78,17 +78,18 @@ class MarginSoftmax:
         self.kept_KN: Tensor | None = None
 
     def loss(self, *, keep: bool) -> Tensor:
-        """Pass one: the weighted mean over the global batch, the same scalar on all processes.
+        """Run pass one and return the weighted mean over the global batch, the same scalar on all processes.
 
-        `keep` holds on to the cosines (K x N numbers) and saves pass two one matrix product.
+        Args:
+            keep: whether to keep the cosines (K x N numbers), which saves pass two one matrix product.
         """
         self.target_cos_N = self.target_cosines()
         self.target_logit_N = self.margin.target_logits(self.target_cos_N)
         num_samples = len(self.x_ND)
-        # The target takes part, on one process or another: no maximum can be lower.
+        # The target's row is active on one of the processes, so no maximum is lower than its logit.
         max_N, sum_N = self.target_logit_N, torch.zeros_like(self.target_logit_N)
         kept_KN = self.workspace.acquire("cosines", (self.num_rows, num_samples), self.x_ND) if keep else None
-        # exp(logit - maximum so far) is never below the probability.
+        # exp(logit - maximum so far) is an upper bound of the probability.
         self.bound_K = self.x_ND.new_empty(self.num_rows) if self.min_probability else None
         for a, b in chunks(self.num_rows):
             rows_kD = self.rows.slice(a, b)
@@ -104,13 +105,19 @@ class MarginSoftmax:
                 self.bound_K[a:b] = exp_kN.amax(1)
         global_max_N = max_over_processes(max_N.clone(), self.group)
         sum_N = sum_over_processes(sum_N * (max_N - global_max_N).exp_(), self.group)
-        # Never added up: log(sum) is small, and next to a maximum of up to s its low bits would be lost.
+        # Not combined: log(sum) is small, and its low bits would be lost in a sum with a maximum of up to s.
         self.max_N, self.sum_N = global_max_N, sum_N
         self.kept_KN = kept_KN
         return torch.dot(self.weight_N, sum_N.log() - (self.target_logit_N - global_max_N))
 
     def backward(self, scale: Tensor) -> tuple[Tensor, RowGradient]:
-        """Pass two: scale x d loss / d x_ND (N, D), summed over processes, and the rows' own gradient.
+        """Run pass two and return the gradients.
+
+        Args:
+            scale: scalar factor of the gradients.
+
+        Returns:
+            scale x d loss / d x_ND (N, D), summed over processes, and the gradient of the rows.
 
         Raises:
             RuntimeError: the rows have changed since pass one.
@@ -125,27 +132,29 @@ class MarginSoftmax:
         x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(softmax.num_rows):
             rows_kD = softmax.rows.slice(a, b)
-            self.matmul.addmm_(x_gradient_ND, gradient.of_products(a, b, rows_kD).T, rows_kD)
+            self.matmul.addmm_(x_gradient_ND, gradient.of_inner_products(a, b, rows_kD).T, rows_kD)
         gradient.seal()
         return sum_over_processes(x_gradient_ND, self.group), gradient
 
     def _filtered(self) -> "MarginSoftmax":
-        """Of the rows only those that matter: first by their bounds, then by their probabilities."""
+        """Return this softmax without rows below `min_probability`: first by bounds, then by exact probabilities."""
         assert self.bound_K is not None
         softmax = self._narrowed(self.bound_K >= self.min_probability)
-        matters_K = torch.zeros(softmax.num_rows, dtype=torch.bool, device=self.x_ND.device)
+        large_K = torch.zeros(softmax.num_rows, dtype=torch.bool, device=self.x_ND.device)
         for a, b in chunks(softmax.num_rows):
             if softmax.kept_KN is None:
                 cos_kN = softmax._cosines(a, b, softmax.rows.slice(a, b))
             else:
                 cos_kN = softmax.kept_KN[a:b]
             p_kN = (softmax._logits(a, b, cos_kN) - softmax.max_N).exp_().div_(softmax.sum_N)
-            matters_K[a:b] = p_kN.amax(1) >= self.min_probability
-        return softmax._narrowed(matters_K)
+            large_K[a:b] = p_kN.amax(1) >= self.min_probability
+        return softmax._narrowed(large_K)
 
     def _narrowed(self, mask_K: Tensor) -> "MarginSoftmax":
-        """This softmax, denominators and all, for the gradient of some rows and of the samples' own; takes over
-        what is kept."""
+        """Return this softmax with the same denominators for the gradient of the rows in `mask_K`.
+
+        The samples' own classes always stay. The kept cosines move to the new object.
+        """
         own_N = self.position_N >= 0
         mask_K[self.position_N[own_N]] = True
         positions = mask_K.nonzero()[:, 0]
@@ -157,7 +166,7 @@ class MarginSoftmax:
         position_N[own_N] = (mask_K.cumsum(0) - 1)[self.position_N[own_N]]
         narrow._place_targets(position_N)
         if self.kept_KN is not None:
-            # Within the same buffer: what survives never moves past what is still to be read.
+            # In the same buffer: a row only moves to a position that has been read already.
             for a, b in chunks(len(positions)):
                 self.kept_KN[a:b] = self.kept_KN[positions[a:b]]
             narrow.kept_KN, self.kept_KN = self.kept_KN[: len(positions)], None
@@ -165,21 +174,20 @@ class MarginSoftmax:
         return narrow
 
     def _place_targets(self, position_N: Tensor) -> None:
-        # Samples by the position of their target, so that a chunk finds its own by bisection; on the host, where
-        # the bounds of the chunks are known.
+        # Samples sorted by the position of their target, on the host, where a chunk finds its samples by bisection.
         host_N = position_N.cpu()
         order_N = torch.argsort(host_N, stable=True)
         self.sorted_positions: list[int] = host_N[order_N].tolist()
         self.position_N, self.order_N = position_N.to(self.x_ND.device), order_N.to(self.x_ND.device)
 
     def targets(self, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """(position in the chunk, sample) of each target among active rows a to b."""
-        first, last = bisect_left(self.sorted_positions, a), bisect_left(self.sorted_positions, b)
-        samples = self.order_N[first:last]
+        """Return (position in the chunk, sample) of each target among active rows a to b."""
+        begin, end = bisect_left(self.sorted_positions, a), bisect_left(self.sorted_positions, b)
+        samples = self.order_N[begin:end]
         return self.position_N[samples] - a, samples
 
     def target_cosines(self) -> Tensor:
-        """Each sample's cosine with its own class (N,), from whichever process owns the class."""
+        """Return each sample's cosine with its own class (N,), from the process that owns the class."""
         samples = self.order_N[bisect_left(self.sorted_positions, 0) :]
         cos_N = self.x_ND.new_zeros(len(self.x_ND))
         if len(samples):
@@ -190,7 +198,7 @@ class MarginSoftmax:
         return sum_over_processes(cos_N, self.group)
 
     def _cosines(self, a: int, b: int, rows_kD: Tensor, out: Tensor | None = None) -> Tensor:
-        # Rows are scaled before the product, not the product after it: s multiplies every rounding of a cosine.
+        # Rows are scaled before the product. Scaling the product would round cosines, and s multiplies that error.
         if self.margin.normalize:
             unit_kD = self.workspace.borrow("unit", tuple(rows_kD.shape), self.x_ND)
             rows_kD = torch.div(rows_kD, self.norm_K[a:b, None], out=unit_kD)
@@ -200,6 +208,6 @@ class MarginSoftmax:
         logits_kN = self.margin.negative_logits(cos_kN, self.target_cos_N)
         if self.log_q_K is not None:
             logits_kN -= self.log_q_K[a:b, None]
-        where = self.targets(a, b)
-        logits_kN[where] = self.target_logit_N[where[1]]
+        targets = self.targets(a, b)
+        logits_kN[targets] = self.target_logit_N[targets[1]]
         return logits_kN

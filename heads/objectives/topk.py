@@ -1,4 +1,4 @@
-"""The rows of highest cosine, streamed a chunk at a time."""
+"""Exact nearest rows, streamed chunk by chunk."""
 
 import torch
 from torch import Tensor
@@ -11,15 +11,25 @@ from .softmax import chunks
 
 
 def streamed_topk(x_ND: Tensor, rows: RowSequence, k: int, *, normalize: bool) -> tuple[Tensor, Tensor]:
-    """The k rows of highest cosine (inner product without `normalize`): values and positions, (N, min(k, K))."""
+    """Return the k rows of highest cosine with each embedding.
+
+    Args:
+        x_ND: embeddings (N, D), of unit length for cosines.
+        rows: K rows.
+        k: number of rows.
+        normalize: whether rows are scaled to unit length; without it the values are inner products.
+
+    Returns:
+        Values, highest first, and int64 positions, both (N, min(k, K)).
+    """
     values = x_ND.new_empty((len(x_ND), 0))
     positions = torch.empty((len(x_ND), 0), dtype=torch.int64, device=x_ND.device)
     for a, b in chunks(len(rows)):
         rows_kD = rows.slice(a, b)
         scores_Nk = x_ND @ (torch.nn.functional.normalize(rows_kD, eps=MIN_NORM) if normalize else rows_kD).T
         values = torch.cat([values, scores_Nk], dim=1)
-        here = torch.arange(a, b, device=x_ND.device).expand(len(x_ND), -1)
-        positions = torch.cat([positions, here], dim=1)
+        chunk_positions = torch.arange(a, b, device=x_ND.device).expand(len(x_ND), -1)
+        positions = torch.cat([positions, chunk_positions], dim=1)
         values, best = values.topk(min(k, values.shape[1]), dim=1)
         positions = positions.gather(1, best)
     return values, positions

@@ -122,9 +122,7 @@ def test_a_failed_builder_is_reported(monkeypatch):
 
 def test_missing_faiss_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(
-        ValueError, match=r"index=ivf needs faiss, which the extra `ivf` installs: pip install -e '.\[ivf\]'"
-    ):
+    with pytest.raises(ValueError, match=r"index=ivf needs faiss, .* extra `ivf` installs: pip install -e '.\[ivf\]'"):
         IVF()
 
 
