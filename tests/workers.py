@@ -1,4 +1,4 @@
-"""Process groups for tests: gloo workers that stay up for the whole session, one group per world size."""
+"""Process groups for tests: gloo workers that run for the whole session, one group per world size."""
 
 import multiprocessing
 import tempfile
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 
 class WorkerGroup:
-    """`run(function, *arguments)` calls a module-level function in every process and lists what they return."""
+    """Worker processes that run module-level functions."""
 
     def __init__(self, world_size: int):
         self.world_size = world_size
@@ -29,6 +29,7 @@ class WorkerGroup:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call a module-level function in every process and return the results in rank order."""
         for pipe in self.pipes:
             pipe.send((function, arguments))
         results = [pipe.recv() for pipe in self.pipes]
@@ -62,5 +63,5 @@ def _serve(rank: int, world_size: int, store: str, pipe: Any) -> None:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Inside a worker."""
+    """Return the rank and the world size inside a worker."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -1,1 +1,1 @@
-"""What the heads share below everything else: random draws, memory, timing, matrix products, options."""
+"""Shared foundations of the heads: options, schedules, random draws, memory, timing, matrix products, costs."""

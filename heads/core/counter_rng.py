@@ -1,7 +1,7 @@
-"""Random draws that are keyed, not carried.
+"""Counter-based random numbers: a draw is a function of a key, not of earlier draws.
 
-A draw depends on what it is for (seed, purpose, step, class, ...) and on nothing drawn before, so that
-resuming needs no generator state and the number of processes changes no initial row.
+The key holds purpose, seed, step, class and so on. Resuming therefore needs no generator state, and the number of
+processes does not change the initial rows.
 """
 
 import zlib
@@ -10,21 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# An odd constant for indices and those of lowbias32 (C. Wellons, "Prospecting for hash functions", 2018).
+# An odd constant for indices, and the constants of lowbias32 (C. Wellons, "Prospecting for hash functions", 2018).
 GOLDEN, FIRST, SECOND = (int(np.uint32(c).astype(np.int32)) for c in (0x9E3779B1, 0x7FEB352D, 0x846CA68B))
 
 
 def generator(purpose: str, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for (purpose, key); equal keys give equal draws on the same kind of device."""
+    """Return a generator for (purpose, key); equal keys give equal draws on the same kind of device."""
     seed = _sequence(purpose, key).generate_state(1, np.uint64)[0] >> np.uint64(1)
     return torch.Generator(device).manual_seed(int(seed))
 
 
 def uniform16(ids: Tensor, width: int, purpose: str, *key: int) -> Tensor:
-    """Uniform over all int16 values, (k, width), a row for each of the int64 ids (k,) whatever the others are.
+    """Draw uniformly from all int16 values, independently of the other ids and of the device.
 
-    By hashing, so that any row can be had alone and is the same on every device: two 32-bit keys from an id,
-    one from the column, mixed by two multiplications; each 32-bit word gives two columns.
+    The draws are hashes: two 32-bit keys from an id and one from the column, mixed by two multiplications. Each 32-bit
+    word gives two columns.
+
+    Args:
+        ids: int64 (k,), one row each.
+        width: columns.
+        purpose, key: as in `generator`.
+
+    Returns:
+        int16 (k, width).
     """
     words = _sequence(purpose, key).generate_state(4, np.uint32).astype(np.int32).tolist()
     low, high = ids.to(torch.int32), (ids >> 32).to(torch.int32)
@@ -48,7 +56,7 @@ def _mixed(word: Tensor) -> Tensor:
 
 
 def _fold(word: Tensor, shift: int) -> Tensor:
-    """word ^= word >> shift, in place; the mask takes off the sign that the shift of an int32 brings in."""
+    """Compute word ^= word >> shift in place; the mask removes the sign bits that the shift of an int32 adds."""
     return word.bitwise_xor_(word.bitwise_right_shift(shift).bitwise_and_((1 << (32 - shift)) - 1))
 
 

@@ -1,4 +1,4 @@
-"""What a row optimizer stores for each class row."""
+"""State that a row optimizer stores for each class row."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Keeps `torch.compile` from tracing heads: keyed draws, collectives and streams of chunks are no graph."""
+"""Heads outside of `torch.compile`, which cannot trace random draws by key, collectives and streamed chunks."""
 
 import torch
 from torch import nn
@@ -8,10 +8,10 @@ done: set[type[nn.Module]] = set()
 
 
 def run_uncompiled(head_class: type[nn.Module]) -> None:
-    """Make the methods of a class run as they are inside a compiled function.
+    """Make the methods of a class run uncompiled inside a compiled function.
 
-    Called when the first head of a class is made and not when the class is: `torch.compiler.disable` imports the
-    compiler, which takes seconds, and those who only import heads should not wait for it.
+    The first instance of a class calls this, not its definition: `torch.compiler.disable` imports the compiler, which
+    takes seconds, and importing heads should not wait for it.
     """
     if head_class not in done:
         done.add(head_class)

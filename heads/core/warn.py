@@ -1,4 +1,4 @@
-"""Warnings that point at the user's own line."""
+"""Warnings that point to the user's own line."""
 
 import sys
 import warnings
@@ -10,7 +10,7 @@ LIBRARIES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 
 def warn_user(message: str) -> None:
-    """Warn from the innermost frame that is neither in this package nor in torch."""
+    """Issue a warning from the innermost frame outside of this package and torch."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(LIBRARIES):
         level, frame = level + 1, frame.f_back

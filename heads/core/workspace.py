@@ -1,4 +1,4 @@
-"""Memory that is kept from one step to the next: fresh buffers of many MB cost page faults each time."""
+"""Buffers that are reused from step to step: new buffers of many MB cost page faults each time."""
 
 import math
 
@@ -7,28 +7,28 @@ from torch import Tensor
 
 
 class Workspace:
-    """Uninitialised buffers by name, at most one free buffer of each."""
+    """Uninitialised buffers by name, at most one free buffer per name."""
 
     def __init__(self) -> None:
         self._free: dict[str, Tensor] = {}
 
     def acquire(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A buffer in the dtype and on the device of `like`, the caller's own until given back, if ever."""
+        """Return a buffer with the dtype and device of `like`, which belongs to the caller until it is released."""
         numel = math.prod(shape)
         free = self._free.pop(name, None)
         if free is None or len(free) < numel or (free.dtype, free.device) != (like.dtype, like.device):
-            # A buffer born in torch.inference_mode() could never be written in training.
+            # A buffer created in torch.inference_mode() could not be written in training.
             with torch.inference_mode(False):
                 free = like.new_empty(numel)
         return free[:numel].view(shape)
 
     def release(self, name: str, buffer: Tensor) -> None:
-        """The caller is done with what it took."""
+        """Return an acquired buffer for reuse."""
         with torch.inference_mode(False):
             self._free[name] = torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(buffer.untyped_storage())
 
     def borrow(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """The same, until the name is lent again."""
+        """Return a buffer that is valid until the name is used again."""
         buffer = self.acquire(name, shape, like)
         self.release(name, buffer)
         return buffer

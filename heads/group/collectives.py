@@ -1,6 +1,6 @@
-"""The collectives of a head, each one function. With `group=None` (one process) all are identities.
+"""The collectives of a head, one function each. With `group=None` (one process) all of them are identities.
 
-Gloo's all-gather refuses uneven sizes, so rows are padded to the longest and cut afterwards.
+Gloo's all-gather refuses uneven sizes, so rows are padded to the largest size and cut afterwards.
 """
 
 import torch
@@ -10,34 +10,35 @@ from torch.distributed import ProcessGroup
 
 
 def default_group() -> ProcessGroup | None:
-    """The group of all processes, or None where there is one process only."""
+    """Return the group of all processes, or None for a single process."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.group.WORLD
     return None
 
 
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
+    """Return the rank of this process in the group, and the number of processes."""
     return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
 
 def portable(group: ProcessGroup | None) -> str | None:
-    """Return what stands for a process group in a copy or a pickle.
+    """Return a reference to a process group for copies and pickles.
 
     Raises:
-        ValueError: another group than the default one, which no other process could find.
+        ValueError: the group is not the default one, so that no other process could find it.
     """
     if group is None:
         return None
     if group is not default_group():
         raise ValueError(
-            "process_group: a head with a group of its own cannot be copied or pickled; make another with the same "
-            "options and load this one's state_dict()"
+            "a head with its own process_group cannot be copied or pickled; make another one with the same options and "
+            "load this one's state_dict()"
         )
     return "default"
 
 
 def restored(group: str | None) -> ProcessGroup | None:
-    """Return the process group that `portable` stood for, as it is here."""
+    """Return the process group of this process for a reference from `portable`."""
     return None if group is None else default_group()
 
 
@@ -47,10 +48,10 @@ def gather_sizes(
     """Return how many rows each process holds, in rank order.
 
     A process that cannot use its input passes the `fault` instead of raising it. All processes then raise together,
-    and none waits in a collective for one that never comes.
+    so that no process waits in a collective for another one that has stopped.
 
     Raises:
-        ValueError: the fault on the process that passed it; elsewhere one that names this process.
+        ValueError: the fault on the process that passed it; on the others an error that names this process.
     """
     if group is None:
         if fault is not None:
@@ -58,19 +59,19 @@ def gather_sizes(
         return [size]
     sizes = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
     dist.all_gather(sizes, torch.tensor([-1 if fault is not None else size], device=device), group=group)
-    found: list[int] = torch.cat(sizes).tolist()
+    all_sizes: list[int] = torch.cat(sizes).tolist()
     if fault is not None:
         raise fault
-    if min(found) < 0:
+    if min(all_sizes) < 0:
         raise ValueError(
-            f"process {found.index(-1)} cannot use its input, so this step was refused on all processes; "
-            f"see the message of process {found.index(-1)}"
+            f"process {all_sizes.index(-1)} cannot use its input, so this step was refused on all processes; "
+            f"see the message of process {all_sizes.index(-1)}"
         )
-    return found
+    return all_sizes
 
 
 def gather_rows(rows: Tensor, sizes: list[int], group: ProcessGroup | None) -> Tensor:
-    """Each process's (n, ...) -> all rows (sum of sizes, ...) in rank order, the same on every process."""
+    """Gather each process's rows (n, ...) in rank order to (sum of sizes, ...), the same on every process."""
     if group is None:
         return rows
     longest = max(sizes)
@@ -82,19 +83,19 @@ def gather_rows(rows: Tensor, sizes: list[int], group: ProcessGroup | None) -> T
 
 
 def gather_columns(columns: Tensor, widths: list[int], group: ProcessGroup | None) -> Tensor:
-    """Each process's (N, m) -> all columns (N, sum of widths) in rank order, the same on every process."""
+    """Gather each process's columns (N, m) in rank order to (N, sum of widths), the same on every process."""
     return gather_rows(columns.T.contiguous(), widths, group).T
 
 
 def sum_over_processes(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """In place."""
+    """Sum a tensor over processes, in place."""
     if group is not None:
         dist.all_reduce(tensor, dist.ReduceOp.SUM, group=group)
     return tensor
 
 
 def max_over_processes(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """In place."""
+    """Take the elementwise maximum of a tensor over processes, in place."""
     if group is not None:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=group)
     return tensor

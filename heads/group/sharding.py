@@ -1,4 +1,4 @@
-"""Which process owns which class: contiguous chunks of ceil(C / W), as DTensor's `Shard(0)`."""
+"""Sharding of classes over processes: contiguous chunks of ceil(C / W), as in DTensor's `Shard(0)`."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shard:
-    """The classes `start` to `stop` that process `rank` of `world_size` owns."""
+    """The classes `start` to `stop` (exclusive) that process `rank` of `world_size` owns.
+
+    Raises:
+        ValueError: no class, or more processes than leave each of them a class.
+    """
 
     num_classes: int
     rank: int = 0
@@ -17,7 +21,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
-            raise ValueError(f"num_classes={self.num_classes}: at least one class is needed")
+            raise ValueError(f"num_classes={self.num_classes} must be at least 1")
         if (self.world_size - 1) * self.chunk >= self.num_classes:
             raise ValueError(
                 f"num_classes={self.num_classes} on {self.world_size} processes leaves one without a class; "
@@ -26,6 +30,7 @@ class Shard:
 
     @cached_property
     def chunk(self) -> int:
+        """Classes of each process but the last ones."""
         return -(-self.num_classes // self.world_size)
 
     @property
@@ -41,12 +46,12 @@ class Shard:
         return self.stop - self.start
 
     def local(self, labels: Tensor) -> Tensor:
-        """Global class ids (N,) -> rows of this shard (N,), -1 where another process owns the class."""
+        """Return the rows of this shard (N,) for global class ids (N,); -1 if another process owns the class."""
         return torch.where((labels >= self.start) & (labels < self.stop), labels - self.start, -1)
 
 
 def positions(ids: Tensor, wanted: Tensor) -> Tensor:
-    """Where numbers stand among sorted ids, -1 where they do not."""
+    """Return the positions of `wanted` among sorted ids, -1 for missing ones."""
     if not len(ids):
         return torch.full_like(wanted, -1)
     place = torch.searchsorted(ids, wanted).clamp_(max=len(ids) - 1)
@@ -54,5 +59,5 @@ def positions(ids: Tensor, wanted: Tensor) -> Tensor:
 
 
 def largest_world_size(num_classes: int, at_most: int) -> int:
-    """The largest number of processes up to `at_most` that leaves none of them without a class."""
+    """Return the largest number of processes up to `at_most` that leaves each of them a class."""
     return next(w for w in range(at_most, 0, -1) if (w - 1) * -(-num_classes // w) < num_classes)

@@ -1,4 +1,4 @@
-"""Indexes that find the class centers nearest to an embedding."""
+"""Nearest-class search: the interface of an index, and Annoy, IVF and exact search."""
 
 from .annoy import Annoy
 from .exact import Exact

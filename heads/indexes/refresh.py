@@ -49,7 +49,7 @@ class IndexRefresh:
 
     @property
     def running(self) -> bool:
-        """Whether a build runs in the background."""
+        """Return whether a build runs in the background."""
         return self._thread is not None
 
     def start(self, step: int, build: Callable[[], Index]) -> None:

@@ -34,7 +34,7 @@ class Rows(RowSequence, Protocol):
 
     @property
     def changed(self) -> bool:
-        """Whether the rows have changed since the forward pass."""
+        """Return whether the rows have changed since the forward pass."""
         ...
 
 

@@ -1,1 +1,1 @@
-"""The class pool of FFC."""
+"""The class pool of FFC: a batched LRU cache from classes to slots."""

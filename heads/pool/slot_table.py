@@ -13,17 +13,24 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class SlotTable:
-    """Class -> slot by hashing. A class lies in a place of its own or, where that is taken, in the first free one of
-    the eight places of its bucket; there are at least eight times as many places as slots. A place holds fifteen bits
-    of the class, so that the table is small and stays in the cache; `class_of` tells whether it is the one."""
+    """Class -> slot by hashing.
+
+    A class has a place of its own. If that is taken, it uses the first free one of the eight places of its bucket.
+    There are at least eight times as many places as slots. A place holds fifteen bits of the class, so that the table
+    is small and stays in the cache; `class_of` has the full class for comparison.
+
+    Args:
+        class_of: the class of each slot; the pool changes it in place.
+    """
 
     def __init__(self, class_of: Ints):
-        self.class_of = class_of  # of each slot; the pool's own
+        self.class_of = class_of
         self.log2_places = 3 + max(1, (len(class_of) - 1).bit_length())
         self.place_of = np.zeros(len(class_of), dtype=np.int64)
         self.clear()
 
     def clear(self) -> None:
+        """Remove all classes."""
         self.shift = np.uint64(64 - self.log2_places)
         self.marks = np.full(1 << self.log2_places, -1, dtype=np.int16)  # -1: free
         self.slots = np.zeros(1 << self.log2_places, dtype=np.int64)
@@ -33,22 +40,24 @@ class SlotTable:
         return self.marks.nbytes + self.slots.nbytes + self.place_of.nbytes
 
     def find(self, classes: Ints) -> Ints:
+        """Return the slot of each class, -1 if it is not in the table."""
         bucket = self._place(classes) >> 3
         # `take` along an axis is several times faster than indexing.
         same = self.marks.reshape(-1, WAYS).take(bucket, axis=0) == _mark(classes)[:, None]
         flat = same.reshape(-1).nonzero()[0]
         row = flat >> 3
         candidate = self.slots.take((bucket.take(row) << 3) + (flat & 7))
-        found = self.class_of.take(candidate) == classes.take(row)
+        match = self.class_of.take(candidate) == classes.take(row)
         slots = np.full(len(classes), -1, dtype=np.int64)
-        slots[row[found]] = candidate[found]
+        slots[row[match]] = candidate[match]
         return slots
 
-    def remove(self, classes: Ints, slots: Ints) -> None:
+    def remove(self, slots: Ints) -> None:
+        """Remove the classes of these slots."""
         self.marks[self.place_of.take(slots)] = -1
 
     def insert(self, classes: Ints, slots: Ints) -> None:
-        """New classes, each once; `class_of` knows them already."""
+        """Insert distinct new classes, which `class_of` holds already."""
         while len(classes):
             place = self._place(classes)
             taken = (self.marks.take(place) >= 0).nonzero()[0]
@@ -62,8 +71,8 @@ class SlotTable:
             self.marks[place] = _mark(classes)
             self.slots[place] = slots
             self.place_of[slots] = place
-            beaten = (self.slots.take(place) != slots).nonzero()[0]  # where two of them chose the same place
-            classes, slots = classes[beaten], slots[beaten]
+            lost = (self.slots.take(place) != slots).nonzero()[0]  # of several classes in one place, one stays
+            classes, slots = classes[lost], slots[lost]
 
     def _grow(self, slots: Ints) -> None:
         slots = np.concatenate([self.slots[self.marks >= 0], slots])

@@ -52,7 +52,7 @@ class ActiveRows:
 
     @property
     def changed(self) -> bool:
-        """Whether a step, a load or a write has changed the rows since the forward pass."""
+        """Return whether a step, a load or a write has changed the rows since the forward pass."""
         return self.stamp != self.centers.stamp
 
     def release(self) -> None:

@@ -108,7 +108,7 @@ class ClassCenters(nn.Module):
 
     @property
     def in_place(self) -> bool:
-        """Whether a range of rows can be used and changed without a copy."""
+        """Return whether a range of rows can be used and changed without a copy."""
         return self.rows.dtype == self.like.dtype and self.rows.device == self.like.device and not self.store.lazy
 
     def read(self, index: RowIndex, name: str = "rows", out: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""ClassPool against an OrderedDict that takes one key after the other."""
+"""ClassPool compared with an OrderedDict that processes one key after another."""
 
 import pickle
 from collections import OrderedDict
@@ -11,7 +11,7 @@ from heads.pool.slot_table import SlotTable
 
 
 class OneAtATime:
-    """The plain LRU."""
+    """A plain LRU cache."""
 
     def __init__(self, capacity: int):
         self.capacity, self.slots = capacity, OrderedDict()
@@ -34,13 +34,13 @@ class OneAtATime:
 
 def random_batch(random: np.random.Generator, num_classes: int, longest: int) -> np.ndarray:
     size = int(random.integers(0, longest + 1))
-    if random.random() < 0.3:  # mostly the same few
+    if random.random() < 0.3:  # few classes, often repeated
         return random.integers(0, max(1, num_classes // 4), size)
     return random.integers(0, num_classes, size)
 
 
-def test_same_slots_and_victims_as_one_key_at_a_time():
-    """1,500 random sequences of batches: repeats, overflow of a nearly full pool, more classes than slots."""
+def test_slots_and_evictions_equal_those_of_one_key_at_a_time():
+    """Run 1,500 random sequences of batches: repeats, overflow of a nearly full pool, more classes than slots."""
     random = np.random.default_rng(0)
     seen = {"hit": 0, "evicted": 0, "brought back": 0, "parts": 0}
     for _ in range(1500):
@@ -85,14 +85,14 @@ def test_a_plan_changes_nothing_and_lasts_until_the_next_commit():
     pool = ClassPool(3)
     pool.commit(pool.plan([1, 2, 3]))
     before = pickle.dumps(pool.state_dict())
-    first, second = pool.plan([4, 1]), pool.plan([5])
+    outdated, committed = pool.plan([4, 1]), pool.plan([5])
     assert pickle.dumps(pool.state_dict()) == before
-    assert pool.lookup([1, 2, 3, 4], first).tolist() == [1, -1, 2, 0]
-    pool.commit(second)
+    assert pool.lookup([1, 2, 3, 4], outdated).tolist() == [1, -1, 2, 0]
+    pool.commit(committed)
     with pytest.raises(AssertionError, match="has changed"):
-        pool.commit(first)
+        pool.commit(outdated)
     with pytest.raises(AssertionError, match="has changed"):
-        pool.lookup([1], first)
+        pool.lookup([1], outdated)
 
 
 def test_lookup_leaves_the_order_alone():
@@ -114,28 +114,28 @@ def test_state_round_trip_continues_alike():
         assert plan.slots.tolist() == its_plan.slots.tolist() and plan.evicted.tolist() == its_plan.evicted.tolist()
         pool.commit(plan)
         again.commit(its_plan)
-    with pytest.raises(ValueError, match="capacity=49: the saved pool has 50"):
+    with pytest.raises(ValueError, match="capacity=49 cannot load a saved pool with 50"):
         ClassPool(49).load_state_dict(pool.state_dict())
 
 
-def test_ages_count_touches_since():
+def test_ages_count_later_touches():
     pool = ClassPool(4)
     pool.commit(pool.plan([1, 2, 3]))
     pool.commit(pool.plan([1]))
     assert pool.ages().tolist() == [0, 2, 1]
 
 
-def test_buckets_grow_where_one_overflows():
+def test_the_table_grows_when_a_bucket_overflows():
     classes = np.arange(40) * 3
-    crowded = SlotTable(classes)
-    crowded.log2_places = 4  # two buckets for what takes five
-    crowded.clear()
-    crowded.insert(classes, np.arange(40))
-    assert crowded.find(classes).tolist() == list(range(40)) and crowded.log2_places > 4
-    assert crowded.find(classes + 1).tolist() == [-1] * 40
+    table = SlotTable(classes)
+    table.log2_places = 4  # two buckets for classes that need five
+    table.clear()
+    table.insert(classes, np.arange(40))
+    assert table.find(classes).tolist() == list(range(40)) and table.log2_places > 4
+    assert table.find(classes + 1).tolist() == [-1] * 40
 
 
-def test_classes_of_equal_hash_bits_are_told_apart():
+def test_classes_with_equal_marks_are_distinguished():
     """A place holds fifteen bits of a class: 7 and 7 + 2^15 k may meet in a bucket with the same mark."""
     classes = 7 + (np.arange(4000) << 15)
     pool = ClassPool(4000)

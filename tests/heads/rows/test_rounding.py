@@ -39,7 +39,7 @@ def test_draws_depend_on_row_and_step():
 
 @pytest.mark.parametrize("momentum_dtype", ["fp32", "bf16"])
 def test_rows_follow_float32_within_a_rounding(momentum_dtype):
-    """From equal rows, a step of bf16 rows differs from a step of fp32 rows by one rounding only."""
+    """Equal rows in bf16 and fp32 differ after one step by one rounding only."""
     heads = [PartialFC(300, 8, sample_rate=0.2, dtype=dtype) for dtype in ("bf16", "fp32")]
     heads[1].centers.rows.copy_(heads[0].centers.rows)
     for head in heads:
