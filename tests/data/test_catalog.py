@@ -427,7 +427,7 @@ def test_base64_that_is_none(tmp_path):
 def test_a_file_of_another_format(tmp_path):
     path = write_rec(tmp_path / "set.rec", ITEMS)
     with pytest.raises(
-        ValueError, match=r"(\d+) of \1 entries cannot be read: line 2: .*; check whether the source has format=list"
+        ValueError, match=r"(\d+) of \1 entries cannot be read: line 2: .*; check .* format=list"
     ):
         opened(path, "list")
 
