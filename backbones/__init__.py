@@ -1,21 +1,27 @@
-"""Backbones: images (or vectors) to embeddings. One architecture a file, chosen by config.
+"""Backbones: networks that map images or vectors to embeddings, one architecture a file.
 
-A backbone is any module built as `Backbone(input_shape=(C, H, W) or (D,), embedding_size=..., **options)`
-whose forward maps (N, *input_shape) float to (N, embedding_size) float.
+A backbone is a module with the constructor `Backbone(input_shape=(C, H, W) or (D,), embedding_size=..., **options)`.
+Its forward maps floats (N, *input_shape) to floats (N, embedding_size).
 """
 
 from collections.abc import Sequence
 
 
 def image_shape(name: str, input_shape: Sequence[int], multiple: int = 1) -> tuple[int, int, int]:
-    """(channels, height, width), or a sentence saying what this backbone takes."""
+    """Return (channels, height, width). Raises ValueError for a shape that the backbone cannot process.
+
+    Args:
+        name: name of the backbone, for the error.
+        input_shape: shape of the data.
+        multiple: divisor that height and width must have.
+    """
     if len(input_shape) != 3:
         raise ValueError(
-            f"backbone={name} takes images, the data gives vectors of {list(input_shape)}: use backbone=mlp"
+            f"backbone={name} needs images, but the data has vectors of shape {list(input_shape)}; use backbone=mlp"
         )
     channels, height, width = input_shape
     if height % multiple or width % multiple:
         raise ValueError(
-            f"backbone={name} takes sides that are multiples of {multiple}, the data gives {height}x{width}"
+            f"backbone={name} needs sides that are multiples of {multiple}, but the data has {height}x{width}"
         )
     return channels, height, width

@@ -1,6 +1,6 @@
-"""IResNet, the residual network of face recognition (Duta et al., ICPR 2020; as used by ArcFace).
+"""IResNet, the residual network of face recognition (Duta et al., ICPR 2020), as used by ArcFace.
 
-Made for 112x112. Submodules are named as in the published checkpoints.
+It is designed for 112x112 pixels. Submodules have the names of the published checkpoints.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,10 @@ class IResNet(nn.Module):
     """Improved residual blocks, then batch norm, dropout, one linear layer and batch norm without scale.
 
     Args:
-        depth: 18, 34, 50, 100 or 200.
-        dropout: before the linear layer.
+        input_shape: (C, H, W); H and W must be multiples of 16.
+        embedding_size: dimension of the embeddings.
+        depth: number of layers: 18, 34, 50, 100 or 200.
+        dropout: probability of dropout before the linear layer.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class IResNet(nn.Module):
         super().__init__()
         channels, height, width = image_shape("iresnet", input_shape, multiple=16)
         if depth not in BLOCKS:
-            raise ValueError(f"backbone.depth={depth}: iresnet comes in depths {sorted(BLOCKS)}")
+            raise ValueError(f"backbone.depth={depth} must be one of {sorted(BLOCKS)} for iresnet")
         self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64, eps=BN_EPS)
         self.prelu = nn.PReLU(64)
@@ -53,18 +55,18 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, std=0.1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, embedding_size)"""
+        """Return embeddings: (N, C, H, W) -> (N, embedding_size)."""
         x = self.prelu(self.bn1(self.conv1(images)))
         for i in range(1, 5):
             x = self.get_submodule(f"layer{i}")(x)
         x = self.dropout(self.bn2(x).flatten(1))
-        with torch.autocast(x.device.type, enabled=False):  # a sum of 25,088 products, as published
+        with torch.autocast(x.device.type, enabled=False):  # float32, as published, for a sum of 25,088 products
             features: Tensor = self.features(self.fc(x.float()))
         return features
 
 
 class Block(nn.Module):
-    """bn conv bn prelu conv bn, added to its input."""
+    """Residual block: batch norm, convolution, batch norm, PReLU, convolution, batch norm."""
 
     def __init__(self, before: int, after: int, stride: int = 1):
         super().__init__()

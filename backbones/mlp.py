@@ -1,4 +1,4 @@
-"""A perceptron for vectors. Without batch norm, so that it trains the same on any number of processes."""
+"""A multilayer perceptron for vectors. Without batch norm, training does not depend on the number of processes."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers, layer norm and ReLU between; images are flattened.
+    """Linear layers with layer norm and ReLU between them. Images are flattened.
 
     Args:
+        input_shape: shape of an example, (D,) or (C, H, W).
+        embedding_size: dimension of the embeddings.
         hidden: widths of the layers between input and embedding.
     """
 
@@ -23,6 +25,6 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], embedding_size))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(N, *input_shape) -> (N, embedding_size)"""
+        """Return embeddings: (N, *input_shape) -> (N, embedding_size)."""
         embeddings: Tensor = self.layers(vectors.flatten(1))
         return embeddings

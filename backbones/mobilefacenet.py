@@ -1,4 +1,4 @@
-"""MobileFaceNet (Chen et al., CCBR 2018), made for 112x112: a million parameters for phones."""
+"""MobileFaceNet (Chen et al., CCBR 2018): a million parameters for phones, designed for 112x112 pixels."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,17 @@ from torch import Tensor, nn
 
 from . import image_shape
 
-# expansion, channels out, repeats, first stride
+# expansion, output channels, repeats, first stride
 STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
 
 class MobileFaceNet(nn.Module):
-    """Inverted residual bottlenecks, then a global depthwise convolution instead of average pooling."""
+    """Inverted residual bottlenecks, then a global depthwise convolution instead of average pooling.
+
+    Args:
+        input_shape: (C, H, W); H and W must be multiples of 16.
+        embedding_size: dimension of the embeddings.
+    """
 
     def __init__(self, input_shape: Sequence[int] = (3, 112, 112), embedding_size: int = 512):
         super().__init__()
@@ -36,13 +41,14 @@ class MobileFaceNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, embedding_size)"""
+        """Return embeddings: (N, C, H, W) -> (N, embedding_size)."""
         x = self.global_depthwise(self.blocks(images))
         features: Tensor = self.features(self.fc(x.flatten(1)))
         return features
 
 
 def conv_block(before: int, after: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> nn.Module:
+    """Return convolution, batch norm and PReLU."""
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, stride, padding, groups=groups, bias=False),
         nn.BatchNorm2d(after),
@@ -51,7 +57,7 @@ def conv_block(before: int, after: int, kernel: int, stride: int = 1, padding: i
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1x1, filter by depthwise 3x3, narrow by a linear 1x1; added to its input where shapes allow."""
+    """Inverted residual: 1x1 expansion, depthwise 3x3, linear 1x1; added to its input if the shapes are equal."""
 
     def __init__(self, before: int, after: int, expansion: int, stride: int):
         super().__init__()

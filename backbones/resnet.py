@@ -1,6 +1,6 @@
-"""ResNet with bottlenecks (He et al., CVPR 2016; stride in the 3x3), made for 224x224.
+"""ResNet with bottlenecks (He et al., CVPR 2016) and the stride in the 3x3 convolution.
 
-Submodules are named as in the published checkpoints; `fc` gives the embedding.
+It is designed for 224x224 pixels. Submodules have the names of the published checkpoints; `fc` returns the embedding.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,19 @@ EXPANSION = 4
 
 
 class ResNet(nn.Module):
-    """Args: depth: 50, 101 or 152."""
+    """Bottlenecks in four stages, average pooling and one linear layer.
+
+    Args:
+        input_shape: (C, H, W).
+        embedding_size: dimension of the embeddings.
+        depth: number of layers: 50, 101 or 152.
+    """
 
     def __init__(self, input_shape: Sequence[int] = (3, 224, 224), embedding_size: int = 512, depth: int = 50):
         super().__init__()
         channels, _, _ = image_shape("resnet", input_shape)
         if depth not in BLOCKS:
-            raise ValueError(f"backbone.depth={depth}: resnet comes in depths {sorted(BLOCKS)}")
+            raise ValueError(f"backbone.depth={depth} must be one of {sorted(BLOCKS)} for resnet")
         self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -40,7 +46,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, embedding_size)"""
+        """Return embeddings: (N, C, H, W) -> (N, embedding_size)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for i in range(1, 5):
             x = self.get_submodule(f"layer{i}")(x)
@@ -49,7 +55,7 @@ class ResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution, added to its input."""
+    """Residual bottleneck: 1x1, 3x3 and 1x1 convolution."""
 
     def __init__(self, before: int, width: int, stride: int = 1):
         super().__init__()

@@ -11,7 +11,12 @@ STAGES = ((24, 2), (48, 1), (96, 2), (192, 2))  # channels, stride
 
 
 class Tiny(nn.Module):
-    """Four 3x3 convolutions, three of which halve the image, and one linear layer."""
+    """Four 3x3 convolutions, three of which halve the image, and one linear layer.
+
+    Args:
+        input_shape: (C, H, W); H and W must be multiples of 8.
+        embedding_size: dimension of the embeddings.
+    """
 
     def __init__(self, input_shape: Sequence[int] = (1, 32, 32), embedding_size: int = 128):
         super().__init__()
@@ -29,7 +34,7 @@ class Tiny(nn.Module):
         self.features = nn.BatchNorm1d(embedding_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, *input_shape) -> (N, embedding_size)"""
+        """Return embeddings: (N, *input_shape) -> (N, embedding_size)."""
         x = self.layers(images.contiguous(memory_format=torch.channels_last))
         features: Tensor = self.features(self.fc(x.flatten(1)))
         return features

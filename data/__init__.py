@@ -1,1 +1,1 @@
-"""Data: records, the batch streams over them, and the sets that need no download."""
+"""Data: records, batch streams, formats, conversion, and sets that need no download."""

@@ -1,6 +1,6 @@
-"""Augmentation of whole batches, each example by draws keyed to it alone.
+"""Augmentation of batches, with random numbers keyed by the example.
 
-An augmentation draws where batches are read, and is applied where training runs, on its device.
+An augmentation draws its random numbers where batches are read, and is applied on the training device.
 """
 
 import math
@@ -14,14 +14,14 @@ from .counter_rng import U64, uniforms
 
 
 class RandomAffine:
-    """Rotation, scale, shear and shift about the centre, bilinear, background outside.
+    """Random rotation, scale, shear and shift about the centre, with bilinear interpolation.
 
     Args:
-        degrees: largest rotation either way.
-        scale: largest relative change of each side either way.
-        shear: largest shear either way, as a share of the side.
-        shift: largest shift either way, as a share of the side.
-        background: value outside the image, as prepared.
+        degrees: largest rotation in either direction.
+        scale: largest relative change of each side, up or down.
+        shear: largest shear in either direction, as a share of the side.
+        shift: largest shift in either direction, as a share of the side.
+        background: value outside the image, in the range of prepared images.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class RandomAffine:
         self.degrees, self.scale, self.shear, self.shift, self.background = degrees, scale, shear, shift, background
 
     def draws(self, keys: U64) -> Tensor:
-        """One key an example (n,) -> (n, 6), uniform in (-1, 1)."""
+        """Return uniform numbers in (-1, 1): keys (n,) -> (n, 6)."""
         return torch.from_numpy((2 * uniforms("affine", keys[:, None], np.arange(6)) - 1).astype(np.float32))
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C, H, W)"""
+        """Return the transformed images: (n, C, H, W) -> (n, C, H, W)."""
         angle = draws[:, 0] * math.radians(self.degrees)
         scale_x, scale_y = 1 + self.scale * draws[:, 1], 1 + self.scale * draws[:, 2]
         shear = self.shear * draws[:, 3]
@@ -52,7 +52,7 @@ class RandomAffine:
             dim=1,
         )
         grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-        # Sampled against a background of zero, so that what lies outside reads as background.
+        # grid_sample fills with zero, so the background is made zero before and restored after.
         moved = torch.nn.functional.grid_sample(images - self.background, grid, align_corners=False)
         return moved + self.background
 
@@ -69,18 +69,19 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Faces:
-    """What the field does to images of faces; each part with strength 0 is left out.
+    """Usual augmentation of face images. A part with strength 0 is skipped.
 
-    Values are not clipped: what is added to a bright pixel may leave the range of pixels.
+    Values are not clipped, so brightness may move pixels out of their range.
 
     Args:
-        flip: probability of mirroring left and right.
-        crop: largest share of the side that is cut off, at random on both sides, before scaling up again.
+        flip: probability of a horizontal flip.
+        crop: largest share of the side that is cropped, at a random place, before scaling up again.
         brightness: largest value added, as a share of the range from -1 to 1.
-        contrast, saturation: largest relative change of the differences to the image's mean, and to its grey.
-        grey: probability of losing all colour.
-        low_resolution: probability of being scaled to a half or a quarter, and up again.
-        erase: probability of losing a rectangle of up to half the side, to 0.
+        contrast, saturation: largest relative change of the differences from the image's mean, and from its grey
+            version.
+        grey: probability of conversion to grey.
+        low_resolution: probability of scaling to a half or a quarter, and up again.
+        erase: probability of erasing a rectangle of up to half the side to 0.
     """
 
     flip: float = 0.5
@@ -95,14 +96,14 @@ class Faces:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0 <= value <= 1 or (name == "crop" and value == 1):
-                raise ValueError(f"data.augment.{name}={value}: must lie in [0, 1{')' if name == 'crop' else ']'}")
+                raise ValueError(f"data.augment.{name}={value} must be in [0, 1{')' if name == 'crop' else ']'}")
 
     def draws(self, keys: U64) -> Tensor:
-        """One key an example (n,) -> (n, 15), uniform in (0, 1)."""
+        """Return uniform numbers in (0, 1): keys (n,) -> (n, 15)."""
         return torch.from_numpy(uniforms("faces", keys[:, None], np.arange(15)).astype(np.float32))
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n, C, H, W); what was given may be written to."""
+        """Return the augmented images: (n, C, H, W) -> (n, C, H, W). The input may be overwritten."""
         flip, zoom, x, y, bright, contrast, saturation, grey, low, factor, erase, *box = draws.unbind(1)
         if self.crop:
             images = self._cropped(images, zoom, x, y)
@@ -125,8 +126,8 @@ class Faces:
         if images.device.type != "cpu":
             images.copy_(torch.where(chosen[:, None, None, None], images.flip(3), images))
             return
-        for place in chosen.nonzero()[:, 0].tolist():  # an image stays in the cache, a batch does not
-            images[place] = images[place].flip(2)
+        for index in chosen.nonzero()[:, 0].tolist():  # a single image fits into the CPU cache, a batch does not
+            images[index] = images[index].flip(2)
 
     def _cropped(self, images: Tensor, zoom: Tensor, x: Tensor, y: Tensor) -> Tensor:
         scale = 1 - self.crop * zoom
@@ -147,11 +148,11 @@ class Faces:
         return images
 
     def _boxes(self, images: Tensor, erase: Tensor, *box: Tensor) -> Tensor:
-        """True in the rectangle of each image that loses one, (n, 1, H, W)."""
+        """Return a mask (n, 1, H, W) that is True in the erased rectangle of each chosen image."""
         inside = (erase < self.erase)[:, None, None, None]
-        for axis, (place, length) in enumerate((box[:2], box[2:])):
+        for axis, (position, length) in enumerate((box[:2], box[2:])):
             side = images.shape[2 + axis]
-            begin, extent = (each[:, None] * side for each in (place * (1 - length / 2), length / 2))
+            begin, extent = (share[:, None] * side for share in (position * (1 - length / 2), length / 2))
             along = torch.arange(side, device=images.device) + 0.5
             within = (along >= begin) & (along < begin + extent)
             inside = inside & (within[:, None, :, None] if axis == 0 else within[:, None, None, :])
@@ -159,12 +160,12 @@ class Faces:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(n, 1, H, W), by the weights of ITU-R BT.601."""
+    """Return grey images (n, 1, H, W), with the weights of ITU-R BT.601."""
     if images.shape[1] == 1:
         return images
     return torch.einsum("nchw,c->nhw", images, images.new_tensor([0.299, 0.587, 0.114]))[:, None]
 
 
 def _from(images: Tensor, centre: Tensor, factor: Tensor) -> Tensor:
-    """Differences to the centre, times a factor for each image."""
+    """Scale the differences from the centre by a factor for each image."""
     return centre + (images - centre) * factor[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Folders that are made once from something else, and kept."""
+"""Cached folders: computed once, and kept."""
 
 import hashlib
 import json
@@ -11,32 +11,34 @@ from typing import Any
 from filelock import FileLock
 
 
-def cache_folder(given: str | None = None) -> Path:
-    """`given`, or $HEADCOUNT_CACHE, or ~/.cache/headcount."""
-    return Path(given or os.environ.get("HEADCOUNT_CACHE") or Path.home() / ".cache" / "headcount").expanduser()
+def cache_folder(path: str | None = None) -> Path:
+    """Return `path`, or by default $HEADCOUNT_CACHE or ~/.cache/headcount."""
+    return Path(path or os.environ.get("HEADCOUNT_CACHE") or Path.home() / ".cache" / "headcount").expanduser()
 
 
-def cached(root: Path, of: dict[str, Any], intact: Callable[[Path], bool], write: Callable[[Path], None]) -> Path:
-    """The folder under `root` that belongs to `of`, made or made anew if need be; one process at a time makes it.
+def cached(root: Path, identity: dict[str, Any], intact: Callable[[Path], bool], write: Callable[[Path], None]) -> Path:
+    """Return the folder under `root` with an identity, and write it first if it is missing or damaged.
+
+    A lock ensures that one process at a time writes it.
 
     Args:
-        of: all that decides what is in it.
-        intact: whether a folder is what was written.
+        identity: all that determines the content, as JSON values.
+        intact: returns whether a folder is complete and undamaged.
         write: fills an empty folder.
 
     Raises:
-        ValueError: the cache folder cannot be written, and what is wanted is not in it.
+        ValueError: the folder is missing or damaged, and `root` cannot be written.
     """
-    digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / digest
-    if intact(folder):  # a cache that is shared may be read-only
+    if intact(folder):  # checked before locking, since a shared cache may be read-only
         return folder
     try:
         _make(folder, intact, write)
     except OSError as error:
         path = Path(os.fsdecode(error.filename or root))
         within = path == root or root in path.parents or path in root.parents
-        remedy = "; data.cache_dir or $HEADCOUNT_CACHE names a folder that can be written" if within else ""
+        remedy = "; set data.cache_dir or $HEADCOUNT_CACHE to a writable folder" if within else ""
         raise ValueError(f"{path}: {error.strerror or error}{remedy}") from error
     return folder
 

@@ -1,6 +1,6 @@
-"""Random numbers and permutations computed from a key, without storage and in any order.
+"""Counter-based random numbers and permutations: computed from a key, without storage and in any order.
 
-Everything is vectorised over uint64 numpy arrays. The mixing function is the finaliser of SplitMix64
+All functions are vectorised over uint64 arrays of numpy. The mixing function is the finaliser of SplitMix64
 (Steele et al., OOPSLA 2014).
 """
 
@@ -16,20 +16,21 @@ _MASK = 2**64 - 1
 
 
 def mix(x: U64) -> U64:
+    """Return 64 well mixed bits for each number."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def mix_one(x: int) -> int:
-    """The same of one number, for which numpy takes longer and warns of overflow."""
+    """Return `mix` of one Python number; numpy would be slower and warn about overflow."""
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
 
 
 def hash64(purpose: str, *parts: ArrayLike) -> U64:
-    """64 random bits for each combination of the broadcast integer parts."""
+    """Return 64 random bits for each combination of the broadcast integer parts."""
     one, rest = zlib.crc32(purpose.encode()), list(parts)
     while rest and np.ndim(rest[0]) == 0:
         number = int(rest.pop(0))  # type: ignore[call-overload, arg-type]
@@ -41,12 +42,12 @@ def hash64(purpose: str, *parts: ArrayLike) -> U64:
 
 
 def uniforms(purpose: str, *parts: ArrayLike) -> NDArray[np.float64]:
-    """Uniform in (0, 1), one for each combination of the broadcast parts."""
+    """Return a uniform number in (0, 1) for each combination of the broadcast parts."""
     return ((hash64(purpose, *parts) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def normals(purpose: str, *parts: ArrayLike) -> NDArray[np.float32]:
-    """Standard normal, one for each combination of the broadcast parts (Box-Muller on one hash each)."""
+    """Return a standard normal number for each combination of the broadcast parts, by Box-Muller on one hash."""
     bits = hash64(purpose, *parts)
     radius = ((bits >> np.uint64(32)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
     angle = (bits & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2 * np.pi * 2.0**-32)
@@ -54,10 +55,10 @@ def normals(purpose: str, *parts: ArrayLike) -> NDArray[np.float32]:
 
 
 def permute(index: ArrayLike, size: int, *key: int) -> NDArray[np.int64]:
-    """Where a keyed permutation of 0 .. size - 1 sends each index: a bijection, nothing stored.
+    """Return the images of indices under a keyed permutation of 0 .. size - 1, without storage.
 
-    A four-round Feistel network on the next even number of bits; what falls outside walks on along
-    its cycle until it comes back inside.
+    The permutation is a four-round Feistel network on the next even number of bits. A value outside the range follows
+    its cycle until it is inside.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)

@@ -1,6 +1,6 @@
-"""Files read at any place, lines of large text files by the byte they begin at, and small files written whole.
+"""Files: random access, lines located by their first byte, and atomic writes of small files.
 
-Imports no torch: the launcher writes too.
+The module does not import torch, since the launcher uses it.
 """
 
 import codecs
@@ -11,9 +11,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-FIRST = 2**9  # bytes read at first: most lines are shorter
+FIRST_READ = 2**9  # bytes; most lines are shorter
 CHUNK = 2**22
-LARGEST = 2**29  # bytes of a file that is read whole; no image that is decoded takes more
+LARGEST = 2**29  # bytes of a file that is read whole; decodable images are smaller
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -24,42 +24,44 @@ KINDS = {
 
 
 def open_file(path: str | bytes | os.PathLike[str]) -> int:
-    """Open a regular file to read and return its descriptor. A named pipe would block, and a device may never end.
+    """Open a regular file for reading and return its descriptor.
+
+    Other files are refused: reading a named pipe would block, and a device may never end.
 
     Raises:
-        OSError: it cannot be opened, or it is something else than a regular file.
+        OSError: the file cannot be opened, or is not a regular file.
     """
-    # Does not wait for the writer of a pipe. Windows has the second flag instead of the first.
+    # O_NONBLOCK does not wait for the writer of a pipe. Windows has O_BINARY instead.
     flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, os.O_RDONLY | flags)
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"it is {KINDS.get(kind, 'something else')}, not a file", os.fspath(path))
+        raise OSError(errno.EINVAL, f"it is {KINDS.get(kind, 'a special file')}, not a regular file", os.fspath(path))
     return descriptor
 
 
 def check_file(path: str | os.PathLike[str], what: str) -> None:
-    """Raise ValueError for a path that is no regular file; `what` names what is needed there."""
+    """Raise ValueError unless a path is a regular file. `what` names the expected file."""
     if not os.path.exists(path):  # noqa: PTH110
-        raise ValueError(f"{os.fspath(path)}: there is no such {what}")
+        raise ValueError(f"{os.fspath(path)} does not exist; a {what} is expected there")
     kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116
     if kind != stat.S_IFREG:
-        raise ValueError(f"{os.fspath(path)}: is {KINDS.get(kind, 'something else')}, not a {what}")
+        raise ValueError(f"{os.fspath(path)} is {KINDS.get(kind, 'a special file')}, not a {what}")
 
 
 def read_file(path: str | bytes | os.PathLike[str]) -> bytes:
-    """Return the content of a regular file. Raises OSError, also for one that is too large for an image."""
+    """Return the content of a regular file. Raises OSError, also for a file that is too large for an image."""
     with open(open_file(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > LARGEST:
-            told = f"it has {size:,} bytes; at most {LARGEST:,} are read as one image"
-            raise OSError(errno.EFBIG, told, os.fspath(path))
+            reason = f"it has {size:,} bytes; at most {LARGEST:,} are read as one image"
+            raise OSError(errno.EFBIG, reason, os.fspath(path))
         return file.read(LARGEST + 1)
 
 
 class ReadFile:
-    """Opened when first read, by each process for itself; pickled as its path."""
+    """A file for random access. Each process opens it at its first read; it is pickled as its path."""
 
     def __init__(self, path: str):
         self.path = path
@@ -73,30 +75,31 @@ class ReadFile:
             os.close(self._descriptor)  # type: ignore[arg-type]
 
     def size(self) -> int:
+        """Return the size in bytes."""
         return os.stat(self.path).st_size  # noqa: PTH116
 
     def read(self, place: int, length: int) -> bytes:
-        """Fewer bytes where the file ends before."""
+        """Return `length` bytes from the byte `place` on; fewer if the file ends before."""
         if self._descriptor is None:
             self._descriptor = open_file(self.path)
         return os.pread(self._descriptor, length, place)
 
 
 class LineFile(ReadFile):
-    """Its lines, without their ends."""
+    """The lines of a text file, without line ends."""
 
     def line(self, place: int) -> bytes:
-        """Empty past the end of the file."""
-        length = FIRST
+        """Return the line that begins at the byte `place`; empty past the end of the file."""
+        length = FIRST_READ
         while True:
-            found = self.read(place, length)
-            line, end, _ = found.partition(b"\n")
-            if end or len(found) < length:
+            content = self.read(place, length)
+            line, end, _ = content.partition(b"\n")
+            if end or len(content) < length:
                 return line.removesuffix(b"\r")
             length *= 8
 
     def lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """(number from 1, place, line), of those that are not empty."""
+        """Yield (number from 1, place, line) for each line that is not empty."""
         place = 0
         with open(open_file(self.path), "rb", buffering=CHUNK) as file:
             for number, line in enumerate(file, 1):
@@ -109,8 +112,8 @@ class LineFile(ReadFile):
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Puts a file in place of another, which stays until all of the new one is there."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several machines may write the same
+    """Replace a file atomically: the old content stays until the new content is complete."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # unique, since several machines may write the same file
     try:
         with aside.open("w", newline="") as file:
             file.write(text)
@@ -123,7 +126,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append_whole(path: Path, text: str) -> None:
-    """Append to a file, which stays as it was where that fails."""
+    """Append to a file. If that fails, the file keeps its old content."""
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         rest = memoryview(text.encode())

@@ -1,4 +1,4 @@
-"""Records by class, found from their labels out of core: memory is bounded, whatever the number of records."""
+"""Records grouped by class, out of core: the memory does not grow with the number of records."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from .records import ByClass, Indices, Labels
 
-CHUNK = 2**22  # labels looked at together
+CHUNK = 2**22  # labels read together
 BLOCK = 2**24  # records sorted together
 
 
 def group(labels: Labels, num_classes: int, folder: Path | None = None) -> ByClass:
-    """The records of each class, in their order.
+    """Return the records of each class, in ascending order.
 
     Args:
         labels: class ids below `num_classes`.
-        folder: where `order.bin` and `starts.bin` are written; in memory unless given.
+        folder: folder for `order.bin` and `starts.bin`; in memory if None.
     """
     starts = _array(num_classes + 1, np.int64, folder and folder / "starts.bin")
     for chunk in _chunks(len(labels)):
@@ -26,28 +26,28 @@ def group(labels: Labels, num_classes: int, folder: Path | None = None) -> ByCla
         starts[classes + 1] += counts
     present = None if np.count_nonzero(starts[1:]) == num_classes else np.flatnonzero(starts[1:])
     for begin in range(0, num_classes, CHUNK):
-        stretch = starts[begin : begin + CHUNK + 1]
-        np.cumsum(stretch, out=stretch)
+        part = starts[begin : begin + CHUNK + 1]
+        np.cumsum(part, out=part)
     order = _array(len(labels), index_dtype(len(labels)), folder and folder / "order.bin")
-    # A pass over all labels for each block of classes: reads and writes in sequence only.
+    # One pass over all labels for each block of classes, so that all reads and writes are sequential.
     first = 0
     while first < num_classes:
         end = int(np.searchsorted(starts, starts[first] + BLOCK, side="right")) - 1
         end = min(max(end, first + 1), num_classes)
-        found, of_class = [], []
+        records, classes_of_records = [], []
         for chunk in _chunks(len(labels)):
-            of_chunk = np.asarray(labels[chunk])
-            inside = np.flatnonzero((of_chunk >= first) & (of_chunk < end))
-            found.append(inside + chunk[0])
-            of_class.append(of_chunk[inside])
-        in_order = np.argsort(np.concatenate(of_class), kind="stable")
-        order[starts[first] : starts[end]] = np.concatenate(found)[in_order]
+            chunk_labels = np.asarray(labels[chunk])
+            inside = np.flatnonzero((chunk_labels >= first) & (chunk_labels < end))
+            records.append(inside + chunk[0])
+            classes_of_records.append(chunk_labels[inside])
+        by_class = np.argsort(np.concatenate(classes_of_records), kind="stable")
+        order[starts[first] : starts[end]] = np.concatenate(records)[by_class]
         first = end
     return ByClass(order, starts, present)
 
 
 def index_dtype(count: int) -> type[np.unsignedinteger]:
-    """The smallest that tells so many records apart."""
+    """Return the smallest dtype for the indices of so many records."""
     return np.uint32 if count <= 2**32 else np.uint64
 
 

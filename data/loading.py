@@ -1,4 +1,4 @@
-"""Items of a dataset by number, prepared by worker processes that are replaced when they die."""
+"""Loading of dataset items by worker processes, which are replaced when they die."""
 
 import signal
 import threading
@@ -12,21 +12,23 @@ from torch.utils.data import DataLoader, Dataset
 from .workers import end_with_parent
 
 T = TypeVar("T")
-ATTEMPTS = 3  # at one item
-DIED = "DataLoader worker (pid"  # how torch's message begins
+ATTEMPTS = 3  # to load one item
+DIED = "DataLoader worker (pid"  # beginning of torch's message
 
 
 def loaded(dataset: Dataset[T], numbers: range, num_workers: int, pin_memory: bool = False) -> Iterator[T]:
     """Yield `dataset[number]` for each number, in order.
 
-    A worker process that is killed, by the system for want of memory say, is reported, and new ones go on at the item
-    that is due: an item depends on its number alone.
+    A killed worker process, for example by the system when memory is short, is reported by a warning. New workers
+    continue with the item that is due, since an item depends on its number alone.
 
     Args:
-        num_workers: processes that prepare items ahead; 0 for none but this one.
+        dataset: items by number.
+        num_workers: processes that prepare items ahead; with 0, this process loads the items itself.
+        pin_memory: copy tensors into pinned memory.
 
     Raises:
-        ValueError: workers died at the same item `ATTEMPTS` times in a row.
+        ValueError: workers died `ATTEMPTS` times in a row at the same item.
     """
     deaths = 0
     while numbers:
@@ -35,36 +37,36 @@ def loaded(dataset: Dataset[T], numbers: range, num_workers: int, pin_memory: bo
             batch_size=None,
             sampler=numbers,  # type: ignore[arg-type]
             num_workers=num_workers,
-            # With a worker that dies over a later item, those before are lost too, unless they come one by one.
+            # A dying worker also loses the items that it prepared before; without prefetching there are none.
             prefetch_factor=1 if num_workers and deaths == ATTEMPTS - 1 else None,
             pin_memory=pin_memory,
-            # Its iterator would otherwise draw from the global generator, and resuming would change it.
+            # Otherwise the iterator would draw from the global generator, which resuming would change.
             generator=torch.Generator(),
             worker_init_fn=_end_with_parent,
         )
         items = iter(loader)
-        _ask_for_deaths()
+        _poll_for_deaths()
         try:
             for item in items:
                 numbers, deaths = numbers[1:], 0
                 yield item
             return
         except (RuntimeError, OSError, EOFError) as error:
-            if not num_workers or not _of_a_death(error):
+            if not num_workers or not _is_death(error):
                 raise
             deaths += 1
-            told = f"num_workers={num_workers}: a process that prepares batches died"
+            died = f"num_workers={num_workers}: a process that prepares batches died"
             if deaths == ATTEMPTS:
                 raise ValueError(
-                    f"{told} {deaths} times at item {numbers[0]:,}; num_workers=0 shows why, and fewer of them take "
-                    "less memory"
+                    f"{died} {deaths} times at item {numbers[0]:,}; num_workers=0 shows the cause, and fewer workers "
+                    "need less memory"
                 ) from None
-            warnings.warn(f"{told}; new ones go on at item {numbers[0]:,}", RuntimeWarning, stacklevel=2)
-            del items  # ends the others
+            warnings.warn(f"{died}; new workers continue at item {numbers[0]:,}", RuntimeWarning, stacklevel=2)
+            del items  # ends the other workers
 
 
-def _of_a_death(error: Exception) -> bool:
-    """Whether a worker has died, also while it handed over an item. Errors of the dataset name the worker process."""
+def _is_death(error: Exception) -> bool:
+    """Return whether a worker died, possibly while it sent an item. Errors of the dataset name the worker process."""
     if isinstance(error, RuntimeError):
         return str(error).startswith(DIED)
     return "in DataLoader worker process" not in str(error)
@@ -74,8 +76,8 @@ def _end_with_parent(worker: int) -> None:
     end_with_parent(signal.SIGKILL)
 
 
-def _ask_for_deaths() -> None:
-    """Have torch find dead workers when it waits for them. Its signal handler raises wherever training just is."""
+def _poll_for_deaths() -> None:
+    """Make torch detect dead workers only while it waits for them. Its signal handler would interrupt the training."""
     handler: Any = signal.getsignal(signal.SIGCHLD)
     of_torch = getattr(handler, "__module__", "").startswith("torch.")
     if of_torch and threading.current_thread() is threading.main_thread():

@@ -1,4 +1,4 @@
-"""How encoded images become what a backbone gets. It goes with a model wherever that goes."""
+"""Preprocessing of encoded images for a backbone. It is saved with the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .formats.decode import FITS, MODES, Decoder
 
 @dataclass(frozen=True)
 class Normalize:
-    """uint8 (n, H, W, C) -> float32 (n, C, H, W): (pixel / 255 - mean) / std, a number for each channel."""
+    """Normalization by channel: uint8 (n, H, W, C) -> float32 (n, C, H, W), (pixel / 255 - mean) / std."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -22,19 +22,20 @@ class Normalize:
         pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         if len({*self.mean}) == len({*self.std}) == 1:
             return pixels.sub_(255 * self.mean[0]).div_(255 * self.std[0])
-        mean, std = (pixels.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return pixels.sub_(255 * mean).div_(255 * std)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """
+    """Size, colour and normalization of the images that a backbone gets.
+
     Args:
-        height, width: in pixels.
+        height, width: size in pixels.
         channels: 1 (grey) or 3 (RGB).
-        fit: how images of another size are brought to this one: "crop" or "stretch".
-        mean, std: of pixels from 0 to 1, a number for each channel.
-        crop: share of each side, about the centre, that is kept of every image before it is brought to this size.
+        fit: how images of another size are brought to this size: "crop" or "stretch".
+        mean, std: mean and standard deviation of pixels from 0 to 1, a number for each channel.
+        crop: share of each side that is kept first, about the centre of every image.
     """
 
     height: int
@@ -46,21 +47,23 @@ class Preprocessing:
     crop: float = 1.0
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> "Preprocessing":
-        """From what `dataclasses.asdict` made of one."""
-        return cls(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])})
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """Return the preprocessing that `dataclasses.asdict` turned into a dict."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of what a backbone gets."""
+        """Shape (C, H, W) of the backbone's input."""
         return self.channels, self.height, self.width
 
     @cached_property
     def decoder(self) -> Decoder:
+        """The decoder of encoded images to this size."""
         return Decoder(self.height, self.width, self.channels, self.fit, self.crop)
 
     @cached_property
     def normalize(self) -> Normalize:
+        """The normalization of decoded images."""
         return Normalize(self.mean, self.std)
 
 
@@ -73,28 +76,34 @@ def preprocessing_of(
     crop: float = 1.0,
     option: str = "",
 ) -> Preprocessing:
-    """From options, as users give them.
+    """Return the preprocessing that a user's options describe.
 
     Args:
         size: side in pixels, or [height, width].
-        mean, std: one number, or one a channel.
-        crop: share of each side that is kept, about the centre; 1 for all.
-        option: what their names begin with, for errors.
+        channels: 1 (grey) or 3 (RGB).
+        fit: "crop" or "stretch".
+        mean, std: one number, or one for each channel.
+        crop: share of each side that is kept, about the centre; 1 keeps all.
+        option: prefix of the options' names, for error messages.
+
+    Raises:
+        ValueError: an option is out of range.
     """
     sides = [size, size] if isinstance(size, int | float) else [] if isinstance(size, str) else list(size)
     if len(sides) != 2 or any(side != int(side) or side < 1 for side in sides):
-        raise ValueError(f"{option}size={size}: a whole number of pixels, at least 1, or [height, width] is needed")
+        raise ValueError(f"{option}size={size} must be a whole number of pixels, at least 1, or [height, width]")
     if channels not in MODES:
-        raise ValueError(f"{option}channels={channels}: must be 1 (grey) or 3 (RGB)")
+        raise ValueError(f"{option}channels={channels} must be 1 (grey) or 3 (RGB)")
     if fit not in FITS:
-        raise ValueError(f"{option}fit={fit}: must be one of {', '.join(FITS)}")
+        raise ValueError(f"{option}fit={fit} must be one of {', '.join(FITS)}")
     if isinstance(crop, bool) or not isinstance(crop, int | float) or not 0 < crop <= 1:
-        raise ValueError(f"{option}crop={crop}: must lie in (0, 1]; 0.56 keeps the middle 56 % of each side, 1 all")
+        raise ValueError(f"{option}crop={crop} must be in (0, 1]; 0.56 keeps the middle 56 % of each side, 1 keeps all")
     numbers = []
     for name, value in (("mean", mean), ("std", std)):
         values = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
         if len(values) != channels or (name == "std" and min(values) <= 0):
-            raise ValueError(f"{option}{name}={value}: one number, or one for each of {channels} channels, is needed")
+            sign = "positive number" if name == "std" else "number"
+            raise ValueError(f"{option}{name}={value} must be one {sign}, or one for each of {channels} channels")
         numbers.append(values)
     height, width = map(int, sides)
     return Preprocessing(height, width, channels, fit, numbers[0], numbers[1], float(crop))

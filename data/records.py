@@ -1,7 +1,7 @@
-"""Record sets: where images or vectors come from, and their labels.
+"""Record sets: images or vectors with labels.
 
-Nothing here is held per record in Python objects: a source reads by index, labels are an array
-(memory-mapped, or computed from the index).
+No Python object is kept for a record: a source reads by index, and labels are an array, memory-mapped or computed from
+the index.
 """
 
 import os
@@ -24,17 +24,17 @@ Indices = NDArray[np.int64]
 
 
 class Source(Protocol):
-    """Examples by index. Must survive pickling: workers open their own handles."""
+    """Examples by index. A source must be picklable: workers open their own handles."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Indices) -> Tensor:
-        """(n,) -> (n, *shape) as stored."""
+        """Return stored examples: indices (n,) -> (n, *shape)."""
         ...
 
 
 class Labels(Protocol):
-    """Class ids by index: an array, or something that computes them."""
+    """Class ids by index: an array, or an object that computes them."""
 
     def __len__(self) -> int: ...
 
@@ -42,11 +42,11 @@ class Labels(Protocol):
 
 
 class ByClass(NamedTuple):
-    """The records, class after class: those of class c are order[starts[c] : starts[c + 1]]."""
+    """The records of each class: those of class c are order[starts[c] : starts[c + 1]]."""
 
     order: Labels
     starts: Labels
-    present: Indices | None = None  # classes with records; None where all have some
+    present: Indices | None = None  # the classes with records; None if all have some
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class RecordSet:
     """Examples with labels in [0, num_classes).
 
     Args:
-        by_class: where it is at hand; found from the labels otherwise.
+        source: the examples.
+        labels: the class id of each example.
+        num_classes: number of classes.
+        by_class: the records of each class; computed from the labels where needed if None.
     """
 
     source: Source
@@ -64,36 +67,38 @@ class RecordSet:
 
     def __post_init__(self) -> None:
         if len(self.source) != len(self.labels):
-            raise ValueError(f"{len(self.source)} records but {len(self.labels)} labels: one label a record is needed")
+            raise ValueError(
+                f"the set has {len(self.source)} records but {len(self.labels)} labels; each record must have one"
+            )
 
     def __len__(self) -> int:
         return len(self.source)
 
 
 class Augmentation(Protocol):
-    """Random numbers are drawn where batches are read, by a key an example, and used where training runs."""
+    """Random changes of examples: drawn where batches are read, and applied on the training device."""
 
     def draws(self, keys: U64) -> Tensor:
-        """(n,) -> (n, numbers)"""
+        """Return the random numbers of examples: keys (n,) -> (n, numbers)."""
         ...
 
     def __call__(self, examples: Tensor, draws: Tensor, /) -> Tensor:
-        """Prepared examples (n, *shape), which may be written to -> the same shape."""
+        """Return augmented examples, of the same shape (n, *shape). The input may be overwritten."""
         ...
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a `data` config builds: classes to train on, others to judge on, and how a batch is prepared.
+    """The result of a `data` config: training classes, held-out classes, and the preparation of batches.
 
     Args:
-        train: the training classes.
-        heldout: classes never trained on, with labels of their own, from 0; None where there are none.
-        shape: of one example as the backbone gets it, (C, H, W) or (D,).
-        prepare: stored examples (n, ...) -> floats (n, *shape), where training runs, on its device.
-        augment: of prepared examples, there too.
-        preprocessing: how encoded images of other sources become the same; None where examples are no images.
-        class_names: of the training classes; empty where they have none.
+        train: the training records.
+        heldout: records of classes that are never trained on, with labels from 0; None if there are none.
+        shape: shape of the backbone's input for one example, (C, H, W) or (D,).
+        prepare: maps stored examples (n, ...) to floats (n, *shape), on the training device.
+        augment: augmentation of prepared examples, on the training device.
+        class_names: names of the training classes; empty if they have none.
+        preprocessing: preprocessing that makes encoded images like these examples; None if examples are not images.
     """
 
     train: RecordSet
@@ -105,17 +110,17 @@ class DataSet:
     preprocessing: Preprocessing | None = None
 
     def finish(self, examples: Tensor, draws: Tensor) -> Tensor:
-        """Stored examples of a training batch -> what the backbone gets."""
+        """Prepare and augment the stored examples of a training batch."""
         return self.augment(self.prepare(examples), draws)
 
 
 class LmdbArrays:
-    """uint8 arrays of one shape in an LMDB directory, under their index as 8 bytes, big endian.
+    """Arrays (uint8) of one shape in an LMDB directory. Their keys are their indices, 8 bytes in big endian.
 
     Args:
         path: the directory.
-        start, stop: which of its records this source holds.
-        shape: of one record.
+        start, stop: range of the records of this source.
+        shape: shape of one record.
     """
 
     def __init__(self, path: str | Path, start: int, stop: int, shape: tuple[int, ...]):
@@ -131,58 +136,63 @@ class LmdbArrays:
             for place, index in enumerate(indices):
                 value = transaction.get(key_of(self.start + int(index)))
                 if value is None:
-                    raise ValueError(f"{self.path}: record {self.start + int(index)} is missing")
+                    raise ValueError(f"{self.path} has no record {self.start + int(index)}")
                 images[place] = np.frombuffer(value, np.uint8).reshape(self.shape)
         return torch.from_numpy(images)
 
 
 @lru_cache(maxsize=256)
 def opened(path: str, inode: int) -> lmdb.Environment:
-    """The environment at `path`, one for the whole process, since LMDB refuses a second.
+    """Return the LMDB environment at `path`. A process keeps one, since LMDB refuses a second.
 
-    `inode` tells a file that was made anew from the one it replaced.
+    Args:
+        path: the directory of the database.
+        inode: inode of data.mdb, by which a replaced file is recognized.
 
     Raises:
-        ValueError: no database, or one that is cut off: reading past its end would end the process.
+        ValueError: there is no database, or it is truncated: reading past its end would end the process.
     """
     size = Path(path, "data.mdb").stat().st_size
     if not size:
-        raise ValueError(f"{path}: data.mdb is empty; copy or make the database again")
+        raise ValueError(f"{path}: data.mdb is empty; copy or create the database again")
     try:
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.MemoryError:
         raise no_address_space(path, size) from None
     except lmdb.Error as error:
-        raise ValueError(f"{path}: LMDB cannot open it ({error})") from None
+        raise ValueError(f"{path}: LMDB cannot open data.mdb ({error})") from None
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if size < needed:
         environment.close()
-        raise ValueError(f"{path}: data.mdb is cut off, {size:,} of {needed:,} bytes are there")
+        raise ValueError(f"{path}: data.mdb is truncated to {size:,} of {needed:,} bytes; copy or create it again")
     return environment
 
 
 def no_address_space(path: str, size: int) -> ValueError:
     """Return the error for a database that cannot be mapped."""
-    import resource  # of Unix only
+    import resource  # exists on Unix only
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    told = "" if limit == resource.RLIM_INFINITY else f", and this process may use {limit:,} (ulimit -v)"
-    return ValueError(f"{path}: LMDB maps all {size:,} bytes of data.mdb into the address space{told}; raise the limit")
+    allowed = "" if limit == resource.RLIM_INFINITY else f", and this process may use {limit:,} (ulimit -v)"
+    return ValueError(
+        f"{path}: LMDB maps all {size:,} bytes of data.mdb into the address space{allowed}; raise the limit"
+    )
 
 
-# An environment must not be used across a fork: workers open their own.
+# An environment must not be used across a fork, so workers open their own.
 os.register_at_fork(after_in_child=opened.cache_clear)
 
 
 def forget_opened() -> None:
-    """Closes what `opened` keeps as soon as nobody reads it, so that it can be opened anew, to write or by others."""
+    """Forget the opened environments. Each closes when its last reader ends, so that it can be opened for writing."""
     opened.cache_clear()
 
 
 def key_of(index: int) -> bytes:
+    """Return the key of a record."""
     return index.to_bytes(8, "big")
 
 
 def normalize_pixels(images: Tensor) -> Tensor:
-    """uint8 0 .. 255 -> float32 -1 .. 1, the custom of face recognition."""
+    """Map uint8 pixels 0 .. 255 to float32 -1 .. 1, as is usual in face recognition."""
     return images.float().div_(127.5).sub_(1)

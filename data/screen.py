@@ -1,10 +1,11 @@
-"""The terminal. Paths and the words of users are printed as they are: rich reads `[x]` as markup and `:x:` as emoji."""
+"""The terminal. Markup and emoji of rich are disabled, since paths and user input may contain `[x]` or `:x:`."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
 def console() -> Console:
+    """Return a console that prints text unchanged."""
     return Console(markup=False, emoji=False)
 
 

@@ -1,8 +1,8 @@
-"""Batch streams: batch number -> batch, computed from the number alone.
+"""Batch streams: a batch is computed from its number alone.
 
-A stream has no position and no generator, so resuming means starting at another number, workers need no
-state, and every process knows its part of every batch. `BatchLoader` walks the numbers, with workers if
-wanted, and remembers how many it handed out.
+A stream has no position and no generator. Resuming means starting at another number, workers need no state, and every
+process knows its part of every batch. `BatchLoader` iterates over the numbers, optionally with workers, and counts the
+batches that it returned.
 """
 
 from collections import deque
@@ -20,26 +20,26 @@ from .grouping import group
 from .loading import loaded
 from .records import DataSet, Indices, Source
 
-Part = tuple[Tensor, Tensor, Tensor]  # examples as stored, labels, draws of their augmentation
+Part = tuple[Tensor, Tensor, Tensor]  # stored examples, labels, random numbers of their augmentation
 Batch = dict[str, Part]
-BLOCK = 2**13  # places of an epoch that are shuffled together
-IDENTITY = 1  # keeps the order of identities apart from that of records
+BLOCK = 2**13  # positions of an epoch that are shuffled together
+IDENTITY = 1  # distinguishes the order of identities from that of records
 
 
 class InstanceStream:
-    """Every record once an epoch, in an order of its own each epoch.
+    """Stream of records: each appears once per epoch, in a different order each epoch.
 
     Args:
-        data: the set; its training records are streamed.
-        batch_size: records of a batch over all processes. What an epoch leaves over waits for another.
-        seed: of order and augmentation.
-        rank, world_size: this process takes its contiguous part of every batch.
+        data: the set with the training records.
+        batch_size: records of a batch over all processes. An epoch drops the rest that fills no batch.
+        seed: seed of order and augmentation.
+        rank, world_size: this process gets its contiguous part of every batch.
     """
 
     def __init__(self, data: DataSet, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
         if not world_size <= batch_size <= len(data.train):
             raise ValueError(
-                f"batch_size={batch_size}: must lie between the number of processes, {world_size}, "
+                f"batch_size={batch_size} must be between the number of processes, {world_size}, "
                 f"and the number of training records, {len(data.train)}"
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
@@ -47,9 +47,13 @@ class InstanceStream:
         self.batches_per_epoch = len(data.train) // batch_size
 
     def batch(self, number: int) -> Part:
-        """(examples (n, ...), labels (n,) int64, draws (n, ...)) of this process in batch `number`, counted from 0."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        start = place * self.batch_size
+        """Return this process's part of batch `number`, counted from 0.
+
+        Returns:
+            stored examples (n, ...), labels (n,) int64, random numbers of the augmentation (n, ...).
+        """
+        epoch, position = divmod(number, self.batches_per_epoch)
+        start = position * self.batch_size
         indices = shuffled(start + self.part.start, start + self.part.stop, len(self.data.train), self.seed, epoch)
         draws = self.data.augment.draws(hash64("augmentation", self.seed, epoch, indices))
         labels = torch.from_numpy(np.asarray(self.data.train.labels[indices], dtype=np.int64))
@@ -57,15 +61,15 @@ class InstanceStream:
 
 
 class IdentityStream:
-    """Two different records of every class once an epoch, in an order and a choice of their own each epoch.
+    """Stream of pairs: each class appears once per epoch with two different records, chosen again each epoch.
 
     Args:
-        data: the set; its training records are streamed. A class of one record gives it twice, each time with an
-            augmentation of its own.
-        batch_size: records of a batch over all processes, two for each class. What an epoch leaves over
-            waits for another.
-        seed: of order, choice and augmentation.
-        rank, world_size: this process takes its contiguous part of every batch.
+        data: the set with the training records. The two records of a class with one record are the same, with different
+            augmentations.
+        batch_size: records of a batch over all processes, two for each class. An epoch drops the rest that fills no
+            batch.
+        seed: seed of order, choice and augmentation.
+        rank, world_size: this process gets its contiguous part of every batch.
     """
 
     def __init__(self, data: DataSet, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
@@ -75,17 +79,21 @@ class IdentityStream:
         self.pairs = batch_size // 2
         if batch_size % 2 or not world_size <= self.pairs <= self.num_classes:
             raise ValueError(
-                f"batch_size={batch_size} of the identity stream: must be even, with a class for each of the "
-                f"{world_size} processes, and at most twice the {self.num_classes} training classes"
+                f"batch_size={batch_size} of the identity stream must be even, at least twice the {world_size} "
+                f"processes, and at most twice the {self.num_classes} training classes"
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.part = slice(rank * self.pairs // world_size, (rank + 1) * self.pairs // world_size)
         self.batches_per_epoch = self.num_classes // self.pairs
 
     def batch(self, number: int) -> Part:
-        """(examples (2n, ...), labels (2n,) int64, draws (2n, ...)): example n + i is another of the class of i."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        start = place * self.pairs
+        """Return this process's part of batch `number`: example n + i has the class of example i.
+
+        Returns:
+            stored examples (2n, ...), labels (2n,) int64, random numbers of the augmentation (2n, ...).
+        """
+        epoch, position = divmod(number, self.batches_per_epoch)
+        start = position * self.pairs
         key = (self.seed, epoch, IDENTITY)
         chosen = shuffled(start + self.part.start, start + self.part.stop, self.num_classes, *key)
         classes = chosen if self.by_class.present is None else self.by_class.present[chosen]
@@ -101,14 +109,14 @@ class IdentityStream:
 
 
 def shuffled(start: int, stop: int, size: int, *key: int) -> Indices:
-    """A stretch of a keyed permutation of 0 .. size - 1."""
+    """Return the elements `start` to `stop` - 1 of a keyed permutation of 0 .. size - 1."""
     blocks = [_block(number, size, *key) for number in range(start // BLOCK, -(-stop // BLOCK))]
     return np.concatenate(blocks)[start % BLOCK :][: stop - start]
 
 
 @lru_cache(maxsize=8)
 def _block(number: int, size: int, *key: int) -> Indices:
-    """Many at once: a few take numpy nearly as long."""
+    """Return one block of a permutation. For numpy, a few elements cost nearly as much as a block."""
     return permute(np.arange(number * BLOCK, min((number + 1) * BLOCK, size)), size, *key)
 
 
@@ -124,7 +132,7 @@ class _Batches(Dataset[Part | ValueError]):
         self.stream = stream
 
     def __getitem__(self, number: int) -> Part | ValueError:
-        """What a worker raises comes back wrapped in its traceback; what it returns does not."""
+        """Return the batch, or the error: torch would wrap a raised error in the worker's traceback."""
         try:
             return self.stream.batch(number)
         except ValueError as error:
@@ -132,18 +140,22 @@ class _Batches(Dataset[Part | ValueError]):
 
 
 class BatchLoader:
-    """Batches 0 to `num_batches` of some streams, resumable at any of them.
+    """Loader of the batches 0 to `num_batches` - 1 of several streams, resumable at any of them.
 
-    Its state is the number of samples that training consumed, not what workers fetched ahead. Each stream has
-    `num_workers` processes of its own, and starts its epochs over when they end.
+    The state is the number of samples that training consumed; batches that workers prepared ahead do not count. Each
+    stream has `num_workers` processes and continues with the next epoch when one ends.
 
     Args:
-        batch_size: samples of a batch, of all streams together.
-        ahead: batches that are ready before the one handed out is trained on.
+        streams: the streams by name.
+        num_batches: number of batches.
+        batch_size: samples of a batch, all streams together.
+        num_workers: worker processes for each stream.
+        ahead: batches that are prepared in addition to the returned one.
 
     Attributes:
-        failure: why a batch after those that are ready cannot be had, or None. Whoever trains can end in good order
-            before iteration raises it.
+        handed_out: number of batches returned.
+        failure: why a batch after the prepared ones cannot be read, or None. The training can end cleanly before the
+            iteration raises it.
     """
 
     def __init__(
@@ -163,13 +175,13 @@ class BatchLoader:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises ValueError for a batch that cannot be had, once all before it are handed out."""
+        """Yield the batches. Raises ValueError at a batch that cannot be read, after all batches before it."""
         self.failure = None
-        coming, ready = self._batches(), deque[Batch]()
+        batches, ready = self._batches(), deque[Batch]()
         while True:
             while self.failure is None and len(ready) <= self.ahead:
                 try:
-                    ready.append(next(coming))
+                    ready.append(next(batches))
                 except StopIteration:
                     break
                 except ValueError as error:
@@ -192,20 +204,22 @@ class BatchLoader:
             yield dict(zip(self.streams, map(tuple, parts), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the number of samples that were returned."""
         return {"samples": self.handed_out * self.batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the samples of a state. Raises ValueError if they are not a whole number of batches."""
         batches, rest = divmod(state["samples"], self.batch_size)
         if rest:
             raise ValueError(
-                f"batch_size={self.batch_size}: the checkpoint was written after {state['samples']} samples, which is "
-                "no whole number of such batches; resume with the batch_size it was trained with"
+                f"batch_size={self.batch_size} does not divide the {state['samples']} samples of the checkpoint; "
+                "resume with the batch_size of the training"
             )
         self.handed_out = batches
 
 
 class InOrder(Dataset[Tensor | ValueError]):
-    """Examples in a given order, in blocks, as stored."""
+    """Stored examples in the order of `indices`, `block` at a time."""
 
     def __init__(self, source: Source, indices: Indices, block: int):
         self.source, self.indices, self.block = source, indices, block

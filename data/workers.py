@@ -1,7 +1,8 @@
-"""Work that other processes do, in order. A worker that dies is noticed at once, and no worker outlives its parent.
+"""Worker processes that map a function over chunks, in order.
 
-Each worker has a pipe of its own, whose ends nobody else holds: when one side dies, however it does, the other reads
-the end of the file, even in the middle of a message. Imports no torch.
+A dead worker is detected at once, and no worker outlives its parent. Each worker has a pipe whose ends no other process
+holds: when one side dies for any reason, the other reads the end of the file, even in the middle of a message. The
+module does not import torch.
 """
 
 import ctypes
@@ -15,23 +16,26 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-AHEAD = 2  # chunks that each worker has at most; they must fit into a pipe, results need not
-KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has fewer
-DAMAGED = (getattr(signal, "SIGBUS", signal.SIGSEGV), signal.SIGSEGV)  # what reading a damaged file as memory ends in
+AHEAD = 2  # most chunks that a worker has; they must fit into a pipe, but results need not
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has no SIGKILL
+DAMAGED = (getattr(signal, "SIGBUS", signal.SIGSEGV), signal.SIGSEGV)  # raised by reading a damaged memory-mapped file
 
 C = TypeVar("C")
 T = TypeVar("T")
 
 
 def map_in_order(work: Callable[[C], T], chunks: Iterable[C], workers: int, source: str = "") -> Iterator[tuple[C, T]]:
-    """Yield (chunk, what the work makes of it) in the order of the chunks.
+    """Yield each chunk with the result of the work on it, in the order of the chunks.
 
     Args:
-        workers: processes that work; this one does if there are none.
-        source: what the work reads, for the error about a worker that died.
+        work: a picklable function of one chunk.
+        chunks: picklable arguments.
+        workers: number of worker processes; with 0, this process does the work.
+        source: name of the data that the work reads, for the error about a dead worker.
 
     Raises:
-        ValueError: a worker died. What the work itself raises is raised here.
+        ValueError: a worker died.
+        Exception: the error that the work raised.
     """
     if not workers:
         for chunk in chunks:
@@ -43,37 +47,39 @@ def map_in_order(work: Callable[[C], T], chunks: Iterable[C], workers: int, sour
         pool += (_Worker(work) for _ in range(workers))
         for number, chunk in enumerate(chunks):
             if len(waiting) == AHEAD * workers:
-                first, worker = waiting.popleft()
-                yield first, worker.result(source)
+                oldest, worker = waiting.popleft()
+                yield oldest, worker.result(source)
             pool[number % workers].begin(chunk, source)
             waiting.append((chunk, pool[number % workers]))
-        for first, worker in waiting:
-            yield first, worker.result(source)
+        for oldest, worker in waiting:
+            yield oldest, worker.result(source)
     finally:
         for worker in pool:
             worker.end()
 
 
 def ended_by(number: int, source: str) -> str:
-    """Say which signal ended a process that read a source, and what the cause may be."""
+    """Describe the signal that ended a process, and its possible cause."""
     name = signal.Signals(number).name if number in {*signal.Signals} else "unknown"
-    told = f"signal {number} ({name})"
+    description = f"signal {number} ({name})"
     if number in DAMAGED and source:
-        return f"{told}, perhaps because {source} is damaged: what is read through memory ends a process like that"
-    return f"{told}, perhaps because the memory was used up" if number == KILL else told
+        return (
+            f"{description}, perhaps because {source} is damaged: reading a damaged memory-mapped file has this effect"
+        )
+    return f"{description}, perhaps because memory ran out" if number == KILL else description
 
 
 class _Worker:
-    """A process that does work on one chunk after the other."""
+    """A process that works on one chunk after another."""
 
     def __init__(self, work: Callable[[Any], Any]):
-        context = get_context("spawn")  # which passes on no other files than its own
+        context = get_context("spawn")  # a forked process would inherit the pipes of the other workers
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, theirs, os.getpid()), daemon=True)
         try:
             self.process.start()
         except BrokenPipeError:
-            raise ValueError("a worker process died while it was started; the same command goes on") from None
+            raise ValueError("a worker process died while it was starting; run the same command to resume") from None
         finally:
             theirs.close()
 
@@ -96,7 +102,7 @@ class _Worker:
         self.process.join()
         status = self.process.exitcode or 0
         how = ended_by(-status, source) if status < 0 else f"status {status}"
-        remedy = "" if -status in DAMAGED else "; the same command goes on, and num_workers=1 needs less memory"
+        remedy = "" if -status in DAMAGED else "; run the same command to resume, and num_workers=1 needs less memory"
         return ValueError(f"a worker process was ended by {how}{remedy}")
 
     def end(self) -> None:
@@ -107,9 +113,9 @@ class _Worker:
 
 
 def _serve(work: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     end_with_parent(KILL)
-    if os.getppid() != parent:  # it died before
+    if os.getppid() != parent:  # the parent died before the call above
         return
     while True:
         try:
@@ -128,6 +134,6 @@ def _serve(work: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
-    """Have this process get a signal when the one that started it dies, however it does; on Linux."""
+    """Request a signal for this process when its parent dies for any reason; on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG

@@ -1,7 +1,7 @@
-"""Sets of encoded images, written: an LMDB folder, a .rec file, or a folder of folders.
+"""Writers of sets of encoded images: an LMDB folder, a .rec file, or a folder for each class.
 
-A writer appends. `flush` makes what was written safe and tells where it stands; one that is opened there again
-continues as if nothing had come after.
+A writer appends. `flush` makes everything durable and returns a state. A writer opened with that state discards all
+that was written later.
 """
 
 import os
@@ -17,41 +17,49 @@ from ..formats.recordio import EXACT, IMAGE, framed
 
 LONGEST_KEY = 511  # of LMDB
 LONGEST_NAME = 255  # of a file, in bytes
-ENDINGS = {  # by the first two bytes
+ENDINGS = {  # of files, by the first two bytes
     **{b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"},
     **{b"GI": ".gif", b"P1": ".pbm", b"P4": ".pbm", b"P2": ".pgm", b"P5": ".pgm", b"P3": ".ppm", b"P6": ".ppm"},
 }
 ENDINGS_ALIKE = {".jpeg": ".jpg", ".tiff": ".tif"}
 
-State = dict[str, int]  # where a writer stands
+State = dict[str, int]  # positions of a writer
 
 
 class Writer(Protocol):
-    """Raises ValueError for what its format cannot hold."""
+    """Writer of one format. Raises ValueError for images that the format cannot store."""
 
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
-        """The image `number`, counted from 0."""
+        """Append an image.
+
+        Args:
+            number: number of the image, counted from 0.
+            key, label: its key and label in the target.
+            encoded: its bytes.
+        """
         ...
 
-    def flush(self) -> State: ...
+    def flush(self) -> State:
+        """Make everything durable and return the state."""
+        ...
 
     def name(self, class_names: Sequence[str]) -> None:
-        """Adds the names of the classes, if they have any."""
+        """Write the class names, if there are any."""
         ...
 
     def close(self) -> None:
-        """What was written since the last `flush` may be lost."""
+        """Close the files. Images written since the last `flush` may be lost."""
         ...
 
 
 class Files:
-    """Files that are appended to, and cut where a state says."""
+    """Files open for appending, truncated to the positions of a state."""
 
     def __init__(self, state: State, **paths: Path):
         self.files: dict[str, IO[bytes]] = {}
         for name, path in paths.items():
             if (path.stat().st_size if path.exists() else 0) < state.get(name, 0):
-                raise ValueError(f"{path}: is shorter than it was; remove {path.parent} and convert again")
+                raise ValueError(f"{path} is shorter than its saved state; remove {path.parent} and convert again")
             file = path.open("ab")
             file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
@@ -72,26 +80,31 @@ class Files:
 
 
 class LmdbWriter:
-    """FFC's format. Keys are the source's; white space and what is not UTF-8 become %XX, since the key-label file has a
-    key and a label on a line with a space between."""
+    """Writer of FFC's format.
+
+    White space and bytes that are not UTF-8 become %XX in keys, since a line of the key-label file is a key, a space
+    and a label.
+    """
 
     def __init__(self, folder: Path, stem: str, state: State, datum: str = "ffc"):
         folder.mkdir(exist_ok=True)
         self.folder, self.datum = folder, datum
         self.database = GrowingLmdb(folder)
         self.list = Files(state, list=folder / f"{stem}_kv.txt")
-        # After a kill the database may hold images of after the state: the same ones come again.
-        self.again = self.database.environment.stat()["entries"] - state.get("entries", 0)
+        # A killed conversion may have stored images after its last state; these are written again.
+        self.stored = self.database.environment.stat()["entries"] - state.get("entries", 0)
 
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
         raw = plain(key).encode()
         if len(raw) > LONGEST_KEY:
-            raise ValueError(f"key {key!r} of {len(raw)} bytes: LMDB takes {LONGEST_KEY} at most; keys=number")
+            raise ValueError(
+                f"key {key!r} has {len(raw)} bytes, but LMDB stores at most {LONGEST_KEY}; set keys=number"
+            )
         value = value_of(encoded, self.datum)
         if not self.database.put(raw, value, overwrite=False):
-            if self.again <= 0 or self.database.get(raw) != value:
-                raise ValueError(f"key {key!r} is there twice, and LMDB takes each once; keys=number")
-            self.again -= 1
+            if self.stored <= 0 or self.database.get(raw) != value:
+                raise ValueError(f"key {key!r} is not unique, as LMDB requires; set keys=number")
+            self.stored -= 1
         self.list["list"].write(b"%b %d\n" % (raw, label))
 
     def flush(self) -> State:
@@ -107,7 +120,7 @@ class LmdbWriter:
 
 
 class RecordWriter:
-    """MXNet RecordIO, keys counted from 0, with `.idx` and InsightFace's `property`."""
+    """Writer of MXNet RecordIO with `.idx`. Keys count from 0."""
 
     def __init__(self, folder: Path, stem: str, state: State):
         folder.mkdir(exist_ok=True)
@@ -116,7 +129,9 @@ class RecordWriter:
 
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
         if label > EXACT:
-            raise ValueError(f"label {label:,}: .rec holds float32, which is exact up to {EXACT:,}; renumber=true")
+            raise ValueError(
+                f"label {label:,} is too large: .rec stores float32, which is exact up to {EXACT:,}; set renumber=true"
+            )
         self.files["index"].write(b"%d\t%d\n" % (number, self.files["records"].tell()))
         self.files["records"].write(framed(IMAGE.pack(0, label, number, 0) + encoded))
 
@@ -131,22 +146,27 @@ class RecordWriter:
 
 
 class FolderWriter:
-    """A folder for each class, and lists `path<TAB>label` of images to train on and to validate with.
+    """Writer of a folder for each class, with lists `path<TAB>label` for training and validation.
 
     Args:
-        class_names: what folders are called; the label, with zeros before it, where there is none.
-        digits: of such labels.
-        in_validation: whether the image of a number is in `val.txt`; in `train.txt` otherwise.
+        folder: the folder.
+        state: the state to continue from.
+        class_names: names of the class folders; labels with leading zeros if empty.
+        digits: number of digits of such labels.
+        in_validation: returns whether the image of a number is listed in `val.txt` instead of `train.txt`.
     """
 
     def __init__(self, folder: Path, state: State, class_names: Sequence[str], digits: int, in_validation: Any):
         folder.mkdir(exist_ok=True)
         folders = {plain_name(name) for name in class_names}
         if len(folders) < len(class_names) or folders & {"train.txt", "val.txt", "classes.txt"}:
-            raise ValueError("format=folder: some classes cannot have folders of their names; format=rec or lmdb")
+            raise ValueError(
+                "format=folder cannot store these class names, which are equal or reserved as folder names; set "
+                "format=rec or format=lmdb"
+            )
         self.folder, self.class_names, self.digits = folder, class_names, digits
         self.in_validation = in_validation
-        self.resumed = bool(state)  # what was written after the state comes again
+        self.resumed = bool(state)  # files written after the state are written again
         self.lists = Files(state, train=folder / "train.txt", val=folder / "val.txt")
 
     def write(self, number: int, key: str, label: int, encoded: bytes) -> None:
@@ -155,16 +175,16 @@ class FolderWriter:
         path = Path(below, plain_name(plain(key).removeprefix(f"{plain(name)}/")))
         ending = ENDINGS.get(encoded[:2], ".jpg")
         if path.suffix.lower() in READ and ENDINGS_ALIKE.get(path.suffix.lower(), path.suffix.lower()) != ending:
-            path = path.with_suffix(ending)  # encoded anew
+            path = path.with_suffix(ending)  # the encoding has changed
         elif path.suffix.lower() not in READ:
             path = path.with_name(path.name + ending)
         if len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise ValueError(f"key {key!r} is too long for the name of a file; keys=number")
+            raise ValueError(f"key {key!r} is too long for a file name; set keys=number")
         (self.folder / below).mkdir(exist_ok=True)
-        there = self.folder / path
-        if there.exists() and not self.resumed:
-            raise ValueError(f"key {key!r} is there twice in class {name!r}; keys=number")
-        there.write_bytes(encoded)
+        file = self.folder / path
+        if file.exists() and not self.resumed:
+            raise ValueError(f"key {key!r} is not unique in class {name!r}; set keys=number")
+        file.write_bytes(encoded)
         self.lists["val" if self.in_validation(number) else "train"].write(f"{path}\t{label}\n".encode())
 
     def flush(self) -> State:
@@ -178,17 +198,17 @@ class FolderWriter:
 
 
 def plain(key: str) -> str:
-    """Without white space, control characters and what is not UTF-8: those become %XX."""
+    """Replace white space, control characters and bytes that are not UTF-8 by %XX."""
     return re.sub(r"[\s\x00-\x1f\x7f\ud800-\udfff]", _percent, key)
 
 
 def one_line(text: str) -> str:
-    """Without tabs and line breaks, which become %XX: a column of a list."""
+    """Replace tabs and line breaks by %XX, for a column of a list."""
     return re.sub(r"[\t\r\n]", _percent, text)
 
 
 def plain_name(name: str) -> str:
-    """A name of a file: no folders in it, and none that leads elsewhere."""
+    """Return a safe file name: without folders, and not hidden."""
     return plain(name).strip("/").replace("/", "_").lstrip(".") or "_"
 
 
@@ -197,6 +217,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def write_names(path: Path, names: Sequence[str]) -> None:
+    """Write class names, one a line; no file if there are none."""
     if len(names):
         with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             file.writelines(f"{name}\n" for name in names)

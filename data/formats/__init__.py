@@ -1,1 +1,1 @@
-"""File formats of images, pairs and templates."""
+"""Readers of image files, lists of pairs and lists of templates."""

@@ -1,8 +1,9 @@
-"""Encoded images to pixels.
+"""Decoding of images.
 
-JPEG goes through libjpeg-turbo (simplejpeg), straight into the batch. What it has an objection to, other formats, and
-images of another size go through Pillow. Every image is decoded at its full size and then scaled by an antialiased
-bilinear filter: JPEG and PNG of one picture give nearly the same pixels, and any program with Pillow can do the same.
+JPEG is decoded by libjpeg-turbo (simplejpeg), directly into the batch. Pillow decodes all other formats, images of
+another size, and JPEG that libjpeg-turbo objects to. Every image is decoded at its full size and then scaled by an
+antialiased bilinear filter. So JPEG and PNG of one picture give nearly the same pixels, and any program with Pillow can
+reproduce them.
 """
 
 import io
@@ -18,22 +19,23 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from .encoded import JPEG, UnreadableError
 
-MODES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}  # channels -> names in the two libraries
-MAX_PIXELS = 64 * 2**20  # more are refused before they are decoded
-MAX_SCANNED = 2**30  # pixels of a JPEG times its scans: a second or two; usual progressive files have about ten scans
+MODES = {1: ("GRAY", "L"), 3: ("RGB", "RGB")}  # channels -> names of the mode in simplejpeg and Pillow
+MAX_PIXELS = 64 * 2**20  # larger images are refused before they are decoded
+# Most pixels times scans of a JPEG, a second or two of decoding; usual progressive files have about ten scans.
+MAX_SCANNED = 2**30
 FITS = ("crop", "stretch")
-BITS_PER_SAMPLE = 258  # a tag of TIFF
+BITS_PER_SAMPLE = 258  # TIFF tag
 
 
 class Decoder:
-    """Brings encoded images to one size.
+    """Decoder of images to one size.
 
     Args:
-        height, width: in pixels.
+        height, width: size in pixels.
         channels: 1 (grey) or 3 (RGB).
-        fit: "crop" scales an image of another size until it covers this one and cuts off what is over, alike on both
-            sides; "stretch" changes its proportions.
-        crop: share of each side of every image, about its centre, that is kept before that.
+        fit: "crop" scales an image of another size to cover this size and cuts off the rest, equally on both sides;
+            "stretch" changes its proportions.
+        crop: share of each side that is kept first, about the centre of every image.
     """
 
     def __init__(self, height: int, width: int, channels: int, fit: str = "crop", crop: float = 1.0):
@@ -42,15 +44,15 @@ class Decoder:
         self.color, self.mode = MODES[channels]
 
     def into(self, pixels: NDArray[np.uint8], encoded: bytes) -> None:
-        """Decodes into `pixels` (height, width, channels).
+        """Decode an image into `pixels` (height, width, channels).
 
         Raises:
-            UnreadableError: no image, a damaged one, or one of too many pixels.
+            UnreadableError: the bytes are not an image, or the image is damaged or too large.
         """
         fast = encoded[:2] == JPEG and self.crop == 1
         if fast and not _many_scans(encoded, pixels.shape[0] * pixels.shape[1]):
             try:
-                # Of another size, it is not written there or comes back with its own shape.
+                # An image of another size raises, or is returned in its own shape.
                 if simplejpeg.decode_jpeg(encoded, self.color, buffer=pixels).shape == self.shape:
                     return
             except ValueError:
@@ -75,18 +77,18 @@ class Decoder:
         return np.asarray(image).reshape(self.shape)
 
 
-# What Pillow's decoders are known to raise for damaged files.
+# Errors that Pillow's decoders are known to raise for damaged files.
 PILLOW_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, MemoryError, RuntimeError),
     struct.error,
 )
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # of others, some start programs
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # Pillow starts external programs for some other formats
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Keep the upper 8 bits of 16 or fewer: Pillow would make white of them. Refuse pixels of an unknown range."""
+    """Keep the upper 8 of up to 16 bits, which Pillow would clip to white. Refuse pixels of an unknown range."""
     if image.mode == "F":
-        raise UnreadableError("its pixels are real numbers without a known range")
+        raise UnreadableError("its pixels are real numbers of unknown range; save it with 8 bits per channel")
     if not image.mode.startswith("I"):
         return image
     bits = 16
@@ -94,17 +96,19 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         bits = int(image.tag_v2.get(BITS_PER_SAMPLE, (1,))[0])
         if image.mode == "I":  # 32 bits, or signed
             raise UnreadableError(
-                f"its pixels are integers of {bits} bits without a known range; save it with 8 bits a channel"
+                f"its pixels are integers of {bits} bits of unknown range; save it with 8 bits per channel"
             )
     return Image.fromarray((np.asarray(image) >> (bits - 8)).clip(0, 255).astype(np.uint8))
 
 
-MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # in the coded data of a scan, 0 or a restart number follows
+MARKER = re.compile(
+    rb"\xff([^\x00\xd0-\xd7\xff])"
+)  # other than a 0 or a restart number, which the coded data of a scan contains
 
 
 def _many_scans(encoded: bytes, pixels: int) -> bool:
-    """Return whether decoding a JPEG would take far longer than its size suggests: each scan goes over all pixels."""
-    scans = encoded.count(b"\xff\xda")  # a bound, found fast: what else the file holds may look the same
+    """Return whether decoding a JPEG would take very long, since each scan visits all pixels."""
+    scans = encoded.count(b"\xff\xda")  # a fast upper bound: other bytes of the file may look the same
     return scans * pixels > MAX_SCANNED and _scans(encoded) * pixels > MAX_SCANNED
 
 
@@ -118,29 +122,30 @@ def _scans(encoded: bytes) -> int:
 
 
 def opened(encoded: bytes) -> Image.Image:
-    """An image of which only the header is read. Raises UnreadableError."""
+    """Return an image whose header is read and checked, but not its pixels. Raises UnreadableError."""
     if not encoded:
         raise UnreadableError("it is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, at sizes near its own limit
+            warnings.simplefilter("ignore")  # Pillow warns about sizes near its own limit
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError:
         raise UnreadableError(f"it has more than {MAX_PIXELS:,} pixels") from None
     except PILLOW_ERRORS:
-        raise UnreadableError("it is no image of a known format") from None
+        raise UnreadableError("it is not an image in a known format") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnreadableError(f"its {width:,} x {height:,} pixels are more than {MAX_PIXELS:,}")
     if encoded[:2] == JPEG and _many_scans(encoded, width * height):
         raise UnreadableError(
-            f"its {_scans(encoded):,} scans of {width:,} x {height:,} pixels take too long to decode; save it anew"
+            f"its {_scans(encoded):,} scans of {width:,} x {height:,} pixels take too long to decode; "
+            "save it again with fewer scans"
         )
     return image
 
 
 def decodable(encoded: bytes) -> None:
-    """Decodes it in full. Raises UnreadableError."""
+    """Check an image by decoding it completely. Raises UnreadableError."""
     image = opened(encoded)
     try:
         image.load()

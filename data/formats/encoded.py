@@ -1,4 +1,4 @@
-"""Encoded images in files of others: what every format gives, and the errors they share."""
+"""Encoded images: the interface of all formats, and their common errors."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from ..files import open_file
 
-JPEG = b"\xff\xd8"  # the first bytes
+JPEG = b"\xff\xd8"  # first bytes of the file
 
 
 class UnreadableError(ValueError):
-    """One image cannot be had; the others may be fine.
+    """Error for one image that cannot be read; other images may be readable.
 
     Args:
-        reason: why.
-        name: which.
+        reason: why it cannot be read.
+        name: name of the image.
     """
 
     def __init__(self, reason: str, name: str | None = None):
@@ -26,12 +26,12 @@ class UnreadableError(ValueError):
 
 
 class Entry(NamedTuple):
-    """An image, as a scan finds it.
+    """An image found by a scan.
 
     Args:
-        place: where it lies, in whatever unit the format counts.
-        label: as the file has it, at least 0.
-        key: which must not repeat; None where it may.
+        place: its position, in the unit of the format.
+        label: its label in the file, at least 0.
+        key: its key, if keys must be unique; None if they may repeat.
     """
 
     place: int
@@ -40,28 +40,33 @@ class Entry(NamedTuple):
 
 
 class BadEntry(NamedTuple):
-    """What a scan finds instead of an image."""
+    """An entry found by a scan that is not a readable image.
+
+    Args:
+        key: its key or its position, for the user.
+        reason: why it cannot be read.
+    """
 
     key: str
     reason: str
 
 
 class Images(Protocol):
-    """Encoded images by number. Must survive pickling."""
+    """Encoded images by number. They must be picklable."""
 
     def __len__(self) -> int: ...
 
     def read_all(self, indices: NDArray[np.int64]) -> Iterator[bytes]:
-        """One after the other. Raises UnreadableError, naming the one it is at."""
+        """Yield encoded images. Raises UnreadableError, which names the current image."""
         ...
 
     def name(self, index: int) -> str:
-        """Of an image, for people."""
+        """Return the name of an image, for messages."""
         ...
 
 
 class Labelled(Images, Protocol):
-    """Images of known classes."""
+    """Encoded images of known classes."""
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -70,54 +75,54 @@ class Labelled(Images, Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the classes."""
+        """Class names."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Of other images it is another."""
+        """A digest that differs for other images."""
         ...
 
     def key(self, index: int) -> str:
-        """What its file calls an image."""
+        """Return the key of an image in its file."""
         ...
 
 
 class Format(Protocol):
-    """One file, folder or database of encoded images.
+    """Reader of one file, folder or database of encoded images.
 
-    Is pickled with its path only: each process opens its own handles, when it first reads.
+    It is pickled with its path only; each process opens its own handles at its first read.
     """
 
     path: str
 
     def files(self) -> Sequence[str]:
-        """Where the size or time of one of these changes, it is scanned anew."""
+        """Return the files whose size and time determine whether a catalog is current."""
         ...
 
     def scan(self) -> Iterator[Entry | BadEntry]:
-        """All images, in file order.
+        """Yield all entries, in file order.
 
         Raises:
-            ValueError: files that are missing or of another kind.
+            ValueError: files are missing or of another kind.
         """
         ...
 
     def class_names(self) -> Sequence[str] | None:
-        """Of the labels 0, 1, ...; None where it has none."""
+        """Return the class names of the labels 0, 1, ...; None if there are none."""
         ...
 
     def key(self, place: int) -> str:
-        """What its file calls an image."""
+        """Return the key of an image in its file."""
         ...
 
     def read(self, place: int) -> bytes:
-        """The encoded image. Raises UnreadableError."""
+        """Return an encoded image. Raises UnreadableError."""
         ...
 
 
 def read_names(path: Path) -> list[str] | None:
-    """Class names, a line each; None where there is no such file."""
+    """Return class names, one a line of a file; None if the file does not exist."""
     if not path.exists():
         return None
     try:
@@ -128,12 +133,12 @@ def read_names(path: Path) -> list[str] | None:
 
 
 def text(raw: bytes) -> str:
-    """For people: what is not UTF-8 is shown as \\xNN."""
+    """Return text for messages; bytes that are not UTF-8 become \\xNN."""
     return raw.decode("utf-8", "backslashreplace")
 
 
 def label_of(raw: bytes) -> int:
-    """A class id as text. Raises ValueError."""
+    """Return the class id that a text contains. Raises ValueError."""
     if not raw.isdigit() or len(raw) > 18:
-        raise ValueError(f"{text(raw[:40])!r} is no class id: a whole number, at least 0, is needed")
+        raise ValueError(f"{text(raw[:40])!r} is not a class id; class ids are whole numbers from 0")
     return int(raw)

@@ -1,6 +1,7 @@
-"""Images of folders and of lists: `path<TAB>label`, or images in base64 with their labels, in either order.
+"""Folders and lists of images.
 
-A folder has a folder for each class, named like it, with images in it or deeper.
+A line of a list is `path<TAB>label`, or an image in base64 and its label, in either order. An image folder has a folder
+for each class, named like the class, with images at any depth.
 """
 
 import base64
@@ -13,16 +14,16 @@ from .encoded import BadEntry, Entry, UnreadableError, label_of, read_names, tex
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 PNM = [base64.b64encode(b"P%d%b" % (kind, after)) for kind in range(1, 7) for after in (b"\n", b" ", b"\r", b"\t")]
-# Of JPEG, PNG, BMP, WebP, TIFF, GIF, and PBM, PGM and PPM.
+# Beginnings of JPEG, PNG, BMP, WebP, TIFF, GIF, PBM, PGM and PPM.
 BASE64_BEGINS = (b"/9j/", b"iVBORw0KGgo", b"Qk", b"UklGR", b"SUkqA", b"TU0AK", b"R0lGODdh", b"R0lGODlh", *PNM)
 
 
 class ImageList:
-    """Images of a list of paths or of base64. A place is the byte that a line begins at.
+    """Reader of a list of paths or base64 images. The place of an image is the first byte of its line.
 
     Args:
-        path: of the list.
-        root: what its paths are relative to; the list's folder unless given.
+        path: path of the list.
+        root: folder that its paths are relative to; the list's folder if None.
     """
 
     def __init__(self, path: str, root: str | None = None):
@@ -60,21 +61,21 @@ class ImageList:
             raise UnreadableError((error.strerror if isinstance(error, OSError) else None) or str(error)) from None
 
     def _columns(self, line: bytes) -> tuple[bytes, bytes]:
-        """(path or base64, label), whichever comes first. Raises ValueError."""
+        """Return (path or base64, label) of a line in either order. Raises ValueError."""
         label, _, image = line.partition(b"\t")
         if not (label.isdigit() and looks_encoded(image)):
             image, _, label = line.rpartition(b"\t")
         if not image:
-            raise ValueError("an image's path or base64, a tab and a class id are needed")
+            raise ValueError("the line must be the path or base64 of an image, a tab and a class id")
         return image, label
 
 
 class ImageFolder(ImageList):
-    """Images of a folder of folders. What is found there is listed in a file of our own, once.
+    """Reader of a folder with a folder for each class. A scan writes the list of its images to a file.
 
     Args:
-        path: of the folder.
-        listing: where the list is written by `scan`, and read from.
+        path: path of the folder.
+        listing: path of the list that `scan` writes.
     """
 
     def __init__(self, path: str, listing: str):
@@ -82,17 +83,17 @@ class ImageFolder(ImageList):
         self.path = path
 
     def files(self) -> Sequence[str]:
-        return [self.path, *(each.path for each in self._class_folders()), *map(str, [self._names()])]
+        return [self.path, *(folder.path for folder in self._class_folders()), str(self._names())]
 
     def class_names(self) -> Sequence[str]:
-        """Sorted, or in the order of `classes.txt` where there is one."""
-        folders = [each.name for each in self._class_folders()]
+        """Return the names of the class folders, sorted or in the order of `classes.txt`."""
+        folders = [folder.name for folder in self._class_folders()]
         names = read_names(self._names())
         if names is None:
             return folders
         unknown = sorted(set(folders) - set(names))
         if unknown:
-            raise ValueError(f"{self._names()}: class {unknown[0]!r} of {self.path} is missing in it")
+            raise ValueError(f"{self._names()} does not list class {unknown[0]!r} of {self.path}")
         return names
 
     def _names(self) -> Path:
@@ -100,9 +101,9 @@ class ImageFolder(ImageList):
 
     def _class_folders(self) -> list[os.DirEntry[str]]:
         if not Path(self.path).is_dir():
-            raise ValueError(f"{self.path}: there is no such folder")
+            raise ValueError(f"{self.path} does not exist, or is not a folder")
         with os.scandir(self.path) as entries:
-            return sorted((each for each in entries if each.is_dir()), key=lambda each: each.name)
+            return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
 
     def scan(self) -> Iterator[Entry | BadEntry]:
         labels = {name: label for label, name in enumerate(self.class_names())}
@@ -111,23 +112,24 @@ class ImageFolder(ImageList):
                 for path in sorted(images_below(folder.path)):
                     relative = os.fsencode(os.path.relpath(path, self.path))
                     if b"\n" in relative or b"\r" in relative:
-                        raise ValueError(f"{text(relative)!r}: a file's name must not hold a line break")
+                        raise ValueError(f"{self.path}: the file name {text(relative)!r} must not contain a line break")
                     yield Entry(listing.tell(), labels[folder.name])
                     listing.write(b"%b\t%d\n" % (relative, labels[folder.name]))
 
 
 def images_below(folder: str) -> Iterator[str]:
+    """Yield the paths of all images in a folder and its subfolders."""
     try:
         with os.scandir(folder) as entries:
-            for each in entries:
-                if each.is_dir():
-                    yield from images_below(each.path)
-                elif each.name.lower().endswith(ENDINGS):
-                    yield each.path
-    except OSError as error:  # no permission, or links that go round in circles
-        raise ValueError(f"{text(os.fsencode(folder))}: cannot be listed ({error.strerror})") from None
+            for entry in entries:
+                if entry.is_dir():
+                    yield from images_below(entry.path)
+                elif entry.name.lower().endswith(ENDINGS):
+                    yield entry.path
+    except OSError as error:  # no permission, or circular links
+        raise ValueError(f"{text(os.fsencode(folder))} cannot be listed ({error.strerror})") from None
 
 
 def looks_encoded(column: bytes) -> bool:
-    """Whether it is an image in base64, and no path."""
+    """Return whether a column is an image in base64 rather than a path."""
     return column.startswith(BASE64_BEGINS) and b"." not in column

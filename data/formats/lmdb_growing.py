@@ -1,4 +1,4 @@
-"""An LMDB that is written, with a map that grows with it: address space may be limited, by `ulimit -v` say."""
+"""Writing of an LMDB whose map grows with its content, for limited address space (`ulimit -v`)."""
 
 from pathlib import Path
 from typing import Any
@@ -7,15 +7,17 @@ import lmdb
 
 from ..records import no_address_space
 
-STEP = 2**28  # bytes of the map that are not written yet
-OVERHEAD = 16  # pages that a value may take besides its own: copies of those above it, and halves of those that split
+STEP = 2**28  # spare bytes of the map
+# Most additional pages of a value: copies of the pages above it, and halves of split pages.
+OVERHEAD = 16
 
 
 class GrowingLmdb:
-    """
+    """An LMDB that is written.
+
     Args:
-        folder: of the database, which is made unless it is there.
-        options: of `lmdb.open`.
+        folder: folder of the database; created if it does not exist.
+        options: options of `lmdb.open`.
     """
 
     def __init__(self, folder: Path, **options: Any):
@@ -29,7 +31,7 @@ class GrowingLmdb:
     def _begin(self, room: int) -> None:
         """Begin a transaction with room for so many bytes."""
         page = self.environment.stat()["psize"]
-        size = (self.environment.info()["last_pgno"] + 1) * page + room + STEP  # what was freed takes some, too
+        size = (self.environment.info()["last_pgno"] + 1) * page + room + STEP  # freed pages are included
         try:
             self.environment.set_mapsize(size)
         except lmdb.MemoryError:
@@ -38,7 +40,7 @@ class GrowingLmdb:
         self.transaction = self.environment.begin(write=True)
 
     def put(self, key: bytes, value: bytes, **options: Any) -> bool:
-        """Store a value as `lmdb.Transaction.put` does. What was put before may be committed."""
+        """Store a value as `lmdb.Transaction.put` does. Earlier values may be committed."""
         needed = len(value) + OVERHEAD * self.page
         if needed > self.room:
             self.transaction.commit()
@@ -47,14 +49,15 @@ class GrowingLmdb:
         try:
             return bool(self.transaction.put(key, value, **options))
         except lmdb.MemoryError:
-            raise ValueError(f"{self.folder}: there is no memory to write {len(value):,} bytes") from None
+            raise ValueError(f"{self.folder}: memory is too small to write {len(value):,} bytes") from None
 
     def get(self, key: bytes) -> bytes | None:
-        found: bytes | None = self.transaction.get(key)
-        return found
+        """Return a value, or None if the key does not exist."""
+        value: bytes | None = self.transaction.get(key)
+        return value
 
     def commit(self) -> int:
-        """Make what was put safe and return the number of entries."""
+        """Write all values durably and return the number of entries."""
         self.transaction.commit()
         self._begin(STEP)
         return int(self.environment.stat()["entries"])

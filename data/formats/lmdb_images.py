@@ -1,9 +1,9 @@
 """FFC's LMDB: images under text keys, and a list of keys with their classes.
 
-A value is a protocol buffer with the encoded image in it: `message Datum { optional bytes data = 1; }`, as FFC's
-`tools/make_lmdb.py` writes it. The code that trains there reads Caffe's Datum instead, which has the data in field 4.
-Both are read here, and so are values that are JPEG files themselves. The key-label file, `NAME_kv.txt` inside the
-database's folder or anywhere, has a line `key label` for each image.
+A value is a protocol buffer that contains the encoded image: `message Datum { optional bytes data = 1; }`, as FFC's
+`tools/make_lmdb.py` writes it. FFC's training code reads Caffe's Datum instead, which has the data in field 4. This
+module reads both, and values that are JPEG files. The key-label file, `NAME_kv.txt` in the database's folder or any
+other file, has a line `key label` for each image.
 """
 
 import os
@@ -19,16 +19,16 @@ from ..records import opened
 from .encoded import JPEG, BadEntry, Entry, UnreadableError, label_of, read_names, text
 from .lmdb_pages import Damage
 
-FIELDS = {"ffc": 1, "caffe": 4}  # of the data
+FIELDS = {"ffc": 1, "caffe": 4}  # number of the data field
 
 
 def _datum() -> type:
     file = descriptor_pb2.FileDescriptorProto(name="headcount/datum.proto", package="headcount", syntax="proto2")
-    of_data = descriptor_pb2.FieldDescriptorProto
+    field = descriptor_pb2.FieldDescriptorProto
     message = file.message_type.add(name="Datum")
     for name, number in FIELDS.items():
-        # Caffe has a number in field 1: of another kind, it is passed over.
-        message.field.add(name=name, number=number, type=of_data.TYPE_BYTES, label=of_data.LABEL_OPTIONAL)
+        # Field 1 of Caffe is an integer; a value of another type is skipped.
+        message.field.add(name=name, number=number, type=field.TYPE_BYTES, label=field.LABEL_OPTIONAL)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("headcount.Datum"))
@@ -38,24 +38,24 @@ Datum = _datum()
 
 
 class LmdbImages:
-    """Images of an LMDB folder. A place is the byte that a line of the key-label file begins at.
+    """Reader of an LMDB folder. The place of an image is the first byte of its line in the key-label file.
 
     Args:
-        path: of the folder.
-        labels: the key-label file; found in the folder unless given.
+        path: path of the folder.
+        labels: path of the key-label file; the file in the folder if None.
     """
 
     def __init__(self, path: str, labels: str | None = None):
         self.path = path
         if not Path(path, "data.mdb").is_file():
-            raise ValueError(f"{path}: no LMDB folder, there is no data.mdb in it")
+            raise ValueError(f"{path} is not an LMDB folder: it contains no data.mdb")
         if labels is None:
-            found = sorted(str(each) for each in Path(path).glob("*_kv.txt"))
-            if len(found) != 1:
+            candidates = sorted(str(file) for file in Path(path).glob("*_kv.txt"))
+            if len(candidates) != 1:
                 raise ValueError(
-                    f"{path}: {len(found) or 'no'} files *_kv.txt in it; name the key-label file by `labels`"
+                    f"{path} contains {len(candidates) or 'no'} files *_kv.txt; give the key-label file by `labels`"
                 )
-            labels = found[0]
+            labels = candidates[0]
         self.list = LineFile(labels)
         self._inode = Path(path, "data.mdb").stat().st_ino
 
@@ -76,7 +76,7 @@ class LmdbImages:
             key, _, label = line.rpartition(b" ")
             try:
                 if not key:
-                    raise ValueError("a key, a space and a class id are needed")
+                    raise ValueError("the line must be a key, a space and a class id")
                 if damage.pages and (page := damage.of(key)) is not None:
                     yield BadEntry(text(key), f"page {page:,} of data.mdb is damaged")
                     continue
@@ -92,7 +92,7 @@ class LmdbImages:
             with opened(self.path, self._inode).begin(buffers=True) as transaction:
                 value = transaction.get(self._key(place))
                 if value is None:
-                    raise UnreadableError("the database does not have it")
+                    raise UnreadableError("the database does not contain it")
                 return encoded_in(value)
         except lmdb.Error as error:
             raise UnreadableError(str(error)) from None
@@ -102,19 +102,19 @@ class LmdbImages:
 
 
 def encoded_in(value: bytes | memoryview) -> bytes:
-    """The encoded image of a value. Raises UnreadableError."""
-    if value[:2] == JPEG:  # no protocol buffer begins like that
+    """Return the encoded image that a value contains. Raises UnreadableError."""
+    if value[:2] == JPEG:  # no protocol buffer begins with these bytes
         return bytes(value)
     datum = Datum()
     try:
         datum.ParseFromString(bytes(value))
     except DecodeError:
-        raise UnreadableError("its value is no Datum") from None
+        raise UnreadableError("its value is not a Datum") from None
     if not (datum.ffc or datum.caffe):
-        raise UnreadableError("there is no image in it")
+        raise UnreadableError("it contains no image")
     return datum.ffc or datum.caffe
 
 
 def value_of(encoded: bytes, datum: str = "ffc") -> bytes:
-    """A value with the image in it, in the field of `datum`."""
+    """Return a value that contains the image in the field of `datum`."""
     return Datum(**{datum: encoded}).SerializeToString()

@@ -1,12 +1,12 @@
-"""The pages of an LMDB, checked before values are read through them: a damaged one may end the process.
+"""The check of an LMDB's pages before values are read: a damaged page may end the process.
 
-The file is an array of pages. A page begins with its own number (8 bytes), 2 bytes unused, its kind (2 bytes) and the
-bounds of its free room, `lower` and `upper` (2 bytes each); then come the places of its nodes, 2 bytes each, up to
-`lower`. A node begins with two halves of a number (2 bytes each), flags (2) and the length of its key (2), then the
-key. In a branch page halves and flags are the number of a page below. In a leaf page the halves are the length of the
-value, which follows; if the first flag is set, the number of the page where the value begins (8 bytes) follows instead.
-Keys are sorted, and that of a branch's node is the least below; the first node of a branch needs none.
-Pages 0 and 1 tell of the whole: the root is that of the one with the higher transaction number.
+The file is an array of pages. A page begins with its own number (8 bytes), 2 unused bytes, its kind (2 bytes) and the
+bounds of its free space, `lower` and `upper` (2 bytes each). The positions of its nodes follow, 2 bytes each, up to
+`lower`. A node begins with the two halves of a number (2 bytes each), flags (2) and the length of its key (2), then the
+key. In a branch page, halves and flags are the number of a child page. In a leaf page, the halves are the length of the
+value, which follows. If the first flag is set, the number of the page where the value begins (8 bytes) follows instead.
+Keys are sorted, and the key of a branch's node is the least key below it; the first node of a branch needs none.
+Pages 0 and 1 describe the database: the root is that of the page with the higher transaction number.
 """
 
 import struct
@@ -22,9 +22,9 @@ from ..files import ReadFile
 
 HEADER = struct.Struct("<QHHHH")  # number, unused, kind, lower, upper
 BRANCH, LEAF, KINDS = 1, 2, 15
-ORDER, ROOT, TRANSACTION = 92, 128, 144  # where page 0 or 1 has them; the order of keys is 0 unless it is a special one
+ORDER, ROOT, TRANSACTION = 92, 128, 144  # positions in pages 0 and 1; the order of keys is 0 unless it is customized
 NODE = 8  # bytes before the key
-APART = 1  # the flag of a value that has pages of its own
+SEPARATE = 1  # flag of a value on pages of its own
 
 
 class Page(NamedTuple):
@@ -35,10 +35,10 @@ class Page(NamedTuple):
 
 
 class Damage:
-    """The keys of a database that cannot be looked up.
+    """The keys of a database that damaged pages make unreadable.
 
     Attributes:
-        pages: that are damaged, by least key.
+        pages: damaged pages, sorted by least key.
     """
 
     def __init__(self, path: str, environment: lmdb.Environment):
@@ -47,20 +47,20 @@ class Damage:
         heads = [file.read(number * size, size) for number in (0, 1)]
         head = max(heads, key=lambda head: _number(head, TRANSACTION, 8))
         self.pages: list[Page] = []
-        self.bounds: list[bytes] = []  # of all pages below which the keys are looked up, by least key
+        self.bounds: list[bytes] = []  # least keys of all pages, sorted
         level = [Page(b"", _number(head, ROOT, 8))] if stat["entries"] and not _number(head, ORDER, 2) else []
         seen = 0
         for depth in range(stat["depth"] if level else 0):
             below: list[Page] = []
             for page in level:
                 seen += 1
-                inside = 2 <= page.number <= last and seen <= last  # and each is there once
+                inside = 2 <= page.number <= last and seen <= last  # each page may appear only once
                 raw = file.read(page.number * size, size) if inside else b""
-                found = _below(raw, page, LEAF if depth == stat["depth"] - 1 else BRANCH, size, last)
-                if found is None:
+                children = _children(raw, page, LEAF if depth == stat["depth"] - 1 else BRANCH, size, last)
+                if children is None:
                     self.pages.append(page)
                 else:
-                    below += found
+                    below += children
             self.bounds += [page.least for page in level]
             level = below
         self.pages.sort()
@@ -68,15 +68,15 @@ class Damage:
         self.ends = [[*self.bounds, b""][bisect(self.bounds, page.least)] for page in self.pages]
 
     def of(self, key: bytes) -> int | None:
-        """Return the damaged page that a key is looked up in, if it is."""
-        place = bisect(self.pages, Page(key, 2**64)) - 1
-        if place < 0 or (self.ends[place] and key >= self.ends[place]):
+        """Return the number of the damaged page that a lookup of the key visits, or None."""
+        index = bisect(self.pages, Page(key, 2**64)) - 1
+        if index < 0 or (self.ends[index] and key >= self.ends[index]):
             return None
-        return self.pages[place].number
+        return self.pages[index].number
 
 
-def _below(raw: bytes, page: Page, kind: int, size: int, last: int) -> list[Page] | None:
-    """Return the pages below a branch page, none for a leaf page, or None for a damaged page."""
+def _children(raw: bytes, page: Page, kind: int, size: int, last: int) -> list[Page] | None:
+    """Return the child pages of a branch page, an empty list for a leaf page, or None for a damaged page."""
     if len(raw) < size:
         return None
     own, _, flags, lower, upper = HEADER.unpack_from(raw)
@@ -96,11 +96,11 @@ def _below(raw: bytes, page: Page, kind: int, size: int, last: int) -> list[Page
         keys[0] = page.least
         in_order = all(one < other for one, other in pairwise(keys))
         return [Page(*each) for each in zip(keys, children.tolist(), strict=True)] if in_order else None
-    lengths, apart = low | high << 16, of_node & APART == APART
-    if (ends + np.where(apart, 8, lengths) > size).any():
+    lengths, separate = low | high << 16, of_node & SEPARATE == SEPARATE
+    if (ends + np.where(separate, 8, lengths) > size).any():
         return None
-    starts = np.frombuffer(raw, "<u1")[ends[apart][:, None] + np.arange(8)].copy().view("<u8")[:, 0].astype(np.int64)
-    pages = (HEADER.size + lengths[apart] + size - 1) // size
+    starts = np.frombuffer(raw, "<u1")[ends[separate][:, None] + np.arange(8)].copy().view("<u8")[:, 0].astype(np.int64)
+    pages = (HEADER.size + lengths[separate] + size - 1) // size
     return [] if (starts >= 2).all() and (starts <= last + 1 - np.minimum(pages, last)).all() else None
 
 

@@ -1,6 +1,6 @@
-"""Verification sets: pairs of images, of one class or of two.
+"""Verification sets: pairs of images of the same class or of different classes.
 
-Read from InsightFace's .bin, from LFW's pairs.txt and its folder, and from lists `first<TAB>second<TAB>same`.
+The formats are InsightFace's .bin, LFW's pairs.txt with its folder, and lists `first<TAB>second<TAB>same`.
 """
 
 import os
@@ -24,15 +24,15 @@ EXPECTED = "two paths and 1 or 0, or LFW's `name i j` or `name i name j`"
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of images; each image is there once.
+    """Pairs of images. Each image is stored once.
 
     Args:
-        path: of the file that lists them.
-        images: encoded.
-        first, second: which images a pair is of, (n,).
-        same: whether both are of one class, (n,).
-        folds: how many folds the file itself has, in its order; None where it says nothing.
-        in_order: whether folds of any number follow the order of the file, as those of a .bin do.
+        path: path of the file that lists the pairs.
+        images: encoded images.
+        first, second: (n,) numbers of the images of each pair.
+        same: (n,) whether both images are of one class.
+        folds: number of consecutive folds that the file announces; None if it announces none.
+        in_order: whether folds of any number are consecutive parts of the file, as in a .bin.
     """
 
     path: str
@@ -48,29 +48,30 @@ class Pairs:
 
 
 def read_pairs(path: str | Path, root: str | Path | None = None) -> Pairs:
-    """Pairs of a file, in its order: a .bin by its ending, otherwise a list, of LFW's kind or of two paths each.
+    """Read the pairs of a file, in its order: a .bin by its ending, otherwise a list of paths or LFW's pairs.txt.
 
     Args:
-        root: what paths are relative to; the list's folder unless given.
+        path: path of the file.
+        root: folder that paths are relative to; the list's folder if None.
 
     Raises:
-        ValueError: no such file, no pair in it, a line that is none, a pickle that holds something else.
+        ValueError: the file does not exist, contains no pair, or has an invalid line or an invalid pickle.
     """
     check_file(path, "list of pairs")
     pairs = _read_bin(Path(path)) if Path(path).suffix == ".bin" else _read_list(str(path), root)
     if not len(pairs):
-        raise ValueError(f"{path}: there is no pair in it")
+        raise ValueError(f"{path} contains no pair")
     return pairs
 
 
 def names_of(option: str, paths: Sequence[str]) -> list[str]:
-    """Return a name for each file: its own without the ending, after as many of its folders as tell all apart."""
+    """Return a unique name for each file: its stem, with as many parent folders or the ending as needed."""
     for depth in range(1, max((len(Path(path).parts) for path in paths), default=0)):
         for whole in (False, True):
             names = ["_".join((path if whole else path.with_suffix("")).parts[-depth:]) for path in map(Path, paths)]
             if len({*names}) == len(paths):
                 return names
-    raise ValueError(f"{option}={', '.join(paths)}: one of these files is given twice")
+    raise ValueError(f"{option}={', '.join(paths)} names a file twice; give each file once")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class ImageBytes:
     """Encoded images in memory.
 
     Args:
-        path: of the file they are from.
-        places: of each in there.
+        path: path of the file that contains them.
+        images: the images.
+        places: number of each image in the file.
     """
 
     path: str
@@ -97,34 +99,36 @@ class ImageBytes:
 
 
 def _read_bin(path: Path) -> Pairs:
-    held = loads(path.read_bytes(), str(path))
-    if not (isinstance(held, tuple | list) and len(held) == 2):
-        raise ValueError(f"{path}: a list of images and a list of booleans are needed, it holds something else")
-    images, same = held
-    sizes = [len(each) for each in held if isinstance(each, list) or (isinstance(each, np.ndarray) and each.ndim == 1)]
+    content = loads(path.read_bytes(), str(path))
+    if not (isinstance(content, tuple | list) and len(content) == 2):
+        raise ValueError(f"{path} must contain a list of images and a list of booleans, but contains something else")
+    images, same = content
+    sizes = [
+        len(part) for part in content if isinstance(part, list) or (isinstance(part, np.ndarray) and part.ndim == 1)
+    ]
     if len(sizes) != 2 or sizes[0] != 2 * sizes[1]:
         raise ValueError(
-            f"{path}: two images for each boolean are needed, there are {' and '.join(map(str, sizes)) or 'no lists'}"
+            f"{path} must contain two images for each boolean, but contains {' and '.join(map(str, sizes)) or 'no lists'}"
         )
-    if not all(isinstance(each, bool | int | np.bool_ | np.integer) and each in (0, 1) for each in same):
-        raise ValueError(f"{path}: whether pairs are of one class is told by something else than booleans")
+    if not all(isinstance(flag, bool | int | np.bool_ | np.integer) and flag in (0, 1) for flag in same):
+        raise ValueError(f"{path} must contain booleans as its second list, but contains other values")
     encoded: dict[bytes, int] = {}
     places: list[int] = []
-    where = []
+    numbers = []
     for place, image in enumerate(images):
-        # OpenCV's encoder gives (n,), and its older versions (n, 1).
+        # OpenCV's encoder returns the shape (n,), and older versions (n, 1).
         if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size == max(image.shape, default=0):
             image = image.tobytes()
         if not isinstance(image, bytes | bytearray):
-            shape = f" {image.dtype} array {list(image.shape)}" if isinstance(image, np.ndarray) else ""
-            raise ValueError(f"{path}: image {place} is a {shape or type(image).__name__}, not an encoded image")
+            shape = f"{image.dtype} array {list(image.shape)}" if isinstance(image, np.ndarray) else ""
+            raise ValueError(f"{path}: image {place} is of type {shape or type(image).__name__}, not an encoded image")
         number = encoded.setdefault(bytes(image), len(encoded))
         if number == len(places):
             places.append(place)
-        where.append(number)
-    ends = np.array(where, np.int64).reshape(-1, 2)
-    held_images = ImageBytes(str(path), list(encoded), places)
-    return Pairs(str(path), held_images, ends[:, 0], ends[:, 1], np.array(same, bool), in_order=True)
+        numbers.append(number)
+    pairs = np.array(numbers, np.int64).reshape(-1, 2)
+    stored = ImageBytes(str(path), list(encoded), places)
+    return Pairs(str(path), stored, pairs[:, 0], pairs[:, 1], np.array(same, bool), in_order=True)
 
 
 def _read_list(path: str, root: str | Path | None) -> Pairs:
@@ -142,9 +146,9 @@ def _read_list(path: str, root: str | Path | None) -> Pairs:
         try:
             first, second, alike = _pair(columns)
         except ValueError:
-            raise ValueError(f"{path}, line {number}: {EXPECTED} are needed; it is {text(line)!r}") from None
-        paths = (os.path.join(folder, each) for each in (first, second))  # noqa: PTH118
-        a, b = (known.setdefault(each, len(known)) for each in paths)
+            raise ValueError(f"{path}, line {number} must be {EXPECTED}, but is {text(line)!r}") from None
+        paths = (os.path.join(folder, name) for name in (first, second))  # noqa: PTH118
+        a, b = (known.setdefault(path, len(known)) for path in paths)
         ends.append((a, b))
         same.append(alike)
     both = np.array(ends, np.int64).reshape(-1, 2)
@@ -153,10 +157,10 @@ def _read_list(path: str, root: str | Path | None) -> Pairs:
 
 
 def _folds(path: str, header: list[int], same: NDArray[np.bool_]) -> int | None:
-    """Return how many folds LFW's header announces: `folds pairs`, or `pairs` of a set without folds.
+    """Return the number of folds in LFW's header, which is `folds pairs`, or `pairs` for a set without folds.
 
     Raises:
-        ValueError: the list holds other pairs than its header says.
+        ValueError: the pairs differ from those that the header announces.
     """
     if not header:
         return None
@@ -164,47 +168,49 @@ def _folds(path: str, header: list[int], same: NDArray[np.bool_]) -> int | None:
     number = folds[0] if folds else 1
     if number < 1 or len(same) != 2 * number * count or (same.reshape(number, -1).sum(1) != count).any():
         raise ValueError(
-            f"{path}: its first line announces {number} x {count:,} pairs of one person and as many of two, and it "
-            f"holds {int(same.sum()):,} and {int((~same).sum()):,}, or in another order; delete that line if the list "
-            "is as it should be"
+            f"{path}: the first line announces {number} x {count:,} pairs of one person and as many of two persons, "
+            f"but the list contains {int(same.sum()):,} and {int((~same).sum()):,}, or another order; delete that line if "
+            "the list is correct"
         )
     return number if number > 1 else None
 
 
 def _pair(columns: list[bytes]) -> tuple[bytes, bytes, bool]:
-    """Two paths, and whether they are of one class. Raises ValueError."""
+    """Return two paths and whether they are of one class. Raises ValueError."""
     if len(columns) == 3 and columns[1].isdigit():
-        return _of_lfw(columns[0], columns[1]), _of_lfw(columns[0], columns[2]), True
+        return _lfw_path(columns[0], columns[1]), _lfw_path(columns[0], columns[2]), True
     if len(columns) == 4:
-        return _of_lfw(*columns[:2]), _of_lfw(*columns[2:]), False
+        return _lfw_path(*columns[:2]), _lfw_path(*columns[2:]), False
     first, second, same = columns
     if same not in SAME or not first or not second:
         raise ValueError
     return first, second, SAME[same]
 
 
-def _of_lfw(name: bytes, number: bytes) -> bytes:
+def _lfw_path(name: bytes, number: bytes) -> bytes:
     return b"%b/%b_%04d%b" % (name, name, int(number), ANY)
 
 
-def write_bin(pairs: Pairs, path: Path, shown: Callable[[Any], Any], changed: Callable[[bytes], bytes]) -> int:
-    """Writes InsightFace's .bin, as `pickle.dump((images, same), protocol=4)` would, an image at a time.
+def write_bin(pairs: Pairs, path: Path, track: Callable[[Any], Any], convert: Callable[[bytes], bytes]) -> int:
+    """Write InsightFace's .bin like `pickle.dump((images, same), protocol=4)`, one image at a time.
 
     Args:
-        shown: goes through what it is given, and may show how far it is.
-        changed: what is written of an encoded image.
+        pairs: the pairs.
+        path: path of the .bin.
+        track: iterates over its argument, and may show the progress.
+        convert: returns the bytes to write for an encoded image.
 
     Returns:
-        bytes of the images.
+        size of the images in bytes.
 
     Raises:
-        UnreadableError: it names the image.
+        UnreadableError: an image cannot be read or converted; the error names it.
     """
     size = 0
     with path.open("wb") as file:
         file.write(b"\x80\x04]")
-        for index in shown(np.stack([pairs.first, pairs.second], 1).ravel()):
-            encoded = _changed(pairs.images, int(index), changed)
+        for index in track(np.stack([pairs.first, pairs.second], 1).ravel()):
+            encoded = _converted(pairs.images, int(index), convert)
             file.write(b"B" + len(encoded).to_bytes(4, "little") + encoded + b"a")
             size += len(encoded)
         file.write(b"]" + b"".join(b"\x88a" if same else b"\x89a" for same in pairs.same) + b"\x86.")
@@ -213,9 +219,9 @@ def write_bin(pairs: Pairs, path: Path, shown: Callable[[Any], Any], changed: Ca
     return size
 
 
-def _changed(images: Images, index: int, changed: Callable[[bytes], bytes]) -> bytes:
+def _converted(images: Images, index: int, convert: Callable[[bytes], bytes]) -> bytes:
     try:
-        return changed(next(iter(images.read_all(np.array([index])))))
+        return convert(next(iter(images.read_all(np.array([index])))))
     except UnreadableError as error:
         if str(error) == error.reason:
             raise UnreadableError(error.reason, images.name(index)) from None

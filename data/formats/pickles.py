@@ -1,8 +1,8 @@
-"""Pickles of strangers, read without running anything that they name.
+"""Untrusted pickles, read without running anything that they name.
 
-A pickle is a program. Here its instructions are looked at before any is run, and of all functions and classes that it
-may name, only those by which numpy arrays and byte strings are written are answered, by stand-ins of our own: numpy
-itself never sees what is not checked.
+A pickle is a program. This module inspects its instructions before any of them runs. Of the functions and classes that
+it names, only those that numpy arrays and byte strings need are resolved, to stand-ins defined here. numpy itself gets
+only checked values.
 """
 
 import io
@@ -13,40 +13,42 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-KINDS = "biuf"  # of numpy's dtypes: no objects, no text, no structures
+KINDS = "biuf"  # kinds of numpy's numeric dtypes: no objects, no text, no structures
 NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 BUFFERS = ("numpy.core.numeric", "numpy._core.numeric")
 BUILTINS = ("builtins", "__builtin__")
-# Instructions that call what extensions or other programs have registered, or build classes.
+# Instructions that call functions registered by extensions or other programs, or that build classes.
 REFUSED = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
-REFUSED |= {"NEXT_BUFFER", "READONLY_BUFFER"}  # of buffers outside of the pickle
+REFUSED |= {"NEXT_BUFFER", "READONLY_BUFFER"}  # buffers outside the pickle
 REFUSED |= {"EMPTY_SET", "ADDITEMS", "FROZENSET"}
-OPERATIONS = {each.code: each for each in pickletools.opcodes}
-SPARE = 2**20  # bytes that stand-ins may make besides four times those of the pickle
+OPERATIONS = {operation.code: operation for operation in pickletools.opcodes}
+SPARE = 2**20  # bytes that stand-ins may allocate in addition to four times the size of the pickle
 
 
 def loads(raw: bytes, name: str) -> Any:
-    """What a pickle holds: lists, tuples, dicts, numbers, booleans, text, byte strings and numpy arrays of numbers.
-    Byte strings of Python 2 come as bytes.
+    """Return the content of a pickle of lists, tuples, dicts, numbers, booleans, text, bytes and numeric arrays.
+
+    Byte strings of Python 2 become bytes.
 
     Args:
-        name: of the file, for errors.
+        raw: the pickle.
+        name: name of the file, for error messages.
 
     Raises:
-        ValueError: it holds or names anything else, or is damaged; nothing of it has been run.
+        ValueError: the pickle contains or names anything else, or is damaged; nothing of it was run.
     """
     try:
         _inspect(raw)
         return _plain(_Reader(raw).load(), {})
     except _RefusedError as error:
         raise ValueError(
-            f"{name}: refused, {error}; only numbers, text, bytes, and arrays and lists of them are read"
+            f"{name} is refused, since {error}; only numbers, text, bytes, and arrays and lists of them are read"
         ) from None
-    # What a damaged pickle is known to raise.
+    # Errors that damaged pickles are known to raise.
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(f"{name}: no pickle, or a damaged one ({error})") from None
+        raise ValueError(f"{name} is not a pickle, or is damaged ({error})") from None
     except (OverflowError, MemoryError, RecursionError, UnicodeError, AssertionError) as error:
-        raise ValueError(f"{name}: no pickle, or a damaged one ({type(error).__name__})") from None
+        raise ValueError(f"{name} is not a pickle, or is damaged ({type(error).__name__})") from None
 
 
 class _RefusedError(Exception):
@@ -54,39 +56,39 @@ class _RefusedError(Exception):
 
 
 def _inspect(raw: bytes) -> None:
-    """Raises for instructions that no list of images needs. A memo's number is room that is reserved."""
-    names = _StandIns(0)
+    """Raise for instructions that no list of images needs. A memo's number is refused if it reserves much memory."""
+    stand_ins = _StandIns(0)
     for operation, argument in _operations(raw):
         if operation in REFUSED:
             raise _RefusedError(f"it has the instruction {operation}")
         if operation == "GLOBAL":
-            names.answer(*str(argument).split(" ", 1))
+            stand_ins.resolve(*str(argument).split(" ", 1))
         if "PUT" in operation and argument > len(raw):
             raise _RefusedError(f"it asks for room for {argument:,} objects")
 
 
 def _operations(raw: bytes) -> Iterator[tuple[str, Any]]:
-    """Names of the instructions, and their arguments. `pickletools.genops` cannot read Python 2's text of bytes."""
+    """Yield the instructions with their arguments. `pickletools.genops` cannot read byte strings of Python 2."""
     stream = io.BytesIO(raw)
     while True:
         code = stream.read(1)
-        found = OPERATIONS.get(code.decode("latin1"))
-        if found is None:
+        operation = OPERATIONS.get(code.decode("latin1"))
+        if operation is None:
             raise pickle.UnpicklingError("it ends early" if not code else f"{code!r} at byte {stream.tell() - 1}")
-        if found.name == "STRING":
-            yield found.name, stream.readline()
+        if operation.name == "STRING":
+            yield operation.name, stream.readline()
         else:
-            yield found.name, found.arg.reader(stream) if found.arg is not None else None
-        if found.name == "STOP":
+            yield operation.name, operation.arg.reader(stream) if operation.arg is not None else None
+        if operation.name == "STOP":
             return
 
 
 class _Reader(pickle._Unpickler):
-    """The one in Python: the one in C corrupts memory on some damaged pickles."""
+    """The Python unpickler; the one in C corrupts memory on some damaged pickles."""
 
     def __init__(self, raw: bytes):
         super().__init__(io.BytesIO(raw), encoding="bytes")
-        self.find_class = _StandIns(4 * len(raw) + SPARE).answer  # type: ignore[method-assign]
+        self.find_class = _StandIns(4 * len(raw) + SPARE).resolve  # type: ignore[method-assign]
 
     def _set_items(self) -> None:
         items = self.pop_mark()  # type: ignore[attr-defined]
@@ -109,30 +111,33 @@ class _Reader(pickle._Unpickler):
 
 
 def _fill(target: Any, keys: Any, values: Any) -> Any:
-    """Keys are text: to hash what is nested deeply would end the process, and whole numbers can be chosen so that
-    each collides with all before, which takes hours."""
+    """Add items with text keys to a dict.
+
+    Other keys are refused: hashing a deeply nested key ends the process, and integers can be chosen so that all of them
+    collide, which takes hours.
+    """
     if not isinstance(target, dict) or not all(isinstance(key, str | bytes) for key in keys):
-        raise _RefusedError("it holds a dict with other keys than text")
+        raise _RefusedError("it contains a dict with other keys than text")
     target.update(zip(keys, values, strict=True))
     return target
 
 
-LONGEST_CODE = 20  # of a kind of numbers
+LONGEST_CODE = 20  # characters of a dtype
 MOST_AXES = 64
 
 
 class _StandIns:
-    """What names in a pickle stand for; made anew for each, so that none changes what another gets.
+    """Stand-ins for the names in a pickle. Each pickle gets new ones, so that none can modify those of another.
 
     Args:
-        budget: bytes that they may make, so that no small pickle fills the memory.
+        budget: bytes that they may allocate, so that a small pickle cannot fill the memory.
     """
 
     def __init__(self, budget: int):
         self.budget = budget
 
-    def answer(self, module: str, name: str) -> Any:
-        """Raises for a name that no list of images needs."""
+    def resolve(self, module: str, name: str) -> Any:
+        """Return the stand-in for a name. Raises for a name that no list of images needs."""
         if module in NUMPY and name == "_reconstruct":
             return _function(lambda *_: _Array(self))
         if module in NUMPY and name == "scalar":
@@ -143,7 +148,7 @@ class _StandIns:
             return _Name()
         if (module, name) == ("numpy", "dtype"):
             return _function(_Dtype)
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes at protocol 2
+        if (module, name) == ("_codecs", "encode"):  # Python 3 writes bytes like this at protocol 2
             return _function(self.latin1)
         if module in BUILTINS and name in ("bytes", "bytearray"):
             return _function(self.bytes)
@@ -154,13 +159,14 @@ class _StandIns:
         raise _RefusedError(f"it names {module}.{name}")
 
     def spend(self, size: int) -> None:
+        """Subtract an allocation from the budget."""
         self.budget -= size
         if self.budget < 0:
-            raise _RefusedError("it becomes many times as large as it is")
+            raise _RefusedError("its content is many times larger than the file")
 
     def latin1(self, text: Any, encoding: Any = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1", "latin-1", b"latin-1"):
-            raise _RefusedError("it encodes something in another way than bytes are written")
+            raise _RefusedError("it encodes text in another way than bytes need")
         self.spend(len(text))
         return text.encode("latin1")
 
@@ -168,13 +174,13 @@ class _StandIns:
         if isinstance(value, str):
             return self.latin1(value, encoding)
         if not isinstance(value, bytes | bytearray | list):
-            raise _RefusedError("it makes bytes of something else")
+            raise _RefusedError("it converts other values to bytes")
         self.spend(len(value))
         return bytes(value)
 
     def tuple(self, items: Any = ()) -> Any:
         if not isinstance(items, tuple | list):
-            raise _RefusedError("it makes a tuple of something else")
+            raise _RefusedError("it converts other values to a tuple")
         self.spend(8 * len(items))
         return tuple(items)
 
@@ -184,14 +190,18 @@ class _StandIns:
         return _fill({}, [key for key, _ in pairs], [value for _, value in pairs])
 
     def array(self, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = ()) -> Any:
-        """
+        """Return an array.
+
         Args:
-            axes: of order "K": where the axes of what is stored in order "C" go.
+            raw: its bytes.
+            dtype, shape: its type and shape.
+            order: "C", "F", or "K" for a transposed array in order "C".
+            axes: the transposition of order "K".
         """
         if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes | bytearray | str) or not isinstance(order, str):
-            raise _RefusedError("it holds an array of something else than numbers")
+            raise _RefusedError("it contains an array of other values than numbers")
         if order not in ("C", "F", "K") or not isinstance(axes, tuple | list | None) or len(axes or ()) > MOST_AXES:
-            raise _RefusedError("it holds an array in an unknown order")
+            raise _RefusedError("it contains an array in an unknown order")
         self.spend(2 * len(raw))
         raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
         array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
@@ -200,13 +210,13 @@ class _StandIns:
 
 
 class _Name:
-    """Something that is named and never called."""
+    """Stand-in for a name that is never called."""
 
     __slots__ = ()
 
 
 def _function(call: Callable[..., Any]) -> Any:
-    """A callable that has no attribute to be set by a pickle."""
+    """Return a callable without attributes that a pickle could set."""
 
     class Function:
         __slots__ = ()
@@ -218,51 +228,51 @@ def _function(call: Callable[..., Any]) -> Any:
 
 
 class _Dtype:
-    """As numpy writes it: a kind and a size, and then the order of bytes as a state."""
+    """Stand-in for a dtype, pickled as kind and size, with the byte order as state."""
 
     def __init__(self, code: Any, *_: Any):
         code = code.decode("latin1") if isinstance(code, bytes) else code
-        # Only what is short is told: a nested object may take for ever to be written.
+        # Only short codes are shown: printing a nested object may take forever.
         if not isinstance(code, str) or len(code) > LONGEST_CODE:
-            raise _RefusedError("it holds an array of something else than numbers")
+            raise _RefusedError("it contains an array of other values than numbers")
         if code.lstrip("<>|=")[:1] not in KINDS or not code.lstrip("<>|=")[1:].isdigit():
-            raise _RefusedError(f"it holds an array of {code!r}, not of numbers")
+            raise _RefusedError(f"it contains an array of {code!r}, not of numbers")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
         order: Any = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|"):
-            raise _RefusedError("it holds an array in an unknown byte order")
+            raise _RefusedError("it contains an array in an unknown byte order")
         self.dtype = self.dtype.newbyteorder(order)
 
 
 class _Array:
-    """As numpy writes it: nothing, and then all as a state; or all at once."""
+    """Stand-in for an array, pickled as an empty array with everything as state, or completely."""
 
-    def __init__(self, made_by: _StandIns, array: Any = None):
-        self.made_by, self.array = made_by, array
+    def __init__(self, stand_ins: _StandIns, array: Any = None):
+        self.stand_ins, self.array = stand_ins, array
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
-        self.array = self.made_by.array(raw, dtype, shape, "F" if fortran else "C")
+        self.array = self.stand_ins.array(raw, dtype, shape, "F" if fortran else "C")
 
 
 def _plain(value: Any, seen: dict[int, Any]) -> Any:
-    """With arrays in place of their stand-ins. Raises for a stand-in that was left half made."""
+    """Replace stand-ins by their arrays. Raises for an incomplete stand-in."""
     if id(value) in seen:
         return seen[id(value)]
     if isinstance(value, _Array):
         if value.array is None:
-            raise _RefusedError("it holds an array without content")
+            raise _RefusedError("it contains an array without content")
         return value.array
     if isinstance(value, list | dict):
-        seen[id(value)] = value  # a list may hold itself
-        for key, each in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            value[key] = _plain(each, seen)
+        seen[id(value)] = value  # a list may contain itself
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            value[key] = _plain(item, seen)
         return value
     if isinstance(value, tuple):
-        seen[id(value)] = made = tuple([_plain(each, seen) for each in value])
-        return made
+        seen[id(value)] = result = tuple([_plain(item, seen) for item in value])
+        return result
     if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
         return value
-    raise _RefusedError(f"it holds an object of {type(value).__name__}")
+    raise _RefusedError(f"it contains an object of type {type(value).__name__}")

@@ -1,14 +1,14 @@
-"""MXNet RecordIO: `.rec`, and `.idx` where there is one.
+"""MXNet RecordIO: `.rec` with an optional `.idx`.
 
-Little endian. A record is the magic number, a word of 3 bits of flag and 29 of length, and the payload,
-padded to 4 bytes. A payload that holds the magic number at a multiple of 4 is cut there: its parts have flags
-1, 2, ..., 3, and the magic number stands between them no more. A payload of an image is a header (flag, label,
-id, second id), `flag` further labels if that is not 0, and the encoded image. `.idx` has a line `key<TAB>offset`
-for each record, in any order.
+All numbers are little endian. A record is the magic number, a word of 3 bits flag and 29 bits length, and the payload,
+padded to 4 bytes. A payload that contains the magic number at a multiple of 4 is split there: its parts have the flags
+1, 2, ..., 3, and the magic number between them is left out. The payload of an image is a header (flag, label, id,
+second id), `flag` further labels if that is not 0, and the encoded image. `.idx` has a line `key<TAB>offset` for each
+record, in any order.
 
-InsightFace's files begin with a header record, key 0: no image, and two labels, of which the first tells that
-keys 1 .. label - 1 are images; what follows tells about identities and is not read. As float32 that label is exact
-below 2^24 only: near a larger one, records without an image are taken for identities.
+InsightFace's files begin with a header record, key 0. It has no image and two labels, of which the first states that
+keys 1 .. label - 1 are images. The following records describe identities and are not read. The label is float32 and
+exact only below 2^24; near a larger label, records without an image are assumed to be identities.
 """
 
 import math
@@ -28,14 +28,14 @@ MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 HEAD = struct.Struct("<II")
 IMAGE = struct.Struct("<IfQQ")
-SHORT = struct.Struct("<IIIf")  # the beginnings of both
+SHORT = struct.Struct("<IIIf")  # HEAD and the beginning of IMAGE
 LONGEST = 2**29 - 1
-SEARCHED = 2**20  # bytes looked through at a time
-EXACT = 2**24 - 1  # labels are float32: up to here no other whole number is rounded to the same one
+SEARCHED = 2**20  # bytes that are searched at a time
+EXACT = 2**24 - 1  # the largest float32 label that no other whole number is rounded to
 
 
 class Image(NamedTuple):
-    """A payload taken apart."""
+    """The parts of a payload."""
 
     flag: int
     labels: tuple[float, ...]
@@ -44,15 +44,15 @@ class Image(NamedTuple):
 
     @property
     def of_insightface(self) -> bool:
-        """Whether it is no image but a header or an identity."""
+        """Return whether the record is InsightFace's header or an identity, not an image."""
         return self.flag == 2 and not self.encoded
 
 
 class RecordFile:
-    """Images of a .rec file. A place is the byte that a record begins at.
+    """Reader of a .rec file. The place of an image is the first byte of its record.
 
     Args:
-        path: of the .rec file. Its .idx is used where it lies beside.
+        path: path of the .rec file. Its .idx in the same folder is used if it exists.
     """
 
     def __init__(self, path: str):
@@ -60,6 +60,7 @@ class RecordFile:
 
     @property
     def index(self) -> Path:
+        """Path of the .idx file."""
         return Path(self.path).with_suffix(".idx")
 
     def files(self) -> Sequence[str]:
@@ -72,14 +73,14 @@ class RecordFile:
         return Path(self.path).with_suffix(".classes.txt")
 
     def key(self, place: int) -> str:
-        """The id of its header: in files of im2rec and InsightFace, the key."""
+        """Return the id in the record's header, which im2rec and InsightFace set to the key."""
         try:
             return str(unpack(self._payload(place)[0]).id)
         except UnreadableError:
             return f"the record at byte {place}"
 
     def num_labels(self, place: int) -> int:
-        """Return how many labels a record has."""
+        """Return the number of labels of a record."""
         return len(unpack(self._payload(place)[0]).labels)
 
     def read(self, place: int) -> bytes:
@@ -90,18 +91,18 @@ class RecordFile:
         size = self.file.size()
         if size == 0:
             raise ValueError(f"{self.path}: the file is empty")
-        for key, offset, perhaps in self._images():
+        for key, offset, may_be_identity in self._images():
             try:
                 yield Entry(offset, self._label(offset, size))
             except UnreadableError as error:
-                if not (perhaps and self._is_identity(offset)):
+                if not (may_be_identity and self._is_identity(offset)):
                     yield BadEntry(str(key), str(error))
 
     def _images(self) -> Iterator[tuple[int, int, bool]]:
-        """(key, offset, whether it may be an identity) of the images in file order: all records, or those that a header
-        record tells.
+        """Yield (key, offset, whether it may be an identity) of the images, in file order.
 
-        Keys are those of the index, or the numbers of the records where there is none.
+        The images are all records, or those that a header record states. Keys are those of the index, or the numbers
+        of the records without an index.
         """
         if not self.index.exists():
             last, slack = self._header(0)
@@ -117,14 +118,14 @@ class RecordFile:
             keys, offsets = keys[images], offsets[images]
             if len(keys) < last - slack:
                 raise ValueError(
-                    f"{self.path}: its header record tells of {last:,} images, {self.index.name} has {len(keys):,} of "
-                    "them"
+                    f"{self.path}: the header record states {last:,} images, but {self.index.name} contains "
+                    f"{len(keys):,} of them"
                 )
         for i in np.argsort(offsets, kind="stable"):
             yield int(keys[i]), int(offsets[i]), last is not None and slack > 0 and int(keys[i]) >= last - slack
 
     def _hops(self) -> Iterator[tuple[int, int]]:
-        """(number, offset) of each record, from one to the next; past one that is damaged, to the next magic number."""
+        """Yield (number, offset) of each record. After a damaged one, resume at the next magic number."""
         size, offset, number = self.file.size(), 0, 0
         while offset < size:
             yield number, offset
@@ -135,7 +136,7 @@ class RecordFile:
             number += 1
 
     def _next_magic(self, offset: int, size: int) -> int:
-        """Where the next record may begin, at or after `offset`; the end of the file if none does."""
+        """Return where the next record may begin, at or after `offset`; the end of the file if there is none."""
         while offset < size:
             words = np.frombuffer(self.file.read(offset, SEARCHED)[: (size - offset) // 4 * 4], "<u4")
             for place in np.flatnonzero(words[:-1] == MAGIC):
@@ -143,7 +144,7 @@ class RecordFile:
                     return offset + 4 * int(place)
             if len(words) * 4 < SEARCHED:
                 break
-            offset += SEARCHED - 4  # a magic number in the last word has its length in the next
+            offset += SEARCHED - 4  # overlaps by a word, since the length follows the magic number
         return size
 
     def _is_identity(self, offset: int) -> bool:
@@ -153,30 +154,31 @@ class RecordFile:
             return False
 
     def _header(self, offset: int) -> tuple[int | None, int]:
-        """The last key of an image, if the record at `offset` is a header record, and by how much it may be rounded."""
+        """Return the last key of an image and its rounding error; None and 0 unless `offset` has a header record."""
         try:
             image = unpack(self._payload(offset)[0])
         except UnreadableError:
-            return None, 0  # found again by the scan
+            return None, 0  # the scan reports it
         if not image.of_insightface or not 1 <= image.labels[0] < 2**53:
             return None, 0
         end = int(image.labels[0])
         return end - 1, 0 if end <= EXACT else int(np.spacing(np.float32(end)))
 
     def _label(self, offset: int, size: int) -> int:
-        """The first label of the image at `offset` in a file of so many bytes; most are told by its first bytes."""
+        """Return the first label of the image at `offset`, if possible from its first bytes."""
         head = self._read(offset, SHORT.size)
         if len(head) == SHORT.size:
-            magic, length, flag, label = SHORT.unpack(head)  # of a record in one part, its length is the whole word
+            # A record in one part has flag 0, so its second word is the length.
+            magic, length, flag, label = SHORT.unpack(head)
             if magic == MAGIC and flag == 0 and IMAGE.size < length <= min(LONGEST, size - offset - HEAD.size):
                 return _class_id(label)
         image = unpack(self._payload(offset)[0])
         if not image.encoded:
-            raise UnreadableError("there is no image in it")
+            raise UnreadableError("it contains no image")
         return _class_id(image.labels[0])
 
     def _payload(self, offset: int) -> tuple[bytes, int]:
-        """The payload of the record at `offset`, its parts joined, and where the next record begins."""
+        """Return the payload of the record at `offset`, its parts joined, and the offset of the next record."""
         parts: list[bytes] = []
         while True:
             head = self._read(offset, HEAD.size)
@@ -201,19 +203,19 @@ class RecordFile:
 
 def _class_id(label: float) -> int:
     if not (math.isfinite(label) and label >= 0 and label == int(label)):
-        raise UnreadableError(f"label {label} is no class id: a whole number, at least 0, is needed")
+        raise UnreadableError(f"label {label} is not a class id; class ids are whole numbers from 0")
     if label > EXACT:
         raise UnreadableError(
-            f"label {int(label):,} is too large: .rec holds labels as float32, which merges classes above {EXACT:,}; "
-            "write the set as LMDB or as a list"
+            f"label {int(label):,} is too large: .rec stores labels as float32, which merges classes above {EXACT:,}; "
+            "convert the original set to LMDB or to a list"
         )
     return int(label)
 
 
 def unpack(payload: bytes) -> Image:
-    """Raises UnreadableError for a payload that is too short."""
+    """Return the parts of a payload. Raises UnreadableError for a payload that is too short."""
     if len(payload) < IMAGE.size:
-        raise UnreadableError("it is empty" if not payload else f"its {len(payload)} bytes are no header and image")
+        raise UnreadableError("it is empty" if not payload else f"its {len(payload)} bytes are too few for a header")
     flag, label, number, _ = IMAGE.unpack_from(payload)
     start = IMAGE.size + 4 * flag
     if len(payload) < start:
@@ -223,10 +225,10 @@ def unpack(payload: bytes) -> Image:
 
 
 def read_index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Keys and offsets, in the order of the file.
+    """Return keys and offsets, in the order of the file.
 
     Raises:
-        ValueError: lines that are not two whole numbers, and keys that repeat.
+        ValueError: a line is not two whole numbers, or a key is not unique.
     """
     numbers = []
     carried = b""
@@ -242,13 +244,13 @@ def read_index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     in_order = np.sort(keys)
     repeated = in_order[1:][in_order[1:] == in_order[:-1]]
     if len(repeated):
-        raise ValueError(f"{path}: key {repeated[0]} is there twice")
+        raise ValueError(f"{path}: key {repeated[0]} is listed twice; keys must be unique")
     return keys, offsets
 
 
 def _numbers(chunk: bytes, path: Path) -> NDArray[np.int64]:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # numpy only warns where it stops in the middle
+        warnings.simplefilter("error")  # numpy only warns if it stops early
         try:
             return np.fromstring(chunk.decode("ascii"), np.int64, sep=" ") if chunk.strip() else np.empty(0, np.int64)
         except (ValueError, DeprecationWarning):
@@ -256,23 +258,24 @@ def _numbers(chunk: bytes, path: Path) -> NDArray[np.int64]:
 
 
 def padded(length: int) -> int:
+    """Round a length up to a multiple of 4."""
     return -(-length // 4) * 4
 
 
 def framed(payload: bytes) -> bytes:
-    """The payload as a record, cut at each magic number that lies at a multiple of 4."""
+    """Return the record of a payload, split at each magic number at a multiple of 4."""
     if len(payload) > LONGEST:
-        raise ValueError(f"an image of {len(payload):,} bytes: a record holds at most {LONGEST:,}")
+        raise ValueError(f"an image has {len(payload):,} bytes, but a record can contain at most {LONGEST:,}")
     cuts = []
-    at = payload.find(MAGIC_BYTES)
-    while at >= 0:
-        if at % 4 == 0:
-            cuts.append(at)
-        at = payload.find(MAGIC_BYTES, at + (4 if at % 4 == 0 else 1))
+    cut = payload.find(MAGIC_BYTES)
+    while cut >= 0:
+        if cut % 4 == 0:
+            cuts.append(cut)
+        cut = payload.find(MAGIC_BYTES, cut + (4 if cut % 4 == 0 else 1))
     starts, ends = [0, *(cut + 4 for cut in cuts)], [*cuts, len(payload)]
     flags = [1, *[2] * (len(cuts) - 1), 3] if cuts else [0]
-    framed = bytearray()
+    record = bytearray()
     for flag, start, end in zip(flags, starts, ends, strict=True):
         length = end - start
-        framed += HEAD.pack(MAGIC, flag << 29 | length) + payload[start:end] + bytes(padded(length) - length)
-    return bytes(framed)
+        record += HEAD.pack(MAGIC, flag << 29 | length) + payload[start:end] + bytes(padded(length) - length)
+    return bytes(record)

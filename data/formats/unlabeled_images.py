@@ -1,4 +1,4 @@
-"""Images that lie in files of their own, without classes: by path, or all below a folder."""
+"""Image files without classes: a list of paths, or all images below a folder."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from ..records import Indices
 from .encoded import UnreadableError, text
 from .image_lists import ENDINGS, images_below
 
-ANY = b"*"  # at the end of a path: whatever ending the image has
+ANY = b"*"  # end of a path that matches any ending of images
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImageFiles:
         for index in indices:
             try:
                 yield _read(self.paths[index])
-            except (OSError, ValueError) as error:  # ValueError: a null byte in its name
+            except (OSError, ValueError) as error:  # ValueError: the name contains a null byte
                 reason = error.strerror if isinstance(error, OSError) else None
                 raise UnreadableError(reason or str(error), self.name(int(index))) from None
 
@@ -48,27 +48,27 @@ def _read(path: bytes) -> bytes:
 
 
 def has_images(folder: str) -> bool:
-    """Whether there are images in it, not in folders."""
+    """Return whether a folder directly contains images."""
     with os.scandir(folder) as entries:
-        return any(each.name.lower().endswith(ENDINGS) and not each.is_dir() for each in entries)
+        return any(entry.name.lower().endswith(ENDINGS) and not entry.is_dir() for entry in entries)
 
 
 def has_folders(folder: str) -> bool:
-    """Hidden ones, of thumbnails say, do not count."""
+    """Return whether a folder has subfolders. Hidden ones, with thumbnails for example, do not count."""
     with os.scandir(folder) as entries:
-        return any(each.is_dir() and not each.name.startswith(".") for each in entries)
+        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
 
 
 class UnlabeledImages:
-    """All images below a folder, which tells nothing of classes: they count as one. Hidden folders are left out."""
+    """All images below a folder, as one class. Hidden folders are skipped."""
 
     def __init__(self, folder: str):
-        found = (os.path.relpath(path, folder) for path in images_below(folder))
-        shown = sorted(path for path in found if not any(part.startswith(".") for part in Path(path).parts[:-1]))
+        paths = (os.path.relpath(path, folder) for path in images_below(folder))
+        visible = sorted(path for path in paths if not any(part.startswith(".") for part in Path(path).parts[:-1]))
         self.folder = folder
-        self.files = ImageFiles([os.path.join(os.fsencode(folder), os.fsencode(path)) for path in shown])  # noqa: PTH118
+        self.files = ImageFiles([os.path.join(os.fsencode(folder), os.fsencode(path)) for path in visible])  # noqa: PTH118
         if not len(self.files):
-            raise ValueError(f"{folder}: there is no image in it")
+            raise ValueError(f"{folder} contains no image")
         self.labels: NDArray[np.int64] = np.zeros(len(self.files), np.int64)
         self.names: Sequence[str] = [os.path.basename(folder)]  # noqa: PTH119
 
@@ -82,10 +82,10 @@ class UnlabeledImages:
         return self.files.name(index)
 
     def key(self, index: int) -> str:
-        """Its path, from the folder on."""
+        """Return the path of an image, relative to the folder."""
         return os.path.relpath(text(self.files.paths[index]), self.folder)
 
     @property
     def fingerprint(self) -> str:
-        told = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in self.files.paths]  # noqa: PTH116
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        states = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in self.files.paths]  # noqa: PTH116
+        return hashlib.sha256(repr(states).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Typefaces that are installed, found with fontconfig, and what they draw."""
+"""Installed typefaces, found with fontconfig, and the characters that they draw."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 from fontTools.ttLib import TTFont, TTLibError
 from PIL import ImageFont
 
-# Typefaces of one design, by the beginnings of their families: near-twins, not to be parted by a split.
+# Prefixes of the families of one design. Its typefaces are nearly equal, so a split keeps them together.
 DESIGNS = {
     "Noto Sans": ("Noto Sans", "Source Han Sans"),
     "Noto Serif": ("Noto Serif", "Source Han Serif"),
@@ -29,30 +29,32 @@ DESIGNS = {
 
 @dataclass(frozen=True, order=True)
 class Face:
-    """One typeface of a file."""
+    """A typeface of a font file."""
 
     path: str
-    index: int  # in its file; of a variable font with the number of the instance in the upper 16 bits
+    index: int  # number in the file; the upper 16 bits number the instances of a variable font
     family: str
     style: str
 
     @property
     def name(self) -> str:
+        """Family and style."""
         return f"{self.family} {self.style}"
 
     @property
     def design(self) -> str:
-        """What near-twins share."""
+        """Design, which nearly equal typefaces share."""
         for design, beginnings in DESIGNS.items():
             if self.family.startswith(beginnings):
                 return design
         return " ".join(self.family.split()[:2])
 
     def font(self, size: int) -> ImageFont.FreeTypeFont:
+        """Return the typeface in a size of pixels."""
         return ImageFont.truetype(self.path, size, index=self.index, layout_engine=ImageFont.Layout.BASIC)
 
     def glyphs(self) -> dict[int, tuple[str, int, str]]:
-        """Code point -> what draws it: equal for two faces of a file that share the drawing."""
+        """Return the drawing of each code point. Faces of one file that share a drawing return equal values."""
         with TTFont(self.path, fontNumber=self.index & 0xFFFF, lazy=True) as font:
             table = next((tag for tag in ("glyf", "CFF ", "CFF2") if tag in font.reader.tables), None)
             if table is None:
@@ -62,22 +64,22 @@ class Face:
 
 
 def installed(characters: Iterable[str]) -> list[Face]:
-    """Outline typefaces that draw any of these, sorted.
+    """Return the installed outline typefaces that contain any of the characters, sorted.
 
     Raises:
-        ValueError: fontconfig is missing.
+        ValueError: fontconfig is not installed.
     """
     if shutil.which("fc-list") is None:
-        raise ValueError("fontconfig, which finds typefaces, is not installed: apt install fontconfig")
+        raise ValueError("fontconfig, which finds typefaces, is not installed; run apt install fontconfig")
     faces = set()
     for character in characters:
-        found = subprocess.run(
+        listing = subprocess.run(
             ["fc-list", "--format=%{file}\t%{index}\t%{family[0]}\t%{style[0]}\n", f":charset={ord(character):x}"],
             capture_output=True,
             text=True,
             check=True,
         )
-        for line in found.stdout.splitlines():
+        for line in listing.stdout.splitlines():
             path, index, family, style = line.split("\t")
             if re.search(r"\.(ttf|ttc|otf|otc)$", path, re.IGNORECASE) and not family.startswith("LastResort"):
                 faces.add(Face(path, int(index), family, style))
@@ -85,7 +87,7 @@ def installed(characters: Iterable[str]) -> list[Face]:
 
 
 def different(faces: Sequence[Face], wanted: frozenset[int]) -> dict[int, list[int]]:
-    """Code point -> the faces, by number, that draw it each in a way of its own."""
+    """Return, for each wanted code point, the numbers of the faces with different drawings of it."""
     drawn: dict[int, dict[tuple[str, int, str], int]] = {}
     for number, face in enumerate(faces):
         for code_point, glyph in readable(face).items():
@@ -96,7 +98,7 @@ def different(faces: Sequence[Face], wanted: frozenset[int]) -> dict[int, list[i
 
 @lru_cache(maxsize=256)
 def readable(face: Face) -> dict[int, tuple[str, int, str]]:
-    """What a face draws; nothing if its file is damaged."""
+    """Return the drawings of a face; none if its file is damaged."""
     try:
         return face.glyphs()
     except (TTLibError, OSError, ValueError, KeyError):
@@ -104,4 +106,5 @@ def readable(face: Face) -> dict[int, tuple[str, int, str]]:
 
 
 def shown(path: str) -> str:
+    """Return a path with ~ for the home folder."""
     return path.replace(str(Path.home()), "~")

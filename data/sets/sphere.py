@@ -1,7 +1,6 @@
-"""`data=sphere`: noisy vectors around class directions computed from the class id, for any number of classes.
+"""`data=sphere`: noisy vectors around class directions, for any number of classes.
 
-Nothing is stored. Record i has a label and a noise of its own, both by hashing; a class has a direction,
-by hashing.
+Nothing is stored. The label and the noise of a record, and the direction of a class, are computed by hashing.
 """
 
 import math
@@ -29,27 +28,29 @@ def sphere(
     num_heldout: int = 500,
     seed: int = 0,
 ) -> DataSet:
-    """Vectors (direction + noise x standard normal / sqrt(size)), scaled to length 1.
+    """Return vectors direction + noise * normal / sqrt(size), scaled to length 1.
+
+    `tail` and `conflict` are computed and need no memory, unlike the same options of `noise`, which apply to any set.
 
     Args:
-        num_classes: training classes.
-        size: numbers in a vector.
+        num_classes: number of training classes.
+        size: dimension of a vector.
         images_per_class: mean number of records of a training class.
-        noise: length of the noise relative to the direction's.
-        tail: exponent of a Zipf law of records over classes; 0 gives each class the same number.
-        conflict: share of the pairs of ids (2j, 2j + 1) that are one class split in two: labelled
-            apart, drawn around one direction.
-        num_heldout: classes to judge on.
-        seed: of everything.
+        noise: length of the noise relative to that of the direction.
+        tail: exponent of Zipf's law of records over classes; 0 gives all classes the same number.
+        conflict: share of the pairs of class ids (2j, 2j + 1) that are one identity: two labels with one direction.
+        num_heldout: number of held-out classes.
+        seed: seed of all random numbers.
     """
     num_classes, size = whole("data.num_classes", num_classes, 2), whole("data.size", size, 2)
     num_heldout = whole("data.num_heldout", num_heldout, 2)
     if images_per_class < 1:
-        raise ValueError(f"data.images_per_class={images_per_class}: must be at least 1")
-    if noise < 0 or tail < 0:
-        raise ValueError(f"data.noise={noise}, data.tail={tail}: must not be negative")
+        raise ValueError(f"data.images_per_class={images_per_class} must be at least 1")
+    for name, value in (("noise", noise), ("tail", tail)):
+        if value < 0:
+            raise ValueError(f"data.{name}={value} must be at least 0")
     if not 0 <= conflict <= 1:
-        raise ValueError(f"data.conflict={conflict}: a share in [0, 1] is needed")
+        raise ValueError(f"data.conflict={conflict} must be in [0, 1]; 0.1 affects a tenth of the pairs of ids")
     train = SphereLabels(num_classes * images_per_class, num_classes, tail, seed)
     heldout = SphereLabels(num_heldout * 8, num_heldout, 0.0, seed)
     return DataSet(
@@ -63,7 +64,7 @@ def sphere(
 
 @dataclass(frozen=True)
 class SphereLabels:
-    """Label of each record, computed."""
+    """Computed labels of the records."""
 
     num_records: int
     num_classes: int
@@ -79,18 +80,18 @@ class SphereLabels:
         u = uniforms("sphere label", self.seed, indices)
         span = 1.0 + self.num_classes
         if math.isclose(self.tail, 1.0):
-            place = span**u - 1
+            rank = span**u - 1
         else:
             power = 1 - self.tail
-            place = (1 + u * (span**power - 1)) ** (1 / power) - 1
-        place = np.minimum(place.astype(np.int64), self.num_classes - 1)
-        # Frequent classes lie scattered over the ids, so that no shard holds them all.
-        return permute(place, self.num_classes, self.seed)
+            rank = (1 + u * (span**power - 1)) ** (1 / power) - 1
+        rank = np.minimum(rank.astype(np.int64), self.num_classes - 1)
+        # The permutation distributes frequent classes over the ids, and so over the shards.
+        return permute(rank, self.num_classes, self.seed)
 
 
 @dataclass(frozen=True)
 class SphereVectors:
-    """Vector of each record, computed. `first_class` keeps sets of classes apart."""
+    """Computed vectors of the records. `first_class` gives different sets different classes."""
 
     labels: SphereLabels
     size: int
@@ -103,6 +104,7 @@ class SphereVectors:
         return len(self.labels)
 
     def read(self, indices: Indices) -> Tensor:
+        """Return vectors: indices (n,) -> float32 (n, size), of length 1."""
         columns = np.arange(self.size)
         directions = self.directions(self.labels[indices])
         noise = normals("sphere noise", self.seed, self.first_class, np.asarray(indices)[:, None], columns)
@@ -110,7 +112,7 @@ class SphereVectors:
         return torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
     def directions(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The unit vector of each class (n, size)."""
+        """Return the directions of classes: labels (n,) -> unit vectors (n, size)."""
         pair = labels // 2
         split = uniforms("sphere conflict", self.seed, pair) < self.conflict
         source = np.where(split, 2 * pair, labels) + self.first_class

@@ -1,4 +1,4 @@
-"""Open-set splits: some classes to train on, others to judge on."""
+"""Open-set splits into training classes and held-out classes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,24 @@ from torch import Tensor
 from ..counter_rng import permute
 from ..records import ByClass, Indices, Labels, RecordSet, Source
 
-BLOCK = 2**16  # classes looked at together
+BLOCK = 2**16  # classes processed together
 
 
 def hold_out(
     records: RecordSet, names: Sequence[str], num_heldout: int | None, seed: int
 ) -> tuple[RecordSet, RecordSet | None, Sequence[str]]:
-    """Training records, held-out records, and the names of the training classes.
+    """Hold out classes of at least two records.
 
-    What trains is a view: nothing is copied, so it takes no memory that grows with the records or classes.
+    The training records are a view: nothing is copied, and its memory does not grow with the records or classes.
 
     Args:
-        records: with `by_class`, every class with a record.
-        names: of all classes; empty where they are called by their ids.
-        num_heldout: classes to hold out, each of at least two records; a twentieth of all, at most 500, if None.
-        seed: of which.
+        records: records with `by_class`; every class has a record.
+        names: names of all classes; empty if they are named by their ids.
+        num_heldout: number of held-out classes; a twentieth of all, at most 500, if None.
+        seed: seed of the choice of classes.
+
+    Returns:
+        training records, held-out records or None, and the names of the training classes.
     """
     by_class, num_classes = records.by_class, records.num_classes
     assert by_class is not None and by_class.present is None
@@ -35,38 +38,38 @@ def hold_out(
         return records, None, names
     if not 2 <= wanted <= num_classes - 2:
         raise ValueError(
-            f"data.num_heldout={wanted}: must be 0 or lie between 2 and {max(num_classes - 2, 2)}, which leaves two of "
-            f"the {num_classes:,} classes to train on"
+            f"data.num_heldout={wanted} must be 0 or in [2, {max(num_classes - 2, 2)}], which leaves two of the "
+            f"{num_classes:,} classes to train on"
         )
     heldout = _chosen(by_class.starts, num_classes, wanted, seed)
     if len(heldout) < wanted:
         if num_heldout is None:
             return records, None, names
         raise ValueError(
-            f"data.num_heldout={wanted}: only {len(heldout):,} of the {num_classes:,} classes have the two images that "
-            "are needed to judge on them"
+            f"data.num_heldout={wanted} is too large: only {len(heldout):,} of the {num_classes:,} classes have the "
+            "two images that the evaluation needs"
         )
     starts, ends = (np.asarray(by_class.starts[heldout + k], dtype=np.int64) for k in (0, 1))
-    stretches = [by_class.order[np.arange(start, end)] for start, end in zip(starts, ends, strict=True)]
-    judged = RecordSet(
-        Subset(records.source, np.concatenate(stretches).astype(np.int64)),
+    records_of_classes = [by_class.order[np.arange(start, end)] for start, end in zip(starts, ends, strict=True)]
+    evaluation = RecordSet(
+        Subset(records.source, np.concatenate(records_of_classes).astype(np.int64)),
         np.repeat(np.arange(wanted), ends - starts),
         wanted,
     )
     removed = np.cumsum(ends - starts)
     view = InClassOrder(by_class.order, starts - (removed - (ends - starts)), removed, len(records) - int(removed[-1]))
-    classes = Remaining(heldout, num_classes - wanted)
+    classes = RemainingClasses(heldout, num_classes - wanted)
     train = RecordSet(
-        Through(records.source, view),
+        ViewedSource(records.source, view),
         RemainingLabels(records.labels, view, heldout),
         num_classes - wanted,
-        ByClass(Counting(len(view)), RemainingStarts(by_class.starts, classes, heldout, removed)),
+        ByClass(Identity(len(view)), RemainingStarts(by_class.starts, classes, heldout, removed)),
     )
-    return train, judged, RemainingNames(names, classes)
+    return train, evaluation, RemainingNames(names, classes)
 
 
 def _chosen(starts: Labels, num_classes: int, wanted: int, seed: int) -> Indices:
-    """Classes of at least two records, in a keyed order, then sorted."""
+    """Return the first `wanted` classes of at least two records in a keyed order, sorted."""
     chosen: list[int] = []
     for begin in range(0, num_classes, BLOCK):
         classes = permute(np.arange(begin, min(begin + BLOCK, num_classes)), num_classes, seed)
@@ -78,7 +81,7 @@ def _chosen(starts: Labels, num_classes: int, wanted: int, seed: int) -> Indices
 
 @dataclass(frozen=True)
 class Subset:
-    """Some records of a source, in an order of their own."""
+    """Chosen records of a source, in the order of `indices`."""
 
     source: Source
     indices: Indices
@@ -92,13 +95,13 @@ class Subset:
 
 @dataclass(frozen=True)
 class InClassOrder:
-    """The remaining records, class after class: number -> record.
+    """The training records, class after class: number -> record.
 
     Args:
-        order: of all records.
-        before: remaining records before each held-out class.
-        removed: held-out records up to and with each held-out class.
-        count: of the remaining records.
+        order: order of all records by class.
+        before: number of training records before each held-out class.
+        removed: number of held-out records up to and including each held-out class.
+        count: number of training records.
     """
 
     order: Labels
@@ -115,8 +118,8 @@ class InClassOrder:
 
 
 @dataclass(frozen=True)
-class Through:
-    """A source read through a view."""
+class ViewedSource:
+    """The training records of a source."""
 
     source: Source
     view: InClassOrder
@@ -130,7 +133,7 @@ class Through:
 
 @dataclass(frozen=True)
 class RemainingLabels:
-    """Class ids of the remaining records, without gaps."""
+    """Class ids of the training records, without gaps."""
 
     labels: Labels
     view: InClassOrder
@@ -145,8 +148,8 @@ class RemainingLabels:
 
 
 @dataclass(frozen=True)
-class Remaining:
-    """Remaining classes: number -> class."""
+class RemainingClasses:
+    """The training classes: number -> class."""
 
     heldout: Indices
     count: int
@@ -155,16 +158,16 @@ class Remaining:
         return self.count
 
     def __getitem__(self, numbers: Indices) -> Indices:
-        # Class h, the k-th of the held-out ones, is passed by remaining class number h - k.
+        # If class h is the k-th held-out class, the training classes from number h - k on lie behind it.
         return numbers + np.searchsorted(self.heldout - np.arange(len(self.heldout)), numbers, side="right")
 
 
 @dataclass(frozen=True)
 class RemainingStarts:
-    """Where each remaining class begins among the remaining records."""
+    """The first training record of each training class."""
 
     starts: Labels
-    classes: Remaining
+    classes: RemainingClasses
     heldout: Indices
     removed: Indices
 
@@ -179,10 +182,10 @@ class RemainingStarts:
 
 @dataclass(frozen=True)
 class RemainingNames(Sequence[str]):
-    """Names of the remaining classes."""
+    """Names of the training classes."""
 
     names: Sequence[str]
-    classes: Remaining
+    classes: RemainingClasses
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -190,7 +193,7 @@ class RemainingNames(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         for begin in range(0, len(self), BLOCK):
             classes = self.classes[np.arange(begin, min(begin + BLOCK, len(self)))].tolist()
-            yield from (self.names[each] for each in classes) if len(self.names) else map(str, classes)
+            yield from (self.names[class_id] for class_id in classes) if len(self.names) else map(str, classes)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -200,8 +203,8 @@ class RemainingNames(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class Counting:
-    """0, 1, ...: records that lie in the order of their classes."""
+class Identity:
+    """The numbers 0, 1, ...: the order of records that are sorted by class already."""
 
     count: int
 
@@ -213,5 +216,5 @@ class Counting:
 
 
 def _at(totals: Indices, passed: Indices) -> Indices:
-    """The total after so many, 0 after none."""
+    """Return the total after `passed` classes, 0 after none."""
     return np.where(passed > 0, totals[passed - 1], 0)

@@ -73,7 +73,7 @@ class Trained:
             self.config: DictConfig = OmegaConf.create(model["config"])  # type: ignore[assignment]
             self.shape: tuple[int, ...] = tuple(model["shape"])
             told = model["preprocessing"]
-            self.preprocessing = Preprocessing.of(told) if told else None
+            self.preprocessing = Preprocessing.from_dict(told) if told else None
             targets.check_resolved(self.config, "config")
         except (ValueError, TypeError, KeyError, YAMLError) as error:
             raise self.stored.refused(f"it does not tell of its model ({error!r})") from error

@@ -41,5 +41,5 @@ def test_a_cache_that_can_only_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "FileLock", denied)
     assert len(build(**options).train) == 2
     write_folder(tmp_path / "set", images([0, 1, 2]))
-    with pytest.raises(ValueError, match=rf"^{tmp_path / 'cache'}.*\.lock: Permission denied; data\.cache_dir or"):
+    with pytest.raises(ValueError, match=rf"^{tmp_path / 'cache'}.*\.lock: Permission denied; set data\.cache_dir or"):
         build(**options)

@@ -40,10 +40,10 @@ def test_items_come_in_order(num_workers, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_that_are_killed_are_replaced(num_workers, tmp_path):
-    told = f"num_workers={num_workers}: a process that prepares batches died; new ones go on at item [0-5]$"
+    message = f"num_workers={num_workers}: a process that prepares batches died; new workers continue at item [0-5]$"
     with pytest.warns(RuntimeWarning) as warned:
         assert list(loaded(Deadly(tmp_path, 2), range(12), num_workers)) == list(range(0, 120, 10))
-    assert len(warned) == 2 and all(re.match(told, str(each.message)) for each in warned)
+    assert len(warned) == 2 and all(re.match(message, str(warning.message)) for warning in warned)
 
 
 def test_an_item_that_kills_every_worker_is_told(tmp_path):

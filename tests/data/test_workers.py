@@ -57,7 +57,7 @@ def test_what_the_work_raises_comes_in_its_turn(workers):
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGKILL, r"signal 9 \(SIGKILL\), perhaps because the memory was used up; the same command goes on"),
+        (signal.SIGKILL, r"signal 9 \(SIGKILL\), perhaps because memory ran out; run the same command to resume"),
         (signal.SIGBUS, r"signal 7 \(SIGBUS\), perhaps because faces\.lmdb is damaged"),
     ],
 )

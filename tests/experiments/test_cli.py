@@ -359,7 +359,7 @@ def test_the_crop_of_a_training_goes_with_its_model(pictures, tmp_path):
     checkpoint = Trained(str(tmp_path / "run"))
     assert json.loads(metadata(checkpoint, scores=False)["crop"]) == 0.5
     older = {name: value for name, value in asdict(checkpoint.preprocessing).items() if name != "crop"}
-    assert Preprocessing.of(older).crop == 1  # of checkpoints written before there was a crop
+    assert Preprocessing.from_dict(older).crop == 1  # of checkpoints written before there was a crop
 
 
 def test_pt2_with_scores_of_all_classes(trained, tmp_path):

@@ -199,7 +199,7 @@ def test_epochs_set_the_steps(tmp_path):
         (["trainer.precision=16"], "trainer.precision=16 must be one of 32-true, bf16-mixed"),
         (["trainer.accelerator=tpu"], "trainer.accelerator=tpu"),
         (["trainer.accumulate_grad_batches=0"], "accumulate_grad_batches=0"),
-        (["batch_size=1000000"], "batch_size=1000000: must lie between"),
+        (["batch_size=1000000"], "batch_size=1000000 must be between"),
         (["schedule.warmup=2"], "schedule.warmup=2"),
         (["evaluate.far=0"], "evaluate.far=0"),
         (["evaluate.interval=0"], "evaluate.interval=0"),

@@ -96,9 +96,7 @@ def test_whole_designs_are_held_out(fonts):
         assert len(hanzi(split="typefaces", heldout=0.05, num_faces=4, seed=seed).heldout) > 0.05 * 900
     other = hanzi(split="typefaces", heldout=0.3, num_faces=4, seed=1)
     assert len(other.train) + len(other.heldout) == pytest.approx(len(data.train) + len(data.heldout), abs=10)
-    with pytest.raises(
-        ValueError, match=r"heldout=0.99 leaves no design to train on: data.split=typefaces has 3"
-    ):
+    with pytest.raises(ValueError, match=r"heldout=0.99 leaves no design to train on: data.split=typefaces has 3"):
         hanzi(split="typefaces", heldout=0.99)
 
 
@@ -119,9 +117,7 @@ def test_drawn_once_and_anew_for_other_typefaces(fonts, monkeypatch, tmp_path):
 
 def test_without_typefaces_it_says_in_a_sentence_what_to_install(tmp_path, monkeypatch, capsys):
     write_config(tmp_path / "fonts", monkeypatch)
-    with pytest.raises(
-        ValueError, match=r"the 0 installed typefaces .*: apt install fonts-noto-cjk fonts-arphic"
-    ):
+    with pytest.raises(ValueError, match=r"the 0 installed typefaces .*: apt install fonts-noto-cjk fonts-arphic"):
         hanzi()
     main(["--list"])
     assert "fonts-babelstone-han" in capsys.readouterr().out

@@ -109,9 +109,9 @@ def tiff(bits: int, signed: bool = False) -> bytes:
         (8, False, [0, 64, 128, 255]),
         (12, False, [0, 64, 128, 255]),
         (16, False, [0, 64, 128, 255]),
-        (16, True, "integers of 16 bits without a known range"),
-        (32, False, "integers of 32 bits without a known range"),
-        (32, True, "integers of 32 bits without a known range"),
+        (16, True, "integers of 16 bits of unknown range"),
+        (32, False, "integers of 32 bits of unknown range"),
+        (32, True, "integers of 32 bits of unknown range"),
     ],
 )
 def test_tiff_of_any_depth(bits, signed, found):
@@ -189,10 +189,10 @@ def test_other_sizes_are_cropped_or_stretched():
     ("encoded", "message"),
     [
         (b"", "it is empty"),
-        (b"no image", "no image of a known format"),
+        (b"no image", "not an image in a known format"),
         (image(0)[:-200], "cannot be decoded"),
         (image(0, kind="PNG")[:-60], "cannot be decoded"),
-        (image(0)[:20], "no image of a known format"),
+        (image(0)[:20], "not an image in a known format"),
         (bomb(), "more than 67,108,864"),
         (bomb("PNG"), "more than 67,108,864"),
         (bomb("PNG", 9000), "more than 67,108,864"),
@@ -305,7 +305,7 @@ def test_by_default_a_twentieth_is_held_out(folder, tmp_path):
     assert few.heldout is None and few.train.num_classes == 2
     single = build(**options(write_folder(tmp_path / "single", images(range(60)))))
     assert single.heldout is None
-    with pytest.raises(ValueError, match=r"num_heldout=2: only 0 of the 60 classes"):
+    with pytest.raises(ValueError, match=r"num_heldout=2 is too large: only 0 of the 60 classes"):
         build(**options(tmp_path / "single", num_heldout=2))
 
 
@@ -349,7 +349,7 @@ def test_an_image_that_cannot_be_read_ends_with_its_name(num_workers, folder):
     (folder / "class 003" / "010.jpg").write_bytes(image(10)[:300])
     data = build(**options(folder, num_heldout=0))
     loader = BatchLoader({"instance": InstanceStream(data, 16)}, 12, 16, num_workers)
-    with pytest.raises(ValueError, match=r"^/.*/set: class 003/010.jpg: it (is no image|cannot be decoded)[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^/.*/set: class 003/010.jpg: it (is not an image|cannot be decoded)[^\n]*$"):
         for _ in loader:
             pass
 
@@ -477,7 +477,7 @@ def test_wrong_noise_is_told(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"noise.{name}="):
         with_noise(labelled([0, 1], 2), **wrong)
-    with pytest.raises(ValueError, match=r"noise.flip=0.5: there is one class only"):
+    with pytest.raises(ValueError, match=r"noise.flip=0.5 needs at least two classes"):
         with_noise(labelled([0, 0], 1), flip=0.5)
 
 

@@ -18,7 +18,7 @@ from tests.experiments.commands import config
         ),
         (signal.SIGSEGV, ["data=lmdb", "data.source=[a,b]"], "because data.source=a or data.source=b is damaged"),
         (signal.SIGBUS, [], "signal 7 (SIGBUS)"),  # nothing was read
-        (signal.SIGKILL, ["data=lmdb", "data.source=a.lmdb"], "signal 9 (SIGKILL), perhaps because the memory was"),
+        (signal.SIGKILL, ["data=lmdb", "data.source=a.lmdb"], "signal 9 (SIGKILL), perhaps because memory ran out"),
     ],
 )
 def test_the_sentence_names_the_signal_and_the_data(number, words, message):

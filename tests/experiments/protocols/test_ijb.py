@@ -120,7 +120,7 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,--1\n", "line 2: whole numbers of template and subject"),
         ({}, "G1.csv", "\udcff\udcfe\0" + "a" * 200_000, "is no CSV file"),
         ({"mirrored": "no"}, None, "", "protocol.ijb.mirrored=no"),
-        ({"templates": ["a"]}, None, "", "protocol.ijb.templates=.*: one path is needed"),
+        ({"templates": ["a"]}, None, "", "protocol.ijb.templates=.* must be one path"),
         ({}, "scores.txt", "".join(f"{n}.png 1\n" for n in range(24)), "line 1: is not of b'0.jpg'"),
         ({}, "scores.txt", "a 1\n", "a number for each of 24 images"),
         ({}, "scores.txt", "a b\n", "does not end in a number"),

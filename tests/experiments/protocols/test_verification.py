@@ -254,9 +254,9 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({"resamples": -1}, "protocol.lfw.resamples=-1"),
         ({"threshold_step": 5}, "protocol.lfw.threshold_step=5"),
         ({"threshold_step": True}, "protocol.lfw.threshold_step=True"),
-        ({"mirrored": "no"}, "protocol.lfw.mirrored=no: must be true or false"),
-        ({"root": ["a"]}, "protocol.lfw.root=.*: one path is needed"),
-        ({"source": 5}, "5: there is no such list of pairs"),
+        ({"mirrored": "no"}, "protocol.lfw.mirrored=no must be true or false"),
+        ({"root": ["a"]}, "protocol.lfw.root=.* must be one path"),
+        ({"source": 5}, "5 does not exist; a list of pairs is expected"),
         ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "one of these files is given twice"),
     ],
 )
