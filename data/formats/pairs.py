@@ -108,7 +108,8 @@ def _read_bin(path: Path) -> Pairs:
     ]
     if len(sizes) != 2 or sizes[0] != 2 * sizes[1]:
         raise ValueError(
-            f"{path} must contain two images for each boolean, but contains {' and '.join(map(str, sizes)) or 'no lists'}"
+            f"{path} must contain two images for each boolean, "
+            f"but contains {' and '.join(map(str, sizes)) or 'no lists'}"
         )
     if not all(isinstance(flag, bool | int | np.bool_ | np.integer) and flag in (0, 1) for flag in same):
         raise ValueError(f"{path} must contain booleans as its second list, but contains other values")
@@ -169,8 +170,8 @@ def _folds(path: str, header: list[int], same: NDArray[np.bool_]) -> int | None:
     if number < 1 or len(same) != 2 * number * count or (same.reshape(number, -1).sum(1) != count).any():
         raise ValueError(
             f"{path}: the first line announces {number} x {count:,} pairs of one person and as many of two persons, "
-            f"but the list contains {int(same.sum()):,} and {int((~same).sum()):,}, or another order; delete that line if "
-            "the list is correct"
+            f"but the list contains {int(same.sum()):,} and {int((~same).sum()):,}, or another order; delete that "
+            "line if the list is correct"
         )
     return number if number > 1 else None
 

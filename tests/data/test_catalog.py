@@ -373,7 +373,7 @@ def test_a_damaged_page_of_an_lmdb(what, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "data.mdb is empty"), (b"no database" * 1000, "LMDB cannot open it")]
+    ("content", "message"), [(b"", "data.mdb is empty"), (b"no database" * 1000, "LMDB cannot open data.mdb")]
 )
 def test_an_lmdb_that_is_none(content, message, tmp_path):
     path = write_lmdb(tmp_path / "set.lmdb", ITEMS)

@@ -86,7 +86,7 @@ def test_lists_are_told_apart_by_their_names(paths, names):
         ("", "contains no pair"),
         ("10\t300\n", "contains no pair"),
         ("a\tb\t1\na b c d e\n", "line 2 must be two paths and 1 or 0"),
-        ("a\tb\tmaybe\n", "line 1: .*'a\\\\tb\\\\tmaybe'"),
+        ("a\tb\tmaybe\n", "line 1 must be .*'a\\\\tb\\\\tmaybe'"),
         ("a\tb\n", "line 1"),
         ("a\t1\tb\tx\n", "line 1"),
         ("a\t1\t2\t3\t4\n", "line 1"),

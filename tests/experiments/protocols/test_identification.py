@@ -216,7 +216,7 @@ def write(folder, name, rows, classes=None):
         (np.ones((4, 2)), "aab", {}, "has 3 lines for the 4 rows"),
         (np.ones((4, 2), int), "aabb", {}, r"real numbers \(n, D\) are needed"),
         (np.ones((4, 2)), "aabb", {"mates": "all"}, "mates=all"),
-        (np.ones((4, 2)), "aabb", {"ranks": [0]}, "ranks=0 must be a whole number, at least 1"),
+        (np.ones((4, 2)), "aabb", {"ranks": [0]}, "ranks=0 must be a whole number of at least 1"),
         (np.ones((4, 2)), "aabb", {"ranks": "all"}, "ranks=all"),
         (np.ones((4, 2)), "aabb", {"mirrored": True}, "mirrored=True: is of images, and none are named"),
         (np.ones((4, 2)), "aabb", {"root": "x"}, "root=.*x: is of images, and none are named"),
