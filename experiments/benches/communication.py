@@ -95,7 +95,7 @@ def _ready(processes: Processes, name: str, case: Case) -> tuple[Head, Callable[
     head = kind(case.num_classes, case.embedding_size, **options)
     encoder = nn.Linear(case.embedding_size, case.embedding_size)
     head.prepare(encoder)
-    optimizer = head.optimizer(lr=0.1, **({} if name == "ffc" else {"momentum": 0.9}))
+    optimizer = head.optimizer(lr=0.1)
     generator = torch.Generator().manual_seed(processes.rank)
 
     def step() -> None:

@@ -23,7 +23,7 @@ SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "momentum": SGD,
     "momentum-bf16": {**SGD, "momentum_dtype": "bf16"},
-    "sgd": {"lr": 0.1, "weight_decay": 5e-4},
+    "sgd": {"lr": 0.1, "momentum": 0, "weight_decay": 5e-4},
     "adagrad": {"rule": RowAdagrad, "lr": 0.1},
 }
 HEADS: dict[str, type[CenterHead]] = {"full": FullFC, "pfc": PartialFC}

@@ -33,8 +33,8 @@ class RowRule(RowOptimizer):
 class RowSGDOptions:
     """Options of `RowSGD`."""
 
-    momentum: float = option(0.0, "Momentum factor, in [0, 1).")
-    weight_decay: float = option(0.0, "Weight decay (L2 penalty), added to the gradient.")
+    momentum: float = option(0.9, "Momentum factor, in [0, 1). 0 keeps no momentum and needs no memory for it.")
+    weight_decay: float = option(5e-4, "Weight decay (L2 penalty), added to the gradient.")
     nesterov: bool = option(False, "Use Nesterov momentum, which needs a momentum above 0.")
     momentum_dtype: torch.dtype | str | None = option(
         None, 'Storage of the momentum: "fp32" or "bf16", which takes half the memory. None: the dtype of arithmetic.'

@@ -31,7 +31,7 @@ CASES = {
         FullFC, {"logits_budget_mb": 0}, margin=Softmax(), rule=Rule(s=1.0, normalized=False), weighted=True
     ),
     "adamw": Case(FullFC, optimizer=RowAdamW, optimizer_options=ADAMW),
-    "nesterov": Case(FullFC, optimizer_options={"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "nesterov": Case(FullFC, optimizer_options={"lr": 0.1, "momentum": 0.9, "weight_decay": 0, "nesterov": True}),
     "adagrad": Case(FullFC, optimizer=RowAdagrad, optimizer_options={"lr": 0.1}),
     "filter below": Case(
         FullFC, {"min_probability": 0.01}, rule=Rule(reference.cosface, min_probability=0.01), num_classes=1000
@@ -44,7 +44,7 @@ CASES = {
         num_classes=1000,
         weighted=True,
     ),
-    "plain sgd": Case(FullFC, optimizer_options={"lr": 0.1}),
+    "plain sgd": Case(FullFC, optimizer_options={"lr": 0.1, "momentum": 0, "weight_decay": 0}),
 }
 
 

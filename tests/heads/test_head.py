@@ -256,7 +256,7 @@ def test_step_of_unequal_selections_is_the_sum(monkeypatch):
     selections = [torch.tensor([0, 2, 3, 5, 8, 9]), torch.tensor([0, 1, 3, 9])]
     labels = [torch.tensor([2, 9]), torch.tensor([0, 1])]
     head = PartialFC(10, 8, dtype=torch.float64)
-    optimizer = head.optimizer(lr=0.1)
+    optimizer = head.optimizer(lr=0.1, momentum=0, weight_decay=0)
     dense = head.centers.rows.clone().requires_grad_()
     for ids, own in zip(selections, labels, strict=True):
         head.select_classes = lambda embeddings, labels, ids=ids: heads.Selection(ids)

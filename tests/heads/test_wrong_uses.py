@@ -440,10 +440,10 @@ def saved_whole(head):
 @pytest.mark.parametrize("again", [copied, pickled, saved_whole])
 @pytest.mark.parametrize("index", [None, Annoy(3), Exact(), IVF(2)], ids=["none", "annoy", "exact", "ivf"])
 def test_copies_train_like_the_original(index, again):
-    """Without the optimizer, whose state is in the head and is kept."""
+    """A copy has the rows and the index, and no optimizer; a new one starts with row state of zero."""
     options = {"index": index, "num_active": 0.5, "interval": 2, "build": "blocking"} if index else {"sample_rate": 0.5}
     head = (HashingForest if index else PartialFC)(C, D, **options)
-    optimizer = head.optimizer(lr=0.1)
+    optimizer = head.optimizer(lr=0.1, momentum=0, weight_decay=0)
     train(head, optimizer, 3)
     loss_of(head)[0].backward()  # like parameters, a copy has no gradient
     head.micro_batch = 0
@@ -453,7 +453,7 @@ def test_copies_train_like_the_original(index, again):
     if index:
         assert torch.equal(other.index_refresh.current.query(X, 4), head.index_refresh.current.query(X, 4))
     before = head.centers.rows.clone()
-    losses = train(other, other.optimizer(lr=0.1), 3)
+    losses = train(other, other.optimizer(lr=0.1, momentum=0, weight_decay=0), 3)
     assert torch.equal(head.centers.rows, before), "the copy shares rows"
     assert train(head, optimizer, 3) == losses
 
@@ -553,7 +553,7 @@ def test_heads_inside_torch_compile(name):
 def test_momentum_set_later_is_used():
     """Momentum acts as in torch: also set by schedulers such as OneCycleLR, and switched off again."""
     ours = FullFC(C, D, dtype="fp64")
-    optimizer = ours.optimizer(lr=0.1)
+    optimizer = ours.optimizer(lr=0.1, momentum=0, weight_decay=0)
     parameter = torch.nn.Parameter(ours.centers.rows.clone())
     theirs = torch.optim.SGD([parameter], lr=0.1)
     for momentum in (0.0, 0.9, 0.9, 0.0, 0.5):
@@ -581,7 +581,7 @@ def test_row_state_of_any_name_trains_the_right_rows(name):
             rows.add_(direction, alpha=-group["lr"])
 
     expected = PartialFC(C, D, sample_rate=0.5)
-    train(expected, expected.optimizer(lr=0.1, momentum=0.9), 3)
+    train(expected, expected.optimizer(lr=0.1, momentum=0.9, weight_decay=0), 3)
     head = PartialFC(C, D, sample_rate=0.5)
     train(head, Named(head, {"lr": 0.1}), 3)
     assert torch.equal(head.centers.rows, expected.centers.rows)

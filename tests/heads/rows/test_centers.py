@@ -175,7 +175,7 @@ def test_a_closure_is_called():
     [
         (RowSGD, {"lr": -1}, "lr=-1"),
         (RowSGD, {"lr": 0.1, "momentum": 1}, "momentum=1"),
-        (RowSGD, {"lr": 0.1, "nesterov": True}, "nesterov"),
+        (RowSGD, {"lr": 0.1, "momentum": 0, "nesterov": True}, "nesterov"),
         (RowSGD, {"lr": 0.1, "weight_decay": -1}, "weight_decay=-1"),
         (RowAdamW, {"lr": 0.1, "betas": (0.9, 1.0)}, "betas"),
         (RowAdamW, {"lr": 0.1, "bias_correction": "none"}, "bias_correction='none'"),
