@@ -8,11 +8,12 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from heads import __version__
+from heads import PartialFC, __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECTS = (ROOT / "pyproject.toml", ROOT / "heads" / "pyproject.toml")
@@ -28,6 +29,22 @@ def test_readme_examples_run(number):
     space: dict[str, object] = {}
     exec(compile(EXAMPLES[number].replace("headcount.heads", "heads"), "README.md", "exec"), space)
     losses = space["losses"]
+    assert losses[-1] < losses[0]
+
+
+def test_margin_of_the_contributing_guide_trains():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    space: dict[str, Any] = {"__name__": "heads.margins.li_arcface", "__package__": "heads.margins"}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), space)
+    torch.manual_seed(0)
+    head = PartialFC(1000, 8, margin=space["LiArcFace"](s=16, m=0.2))
+    optimizer = head.optimizer(lr=0.1)
+    losses = []
+    for _ in range(5):
+        losses.append(head(torch.ones(4, 8), torch.zeros(4, dtype=torch.int64)))
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
     assert losses[-1] < losses[0]
 
 
