@@ -85,13 +85,13 @@ def pair(folder: Path, num_probes: int, num_mates: int, size: int, similarity: f
 
 def _protocol(folder: str, num_probes: int, size: int) -> Step:
     gallery, probes, distractors = (f"{folder}/{name}.npy" for name in ("gallery", "probes", "distractors"))
-    judge = Identification(gallery, probes, distractors, resamples=0)
+    protocol = Identification(gallery, probes, distractors, resamples=0)
     model = Model(torch.nn.Identity(), size, Processes(0, 1, torch.device("cpu")), nullcontext, None, _no_data)
 
     def step() -> Mapping[str, float]:
         with PeakOwn() as memory:
             before = memory.peak
-            milliseconds, (result,) = timed(partial(judge, model))
+            milliseconds, (result,) = timed(partial(protocol, model))
         return {"ms": milliseconds, "own": memory.peak - before, "rank1": result.metrics["rank1"]}
 
     return step

@@ -1,7 +1,7 @@
 """Evaluation protocols of the field, one a file. They are chosen by config and run after or during training.
 
-A protocol is built with its options, when what it reads from files is checked, and then called with a model, by all
-processes together, as often as wanted. It embeds each image once, on one of the processes.
+A protocol is built with its options, which checks the files that it reads. It is then called with a model, by all
+processes together, any number of times. Each image is embedded once, on one of the processes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ from ..models.model import Model
 
 @dataclass(frozen=True)
 class Result:
-    """What a protocol has found of one set.
+    """Result of a protocol on one data set.
 
     Args:
-        name: of the set.
-        metrics: figures, most telling first.
-        intervals: of some of them, where 95 of 100 repetitions on such data would lie (bootstrap).
-        counts: of what was judged.
-        notes: what must be known to read the figures.
-        curves: to be plotted: rates of verification, scores, and the share found up to each rank.
+        name: the data set.
+        metrics: values by name, the most important first.
+        intervals: 95% bootstrap intervals (low, high) of some of the metrics.
+        counts: the number of images, pairs or templates that were evaluated, by name.
+        notes: remarks that a reader needs to interpret the metrics.
+        curves: data for plots: verification rates and scores, or the cumulative match characteristic.
     """
 
     name: str
@@ -38,48 +38,54 @@ class Result:
 
 
 class EvaluationProtocol(Protocol):
-    """A protocol with its options."""
+    """Interface of a protocol that has its options."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the results that it gives."""
+        """Names of the results."""
         ...
 
     def check(self, model: Model) -> None:
-        """Before much is done: raises ValueError where it cannot judge such a model. Looks at one image of each set."""
+        """Raise ValueError if the protocol cannot evaluate such a model.
+
+        It is called before the expensive work, and reads one image of each set.
+        """
         ...
 
     def __call__(self, model: Model) -> Sequence[Result]:
-        """What it finds, on the first process; nothing on the others.
+        """Return the results on the first process and an empty sequence on the others.
 
         Raises:
-            ValueError: on all processes, or on the first when nobody waits for it any more.
+            ValueError: on all processes, or on the first alone once the others have finished.
         """
         ...
 
 
 def metrics_with_ci(result: Result) -> dict[str, float]:
-    """Metrics by name, with the ends of their intervals."""
+    """Return the metrics by name, and the ends of their intervals as NAME_low and NAME_high."""
     ends = {
         f"{name}_{end}": value
-        for name, both in result.intervals.items()
-        for end, value in zip(("low", "high"), both, strict=True)
+        for name, interval in result.intervals.items()
+        for end, value in zip(("low", "high"), interval, strict=True)
     }
     return {**result.metrics, **ends}
 
 
 def build_protocols(config: DictConfig) -> list[EvaluationProtocol]:
-    """What `protocol=` asks for, with its files looked at."""
+    """Build the protocols that `protocol=` selects, which checks their files."""
     protocols: list[EvaluationProtocol] = [instantiate(node) for node in (config.get("protocol") or {}).values()]
     names = [name for protocol in protocols for name in protocol.names]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"protocol.lfw.source: a list of pairs is called {name}, as another protocol; rename it")
+            raise ValueError(
+                f"protocol.lfw.source has a list of pairs named {name}, which is also the name of another result; "
+                "rename the file"
+            )
     return protocols
 
 
-def rate(value: float) -> str:
-    """As part of a metric's name: 0.001 -> 1e-3."""
+def format_rate(value: float) -> str:
+    """Format a rate as part of a metric's name: 0.001 -> 1e-3."""
     return np.format_float_scientific(value, trim="-", exp_digits=1)
 
 

@@ -1,7 +1,7 @@
-"""Bootstrap confidence intervals (Efron 1979): the same figures of data drawn again, with replacement, from the data.
+"""Bootstrap confidence intervals (Efron 1979): metrics recomputed on units drawn with replacement.
 
-What is drawn is what would come anew in a repetition: identities where they are known, since the images of one are
-alike, and pairs otherwise.
+The units are what a repetition of the experiment would draw again: identities where they are known, since images of
+one identity are correlated, and pairs otherwise.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ Counts = NDArray[np.float64]
 
 
 def draws(strata: Sequence[int], resamples: int, seed: int = 0) -> Iterator[Counts]:
-    """How often each unit is drawn, (sum of strata,), for each resample; of every stratum as many as it has."""
+    """Yield for each resample how often each unit is drawn, (sum of strata,). The sizes of the strata are kept."""
     generator = np.random.default_rng(seed)
     for _ in range(resamples):
         parts = [np.bincount(generator.integers(0, size, size), minlength=size) for size in strata if size]
@@ -27,21 +27,23 @@ def draws(strata: Sequence[int], resamples: int, seed: int = 0) -> Iterator[Coun
 def intervals(
     metrics: Callable[[Counts], Mapping[str, float]], strata: Sequence[int], resamples: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of 95% of each metric; none for `resamples=0`.
+    """Return the 95% percentile interval of each metric; an empty dict if `resamples` is 0.
 
     Args:
-        metrics: of weighted units. NaN for weights of which it cannot be told; those are left out.
-        strata: how many units of each kind there are.
+        metrics: maps the weights of the units to metrics. Resamples for which a metric is NaN are ignored.
+        strata: the number of units of each kind.
+        resamples: the number of draws.
+        seed: seed of the draws.
     """
     if not resamples:
         return {}
-    found = [metrics(weights) for weights in shown(draws(strata, resamples, seed), "Bootstrap", resamples)]
-    sides = (50 - 50 * LEVEL, 50 + 50 * LEVEL)
+    resampled = [metrics(weights) for weights in shown(draws(strata, resamples, seed), "Bootstrap", resamples)]
+    percentiles = (50 - 50 * LEVEL, 50 + 50 * LEVEL)
     result = {}
-    for name in found[0]:
-        values = np.array([each[name] for each in found])
+    for name in resampled[0]:
+        values = np.array([metrics_of_draw[name] for metrics_of_draw in resampled])
         values = values[~np.isnan(values)]
         if len(values):
-            low, high = np.percentile(values, sides)
+            low, high = np.percentile(values, percentiles)
             result[name] = (float(low), float(high))
     return result

@@ -1,4 +1,4 @@
-"""What is compared: images with their classes, or features that are there already."""
+"""Sets of images with their classes, or of features that were computed before."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,22 +15,24 @@ from data.records import Indices, RecordSet
 from data.sets.image_source import images_at
 
 from ..models.model import BLOCK, Model, unit
-from .search import Blocks, Wanted
+from .search import Blocks, WantedItems
 
 Rows = Callable[[Model, Indices, str | None], Tensor]
+KEY_FILE = "a .txt file of the same name with a line `key<TAB>class` for each row"
 
 
 @dataclass(frozen=True)
-class Items:
-    """
+class ImageSet:
+    """Images, or features of images, with their classes.
+
     Args:
-        name: for people.
-        size: how many.
-        classes: what the class of each is called, as numbers of `names`; None where nobody says.
-        names: of the classes; empty where none are compared with those of others.
-        are_features: whether there is nothing to embed.
-        rows: embeddings (n, D) of some, of any length, on the device; a progress bar calls the work as the last
-            argument says.
+        name: for messages.
+        size: number of images.
+        classes: class of each image, (n,), as an index into `names`; None if unknown.
+        names: names of the classes; empty if they are not compared with those of other sets.
+        rows: returns embeddings (n, D) of some images, of any length, on the device. The last argument is the title
+            of a progress bar, None for no bar.
+        are_features: whether the set contains features, so that no image has to be embedded.
     """
 
     name: str
@@ -43,119 +45,132 @@ class Items:
     def __len__(self) -> int:
         return self.size
 
-    def numbered(self, known: dict[str, int], option: str) -> NDArray[np.int64]:
-        """Classes (n,) by the number that their name has, or gets, in `known`."""
+    def class_numbers(self, known: dict[str, int], option: str) -> NDArray[np.int64]:
+        """Return the class of each image, (n,), numbered by name over several sets.
+
+        Args:
+            known: numbers of the names so far; new names are added.
+            option: the option that names the set, for messages.
+        """
         if self.classes is None:
-            raise ValueError(f"{option}={self.name}: has no classes; {KEYS_OF} beside it must tell them")
+            raise ValueError(f"{option}={self.name} has no classes; add {KEY_FILE}")
         if not len(self.names):
             return self.classes
         return np.array([known.setdefault(name, len(known)) for name in self.names], np.int64)[self.classes]
 
     def width(self, model: Model) -> int:
-        """Of its rows. Reads the first."""
+        """Return the number of columns of the embeddings, which reads the first image."""
         return self.rows(model, np.array([0]), None).shape[1]
 
-    def only(self, chosen: Indices) -> "Items":
-        """Some of them, in this order."""
+    def subset(self, chosen: Indices) -> "ImageSet":
+        """Return some of the images, in this order."""
         classes = None if self.classes is None else self.classes[chosen]
         rows = self.rows
-        some: Rows = lambda model, at, what: rows(model, chosen[at], what)  # noqa: E731
-        return Items(self.name, len(chosen), classes, self.names, some, self.are_features)
+        chosen_rows: Rows = lambda model, at, title: rows(model, chosen[at], title)  # noqa: E731
+        return ImageSet(self.name, len(chosen), classes, self.names, chosen_rows, self.are_features)
 
-    def everywhere(self, model: Model, what: str, *, unit_length: bool = True) -> Tensor:
-        """Embeddings of all, of unit length unless told otherwise, on every process; each embeds a part."""
-        return model.gathered(self.size, lambda indices: self.rows(model, indices, what), what, unit_length)
+    def embeddings(self, model: Model, title: str, *, unit_length: bool = True) -> Tensor:
+        """Return the embeddings of all images on every process. Each process embeds a part."""
+        return model.gathered(self.size, lambda indices: self.rows(model, indices, title), title, unit_length)
 
-    def blocks(self, model: Model, what: str, *, keep: bool) -> Blocks:
-        """Unit embeddings in blocks, each of one process.
+    def blocks(self, model: Model, title: str, *, keep: bool) -> Blocks:
+        """Return unit embeddings in blocks, each on one process.
 
         Args:
-            keep: in memory; otherwise they are made anew whenever they are gone through.
+            model: embeds the images.
+            title: of the progress bar.
+            keep: keep the embeddings in memory; they are computed again for each pass otherwise.
         """
 
         def block(start: int, stop: int) -> Tensor:
-            return unit(self.rows(model, np.arange(start, stop), None), what)
+            return unit(self.rows(model, np.arange(start, stop), None), title)
 
-        return dealt(self.size, model, what, cache(block) if keep else block)
+        return shard_blocks(self.size, model, title, cache(block) if keep else block)
 
 
-def dealt(count: int, model: Model, what: str, block: Callable[[int, int], Tensor]) -> Blocks:
-    """Blocks of so many items, each on one process.
+def shard_blocks(count: int, model: Model, title: str, block: Callable[[int, int], Tensor]) -> Blocks:
+    """Distribute the blocks of `count` items over the processes.
 
     Args:
-        block: items from start to stop, of unit length.
+        count: number of items.
+        model: knows the processes.
+        title: of the progress bar.
+        block: returns the rows of the items from start to stop, of unit length.
     """
     numbers = range(model.processes.rank, -(-count // BLOCK), model.processes.world_size)
 
-    def blocks(wanted: Wanted | None) -> Iterable[tuple[int, Tensor]]:
-        chosen = [n for n in numbers if wanted is None or wanted.within(n * BLOCK, (n + 1) * BLOCK)]
-        for number in model.shown(chosen, what):
+    def blocks(wanted: WantedItems | None) -> Iterable[tuple[int, Tensor]]:
+        needed = [n for n in numbers if wanted is None or wanted.within(n * BLOCK, (n + 1) * BLOCK)]
+        for number in model.shown(needed, title):
             yield number * BLOCK, block(number * BLOCK, min((number + 1) * BLOCK, count))
 
     return blocks
 
 
-KEYS_OF = "a .txt of the same name, with a line `key<TAB>class` for each row,"
-
-
-def items(
+def image_set(
     path: str, format: str | None = None, *, root: str | None = None, mirrored: bool = False, option: str = "source"
-) -> Items:
-    """Of a file or folder: a .npy of features, or images in any of our formats.
+) -> ImageSet:
+    """Open a .npy file of features, or images in any supported format.
 
     Args:
-        format: of the images; found by looking unless given.
-        root: of a list: what its paths are relative to.
+        path: the file or folder.
+        format: of the images; None detects it.
+        root: folder that the paths in a list are relative to.
         mirrored: add the embeddings of the mirrored images.
-        option: that names the path, for errors.
+        option: the option that names the path, for messages.
     """
     if path.endswith(".npy"):
-        for name, given in (("format", format), ("root", root), ("mirrored", mirrored or None)):
-            if given is not None:
-                raise ValueError(f"{name}={given}: is of images, and {option}={path} holds features")
+        for name, value in (("format", format), ("root", root), ("mirrored", mirrored or None)):
+            if value is not None:
+                raise ValueError(f"{name}={value} applies to images only and {option}={path} has features; remove it")
         return features(path, option)
     images = images_at(path, format, root=root, option=option)
 
-    def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
-        return model.embed(*model.view(images), indices, mirrored=mirrored, shown=shown)
+    def rows(model: Model, indices: Indices, title: str | None) -> Tensor:
+        return model.embed(*model.view(images), indices, mirrored=mirrored, shown=title)
 
     names = [one_line(name) for name in images.names]
-    return Items(path, len(images), np.asarray(images.labels, np.int64), names, rows)
+    return ImageSet(path, len(images), np.asarray(images.labels, np.int64), names, rows)
 
 
-def features(path: str, option: str = "features") -> Items:
-    """Of `experiments.embed`, or anybody's: (n, D) numbers in a .npy, memory-mapped, and their classes in a .txt."""
+def features(path: str, option: str = "features") -> ImageSet:
+    """Open features from `experiments.embed` or another program.
+
+    A .npy file has the numbers (n, D), which are memory-mapped. A .txt file of the same name has their classes.
+    """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{option}={path}: cannot be read ({error})") from None
+        raise ValueError(f"{option}={path} cannot be read ({error})") from None
     if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
-        raise ValueError(f"{option}={path}: real numbers (n, D) are needed, it holds {array.dtype} {list(array.shape)}")
+        raise ValueError(
+            f"{option}={path} must contain real numbers of shape (n, D), not {array.dtype} {list(array.shape)}"
+        )
     classes, names = None, np.empty(0, str)
-    keys = Path(path).with_suffix(".txt")
-    if keys.exists():
-        lines = keys.read_text("utf-8", "surrogateescape").removesuffix("\n").split("\n")
-        told = [line.rpartition("\t") for line in lines]
-        if len(told) != len(array):
-            raise ValueError(f"{keys}: has {len(told):,} lines for the {len(array):,} rows of {path}")
-        if all(tab for _, tab, _ in told):
-            names, classes = np.unique([name for _, _, name in told], return_inverse=True)
+    key_file = Path(path).with_suffix(".txt")
+    if key_file.exists():
+        lines = key_file.read_text("utf-8", "surrogateescape").removesuffix("\n").split("\n")
+        keys_and_classes = [line.rpartition("\t") for line in lines]
+        if len(lines) != len(array):
+            raise ValueError(f"{key_file} has {len(lines):,} lines and {path} {len(array):,} rows; they must agree")
+        if all(tab for _, tab, _ in keys_and_classes):
+            names, classes = np.unique([name for _, _, name in keys_and_classes], return_inverse=True)
 
-    def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
+    def rows(model: Model, indices: Indices, title: str | None) -> Tensor:
         contiguous = len(indices) and indices[-1] - indices[0] + 1 == len(indices)
         chosen = array[indices[0] : indices[-1] + 1] if contiguous else array[indices]
-        with np.errstate(over="ignore"):  # Inf is told of where it matters
+        with np.errstate(over="ignore"):  # Inf is reported where embeddings are checked
             return torch.from_numpy(np.array(chosen, np.float32)).to(model.processes.device)
 
-    return Items(path, len(array), classes, [str(name) for name in names], rows, are_features=True)
+    return ImageSet(path, len(array), classes, [str(name) for name in names], rows, are_features=True)
 
 
-def own(model: Model, records: RecordSet, name: str, mirrored: bool = False) -> Items:
-    """Of the data that a model was trained on."""
+def from_dataset(model: Model, records: RecordSet, name: str, mirrored: bool = False) -> ImageSet:
+    """Return a part of the data set that the model was trained on as an image set."""
     prepare = model.data().prepare
     labels = np.asarray(records.labels[np.arange(len(records))], np.int64)
 
-    def rows(model: Model, indices: Indices, shown: str | None) -> Tensor:
-        return model.embed(records.source, prepare, indices, mirrored=mirrored, shown=shown)
+    def rows(model: Model, indices: Indices, title: str | None) -> Tensor:
+        return model.embed(records.source, prepare, indices, mirrored=mirrored, shown=title)
 
-    return Items(name, len(records), labels, (), rows)
+    return ImageSet(name, len(records), labels, (), rows)

@@ -1,4 +1,4 @@
-"""Options that protocols share, checked as those of `data.options`."""
+"""Checks of options that several protocols have, in the style of `data.options`."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ from data.options import several, whole
 
 
 def ranks_of(option: str, value: Any) -> tuple[int, ...]:
-    """One rank, or several."""
-    values = several(value)
-    if not values:
-        raise ValueError(f"{option}={value}: a rank, or several, are needed")
-    return tuple(whole(option, each, 1) for each in values)
+    """Return one rank or several as a tuple. Raise ValueError for anything else."""
+    ranks = several(value)
+    if not ranks:
+        raise ValueError(f"{option}={value} must have at least one rank; [1,5] reports rank-1 and rank-5")
+    return tuple(whole(option, rank, 1) for rank in ranks)
 
 
 def rates_of(option: str, value: Any) -> tuple[float, ...]:
-    """One rate in (0, 1), or several."""
-    values = several(value)
-    if not values or not all(isinstance(each, int | float) and 0 < each < 1 for each in values):
-        raise ValueError(f"{option}={value}: rates in (0, 1) are needed")
-    return tuple(map(float, values))
+    """Return one rate in (0, 1) or several as a tuple. Raise ValueError for anything else."""
+    rates = several(value)
+    if not rates or not all(isinstance(rate, int | float) and 0 < rate < 1 for rate in rates):
+        raise ValueError(f"{option}={value} must have at least one rate, each in (0, 1); 1e-3 is one in a thousand")
+    return tuple(map(float, rates))

@@ -1,6 +1,7 @@
-"""Pictures of what protocols find, made where there is no screen."""
+"""Plots of protocol results, drawn without a display."""
 
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import matplotlib
@@ -15,17 +16,18 @@ POINTS = 2000  # of a curve
 
 
 def plot(result: Result, path: Path) -> None:
-    """Draws its curves: rates as ROC, DET and histogram of scores; ranks as CMC."""
+    """Draw ROC, DET and score histogram of verification, or the CMC of identification, into a file."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    of_pairs = "rates" in result.curves
-    figure, panels = plt.subplots(1, 3 if of_pairs else 1, figsize=(14, 4.3) if of_pairs else (6, 4.3), squeeze=False)
+    is_verification = "rates" in result.curves
+    size = (14, 4.3) if is_verification else (6, 4.3)
+    figure, panels = plt.subplots(1, 3 if is_verification else 1, figsize=size, squeeze=False)
     figure.set_layout_engine("constrained")
     counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items() if value)
-    name = result.name.replace("$", r"\$")  # or it would be a formula
-    figure.suptitle(f"{name}: {counts}" if of_pairs else f"{name}\n{counts}", fontsize="medium")
-    if of_pairs:
+    name = result.name.replace("$", r"\$")  # matplotlib would typeset it as a formula
+    figure.suptitle(f"{name}: {counts}" if is_verification else f"{name}\n{counts}", fontsize="medium")
+    if is_verification:
         _roc(panels[0, 0], result)
         _det(panels[0, 1], result.curves["rates"])
         _histogram(panels[0, 2], result.curves["scores"], result.curves["same"])
@@ -36,13 +38,13 @@ def plot(result: Result, path: Path) -> None:
 
 
 def thinned(rates: Rates) -> NDArray[np.int64]:
-    """Cuts that a curve needs to look like all of them, on linear and logarithmic axes."""
+    """Return the cuts that a curve needs to look complete on linear and logarithmic axes."""
     count = len(rates.far)
     if count <= POINTS:
         return np.arange(count)
     positive = rates.far[rates.far > 0]
-    at = np.concatenate([np.geomspace(positive.min(), 1, POINTS // 2), np.linspace(0, 1, POINTS // 4)])
-    cuts = np.searchsorted(rates.far, at, side="right") - 1
+    far = np.concatenate([np.geomspace(positive.min(), 1, POINTS // 2), np.linspace(0, 1, POINTS // 4)])
+    cuts = np.searchsorted(rates.far, far, side="right") - 1
     rising = np.searchsorted(rates.tar, np.linspace(0, 1, POINTS // 4)).clip(max=count - 1)
     return np.unique(np.concatenate([cuts, rising, [0, count - 1]]))
 
@@ -63,8 +65,6 @@ def _roc(panel: Any, result: Result) -> None:
 
 
 def _det(panel: Any, rates: Rates) -> None:
-    from statistics import NormalDist
-
     probit = np.vectorize(NormalDist().inv_cdf)
     cuts = thinned(rates)
     far, frr = rates.far[cuts], 1 - rates.tar[cuts]

@@ -1,7 +1,7 @@
-"""Rates of verification: which share of pairs is accepted, at every threshold that makes a difference.
+"""Verification rates: the shares of pairs that are accepted, at every threshold that changes them.
 
-A pair is accepted if its score is at least the threshold. Nothing is binned and nothing interpolated: pairs of equal
-score are accepted together.
+A pair is accepted if its score is at least the threshold. Scores are neither binned nor interpolated, and pairs of
+equal score are accepted together.
 """
 
 from collections.abc import Sequence
@@ -11,31 +11,39 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Same, Scores, rate
+from . import Same, Scores, format_rate
 
 Weights = NDArray[np.float64]
 
 
-def check(scores: Scores, same: Same, what: str = "pairs") -> None:
-    """Raises ValueError for scores that cannot be judged."""
+def check_pairs(scores: Scores, same: Same, name: str = "pairs") -> None:
+    """Raise ValueError for scores from which no rates can be computed.
+
+    Args:
+        scores: (n,).
+        same: whether each pair is of one class, (n,).
+        name: the set, for messages.
+    """
     if scores.shape != same.shape or scores.ndim != 1:
-        raise ValueError(f"{what}: {list(scores.shape)} scores and {list(same.shape)} answers; one of each is needed")
+        raise ValueError(
+            f"{name} has {list(scores.shape)} scores and {list(same.shape)} labels; each pair needs one of both"
+        )
     if np.isnan(scores).any():
-        raise ValueError(f"{what}: {int(np.isnan(scores).sum()):,} of {len(scores):,} scores are NaN")
+        raise ValueError(f"{name} has NaN in {int(np.isnan(scores).sum()):,} of {len(scores):,} scores")
     if not same.any():
-        raise ValueError(f"{what}: none is of one class; without positives nothing can be accepted rightly")
+        raise ValueError(f"{name} has no pair of one class; verification needs positive pairs")
     if same.all():
-        raise ValueError(f"{what}: all are of one class; without negatives nothing can be accepted wrongly")
+        raise ValueError(f"{name} has no pair of two classes; verification needs negative pairs")
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of each cut, from accepting nothing to accepting all.
+    """Rates at each cut, from accepting no pair to accepting all.
 
     Args:
-        thresholds: (T,), falling; the first is inf.
-        far: share of the pairs of different classes that are accepted, (T,).
-        tar: share of the pairs of one class that are accepted, (T,).
+        thresholds: (T,), descending. The first is inf.
+        far: false accept rates (T,): the accepted share of the pairs of two classes.
+        tar: true accept rates (T,): the accepted share of the pairs of one class.
     """
 
     thresholds: Scores
@@ -43,52 +51,53 @@ class Rates:
     tar: Scores
 
     def tar_at(self, far: float) -> float:
-        """The largest true accept rate at which the false accept rate is at most `far`."""
+        """Return the largest true accept rate whose false accept rate is at most `far`."""
         return float(self.tar[self.far <= far].max())
 
     @property
     def eer(self) -> float:
-        """The equal error rate: the mean of both errors at the cut where they differ least."""
+        """The equal error rate: the mean of both error rates at the cut where they differ least."""
         nearest = np.argmin(np.abs(self.far - (1 - self.tar)))
         return float(self.far[nearest] + 1 - self.tar[nearest]) / 2
 
     @property
     def auc(self) -> float:
-        """The probability that a pair of one class scores higher than one of two; a half for equal scores."""
+        """The probability that a pair of one class scores above a pair of two; equal scores count one half."""
         return float(np.diff(self.far) @ (self.tar[1:] + self.tar[:-1]) / 2)
 
 
-def unresolved(rates: Sequence[float], negatives: int, prefix: str) -> list[str]:
-    """A note on rates below one of so many, which all say the same: what comes before the first error."""
-    low = [f"{prefix}{rate(each)}" for each in rates if each * negatives < 1]
-    return [
-        f"{', '.join(low)}: of {negatives:,} none may be accepted; more would be needed to tell rates so low"
-    ] * bool(low)
+def notes_on_low_rates(rates: Sequence[float], num_negatives: int, prefix: str) -> list[str]:
+    """Return a note on the rates below one in `num_negatives`, which no threshold can resolve; [] if there are none."""
+    low = [f"{prefix}{format_rate(rate)}" for rate in rates if rate * num_negatives < 1]
+    if not low:
+        return []
+    return [f"{', '.join(low)}: none of {num_negatives:,} negatives may be accepted; such low rates need more of them"]
 
 
 class Ranking:
-    """Pairs by falling score, sorted once, for rates under any weights."""
+    """Pairs sorted once by descending score, for rates under any weights."""
 
     def __init__(self, scores: Scores, same: Same):
         self.order = np.argsort(-scores, kind="stable")
-        falling = scores[self.order]
+        descending = scores[self.order]
         self.same = same[self.order]
-        last = np.append(falling[1:] != falling[:-1], True)  # of the pairs of its score
-        self.ends = np.flatnonzero(last)
-        self.thresholds = np.concatenate([[np.inf], falling[self.ends]])
+        is_last = np.append(descending[1:] != descending[:-1], True)  # of the pairs with its score
+        self.ends = np.flatnonzero(is_last)
+        self.thresholds = np.concatenate([[np.inf], descending[self.ends]])
 
     def accepted(self, weights: Weights | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights of the accepted pairs of one class and of two, at each cut (T,)."""
+        """Return the weight of the accepted pairs of one class and of two classes, at each cut (T,)."""
         w = np.ones(len(self.order)) if weights is None else weights[self.order]
         right, wrong = np.cumsum(w * self.same), np.cumsum(w * ~self.same)
         return np.append(0.0, right[self.ends]), np.append(0.0, wrong[self.ends])
 
     def rates(self, weights: Weights | None = None) -> Rates:
-        """NaN where the weights leave no pair of one class, or of two."""
+        """Return the rates; NaN if the weights leave no pair of one class, or none of two."""
         right, wrong = self.accepted(weights)
         with np.errstate(invalid="ignore"):
             return Rates(self.thresholds, wrong / wrong[-1], right / right[-1])
 
     @cached_property
-    def plain(self) -> Rates:
+    def unweighted(self) -> Rates:
+        """The rates of all pairs with equal weights."""
         return self.rates()

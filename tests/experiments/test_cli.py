@@ -114,7 +114,9 @@ def test_protocols_of_one_name_are_told(trained, tmp_path):
     words = written_for("lfw", tmp_path)
     (tmp_path / "pairs.txt").rename(tmp_path / "closed_set.txt")
     words[0] = words[0].replace("pairs.txt", "closed_set.txt")
-    with pytest.raises(ValueError, match="a list of pairs is called closed_set, as another protocol; rename it"):
+    with pytest.raises(
+        ValueError, match="has a list of pairs named closed_set, which is also the name of another result; rename"
+    ):
         evaluate(config(f"checkpoint={trained}", "protocol=[lfw,closed_set]", *words, name="evaluate"), tmp_path)
 
 
@@ -611,8 +613,8 @@ def test_a_protocol_that_cannot_judge_a_model_is_told_before_it_trains(tmp_path)
     words = ["data=sphere", "backbone=mlp", "trainer.max_steps=2", "logger.wandb.mode=disabled"]
     for more, message in (
         (["protocol=lfw", *written_for("lfw", tmp_path)], "no model that takes images"),
-        (["protocol=closed_set", "head=ffc", "queue_size=300"], "there are no class centers"),
-        (["protocol=closed_set", "protocol.closed_set.source={}"], "none of the model's"),
+        (["protocol=closed_set", "head=ffc", "queue_size=300"], "needs class centers, and there are none"),
+        (["protocol=closed_set", "protocol.closed_set.source={}"], "needs classes of the model"),
     ):
         (tmp_path / "set").mkdir(exist_ok=True)
         write_folder(tmp_path / "set", images([0, 0, 1]))

@@ -1,4 +1,4 @@
-"""Files that protocols read, small, and the options that name them."""
+"""Small input files of protocols, and the options that name them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ IMAGES = 24
 
 
 def written_for(protocol: str, folder: Path) -> list[str]:
-    """Options of `protocol.NAME`, of files written to this folder. Images i and i + 12 are of one class."""
+    """Write files into a folder and return the options of `protocol.NAME`. Images i and i + 12 are of one class."""
     for number in range(IMAGES):
         (folder / f"{number}.jpg").write_bytes(image(number % 12))
     if protocol == "lfw":

@@ -1,4 +1,4 @@
-"""Models to be judged, whose embeddings do not depend on what they are computed together with."""
+"""Models for protocols, whose embeddings do not depend on the other images of a batch."""
 
 from contextlib import nullcontext
 
@@ -12,14 +12,14 @@ from tests.workers import rank_and_world
 
 
 class Some(nn.Module):
-    """Some of the pixels, around zero."""
+    """A backbone that returns some of the pixels, centered at zero."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)[:, ::11] - images.flatten(1).mean(1, keepdim=True)
 
 
 def of_pixels(side: int = 8, backbone: nn.Module | None = None, data=None, centers=None, batch_size: int = 5) -> Model:
-    """Shared by the processes of this worker's group."""
+    """Return a model of images for the processes of this worker's group."""
     rank, world_size = rank_and_world()
     preprocessing = Preprocessing(side, side, 3, "stretch", (0.5,) * 3, (0.5,) * 3)
     processes = Processes(rank, world_size, torch.device("cpu"))
@@ -29,6 +29,6 @@ def of_pixels(side: int = 8, backbone: nn.Module | None = None, data=None, cente
 
 
 def of_nothing() -> Model:
-    """For what is compared by features."""
+    """Return a model for protocols that read features."""
     rank, world_size = rank_and_world()
     return Model(nn.Identity(), 0, Processes(rank, world_size, torch.device("cpu")), nullcontext, None, lambda: None)

@@ -1,4 +1,4 @@
-"""Images against class centers, by cosine or with a bias, on one and several processes."""
+"""Classification against class centers, by cosine or with a bias, on one and several processes."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from tests.workers import rank_and_world
 
 @dataclass
 class Held:
-    """Centers in blocks of three, dealt to the processes."""
+    """Centers in blocks of three, which are distributed over the processes."""
 
     rows: torch.Tensor
     normalize: bool
@@ -39,7 +39,7 @@ def centers(unit: bool) -> Held:
     return Held(torch.randn(10, 18 + (not unit), generator=generator), unit, names)
 
 
-def found_of(folder, unit) -> list:
+def results_of(folder, unit) -> list:
     protocol = ClosedSet(str(folder), ranks=[1, 2, 5], resamples=20)
     return [(each.metrics, each.intervals) for each in protocol(of_pixels(centers=centers(unit)))]
 
@@ -48,7 +48,7 @@ def found_of(folder, unit) -> list:
 def test_top_k(unit, workers, tmp_path):
     labels = [number % 6 for number in range(30)]
     write_folder(tmp_path / "set", images(labels))
-    ((metrics, intervals),) = one = found_of(tmp_path / "set", unit)
+    ((metrics, intervals),) = one = results_of(tmp_path / "set", unit)
     model: Model = of_pixels()
     held = sorted((tmp_path / "set").rglob("*.jpg"))
     source, prepare = model.view(ImageFiles([str(path).encode() for path in held]))
@@ -60,7 +60,7 @@ def test_top_k(unit, workers, tmp_path):
         assert metrics[f"top{k}"] == pytest.approx(float(expected))
         assert intervals[f"top{k}"][0] <= metrics[f"top{k}"] <= intervals[f"top{k}"][1]
     for world_size in (2, 3):
-        first, *others = workers(world_size).run(found_of, tmp_path / "set", unit)
+        first, *others = workers(world_size).run(results_of, tmp_path / "set", unit)
         assert first == one and others == [[]] * (world_size - 1)
 
 
@@ -70,22 +70,22 @@ def test_top_k(unit, workers, tmp_path):
         ({"classes": "number"}, "classes=number"),
         ({"records": 0}, "records=0"),
         ({"ranks": []}, r"ranks=\[\]"),
-        ({}, "1 of 2 classes of .* are none of the model's, 'class 099' for one"),
+        ({}, "needs classes of the model, and 1 of 2 classes of .* are not, such as 'class 099'"),
     ],
 )
-def test_what_does_not_fit(options, words, tmp_path):
+def test_wrong_options_and_classes_are_refused(options, words, tmp_path):
     write_folder(tmp_path / "set", images([0, 99]))
     with pytest.raises(ValueError, match=words):
         ClosedSet(str(tmp_path / "set"), **options)(of_pixels(centers=centers(True)))
 
 
-def test_a_model_without_centers(tmp_path):
-    with pytest.raises(ValueError, match="there are no class centers"):
+def test_a_model_without_centers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs class centers, and there are none"):
         ClosedSet()(of_pixels())
 
 
 def test_features_by_name_and_by_number(tmp_path):
-    """Of twelve classes, whose numbers are not in the order of text; each is its own center."""
+    """Twelve classes, whose numbers are not in the order of their text. Each is its own center."""
     rows = np.random.default_rng(0).normal(size=(12, 18)).astype(np.float32)
     np.save(tmp_path / "x.npy", rows)
     (tmp_path / "x.txt").write_text("".join(f"key\t{number}\n" for number in range(12)))
@@ -93,7 +93,7 @@ def test_features_by_name_and_by_number(tmp_path):
     for classes in ("name", "id"):
         (found,) = ClosedSet(str(tmp_path / "x.npy"), classes=classes, resamples=0)(of_pixels(centers=held))
         assert found.metrics == {"top1": 1, "top5": 1}
-    with pytest.raises(ValueError, match="has a class 11, the model has 5 classes"):
+    with pytest.raises(ValueError, match=r"found class 11 in .* and the model has 5 classes"):
         ClosedSet(str(tmp_path / "x.npy"), classes="id")(of_pixels(centers=Held(torch.ones(5, 18), True)))
     held.rows[3] = torch.nan
     with pytest.raises(ValueError, match="class centers: hold NaN"):

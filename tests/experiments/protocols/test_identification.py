@@ -1,4 +1,4 @@
-"""Ranks, and what is made of them, against slow and obvious ones, on one and several processes."""
+"""Ranks and their metrics against slow and obvious ones, on one and several processes."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,10 @@ import torch
 from torch.nn.functional import normalize
 
 from experiments.models import model
-from experiments.protocols import identification, image_sets, search
-from experiments.protocols.identification import Identification, Ranks, pairs
-from experiments.protocols.search import Known, strangers_above
+from experiments.protocols import image_sets, ranks, search
+from experiments.protocols.identification import Identification
+from experiments.protocols.ranks import Ranks, mate_pairs
+from experiments.protocols.search import KnownPairs, count_strangers_above
 from tests.data.made_sets import image, images, write_folder
 from tests.experiments.protocols.models import of_nothing, of_pixels
 
@@ -23,8 +24,8 @@ def in_blocks(rows, size):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_strangers_are_counted(seed, monkeypatch):
-    """Whole numbers, so that scores are exact and many are equal; -0.0 among them."""
+def test_strangers_are_counted_as_by_the_slow_way(seed, monkeypatch):
+    """Rows are whole numbers, so that scores are exact and many are equal, some of them -0.0."""
     monkeypatch.setattr(search, "PROBES", 7)
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, 25, (4,), generator=generator).tolist()
@@ -36,14 +37,14 @@ def test_strangers_are_counted(seed, monkeypatch):
     if seed % 2:  # two of each probe, which are counted in another way where many scores reach them
         chosen = (torch.arange(len(probes))[:, None] * len(gallery) + torch.arange(2) % len(gallery)).flatten().unique()
         count = len(chosen)
-    known = Known(chosen // len(gallery), chosen % len(gallery), torch.rand(count, generator=generator) < 0.7)
-    scores, above = strangers_above(probes, known, in_blocks(gallery, 5), [in_blocks(others, 4)])
+    known = KnownPairs(chosen // len(gallery), chosen % len(gallery), torch.rand(count, generator=generator) < 0.7)
+    scores, above = count_strangers_above(probes, known, in_blocks(gallery, 5), [in_blocks(others, 4)])
     everyone = probes @ torch.cat([gallery, others]).T
     stranger = torch.ones_like(everyone, dtype=torch.bool)
     stranger[known.probe_M, known.item_M] = False
     for pair, (probe, item) in enumerate(zip(known.probe_M, known.item_M, strict=True)):
         assert scores[pair] == everyone[probe, item]
-        if known.counts_M[pair]:
+        if known.is_mate_M[pair]:
             assert above[pair] == ((everyone[probe] >= everyone[probe, item]) & stranger[probe]).sum()
 
 
@@ -55,7 +56,7 @@ def test_scores_of_any_sign_and_size_are_ordered():
 
 
 def slow(scores_PN, probe_classes, item_classes, alone, mates):
-    """Ranks and average precisions, a probe after the other."""
+    """Return ranks and average precisions, computed one probe after the other."""
     ranks, precisions = [], []
     for p, scores in enumerate(scores_PN.tolist()):
         others = [(s, c == probe_classes[p]) for j, (s, c) in enumerate(zip(scores, item_classes, strict=True))
@@ -81,30 +82,30 @@ def test_ranks_and_precision(seed, alone, mates):
     gallery_classes = torch.randint(12, (40,), generator=generator).numpy()
     probes = gallery if alone else torch.randint(-2, 3, (25, 4), generator=generator).float()
     probe_classes = gallery_classes if alone else torch.randint(15, (25,), generator=generator).numpy()
-    known = pairs(probe_classes, gallery_classes, alone)
-    _, above = strangers_above(probes, known, in_blocks(gallery, 7), [in_blocks(others, 7)])
+    known = mate_pairs(probe_classes, gallery_classes, alone)
+    _, above = count_strangers_above(probes, known, in_blocks(gallery, 7), [in_blocks(others, 7)])
     scores = probes @ torch.cat([gallery, others]).T
     strangers = [-1] * len(others)
     expected, precisions = slow(scores, probe_classes, [*gallery_classes, *strangers], alone, mates)
     if mates == "each":  # as in MegaFace: alone among the distractors
-        _, apart = strangers_above(probes, known, in_blocks(gallery, 7), [in_blocks(others, 7)], False)
+        _, apart = count_strangers_above(probes, known, in_blocks(gallery, 7), [in_blocks(others, 7)], False)
         for probe, item, found in zip(
-            *(each[known.counts_M] for each in (known.probe_M, known.item_M, apart)), strict=True
+            *(each[known.is_mate_M] for each in (known.probe_M, known.item_M, apart)), strict=True
         ):
             assert found == (probes[probe] @ others.T >= probes[probe] @ gallery[item]).sum()
-    judged = Ranks(known, above, probe_classes, mates)
-    assert sorted(judged.ranks.tolist()) == sorted(expected)
-    found = judged.metrics((1, 5))
+    ranks = Ranks(known, above, probe_classes, mates)
+    assert sorted(ranks.ranks.tolist()) == sorted(expected)
+    found = ranks.metrics((1, 5))
     assert found["rank1"] == pytest.approx(np.mean(np.array(expected) <= 1))
     assert found["rank5"] == pytest.approx(np.mean(np.array(expected) <= 5))
     if mates == "best":
         assert found["map"] == pytest.approx(np.mean(precisions))
-    points, share = judged.cmc(70)
+    points, share = ranks.cmc(70)
     assert share.tolist() == [pytest.approx(np.mean(np.array(expected) <= k)) for k in points]
     # Of classes that are drawn twice, or not at all.
-    weights = torch.randint(3, (judged.num_classes,), generator=generator).double().numpy()
-    repeated = np.repeat(judged.ranks, weights[judged.unit].astype(int))
-    assert judged.metrics((5,), weights)["rank5"] == pytest.approx(np.mean(repeated <= 5))
+    weights = torch.randint(3, (ranks.num_classes,), generator=generator).double().numpy()
+    repeated = np.repeat(ranks.ranks, weights[ranks.unit].astype(int))
+    assert ranks.metrics((5,), weights)["rank5"] == pytest.approx(np.mean(repeated <= 5))
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def features(tmp_path):
     return tmp_path
 
 
-def found_of_features(folder, mates, block=16):
+def results_of_features(folder, mates, block=16):
     image_sets.BLOCK = block
     try:
         paths = {name: str(folder / f"{name}.npy") for name in ("gallery", "probes")}
@@ -134,7 +135,7 @@ def found_of_features(folder, mates, block=16):
 
 @pytest.mark.parametrize("mates", ["best", "each"])
 def test_features_on_any_number_of_processes(mates, features, workers):
-    ((metrics, intervals, counts),) = one = found_of_features(features, mates)
+    ((metrics, intervals, counts),) = one = results_of_features(features, mates)
     unit = {name: normalize(torch.from_numpy(np.load(features / f"{name}.npy")))
             for name in ("gallery", "probes", "strangers")}  # fmt: skip
     classes = {name: [line.split("\t")[1] for line in (features / f"{name}.txt").read_text().splitlines()]
@@ -150,11 +151,11 @@ def test_features_on_any_number_of_processes(mates, features, workers):
     assert intervals["rank1"][0] <= metrics["rank1"] <= intervals["rank1"][1]
     assert (counts["probes"], counts["gallery"], counts["distractors"]) == (37, 50, 90)
     for world_size in (2, 3):
-        first, *others = workers(world_size).run(found_of_features, features, mates)
+        first, *others = workers(world_size).run(results_of_features, features, mates)
         assert first == one and others == [[]] * (world_size - 1)
 
 
-def found_of_images(folder):
+def metrics_of_images(folder):
     image_sets.BLOCK = 4
     try:
         return [each.metrics for each in Identification(str(folder), resamples=0)(of_pixels())]
@@ -162,26 +163,26 @@ def found_of_images(folder):
         image_sets.BLOCK = model.BLOCK
 
 
-def test_images_among_all_others(tmp_path, workers):
-    """Of each class two equal pictures, which find each other; of one class two that do not."""
+def test_images_are_searched_among_all_others(tmp_path, workers):
+    """Three classes have two equal images, which find each other. One class has two different images."""
     held = images([0, 0, 1, 1, 2, 2, 3, 3])
     held = [(label, image(label if number < 6 else 50 + number)) for number, (label, _) in enumerate(held)]
     write_folder(tmp_path / "set", held)
-    (one,) = found_of_images(tmp_path / "set")
+    (one,) = metrics_of_images(tmp_path / "set")
     assert one["rank1"] >= 0.75 and one["rank10"] == 1
     for world_size in (2, 3):
-        assert workers(world_size).run(found_of_images, tmp_path / "set")[0] == [one]
+        assert workers(world_size).run(metrics_of_images, tmp_path / "set")[0] == [one]
 
 
-def test_more_mates_than_fit_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(identification, "MOST", 11)
+def test_too_many_pairs_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(ranks, "MAX_PAIRS", 11)
     path = write(tmp_path, "set", np.eye(8), "aaaabbcd")
     with pytest.raises(ValueError, match="22 pairs of a probe and an image of its class"):
         Identification(path)(of_nothing())
 
 
 def test_features_are_matched_with_images_by_name(tmp_path):
-    """Also of classes with white space in their names, and one rank for several."""
+    """Class names may contain white space, and `ranks` may be one number."""
     write_folder(tmp_path / "set", images([0, 0, 1, 1]))
     rows = np.random.default_rng(0).normal(size=(4, 18)).astype(np.float32)
     path = write(tmp_path, "probes", rows, ["class 000"] * 2 + ["class 001"] * 2)
@@ -191,8 +192,8 @@ def test_features_are_matched_with_images_by_name(tmp_path):
     Identification(str(tmp_path / "set"), path)
 
 
-def test_equal_embeddings_find_nothing(tmp_path):
-    """A stranger of the same score comes first: a network that has collapsed is no good one."""
+def test_equal_embeddings_identify_no_image(tmp_path):
+    """A stranger of the same score comes first, so a collapsed network identifies no image."""
     np.save(tmp_path / "all.npy", np.ones((6, 4), np.float32))
     (tmp_path / "all.txt").write_text("".join(f"{n}\t{n // 2}\n" for n in range(6)))
     (found,) = Identification(str(tmp_path / "all.npy"), ranks=(1, 5), resamples=0)(of_nothing())
@@ -209,30 +210,45 @@ def write(folder, name, rows, classes=None):
 @pytest.mark.parametrize(
     ("rows", "classes", "options", "words"),
     [
-        (np.ones((4, 2)), "aaaa", {}, "nothing but each probe's own class"),
-        (np.ones((4, 2)), "abcd", {}, "no probe is of a class of the gallery"),
+        (np.ones((4, 2)), "aaaa", {}, "compares each probe with its own class only"),
+        (np.ones((4, 2)), "abcd", {}, "no probe whose class is in the gallery"),
         (np.full((4, 2), np.nan), "aabb", {}, "hold NaN or Inf"),
         (np.ones((4, 2)), None, {}, "has no classes"),
-        (np.ones((4, 2)), "aab", {}, "has 3 lines for the 4 rows"),
-        (np.ones((4, 2), int), "aabb", {}, r"real numbers \(n, D\) are needed"),
+        (np.ones((4, 2)), "aab", {}, "has 3 lines and .*set.npy 4 rows"),
+        (np.ones((4, 2), int), "aabb", {}, r"must contain real numbers of shape \(n, D\), not int64 \[4, 2\]"),
         (np.ones((4, 2)), "aabb", {"mates": "all"}, "mates=all"),
         (np.ones((4, 2)), "aabb", {"ranks": [0]}, "ranks=0 must be a whole number of at least 1"),
         (np.ones((4, 2)), "aabb", {"ranks": "all"}, "ranks=all"),
-        (np.ones((4, 2)), "aabb", {"mirrored": True}, "mirrored=True: is of images, and none are named"),
-        (np.ones((4, 2)), "aabb", {"root": "x"}, "root=.*x: is of images, and none are named"),
-        (np.ones((4, 2)), "aabb", {"gallery": None, "format": "rec"}, "format=rec: is of images, and none are named"),
-        (np.ones((4, 2)), "aabb", {"distractors": "wide"}, "features that are searched are of 3 numbers"),
-        (np.empty((0, 2)), "", {}, r"real numbers \(n, D\) are needed, it holds float64 \[0, 2\]"),
-        (np.ones((4, 2)), "aabb", {"probes": "empty"}, r"real numbers \(n, D\) are needed, it holds float64 \[0, 2\]"),
-        (np.ones((4, 2)), "aabb", {"probes": "set"}, "probes=.*: is the gallery itself"),
-        (np.ones((4, 2)), "aaaa", {"probes": "other"}, "nothing but each probe's own class"),
+        (np.ones((4, 2)), "aabb", {"mirrored": True}, "mirrored=True applies to images only and no images are named"),
+        (np.ones((4, 2)), "aabb", {"root": "x"}, "root=.*x applies to images only and no images are named"),
+        (
+            np.ones((4, 2)),
+            "aabb",
+            {"gallery": None, "format": "rec"},
+            "format=rec applies to images only and no images are named",
+        ),
+        (
+            np.ones((4, 2)),
+            "aabb",
+            {"distractors": "wide"},
+            "features of the gallery have 3 numbers and those of the probes 2",
+        ),
+        (np.empty((0, 2)), "", {}, r"must contain real numbers of shape \(n, D\), not float64 \[0, 2\]"),
+        (
+            np.ones((4, 2)),
+            "aabb",
+            {"probes": "empty"},
+            r"must contain real numbers of shape \(n, D\), not float64 \[0, 2\]",
+        ),
+        (np.ones((4, 2)), "aabb", {"probes": "set"}, "probes=.* is the gallery itself"),
+        (np.ones((4, 2)), "aaaa", {"probes": "other"}, "compares each probe with its own class only"),
         (np.ones((4, 2)), "aabb", {"gallery": ["x", "y"]}, "gallery=.* must be one path"),
         (np.ones((4, 2)), "aabb", {"mirrored": "no"}, "mirrored=no must be true or false"),
         (np.ones((4, 2)), "aabb", {"distractors": "/nowhere"}, "distractors=/nowhere does not exist"),
-        (np.ones((4, 2)), "aabb", {"gallery": None, "probes": "wide"}, "probes need one to be looked for in"),
+        (np.ones((4, 2)), "aabb", {"gallery": None, "probes": "wide"}, "gallery=null cannot be combined with probes"),
     ],
 )
-def test_what_is_no_protocol_is_an_error(rows, classes, options, words, tmp_path):
+def test_invalid_sets_and_options_are_refused(rows, classes, options, words, tmp_path):
     wide = write(tmp_path, "wide", np.ones((3, 3)))
     written = {
         "wide": wide,
@@ -246,9 +262,9 @@ def test_what_is_no_protocol_is_an_error(rows, classes, options, words, tmp_path
         Identification(**options, resamples=0)(of_nothing())
 
 
-def test_sets_that_do_not_fit_are_told_before_a_training(tmp_path):
+def test_sets_that_do_not_fit_are_refused_before_a_training(tmp_path):
     gallery, wide = write(tmp_path, "set", np.ones((4, 2)), "aabb"), write(tmp_path, "wide", np.ones((3, 3)))
-    with pytest.raises(ValueError, match=r"distractors=.*wide.npy: is of 3 numbers, .*set.npy of 2"):
+    with pytest.raises(ValueError, match=r"distractors=.*wide.npy has features of 3 numbers and .*set.npy of 2"):
         Identification(gallery, distractors=wide).check(of_nothing())
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.protocols.ijb import Ijb, pooled
+from experiments.protocols.ijb import Ijb
+from experiments.protocols.templates import pool_templates
 from tests.experiments.protocols.files import IMAGES, written_for
 from tests.experiments.protocols.models import of_nothing, of_pixels
 
@@ -60,7 +61,7 @@ def test_features_against_the_slow_way(weighted, tmp_path):
     assert many.metrics["tpir_at_fpir_3e-1"] == pytest.approx(np.mean(expected["0.3"]))
     assert many.metrics["tpir_at_fpir_6e-1"] == pytest.approx(np.mean(expected["0.6"]))
     assert set(many.intervals) == set(many.metrics) and set(one.intervals) == set(one.metrics)
-    assert one.notes == ["tar_at_far_1e-6: of 54 none may be accepted; more would be needed to tell rates so low"]
+    assert one.notes == ["tar_at_far_1e-6: none of 54 negatives may be accepted; such low rates need more of them"]
     points, share = many.curves["cmc"]
     assert points[0] == 1 and share[0] == pytest.approx(many.metrics["rank1"])
 
@@ -77,22 +78,22 @@ def test_galleries_in_any_csv(tmp_path):
 
 
 def test_a_medium_counts_once():
-    """Two frames of one film are as much as one picture."""
+    """Two frames of one video weigh as much as one image."""
     rows = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0], [5.0, 5.0]])
-    found = pooled(rows, np.array([7, 7, 7, 9]), np.array([1, 1, 2, 1]))
+    found = pool_templates(rows, np.array([7, 7, 7, 9]), np.array([1, 1, 2, 1]))
     assert torch.allclose(found, torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5)
 
 
-def found_of_images(words):
+def results_of_images(words):
     return [(each.name, each.metrics, each.intervals) for each in Ijb(**options_in(words))(of_pixels())]
 
 
 def test_images_on_any_number_of_processes(workers, tmp_path):
     words = written_for("ijb", tmp_path)
-    one = found_of_images(words)
+    one = results_of_images(words)
     assert [name for name, *_ in one] == ["ijb_1_1", "ijb_1_n"]
     for world_size in (2, 3):
-        first, *others = workers(world_size).run(found_of_images, words)
+        first, *others = workers(world_size).run(results_of_images, words)
         assert first == one and others == [[]] * (world_size - 1)
 
 
@@ -100,17 +101,17 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
     ("change", "file", "content", "words"),
     [
         ({"templates": None}, None, "", "protocol.ijb.templates=null"),
-        ({"pairs": None, "galleries": None, "probes": None}, None, "", "one of them is needed"),
-        ({"probes": None}, None, "", "1:N needs both"),
-        ({"features": "x.npy"}, None, "", "one of them is needed"),
+        ({"pairs": None, "galleries": None, "probes": None}, None, "", "leave nothing to evaluate; give one of them"),
+        ({"probes": None}, None, "", "galleries=.* and protocol.ijb.probes=None must be given together for 1:N"),
+        ({"features": "x.npy"}, None, "", "must name a path, but not both"),
         ({}, "tid_mid.txt", "a.jpg 1\n", "line 1: `image template medium`"),
         ({}, "pair_label.txt", "100 101 2\n", "third column must be 1 or 0"),
-        ({}, "pair_label.txt", "100 999 1\n", "template 999 has no image"),
-        ({}, "pair_label.txt", "100 101 1\n", "all are of one class"),
-        ({}, "pair_label.txt", "100 101 0\n", "none is of one class"),
+        ({}, "pair_label.txt", "100 999 1\n", "has template 999, which has no image in protocol.ijb.templates"),
+        ({}, "pair_label.txt", "100 101 1\n", "has no pair of two classes"),
+        ({}, "pair_label.txt", "100 101 0\n", "has no pair of one class"),
         ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,0\n104,0\n", "two templates of one subject"),
-        ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,9\n", "holds no subject of the probes"),
-        ({}, "probes.csv", "TEMPLATE_ID,SUBJECT_ID\n104,0\n105,1\n", "holds every subject of the probes"),
+        ({}, "G1.csv", "TEMPLATE_ID,SUBJECT_ID\n100,9\n", "galleries has no subject of the probes"),
+        ({}, "probes.csv", "TEMPLATE_ID,SUBJECT_ID\n104,0\n105,1\n", "galleries has every subject of the probes"),
         ({}, "pair_label.txt", "100 101 1 7\n", "there are 4 columns"),
         ({}, "pair_label.txt", "100 101 x\n", "'x' to int64 at row 0, column 3"),
         ({}, "pair_label.txt", "\n", "there is no line in it"),
@@ -126,7 +127,7 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({}, "scores.txt", "a b\n", "does not end in a number"),
     ],
 )
-def test_what_is_no_protocol_is_an_error(change, file, content, words, tmp_path):
+def test_invalid_files_and_options_are_refused(change, file, content, words, tmp_path):
     options = options_in(written_for("ijb", tmp_path))
     if file:
         (tmp_path / file).write_text(content, errors="surrogateescape")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from experiments.protocols.identification import Ranks, pairs
-from experiments.protocols.search import best_mate_ranks, strangers_above
+from experiments.protocols.ranks import Ranks, mate_pairs
+from experiments.protocols.search import best_mate_ranks, count_strangers_above
 from experiments.training import openset
 from experiments.training.openset import open_set
 
@@ -66,8 +66,8 @@ def test_rank1_is_that_of_the_identification_protocol(seed, monkeypatch):
         torch.rand(60, generator=generator) < 0.8, labels, torch.randint(20, (60,), generator=generator)
     )
     rows = torch.eye(20)[directions] * (torch.randint(4, (60, 1), generator=generator).clamp(max=1) * 2 - 1)
-    known = pairs(labels.numpy(), labels.numpy(), alone=True)
-    _, above = strangers_above(rows, known, lambda wanted: [(0, rows)])
+    known = mate_pairs(labels.numpy(), labels.numpy(), leave_one_out=True)
+    _, above = count_strangers_above(rows, known, lambda wanted: [(0, rows)])
     ranks = Ranks(known, above, labels.numpy(), "best")
     rank1 = ranks.metrics((1,))["rank1"]
     assert 0 < rank1 < 1 and open_set(rows, labels)["rank1"] == rank1
