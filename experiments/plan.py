@@ -33,7 +33,8 @@ from rich.text import Text
 
 from data.options import whole
 
-from .command_line import hints
+from .command_line.config_files import CONF, choices_of
+from .command_line.hints import unknown_choice
 from .instantiate import instantiate, with_checked_types
 from .tables import Cell, console, packed
 
@@ -110,8 +111,8 @@ def plans(config: DictConfig) -> list[Plan]:
     options = {name: value for name, value in config.options.items() if value is not None}
     for group, names in (("head", config.heads), ("store", config.stores), ("optimizer", config.optimizers)):
         for name in names:
-            if name not in hints.choices_of(group):
-                raise ValueError(f"{group}s={list(names)}: {hints.of_no_choice(group, name, 'config')}")
+            if name not in choices_of(group):
+                raise ValueError(f"{group}s={list(names)} cannot be planned: {unknown_choice(group, name, 'config')}")
     found: list[Plan] = []
     taken = set()
     for head in config.heads:
@@ -129,7 +130,7 @@ def plans(config: DictConfig) -> list[Plan]:
                 composed.dtype = dtype
             if has_rows:
                 composed.head.store = store
-            rule = OmegaConf.load(hints.CONF / "optimizer" / f"{optimizer}.yaml").rows if has_rows else None
+            rule = OmegaConf.load(CONF / "optimizer" / f"{optimizer}.yaml").rows if has_rows else None
             names = {"head": head, "store": store, "dtype": dtype, "optimizer": optimizer if has_rows else ""}
             found.append(Plan(names, cost_of(composed.head, rule)))
     if unknown := sorted(set(options) - taken):

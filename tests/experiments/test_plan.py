@@ -111,6 +111,6 @@ def test_the_command(tmp_path):
     for words, sentence in (
         (["batch=0.5"], "error: batch=0.5: a whole number"),
         (["num_classes=5"], "num_classes=5: too few for devices=8"),
-        (["memory=3"], "memory: no such option; did you mean 'memory_gb'?"),
+        (["memory=3"], "memory is not an option; did you mean 'memory_gb'?"),
     ):
         assert sentence in call("experiments.plan", *words, f"hydra.run.dir={tmp_path}", status=1)

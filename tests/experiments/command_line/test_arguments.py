@@ -1,4 +1,4 @@
-"""Words at the prompt: what a mistyped command is answered, what passes, and what --help tells."""
+"""Command lines: the answers to wrong words, lines that pass, and the text of --help."""
 
 import re
 import runpy
@@ -9,15 +9,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments.command_line import arguments, options
+from experiments.command_line.config_files import COMMANDS, CONF
 from experiments.command_line.describe import description
-from experiments.command_line.hints import COMMANDS, CONF
 from experiments.launching import sweep
 from tests.experiments.commands import ROOT, config
 
 # What is typed after `python -m experiments.run`, or after the command named, and words that the answer must hold.
 MISTYPED = [
     # Options by their last part, or as other programs call them.
-    ("lr=0.1", "lr: no such option; write optimizer.lr=0.1"),
+    ("lr=0.1", "lr is not an option; write optimizer.lr=0.1"),
     ("learning_rate=0.1", "write optimizer.lr=0.1"),
     ("epochs=3", "write trainer.max_epochs=3"),
     ("steps=100", "write trainer.max_steps=100"),
@@ -35,30 +35,33 @@ MISTYPED = [
     ("+trainer.strategy=ddp", "write trainer.devices=2"),
     ("amp=true", "write trainer.precision=16-mixed"),
     ("m=0.5", "write margin.m=0.5"),
-    ("train_dir=photos", "no such option; --help lists all options"),
+    ("train_dir=photos", "train_dir is not an option; --help lists all options"),
     ("data_dir=photos", "write data.source=photos, which belongs to data=folder"),
     ("lfw.source=x", "write protocol.lfw.source=x, which belongs to protocol=lfw"),
     # Groups, and what is a choice of another one.
-    ("model=resnet", "model: no such option; write backbone=resnet"),
+    ("model=resnet", "model is not an option; write backbone=resnet"),
     ("model=r50", "write backbone=NAME, one of iresnet, mlp, mobilefacenet, resnet, tiny"),
     ("model=pfc", "write head=pfc"),
     ("loss=arcface", "write margin=arcface"),
-    ("head=arcface", "head=arcface: arcface is a margin; write margin=arcface"),
-    ("margin=pfc", "margin=pfc: pfc is a head; write head=pfc"),
-    ("data=mnist", "data=mnist: choose one of folder, glyphs, hanzi, list, lmdb, rec, sphere"),
+    ("head=arcface", "head=arcface must name a head, and arcface is a margin; write margin=arcface"),
+    ("margin=pfc", "margin=pfc must name a margin, and pfc is a head; write head=pfc"),
+    ("data=mnist", "data=mnist is not available; choose one of folder, glyphs, hanzi, list, lmdb, rec, sphere"),
     ("dataset=glyphs", "write data=glyphs"),
-    ("head=", "head=: choose one of ffc, forest"),
-    ("trainer=gpu", "trainer=gpu: stands for several options, trainer.max_steps, "),
-    ("checkpoint=outputs/x", "stands for several options, checkpoint.dir, "),
-    ("checkpoint=outputs/x", "resume=RUN goes on with a training, and warm_start.checkpoint=RUN begins a new one"),
-    ("logger.wandb=false", "stands for several options, logger.wandb.mode, "),
+    ("head=", "head= is not available; choose one of ffc, forest"),
+    ("trainer=gpu", "trainer=gpu cannot be set, because trainer holds several options: trainer.max_steps, "),
+    ("checkpoint=outputs/x", "checkpoint holds several options: checkpoint.dir, "),
+    ("checkpoint=outputs/x", "resume=RUN continues a training, and warm_start.checkpoint=RUN begins a new one"),
+    ("logger.wandb=false", "logger.wandb holds several options: logger.wandb.mode, "),
     # Misspelt words.
-    ("head=pcf", "head=pcf: did you mean 'pfc'? choose one of ffc, forest, forest_blocking, full, pfc"),
+    (
+        "head=pcf",
+        "head=pcf is not available; did you mean 'pfc'? choose one of ffc, forest, forest_blocking, full, pfc",
+    ),
     ("optimizer=adam", "did you mean 'adamw'?"),
     ("backbone=resnet50", "did you mean 'resnet'?"),
-    ("sample_rte=0.1", "sample_rte: no such option; did you mean 'sample_rate'?"),
+    ("sample_rte=0.1", "sample_rte is not an option; did you mean 'sample_rate'?"),
     ("max_step=5", "did you mean 'trainer.max_steps'?"),
-    ("node=2", "node: no such option; --help lists all options"),  # and no word of logger.wandb.mode
+    ("node=2", "node is not an option; --help lists all options"),  # and no word of logger.wandb.mode
     ("experiment=smok", "did you mean 'smoke'?"),
     # Values.
     ("optimizer.lr=-1", "optimizer.lr=-1 must be a learning rate of at least 0"),
@@ -69,57 +72,83 @@ MISTYPED = [
     ("checkpoint.best=train/loss", "must be a metric of the evaluation, such as val/rank1"),
     ("logger.wandb.mode=on", "must be one of online, offline, disabled"),
     ("resume=/nowhere", "resume=/nowhere does not exist; give the folder of a run, or a checkpoint"),
-    ("trainer.max_epochs=3 trainer.max_steps=9", "trainer.max_epochs=3 trainer.max_steps=9: give one of them"),
+    (
+        "trainer.max_epochs=3 trainer.max_steps=9",
+        "trainer.max_epochs=3 and trainer.max_steps=9 cannot be combined; give one of them",
+    ),
     # How options are written.
-    ("head=full,pfc", "several values are a sweep; write python -m experiments.run -m head=full,pfc"),
+    ("head=full,pfc", "has several values and needs a sweep; write python -m experiments.run -m head=full,pfc"),
     ("protocol=lfw,ijb", "-m protocol=lfw,ijb, or protocol=[lfw,ijb] for all of them together"),
-    ("--batch_size 64", "--batch_size 64: options are written without dashes; write batch_size=64"),
+    ("--batch_size 64", "--batch_size 64 must be written without dashes; write batch_size=64"),
     ("--batch-size=64", "write batch_size=64"),
-    ("--lr 0.1", "--lr 0.1: options are written without dashes; lr: no such option; write optimizer.lr=0.1"),
-    ("pfc", "pfc: write head=pfc"),
+    ("--lr 0.1", "--lr 0.1 must be written without dashes; lr is not an option; write optimizer.lr=0.1"),
+    ("pfc", "pfc needs the name of its option; write head=pfc"),
     ("batch_size:64", "write batch_size=64"),
-    ("batch_size = 64", "batch_size: options are written NAME=VALUE, without spaces"),
+    ("batch_size = 64", "batch_size must be written NAME=VALUE, without spaces"),
     ("--shell-completion install=bash", "completion does not work with python -m; --help lists all options"),
     # What nothing reads, or what is read and must stay.
-    ("+foo=1", "foo: no such option"),
-    ("++foo=1", "foo: no such option"),
-    ("+optimizer.foo=1", "optimizer.foo: no such option"),
-    ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: no such option"),
+    ("+foo=1", "foo is not an option"),
+    ("++foo=1", "foo is not an option"),
+    ("+optimizer.foo=1", "optimizer.foo is not an option"),
+    ("+trainer.fast_dev_run=true", "trainer.fast_dev_run is not an option"),
     ("+trainer.profiler=smple", "trainer.profiler=smple must be one of simple, advanced, pytorch"),
-    ("+optimizer.rows.lr=1", "optimizer.rows.lr is there already; write optimizer.rows.lr=1"),
-    ("head=ffc +optimizer.rows.lr=1", "optimizer.rows.lr: no option of head=ffc, where optimizer.rows is null"),
-    ("~trainer.precision", "~trainer.precision: an option cannot be removed; write trainer.precision=null"),
+    (
+        "+optimizer.rows.lr=1",
+        "+optimizer.rows.lr=1 cannot be added, because optimizer.rows.lr exists; write optimizer.rows.lr=1",
+    ),
+    ("head=ffc +optimizer.rows.lr=1", "optimizer.rows.lr is not an option of head=ffc, where optimizer.rows is null"),
+    ("~trainer.precision", "~trainer.precision cannot be removed; write trainer.precision=null"),
     # Other commands.
-    ("bench=topk", "bench: no option of experiments.run; it belongs to python -m experiments.benchmark"),
+    ("bench=topk", "bench is not an option of experiments.run; it belongs to python -m experiments.benchmark"),
     ("memory_gb=80", "it belongs to python -m experiments.plan"),
     ("evaluate: checkpoint=nowhere", "checkpoint=nowhere does not exist; give the folder of a run"),
-    ("evaluate: head=pfc", "head: no option of experiments.evaluate; it belongs to python -m experiments.run"),
+    ("evaluate: head=pfc", "head is not an option of experiments.evaluate; it belongs to python -m experiments.run"),
     ("evaluate: protocol=lwf", "did you mean 'lfw'?"),
     ("evaluate: protcol=lfw", "did you mean 'protocol'?"),
     ("embed: resume=x", "it belongs to python -m experiments.run"),
     ("embed: devices=2", "write trainer.devices=2"),
-    ("plan: head=pfc", "head: no such option; did you mean 'heads'?"),
+    ("plan: head=pfc", "head is not an option; did you mean 'heads'?"),
     ("plan: sample_rate=0.1", "write options.sample_rate=0.1"),
     ("benchmark: num_classes=1000", "write bench.num_classes=1000"),
     # Options of other choices.
-    ("head=full sample_rate=0.1", "sample_rate: no option of head=full; it belongs to head=pfc"),
-    ("head=ffc store=disk", "store: no option of head=ffc; it belongs to head=forest and head=full"),
-    ("head=ffc compute=bf16", "compute: no option of head=ffc; it belongs to head=forest and head=full"),
-    ("store=device store_dir=x", "store_dir: no option of store=device; it belongs to store=disk"),
-    ("head=forest sample_rate=0.1", "sample_rate: no option of head=forest; it belongs to head=pfc"),
-    ("head=pfc index=ivf", "index: no option of head=pfc; it belongs to head=forest"),
-    ("head=forest index=ivf num_trees=9", "num_trees: no option of index=ivf; it belongs to index=annoy"),
-    ("head=forest index=hnsw", "index=hnsw: choose one of annoy, exact, ivf"),
-    ("store=tape", "store=tape: choose one of device, disk, host"),
-    ("protocol=[lfw,ijc]", "protocol=ijc: choose one of closed_set, identification, ijb, lfw"),
-    ("protocol=ijb protocol.lfw.folds=5", "protocol.lfw.folds: no option of protocol=ijb; it belongs to protocol=lfw"),
-    ("protocol.lfw.folds=5", "protocol.lfw.folds: no option of this config; it belongs to protocol=lfw"),
-    ("protocol=lfw protocol.lfw.fold=5", "protocol.lfw.fold: no such option; did you mean 'protocol.lfw.folds'?"),
-    ("experiment=heads sample_rate=0.2", "sample_rate: no option of head=full"),
-    ("margin=arcface margin.m1=2", "margin.m1: no option of margin=arcface; it belongs to margin=combined"),
-    ("margin=softmax margin.m=2", "margin.m: no option of margin=softmax; it belongs to margin=arcface"),
-    ("head=ffc optimizer.rows.momentum=7", "no option of head=ffc, where optimizer.rows is null"),
-    # Values of another kind.
+    ("head=full sample_rate=0.1", "sample_rate is not an option of head=full; it belongs to head=pfc"),
+    ("head=ffc store=disk", "store is not an option of head=ffc; it belongs to head=forest and head=full"),
+    ("head=ffc compute=bf16", "compute is not an option of head=ffc; it belongs to head=forest and head=full"),
+    ("store=device store_dir=x", "store_dir is not an option of store=device; it belongs to store=disk"),
+    ("head=forest sample_rate=0.1", "sample_rate is not an option of head=forest; it belongs to head=pfc"),
+    ("head=pfc index=ivf", "index is not an option of head=pfc; it belongs to head=forest"),
+    ("head=forest index=ivf num_trees=9", "num_trees is not an option of index=ivf; it belongs to index=annoy"),
+    ("head=forest index=hnsw", "index=hnsw is not available; choose one of annoy, exact, ivf"),
+    ("store=tape", "store=tape is not available; choose one of device, disk, host"),
+    ("protocol=[lfw,ijc]", "protocol=ijc is not available; choose one of closed_set, identification, ijb, lfw"),
+    (
+        "protocol=ijb protocol.lfw.folds=5",
+        "protocol.lfw.folds is not an option of protocol=ijb; it belongs to protocol=lfw",
+    ),
+    ("protocol.lfw.folds=5", "protocol.lfw.folds is not an option of this config; it belongs to protocol=lfw"),
+    ("protocol=lfw protocol.lfw.fold=5", "protocol.lfw.fold is not an option; did you mean 'protocol.lfw.folds'?"),
+    ("experiment=heads sample_rate=0.2", "sample_rate is not an option of head=full"),
+    ("margin=arcface margin.m1=2", "margin.m1 is not an option of margin=arcface; it belongs to margin=combined"),
+    ("margin=softmax margin.m=2", "margin.m is not an option of margin=softmax; it belongs to margin=arcface"),
+    (
+        "head=ffc optimizer.rows.momentum=7",
+        "optimizer.rows.momentum is not an option of head=ffc, where optimizer.rows is null",
+    ),
+    # Options by the names of earlier versions.
+    ("filter_below=1e-3 head=full", "filter_below was renamed; write min_probability=1e-3"),
+    (
+        "filter_below=1e-3",
+        "filter_below was renamed to min_probability; min_probability is not an option of head=pfc; it",
+    ),
+    ("head.filter_below=0 head=full", "head.filter_below was renamed; write head.min_probability=0"),
+    ("margin.filter_above=0.3", "margin.filter_above was renamed; write margin.max_negative_cosine=0.3"),
+    (
+        "filter_above=0.3",
+        "filter_above was renamed to max_negative_cosine; max_negative_cosine is not an option; write",
+    ),
+    ("objective=val/rank1", "objective was renamed; write sweep_metric=val/rank1"),
+    ("benchmark: bench=filter_below", "bench=filter_below was renamed; write bench=min_probability"),
+    # Values of another type.
     ("sample_rate=abc", "sample_rate=abc must be a number"),
     ("-m sample_rate=0.1,abc", "sample_rate=abc must be a number"),
     ("-m optimizer.lr=0.1,-1", "optimizer.lr=-1 must be a learning rate"),
@@ -130,14 +159,14 @@ MISTYPED = [
     ("trainer.sync_batchnorm=1", "trainer.sync_batchnorm=1 must be true or false"),
     ("fidelity.probes=[1]", "fidelity.probes=[1] must be a whole number"),
     ("data.augment=1", "data.augment=1 must be true or false"),
-    ("head=forest num_active={0:100", "num_active={0:100: is no option that Hydra can read"),
+    ("head=forest num_active={0:100", "num_active={0:100 cannot be parsed"),
 ]
 OTHERS = ("compare", "launch", "train", "verify")  # commands without a config of their own
 PRIMARY = {command.rpartition(".")[2]: primary for primary, command in COMMANDS.items()}
 
 
 @pytest.mark.parametrize(("typed", "words"), MISTYPED)
-def test_a_mistyped_command_is_told_what_to_write(typed, words):
+def test_wrong_words_are_answered_by_right_ones(typed, words):
     command, _, line = typed.rpartition(": ")
     with pytest.raises(ValueError) as raised:
         arguments.check(shlex.split(line), PRIMARY[command or "run"])
@@ -162,7 +191,7 @@ def test_a_mistyped_command_is_told_what_to_write(typed, words):
         "-m hydra/launcher=slurm resume=/of/the/cluster",
     ],
 )
-def test_what_is_right_passes(line):
+def test_valid_lines_pass(line):
     command, _, words = line.rpartition(": ")
     arguments.check(shlex.split(words), PRIMARY[command or "run"])
 
@@ -171,7 +200,7 @@ def test_what_is_right_passes(line):
     ("word", "quoted"),
     [("source=../photos/人", "'source=\"../photos/人\"'"), ("source=a(b", "'source=\"a(b\"'")],
 )
-def test_a_text_that_hydra_cannot_read_is_quoted(word, quoted):
+def test_unreadable_text_is_answered_with_quotes(word, quoted):
     with pytest.raises(ValueError, match=re.escape(f"quote it: {quoted}")):
         arguments.check([word], "embed")
     arguments.check([quoted.strip("'")], "embed")
@@ -188,7 +217,7 @@ def test_a_text_that_hydra_cannot_read_is_quoted(word, quoted):
         ("head=full", []),
     ],
 )
-def test_steps_or_epochs_of_the_command_line_decide(line, added):
+def test_command_line_sets_steps_or_epochs(line, added):
     assert arguments.completed(line.split()) == [*line.split(), *added]
 
 
@@ -208,7 +237,7 @@ def test_a_sweep_composes_each_choice_once(monkeypatch):
     arguments.check(words)
     assert len(composed) == 1 + 3 + 2 + 1
     for option, lacking in (("sample_rate=0.1", "head=full"), ("margin.t=1", "margin=cosface")):
-        with pytest.raises(ValueError, match=f"no option of .*{lacking}"):
+        with pytest.raises(ValueError, match=f"is not an option of .*{lacking}"):
             arguments.check([*words, option])
     with pytest.raises(ValueError, match=r"where optimizer\.rows is null"):
         arguments.check([*words, "optimizer.rows.weight_decay=0"])
@@ -232,28 +261,28 @@ def test_hydra_composes_each_word_of_a_sweep_once(monkeypatch):
 
 
 @pytest.mark.parametrize("primary", COMMANDS)
-def test_help_tells_every_option_of_a_command(primary):
+def test_help_lists_every_option_of_a_command(primary):
     """With its comment, and an example of the command itself."""
-    told = description([], primary)
-    assert f"example: python -m {COMMANDS[primary]} " in told
+    shown = description([], primary)
+    assert f"example: python -m {COMMANDS[primary]} " in shown
     text = (CONF / f"{primary}.yaml").read_text().partition("\nhydra:")[0]
     for name, comment in re.findall(r"^(\w+): \S+ # (.*)$", text, re.MULTILINE):
-        assert re.search(rf"^  {name}=.*{re.escape(comment)}$", told, re.MULTILINE)
+        assert re.search(rf"^  {name}=.*{re.escape(comment)}$", shown, re.MULTILINE)
 
 
-def test_help_tells_the_options_of_what_is_chosen():
-    told = description(["head=forest", "index=ivf"], "config")
-    assert re.search(r"^  num_active=0.1 +classes in a step", told, re.MULTILINE)
-    assert re.search(r"^  nprobe=16 +lists that a query", told, re.MULTILINE) and "num_trees" not in told
-    assert "head=forest  (or ffc, forest_blocking, full, pfc)" in told and "min_probability=" not in told
-    assert re.search(r"^  optimizer.rows.lr=null .*null: optimizer\.lr", told, re.MULTILINE)
+def test_help_lists_the_options_of_chosen_groups():
+    shown = description(["head=forest", "index=ivf"], "config")
+    assert re.search(r"^  num_active=0.1 +classes in a step", shown, re.MULTILINE)
+    assert re.search(r"^  nprobe=16 +lists that a query", shown, re.MULTILINE) and "num_trees" not in shown
+    assert "head=forest  (or ffc, forest_blocking, full, pfc)" in shown and "min_probability=" not in shown
+    assert re.search(r"^  optimizer.rows.lr=null .*null: optimizer\.lr", shown, re.MULTILINE)
     assert "build=blocking" in description(["head=forest_blocking"], "config")
 
 
 @pytest.mark.parametrize(
     "command", [*COMMANDS.values(), *(f"experiments.{name}" for name in OTHERS), "data.sets.hanzi"]
 )
-def test_a_command_called_as_a_file_says_what_to_write(command):
+def test_a_command_run_as_a_file_is_refused(command):
     with pytest.raises(SystemExit, match=f"error: write python -m {command}"):
         path = ROOT / command.replace(".", "/")
         path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
@@ -261,18 +290,18 @@ def test_a_command_called_as_a_file_says_what_to_write(command):
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS.values() if name.startswith("experiments.")])
-def test_wrong_words_are_told_before_torch_is_imported(command, monkeypatch):
+def test_wrong_words_are_refused_before_torch_is_imported(command, monkeypatch):
     """Nothing but the check runs: the modules that a command needs cannot be imported."""
     monkeypatch.setattr(sys, "argv", [command, "nonsense=1"])
     for name in [*sys.modules, "torch", "lightning", "matplotlib"]:
         if name.partition(".")[0] in ("torch", "lightning", "matplotlib", "numpy"):
             monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, command, raising=False)
-    with pytest.raises(SystemExit, match="error: nonsense: no such option"):
+    with pytest.raises(SystemExit, match="error: nonsense is not an option"):
         runpy.run_module(command, run_name="__main__", alter_sys=False)
 
 
-def test_a_config_is_checked_as_a_command_line_is(tmp_path):
+def test_configs_are_checked_like_command_lines(tmp_path):
     """It may come from an experiment or a file."""
     found = config("trainer.max_steps=1e2", "head=ffc")
     options.check(found)
