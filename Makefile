@@ -1,15 +1,15 @@
-# Everything from a bare machine with Python and make: `make run`, `make test`.
+# Set-up and checks on a machine that has only Python and make: `make run`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# Two test files run at a time, each with one thread: torch with more threads than cores is many times slower.
-# Tests that need a browser are left out, and listed: `make test SYSTEM=--system` runs them too.
+# Two test files run at a time, with one thread each: torch with more threads than cores is many times slower.
+# Tests that need a browser are skipped and listed. `make test SYSTEM=--system` runs them too.
 SYSTEM ?=
 
 .PHONY: run test lint types check format clean
 
-run: $(READY) ## train PartialFC on glyphs and print what it gave
+run: $(READY) ## train PartialFC on glyphs and print the results
 	$(BIN)/python -m experiments.run head=pfc sample_rate=0.1
 
 test: $(READY) ## the test suite
@@ -31,9 +31,9 @@ format: $(READY)
 clean:
 	rm -rf .venv build *.egg-info heads/*.egg-info
 
-# torch first and alone: its pinned build is then what all else is resolved against.
+# torch is installed first, so that everything else is resolved against its pinned build.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=/path/to/python")'
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python 3.11 or newer is required, but {sys.executable} is {sys.version.split()[0]}; run make PYTHON=/path/to/python")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $$(grep '^torch==' constraints.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -29,7 +29,7 @@ def test_blocks_of_one_process(tmp_path, monkeypatch):
 
 
 def run(code: str, folder: str) -> int:
-    """In a worker."""
+    """Run the code of a block in a worker, in this folder; return the last step."""
     before = Path.cwd()
     os.chdir(folder)
     try:
