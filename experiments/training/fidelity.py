@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.options import whole
 from heads import CenterHead, Head
-from heads.fidelity.fidelity import check_options, loss_fidelity, selection_fidelity
+from heads.fidelity import loss_fidelity, selection_fidelity
+from heads.fidelity.figures import check_options
 from heads.group.sharding import Shard
 
 from ..tables import bars_hidden

@@ -1,5 +1,6 @@
-"""How much of the exact softmax and its gradient a head keeps."""
+"""Fidelity: the share of the exact softmax and of its gradient that a head keeps."""
 
-from .fidelity import loss_fidelity, selection_fidelity
+from .loss import loss_fidelity
+from .selection import selection_fidelity
 
 __all__ = ["loss_fidelity", "selection_fidelity"]

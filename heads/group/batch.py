@@ -1,6 +1,6 @@
-"""The global batch: gathered from all processes, and checked where all of them see it.
+"""The global batch: gathered from all processes, then checked.
 
-Faults in values are looked for on the gathered tensors, so that all processes raise together.
+Values are checked on the gathered tensors, so that all processes raise together.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from torch.nn.functional import normalize
 from .collectives import gather_rows, gather_sizes, rank_and_size
 
 SHORTEST = 1e-6
-LARGE = 1e15  # beyond it squares might be more than float32 holds
+LARGE = 1e15  # squares of larger numbers might overflow float32
 
 
 def directions(embeddings: Tensor) -> Tensor:
-    """Embeddings (n, D) at unit length, differentiable.
+    """Return embeddings (n, D) at unit length, differentiable.
 
-    One shorter than 1e-6 has no direction: it becomes zero and gets no gradient. That would be a million times those of
-    the others, or more, and drown them where the norm of all is clipped.
+    Embeddings shorter than 1e-6 have no direction: they become zero and get no gradient. Their gradient would be a
+    million times larger than the others, and gradient clipping would then erase the others.
     """
     largest = torch.linalg.vector_norm(embeddings.detach(), torch.inf, dim=1, keepdim=True)
     embeddings = embeddings / torch.where(largest > LARGE, largest, 1)
@@ -87,7 +87,15 @@ def gather_batch(
 def gather(
     x_nD: Tensor, labels: Tensor, weight: Tensor | None, sizes: list[int], group: ProcessGroup | None
 ) -> GlobalBatch:
-    """Gather the batches of all processes, of these sizes, in two collectives: embeddings with weights, labels."""
+    """Gather the batches of all processes in two collectives: embeddings with weights, and labels.
+
+    Args:
+        x_nD: embeddings of this process.
+        labels: (n,) class ids.
+        weight: (n,) weights; None for ones.
+        sizes: number of samples of each process.
+        group: the processes.
+    """
     weight_n = x_nD.new_ones(len(x_nD)) if weight is None else weight.detach().to(x_nD)
     packed = gather_rows(torch.cat([x_nD.detach(), weight_n[:, None]], dim=1), sizes, group)
     labels_N = gather_rows(labels.to(x_nD.device, torch.int64), sizes, group)
@@ -114,7 +122,7 @@ def gather_embeddings(
 
 
 def embeddings_fault(embeddings: Tensor, embedding_size: int, device: torch.device) -> ValueError | None:
-    """Return what keeps the embeddings of this process from being used: their type, shape, dtype or device."""
+    """Return an error about type, shape, dtype or device of this process's embeddings; None if they are usable."""
     if not isinstance(embeddings, Tensor):
         return ValueError(
             f"embeddings must be a tensor (batch, embedding_size={embedding_size}), not {_kind(embeddings)}"
@@ -135,7 +143,7 @@ def embeddings_fault(embeddings: Tensor, embedding_size: int, device: torch.devi
 def batch_fault(
     embeddings: Tensor, labels: Tensor, weight: Tensor | None, embedding_size: int, device: torch.device
 ) -> ValueError | None:
-    """Return what keeps the batch of this process from being used."""
+    """Return an error about the batch of this process; None if it is usable."""
     if (fault := embeddings_fault(embeddings, embedding_size, device)) is not None:
         return fault
     if not isinstance(labels, Tensor):
@@ -163,21 +171,21 @@ def _kind(value: object) -> str:
 
 
 def check_values(batch: GlobalBatch, num_classes: int, step: int) -> None:
-    """Class ids in range, finite embeddings, weights that have a mean."""
+    """Raise a ValueError unless class ids are in range, embeddings finite, and weights have a positive sum."""
     if len(batch.x_ND) == 0:
-        raise ValueError("the batches of all processes are empty")
+        raise ValueError("the batches of all processes are empty, but the loss needs at least one sample")
     outside = (batch.labels_N < 0) | (batch.labels_N >= num_classes)
     if outside.any():
         raise ValueError(
-            f"label {int(batch.labels_N[outside][0])} at step {step}: class ids must lie in "
+            f"label {int(batch.labels_N[outside][0])} at step {step} is out of range; class ids must be in "
             f"[0, num_classes={num_classes})"
         )
     broken = ~torch.isfinite(batch.x_ND).all(dim=1)
     if broken.any():
         raise ValueError(
-            f"embeddings hold NaN or Inf at step {step}: {int(broken.sum())} of {len(broken)} samples of the "
+            f"embeddings contain NaN or Inf at step {step}: {int(broken.sum())} of {len(broken)} samples of the "
             "global batch; a lower learning rate, warm-up or gradient clipping usually cures it"
         )
     weight_N = batch.weight_N
     if not (torch.isfinite(weight_N).all() and (weight_N >= 0).all() and weight_N.sum() > 0):
-        raise ValueError(f"weight at step {step}: must be finite, not negative, and not all zero")
+        raise ValueError(f"weight at step {step} must be finite, not negative, and not all zero")

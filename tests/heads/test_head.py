@@ -101,7 +101,7 @@ def _bad(kind: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("label", "label 7 at step 0: class ids must lie in [0, num_classes=7)"),
+        ("label", "label 7 at step 0 is out of range; class ids must be in [0, num_classes=7)"),
         ("negative", "label -1 at step 0"),
         ("nan", "NaN or Inf at step 0"),
         ("inf", "NaN or Inf at step 0"),

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 import heads
 from heads import FFC, IVF, Annoy, CosFace, Exact, FullFC, HashingForest, PartialFC, RowAdamW, RowOptimizer, RowSGD
 from heads.core.row_state import RowState
-from heads.fidelity.fidelity import selection_fidelity
+from heads.fidelity import selection_fidelity
 from tests.workers import rank_and_world
 
 C, D, N = 40, 8, 12

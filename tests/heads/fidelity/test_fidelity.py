@@ -1,4 +1,4 @@
-"""How much of the softmax and of its gradient a head keeps, against the dense float64 softmax."""
+"""Fidelity of softmax and gradient, compared with a dense float64 softmax."""
 
 from typing import Any
 
@@ -9,8 +9,10 @@ from torch.nn.functional import normalize, one_hot
 
 import heads.objectives.softmax
 from heads import FFC, CenterHead, CosFace, FullFC, HashingForest, Margin, PartialFC, Selection, Softmax, SVSoftmax
-from heads.fidelity.fidelity import FIRST_REPEAT, compared, loss_fidelity, selection_fidelity
+from heads.fidelity import loss_fidelity, selection_fidelity
+from heads.fidelity.figures import compare_gradients
 from heads.fidelity.full_softmax import coverage
+from heads.fidelity.selection import FIRST_REPEAT
 from heads.indexes import IVF, Exact
 from tests import reference
 from tests.reference import Rule
@@ -26,13 +28,13 @@ MARGINS = {
 
 
 @pytest.fixture(autouse=True)
-def chunks_as_before(monkeypatch):
-    """`spread` makes them small, in this process too."""
+def default_chunks(monkeypatch):
+    """Restore the chunk size that `spread` reduces."""
     monkeypatch.setattr(heads.objectives.softmax, "CHUNK_ROWS", heads.objectives.softmax.CHUNK_ROWS)
 
 
 class Top(CenterHead):
-    """The nearest classes of the shard, exactly: of each embedding, so many."""
+    """A head that selects the exact nearest classes of each embedding in the shard."""
 
     num_nearest = 3
 
@@ -44,14 +46,14 @@ class Top(CenterHead):
 
 
 def spread(head: CenterHead) -> CenterHead:
-    """Rows long enough for a softmax with a shape."""
+    """Return the head with longer rows, for a softmax that is not uniform, and with small chunks."""
     heads.objectives.softmax.CHUNK_ROWS = 8
     head.centers.rows *= 100
     return head
 
 
 def batch(count: int = 9) -> tuple[Tensor, Tensor]:
-    """Embeddings and labels of all processes."""
+    """Return embeddings and labels of all processes."""
     generator = torch.Generator().manual_seed(3)
     embeddings = 2 * torch.randn(count, D, generator=generator)
     return embeddings, torch.tensor([0, 3, 7, 7, 20, 49, 48, 21, 33, 11, 12, 25])[:count]
@@ -63,8 +65,8 @@ def own_part(*tensors: Tensor) -> list[Tensor]:
 
 
 def dense(rule: Rule, rows: Tensor, x: Tensor, labels: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
-    """Negatives' probabilities among all classes (Q, C), 0 for the own one, and the gradient of the mean loss over the
-    selected ones."""
+    """Return the negatives' probabilities (Q, C), 0 for the own class, and the gradient of the mean loss over the
+    selected classes."""
     cos = normalize(x) @ normalize(rows).T if rule.normalized else x @ rows[:, :-1].T + rows[:, -1]
     own = one_hot(labels, len(rows)).bool()
     logits = rule.s * rule.negative(cos, cos[own][:, None])
@@ -74,17 +76,17 @@ def dense(rule: Rule, rows: Tensor, x: Tensor, labels: Tensor, selected: Tensor)
     targets = torch.searchsorted(selected, labels)
     reference.loss(rule, rows[selected], leaf, targets, torch.ones(len(x)).double(), None).backward()
     assert leaf.grad is not None
-    length = x.norm(dim=1, keepdim=True) if rule.normalized else 1  # the gradient of what is of unit length
+    length = x.norm(dim=1, keepdim=True) if rule.normalized else 1  # the gradient of unit embeddings
     return torch.where(own, -torch.inf, logits).softmax(1), leaf.grad * length
 
 
 def covered(margin: Margin, k: int) -> tuple[Tensor, ...]:
-    """In a worker: every third class of all is active; the rows come along for the reference."""
+    """Return coverage with every third class active, and the rows for the reference, in a worker."""
     head = spread(FullFC(C, D, margin=margin))
     embeddings, labels = batch()
     ids = head.centers.shard.local(torch.arange(0, C, 3))
-    found = coverage(head, head.to_rows_space(embeddings), labels, ids[ids >= 0], k=k)
-    return found.mass_Q, found.perfect_Q, found.nearest_Qk, head.centers.rows
+    result = coverage(head, head.to_rows_space(embeddings), labels, ids[ids >= 0], k=k)
+    return result.mass_Q, result.perfect_Q, result.nearest_Qk, head.centers.rows
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -110,13 +112,13 @@ def test_mass_and_nearest_match_the_dense_softmax(name, world_size, workers):
     assert all(torch.equal(part[0], parts[0][0]) and torch.equal(part[1], parts[0][1]) for part in parts)
 
 
-def judged(
+def measured(
     kind: type[CenterHead], options: dict[str, Any], how: dict[str, int]
 ) -> tuple[dict[str, float], Tensor, list[Tensor]]:
-    """In a worker: what is found, the rows of this shard, and the classes that each repeat selected of it."""
+    """Return the figures, the rows of this shard, and the classes that each repeat selected, in a worker."""
     head = spread(kind(C, D, **options))
     embeddings, labels = own_part(*batch())
-    found = selection_fidelity(head, embeddings, labels, **how)
+    figures = selection_fidelity(head, embeddings, labels, **how)
     x = head.to_rows_space(batch()[0])
     selections = []
     for repeat in range(how["repeats"]):
@@ -124,19 +126,19 @@ def judged(
         ids = head.select_classes(x, batch()[1]).ids
         assert ids is not None
         selections.append(ids + head.centers.shard.start)
-    return found, head.centers.rows, selections
+    return figures, head.centers.rows, selections
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("name", MARGINS)
 def test_all_figures_match_the_dense_reference(name, world_size, workers):
-    """Of a sampling head, for fewer probes than the batch has."""
+    """A head that samples, with fewer probes than samples in the batch."""
     margin, rule = MARGINS[name]
     probes, repeats, hardest = 5, 3, 6
     how = {"probes": probes, "repeats": repeats, "hardest": hardest}
-    parts = workers(world_size).run(judged, PartialFC, {"margin": margin, "sample_rate": 0.5}, how)
+    parts = workers(world_size).run(measured, PartialFC, {"margin": margin, "sample_rate": 0.5}, how)
     rows = torch.cat([part[1] for part in parts]).double()
-    x, labels = (each[[0, 1, 3, 5, 7]] for each in batch())  # evenly of nine
+    x, labels = (each[[0, 1, 3, 5, 7]] for each in batch())  # evenly spaced among nine
     x = x.double()
     p, exact = dense(rule, rows, x, labels, torch.arange(C))
     order = p.argsort(dim=1, descending=True)[:, :hardest]
@@ -147,22 +149,22 @@ def test_all_figures_match_the_dense_reference(name, world_size, workers):
         hits = torch.isin(order, selected) & (p.gather(1, order) > 0)
         recalls.append(hits.sum(1) / (p.gather(1, order) > 0).sum(1))
         gradients.append(dense(rule, rows, x, labels, selected)[1])
-    found_gradients = torch.stack(gradients)
-    mean = found_gradients.mean(0)
-    squared_error = (found_gradients - exact).square().sum(2).mean(0).sum() / exact.square().sum()
-    variance = (found_gradients - mean).square().sum() / (repeats - 1) / exact.square().sum()
+    sampled_gradients = torch.stack(gradients)
+    mean = sampled_gradients.mean(0)
+    squared_error = (sampled_gradients - exact).square().sum(2).mean(0).sum() / exact.square().sum()
+    variance = (sampled_gradients - mean).square().sum() / (repeats - 1) / exact.square().sum()
     bias = ((mean - exact).square().sum() / exact.square().sum() - variance / repeats).clamp(min=0).sqrt()
     expected = {
         "mass": torch.stack(masses).mean(),
         "hardest_recall": torch.stack(recalls).mean(),
-        "gradient_cosine": torch.cosine_similarity(found_gradients.flatten(1), exact.flatten()[None]).mean(),
-        "gradient_norm_ratio": (found_gradients.flatten(1).norm(dim=1) / exact.norm()).mean(),
+        "gradient_cosine": torch.cosine_similarity(sampled_gradients.flatten(1), exact.flatten()[None]).mean(),
+        "gradient_norm_ratio": (sampled_gradients.flatten(1).norm(dim=1) / exact.norm()).mean(),
         "gradient_bias": bias,
         "gradient_variance": variance,
     }
-    for found, _, _ in parts:
-        assert found == parts[0][0]
-        assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
+    for figures, _, _ in parts:
+        assert figures == parts[0][0]
+        assert figures == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
     if bias > 0:
         assert float(squared_error) == pytest.approx(float(bias**2 + variance), rel=1e-6)
 
@@ -177,25 +179,25 @@ def of_full(margin: Margin, options: dict[str, Any]) -> dict[str, float]:
 def test_the_full_head_keeps_exactly_everything(name, world_size, workers):
     perfect = {"mass": 1.0, "hardest_recall": 1.0, "gradient_cosine": 1.0, "gradient_norm_ratio": 1.0}
     perfect |= {"gradient_bias": 0.0, "gradient_variance": 0.0}
-    for found in workers(world_size).run(of_full, MARGINS[name][0], {}):
-        assert found == perfect
+    for figures in workers(world_size).run(of_full, MARGINS[name][0], {}):
+        assert figures == perfect
 
 
-def test_what_the_full_head_leaves_out_or_rounds_shows():
+def test_filtering_and_rounding_of_the_full_head_lower_the_cosine():
     filtered = of_full(CosFace(s=16), {"min_probability": 0.2})
     assert filtered["mass"] == 1 and 0.3 < filtered["gradient_cosine"] < 0.999
     rounded = of_full(CosFace(s=16), {"compute": "bf16"})
     assert 0.9 < rounded["gradient_cosine"] < 1
 
 
-def test_where_there_is_no_negative_nothing_is_missed():
+def test_without_negatives_all_figures_are_one():
     head = FullFC(1, D)
-    found = selection_fidelity(head, *(each[:1] for each in batch()))
-    assert found["mass"] == found["hardest_recall"] == found["gradient_cosine"] == 1
+    figures = selection_fidelity(head, *(each[:1] for each in batch()))
+    assert figures["mass"] == figures["hardest_recall"] == figures["gradient_cosine"] == 1
 
 
-def test_uniform_negatives_hold_their_share():
-    """The mean over many draws: the batch's classes are always there, of all others the share that is drawn."""
+def test_uniform_negatives_hold_their_expected_mass():
+    """The mean over many draws: classes of the batch are always selected, others with the rate of the draw."""
     head = spread(PartialFC(400, D, sample_rate=0.25, margin=CosFace(s=8)))
     embeddings, labels = batch()
     rows = head.centers.rows.double()
@@ -207,13 +209,13 @@ def test_uniform_negatives_hold_their_share():
     masses = []
     for head.step in range(60):
         masses.append(selection_fidelity(head, embeddings, labels, probes=9, repeats=4)["mass"])
-    found = torch.tensor(masses, dtype=torch.float64)
-    error = float(found.std()) / len(found) ** 0.5
-    assert abs(float(found.mean()) - expected) < 4 * error and 0 < error < 0.02
+    mass = torch.tensor(masses, dtype=torch.float64)
+    error = float(mass.std()) / len(mass) ** 0.5
+    assert abs(float(mass.mean()) - expected) < 4 * error and 0 < error < 0.02
 
 
 def test_a_corrected_sample_has_less_bias():
-    """With log_q the denominator's mean is the full one."""
+    """With log_q the mean of the denominator is that of the full softmax."""
     embeddings, labels = batch()
     bias = []
     for log_q in (False, True):
@@ -227,21 +229,21 @@ def test_the_true_nearest_hold_more_than_a_uniform_sample_of_the_same_size():
     top = spread(Top(400, D, margin=CosFace(s=16)))
     active = len(top.select_classes(top.to_rows_space(embeddings), labels).ids)
     uniform = spread(PartialFC(400, D, margin=CosFace(s=16), sample_rate=active / 400))
-    found = {type(head).__name__: selection_fidelity(head, embeddings, labels, hardest=3) for head in (top, uniform)}
-    assert found["Top"]["mass"] > 1.5 * found["PartialFC"]["mass"]
-    assert found["Top"]["gradient_cosine"] > found["PartialFC"]["gradient_cosine"]
-    assert found["Top"]["hardest_recall"] == 1 and found["Top"]["gradient_variance"] == 0
+    figures = {type(head).__name__: selection_fidelity(head, embeddings, labels, hardest=3) for head in (top, uniform)}
+    assert figures["Top"]["mass"] > 1.5 * figures["PartialFC"]["mass"]
+    assert figures["Top"]["gradient_cosine"] > figures["PartialFC"]["gradient_cosine"]
+    assert figures["Top"]["hardest_recall"] == 1 and figures["Top"]["gradient_variance"] == 0
 
 
-def test_bias_and_variance_of_gradients_whose_law_is_known():
+def test_bias_and_variance_of_gradients_with_known_distribution():
     generator = torch.Generator().manual_seed(0)
     exact = torch.randn(20, 30, generator=generator).double()
     away, noise = 0.3 * exact.norm() / 600**0.5, 0.5 * exact.norm() / 600**0.5
     shift = away * torch.randn(20, 30, generator=generator).sign()
-    found = compared(exact + shift + noise * torch.randn(500, 20, 30, generator=generator), exact)
-    assert found["gradient_bias"] == pytest.approx(0.3, rel=0.02)
-    assert found["gradient_variance"] == pytest.approx(0.25, rel=0.02)
-    assert "gradient_bias" not in compared(exact[None], exact)
+    figures = compare_gradients(exact + shift + noise * torch.randn(500, 20, 30, generator=generator), exact)
+    assert figures["gradient_bias"] == pytest.approx(0.3, rel=0.02)
+    assert figures["gradient_variance"] == pytest.approx(0.25, rel=0.02)
+    assert "gradient_bias" not in compare_gradients(exact[None], exact)
 
 
 @pytest.mark.parametrize(
@@ -252,10 +254,10 @@ def test_bias_and_variance_of_gradients_whose_law_is_known():
         lambda: HashingForest(200, D, num_active=40, index=Exact(), interval=3, build="blocking", probe_interval=2),
     ],
 )
-def test_looking_changes_nothing(make):
-    """A training in which fidelity is asked at every step, after its forward, has the same losses bit for bit."""
+def test_measuring_changes_nothing(make):
+    """Losses are the same bit for bit if fidelity is measured after the forward pass of every step."""
     losses = []
-    for asked in (False, True):
+    for measures in (False, True):
         head = make()
         optimizer = head.optimizer(lr=1.0)
         losses.append([])
@@ -264,7 +266,7 @@ def test_looking_changes_nothing(make):
             embeddings = (embeddings + step).requires_grad_()
             loss = head(embeddings, labels)
             before = head.stats()
-            if asked:
+            if measures:
                 selection_fidelity(head, embeddings, labels, repeats=2)
             assert head.stats()["step_ms"] == before["step_ms"] and head.micro_batch == 1
             loss.backward()
@@ -274,8 +276,8 @@ def test_looking_changes_nothing(make):
     assert losses[0] == losses[1]
 
 
-def test_looking_does_not_renew_an_index_in_the_background():
-    """One that was made meanwhile comes into force where training asks, and no other is begun."""
+def test_measuring_does_not_refresh_an_index_in_the_background():
+    """Only training collects a finished index and starts another build."""
     head = HashingForest(200, D, num_active=40, index=Exact(), interval=1, build="background")
     embeddings, labels = batch()
     head(embeddings.requires_grad_(), labels)
@@ -289,7 +291,7 @@ def test_looking_does_not_renew_an_index_in_the_background():
 
 
 def of_ffc() -> tuple[dict[str, float], Tensor, Tensor]:
-    """In a worker: what is found after a step, the classes in the pool, and the gradient."""
+    """Return the figures after a step, the classes in the pool, and the gradient, in a worker."""
     rank, world_size = rank_and_world()
     head = FFC(C, D, queue_size=15, margin=CosFace(s=16))
     embeddings, labels = batch(12)
@@ -301,7 +303,7 @@ def of_ffc() -> tuple[dict[str, float], Tensor, Tensor]:
     x.requires_grad_()
     loss = head(x, own_labels, own_gallery, own_labels)
     chunk = -(-C // world_size)
-    found = loss_fidelity(
+    figures = loss_fidelity(
         loss,
         x,
         own_labels,
@@ -315,7 +317,7 @@ def of_ffc() -> tuple[dict[str, float], Tensor, Tensor]:
     )
     loss.backward()
     assert x.grad is not None
-    return found, head.held_classes(), x.grad / world_size
+    return figures, head.held_classes(), x.grad / world_size
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -326,7 +328,7 @@ def test_a_head_without_centers_against_class_means(world_size, workers):
     held = parts[0][1]
     assert len(held) == 15
     gradient = torch.cat([part[2] for part in parts]).double() * x.double().norm(dim=1, keepdim=True) * 12
-    chosen = [0, 1, 3, 5, 6, 8, 10]  # evenly of twelve
+    chosen = [0, 1, 3, 5, 6, 8, 10]  # evenly spaced among twelve
     x, labels, gradient = x[chosen].double(), labels[chosen], gradient[chosen]
     p, exact = dense(Rule(reference.cosface, s=16), means, x, labels, torch.arange(C))
     exact = 7 * exact
@@ -337,11 +339,11 @@ def test_a_head_without_centers_against_class_means(world_size, workers):
         "class_means_cosine": torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0),
         "class_means_norm_ratio": gradient.norm() / exact.norm(),
     }
-    for found, _, _ in parts:
-        assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
+    for figures, _, _ in parts:
+        assert figures == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["probes", "repeats", "hardest"])
 def test_bad_options_are_refused(name):
-    with pytest.raises(ValueError, match=f"fidelity.{name}=0: must be at least 1"):
+    with pytest.raises(ValueError, match=f"fidelity.{name}=0 must be at least 1"):
         selection_fidelity(FullFC(C, D), *batch(), **{name: 0})

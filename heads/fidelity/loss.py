@@ -1,0 +1,97 @@
+"""Fidelity of a head without class centers: its loss compared with a full softmax over the classes' mean embeddings.
+
+The negatives of such a head are other vectors than the means, so its figures cannot reach 1.
+
+Legend: n batch of this process, Q embeddings, D embedding size, k hardest negatives.
+"""
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..group.batch import directions, gather
+from ..group.collectives import gather_rows, gather_sizes, rank_and_size
+from ..group.sharding import Shard
+from ..margins.margin import Margin
+from ..objectives.rows import DenseRows
+from .figures import check_options, compare_gradients, evenly_spaced
+from .full_softmax import FullSoftmax
+
+
+def loss_fidelity(
+    loss: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    means: Tensor,
+    held: Tensor,
+    num_classes: int,
+    margin: Margin,
+    group: ProcessGroup | None = None,
+    probes: int = 32,
+    hardest: int = 10,
+) -> dict[str, float]:
+    """Compare the loss of a head without class centers with the full softmax over the classes' mean embeddings.
+
+    Mass and recall are comparable with those of `selection_fidelity`: a class counts as selected if the head holds it,
+    although the head's vector for the class is not its mean. The gradient is that of another loss. Its cosine states
+    how well it agrees with that of a full head over class means. The ratio of lengths includes the head's own weights,
+    such as those of FFC, which counts a probe twice. There is nothing random to repeat, hence no bias and no variance.
+    All processes must call it together.
+
+    Args:
+        loss: of the training step, before its backward pass.
+        embeddings: (n, D) of this process, from which `loss` was computed.
+        labels: (n,) integer class ids.
+        means: (classes of this process's shard, D), mean embeddings.
+        held: int64 ids of all classes that the head compares embeddings with.
+        num_classes: C.
+        margin: a margin that normalizes.
+        group: the processes that share the classes; None for one process.
+        probes: number of embeddings to evaluate.
+        hardest: k, the number of hardest negatives in `hardest_recall`.
+
+    Returns:
+        mass, hardest_recall: as in `selection_fidelity`.
+        class_means_cosine, class_means_norm_ratio: cosine and ratio of lengths between the gradient and that of the
+            full head over class means.
+
+    Raises:
+        ValueError: a margin that does not normalize, or an option that is less than 1 or no whole number.
+    """
+    check_options(probes, 1, hardest)
+    if not margin.normalize:
+        raise ValueError(
+            f"margin={margin} must normalize, since class means have a direction only; use a margin such as CosFace()"
+        )
+    shard = Shard(num_classes, *rank_and_size(group))
+    assert len(means) == shard.size
+    (gradient_nD,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+        gradient_QD, x_QD, labels_Q = _gather_probes(gradient_nD, embeddings, labels, group, probes)
+        rows = DenseRows(means.to(x_QD))
+        exact = FullSoftmax(x_QD, labels_Q, rows, shard, margin, group, hardest)
+        ids = shard.local(held.to(x_QD.device))
+        ids = ids[ids >= 0].sort().values
+        gradients = compare_gradients(gradient_QD[None], exact.gradient_QD)
+        return {
+            "mass": float(exact.mass(rows.subset(ids), ids).mean()),
+            "hardest_recall": float(exact.recall(ids).mean()),
+            "class_means_cosine": gradients["gradient_cosine"],
+            "class_means_norm_ratio": gradients["gradient_norm_ratio"],
+        }
+
+
+def _gather_probes(
+    gradient_nD: Tensor, embeddings: Tensor, labels: Tensor, group: ProcessGroup | None, probes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients and unit embeddings (Q, D), and labels (Q,), of evenly spaced samples of all processes."""
+    x_nD = directions(embeddings.float())
+    # The gradient of unit embeddings. That of each process is multiplied by the number of processes.
+    gradient_nD = gradient_nD.float() * embeddings.float().norm(dim=1, keepdim=True) / rank_and_size(group)[1]
+    sizes = gather_sizes(len(x_nD), x_nD.device, group)
+    batch = gather(x_nD, labels, None, sizes, group)
+    chosen = evenly_spaced(len(batch.x_ND), probes)
+    # Scaled from a mean over N samples to one over Q, as the exact gradient is.
+    gradient_QD = gather_rows(gradient_nD, sizes, group)[chosen] * (len(batch.x_ND) / len(chosen))
+    return gradient_QD, batch.x_ND[chosen], batch.labels_N[chosen]

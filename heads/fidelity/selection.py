@@ -1,0 +1,115 @@
+"""Fidelity of a head with class centers: its sampled softmax compared with the full softmax over the same centers.
+
+Legend: n batch of this process, Q embeddings, D row width, k hardest negatives, R repeated selections.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..center_head import CenterHead
+from ..core.timer import Timer
+from ..objectives.softmax import MarginSoftmax
+from ..rows.active import ActiveRows
+from ..selection.selection import Selection
+from .figures import check_options, compare_gradients, evenly_spaced
+from .full_softmax import FullSoftmax, backbone_gradient
+
+FIRST_REPEAT = 1 << 20  # micro-batch in the keys of repeated draws; no training has that many micro-batches
+
+
+def selection_fidelity(
+    head: CenterHead, embeddings: Tensor, labels: Tensor, *, probes: int = 32, repeats: int = 4, hardest: int = 10
+) -> dict[str, float]:
+    """Compare the selected classes of a head with all its classes, without any effect on training.
+
+    All processes must call it together.
+
+    Args:
+        head: a head in training mode.
+        embeddings: (n, D) of this process, float, as in training; n may differ between processes.
+        labels: (n,) integer class ids.
+        probes: number of embeddings to evaluate. Classes are selected for the embeddings of all processes.
+        repeats: R, the number of selections, each with new random draws.
+        hardest: k, the number of hardest negatives in `hardest_recall`.
+
+    Returns:
+        Means over selections, the same on all processes. A gradient is that of all embeddings as one vector, along the
+        sphere if the margin normalizes.
+
+        mass: share of the negatives' softmax mass in the selected classes; mean over embeddings.
+        hardest_recall: share of the k negatives with the highest logits that are selected; mean over embeddings.
+        gradient_cosine: cosine between the gradient and the exact one.
+        gradient_norm_ratio: length of the gradient over that of the exact one.
+        gradient_bias: distance of the mean gradient over selections from the exact one, over the length of the exact
+            one, corrected for the noise of a mean of R. Only for R > 1.
+        gradient_variance: variance of the gradient over selections, over the squared length of the exact one. The mean
+            squared error is bias squared plus variance. Only for R > 1.
+
+    Raises:
+        ValueError: an option that is less than 1 or no whole number, or an input that `CenterHead.forward` refuses.
+    """
+    check_options(probes, repeats, hardest)
+    device = head.centers.like.device
+    # Margins are differentiated, which inference mode does not allow.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        _separate_draws(head),
+    ):
+        batch = head.gather_batch(embeddings, labels)
+        chosen = evenly_spaced(len(batch.x_ND), probes)
+        exact = _full_softmax(head, batch.x_ND[chosen], batch.labels_N[chosen], hardest)
+        masses, recalls, gradients = [], [], []
+        for repeat in range(repeats):
+            head.micro_batch = FIRST_REPEAT + repeat
+            selection = head.select_classes(batch.x_ND, batch.labels_N)
+            rows = ActiveRows(head.centers, selection.ids, keep=False)
+            masses.append(exact.mass(rows, selection.ids))
+            recalls.append(exact.recall(selection.ids))
+            gradients.append(_gradient(head, exact, rows, selection))
+        return {
+            "mass": float(torch.stack(masses).mean()),
+            "hardest_recall": float(torch.stack(recalls).mean()),
+            **compare_gradients(torch.stack(gradients), exact.gradient_QD),
+        }
+
+
+def _full_softmax(head: CenterHead, x_QD: Tensor, labels_Q: Tensor, hardest: int) -> FullSoftmax:
+    rows = ActiveRows(head.centers, None, keep=False)
+    return FullSoftmax(x_QD, labels_Q, rows, head.centers.shard, head.margin, head.process_group, hardest)
+
+
+def _gradient(head: CenterHead, exact: FullSoftmax, rows: ActiveRows, selection: Selection) -> Tensor:
+    """Return the gradient (Q, D) that the head computes with this selection."""
+    x_QD = exact.x_QD
+    softmax = MarginSoftmax(
+        x_QD,
+        x_QD.new_ones(len(x_QD)),
+        exact.position(selection.ids),
+        rows,
+        head.margin,
+        log_q_K=selection.log_q,
+        group=head.process_group,
+        min_probability=head.min_probability,
+        matmul=head.matmul,
+    )
+    softmax.loss(keep=False)
+    return backbone_gradient(softmax.backward(x_QD.new_ones(()))[0], x_QD, head.margin)
+
+
+@contextmanager
+def _separate_draws(head: CenterHead) -> Iterator[None]:
+    """Keep the random draws and the times of training apart from those of the block."""
+    micro_batch, timer = head.micro_batch, head.timer
+    head.timer = Timer()
+    device = head.centers.like.device
+    global_draws = torch.random.fork_rng([device] if device.type == "cuda" else [])  # for heads that draw without keys
+    try:
+        with head.only_looking(), global_draws:
+            yield
+    finally:
+        head.micro_batch, head.timer = micro_batch, timer
