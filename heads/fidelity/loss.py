@@ -1,6 +1,10 @@
 """Fidelity of a head without class centers: its loss compared with a full softmax over the classes' mean embeddings.
 
-The negatives of such a head are other vectors than the means, so its figures cannot reach 1.
+The negatives of such a head are other vectors than the means, so its figures cannot reach 1. Mass and recall are
+comparable with those of `selection_fidelity`: a class counts as selected if the head holds it, although the head's
+vector for the class is not its mean. The gradient is that of another loss. Its cosine states how well it agrees with
+that of a full head over class means. The ratio of lengths includes the head's own weights, such as those of FFC, which
+counts a probe twice. There is nothing random to repeat, hence no bias and no variance.
 
 Legend: n batch of this process, Q embeddings, D embedding size, k hardest negatives.
 """
@@ -33,11 +37,8 @@ def loss_fidelity(
 ) -> dict[str, float]:
     """Compare the loss of a head without class centers with the full softmax over the classes' mean embeddings.
 
-    Mass and recall are comparable with those of `selection_fidelity`: a class counts as selected if the head holds it,
-    although the head's vector for the class is not its mean. The gradient is that of another loss. Its cosine states
-    how well it agrees with that of a full head over class means. The ratio of lengths includes the head's own weights,
-    such as those of FFC, which counts a probe twice. There is nothing random to repeat, hence no bias and no variance.
-    All processes must call it together.
+    Mass and recall are comparable with those of `selection_fidelity`; the gradient is that of another loss. See
+    `help(heads.fidelity.loss)` for its meaning. All processes must call the function together.
 
     Args:
         loss: of the training step, before its backward pass.
@@ -71,15 +72,19 @@ def loss_fidelity(
         gradient_QD, x_QD, labels_Q = _gather_probes(gradient_nD, embeddings, labels, group, probes)
         rows = DenseRows(means.to(x_QD))
         exact = FullSoftmax(x_QD, labels_Q, rows, shard, margin, group, hardest)
-        ids = shard.local(held.to(x_QD.device))
-        ids = ids[ids >= 0].sort().values
-        gradients = compare_gradients(gradient_QD[None], exact.gradient_QD)
-        return {
-            "mass": float(exact.mass(rows.subset(ids), ids).mean()),
-            "hardest_recall": float(exact.recall(ids).mean()),
-            "class_means_cosine": gradients["gradient_cosine"],
-            "class_means_norm_ratio": gradients["gradient_norm_ratio"],
-        }
+        return _figures(exact, gradient_QD, rows, shard.local(held.to(x_QD.device)))
+
+
+def _figures(exact: FullSoftmax, gradient_QD: Tensor, rows: DenseRows, held: Tensor) -> dict[str, float]:
+    """Return the figures for held rows of the shard; -1 for classes of other shards."""
+    ids = held[held >= 0].sort().values
+    gradients = compare_gradients(gradient_QD[None], exact.gradient_QD)
+    return {
+        "mass": float(exact.mass(rows.subset(ids), ids).mean()),
+        "hardest_recall": float(exact.recall(ids).mean()),
+        "class_means_cosine": gradients["gradient_cosine"],
+        "class_means_norm_ratio": gradients["gradient_norm_ratio"],
+    }
 
 
 def _gather_probes(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..center_head import CenterHead
 from ..core.timer import Timer
+from ..group.batch import GlobalBatch
 from ..objectives.softmax import MarginSoftmax
 from ..rows.active import ActiveRows
 from ..selection.selection import Selection
@@ -52,35 +53,32 @@ def selection_fidelity(
         ValueError: an option that is less than 1 or no whole number, or an input that `CenterHead.forward` refuses.
     """
     check_options(probes, repeats, hardest)
-    device = head.centers.like.device
-    # Margins are differentiated, which inference mode does not allow.
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
-        _separate_draws(head),
-    ):
+    with _separate_draws(head):
         batch = head.gather_batch(embeddings, labels)
         chosen = evenly_spaced(len(batch.x_ND), probes)
         exact = _full_softmax(head, batch.x_ND[chosen], batch.labels_N[chosen], hardest)
-        masses, recalls, gradients = [], [], []
-        for repeat in range(repeats):
-            head.micro_batch = FIRST_REPEAT + repeat
-            selection = head.select_classes(batch.x_ND, batch.labels_N)
-            rows = ActiveRows(head.centers, selection.ids, keep=False)
-            masses.append(exact.mass(rows, selection.ids))
-            recalls.append(exact.recall(selection.ids))
-            gradients.append(_gradient(head, exact, rows, selection))
-        return {
-            "mass": float(torch.stack(masses).mean()),
-            "hardest_recall": float(torch.stack(recalls).mean()),
-            **compare_gradients(torch.stack(gradients), exact.gradient_QD),
-        }
+        return _mean_figures(head, batch, exact, repeats)
 
 
 def _full_softmax(head: CenterHead, x_QD: Tensor, labels_Q: Tensor, hardest: int) -> FullSoftmax:
     rows = ActiveRows(head.centers, None, keep=False)
     return FullSoftmax(x_QD, labels_Q, rows, head.centers.shard, head.margin, head.process_group, hardest)
+
+
+def _mean_figures(head: CenterHead, batch: GlobalBatch, exact: FullSoftmax, repeats: int) -> dict[str, float]:
+    masses, recalls, gradients = [], [], []
+    for repeat in range(repeats):
+        head.micro_batch = FIRST_REPEAT + repeat
+        selection = head.select_classes(batch.x_ND, batch.labels_N)
+        rows = ActiveRows(head.centers, selection.ids, keep=False)
+        masses.append(exact.mass(rows, selection.ids))
+        recalls.append(exact.recall(selection.ids))
+        gradients.append(_gradient(head, exact, rows, selection))
+    return {
+        "mass": float(torch.stack(masses).mean()),
+        "hardest_recall": float(torch.stack(recalls).mean()),
+        **compare_gradients(torch.stack(gradients), exact.gradient_QD),
+    }
 
 
 def _gradient(head: CenterHead, exact: FullSoftmax, rows: ActiveRows, selection: Selection) -> Tensor:
@@ -103,13 +101,19 @@ def _gradient(head: CenterHead, exact: FullSoftmax, rows: ActiveRows, selection:
 
 @contextmanager
 def _separate_draws(head: CenterHead) -> Iterator[None]:
-    """Keep the random draws and the times of training apart from those of the block."""
+    """Separate random draws and times of the block from those of training, and compute no gradients by autograd."""
     micro_batch, timer = head.micro_batch, head.timer
     head.timer = Timer()
     device = head.centers.like.device
     global_draws = torch.random.fork_rng([device] if device.type == "cuda" else [])  # for heads that draw without keys
     try:
-        with head.only_looking(), global_draws:
+        with (
+            torch.inference_mode(False),  # margins are differentiated, which inference mode does not allow
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            head.only_looking(),
+            global_draws,
+        ):
             yield
     finally:
         head.micro_batch, head.timer = micro_batch, timer
