@@ -1,6 +1,20 @@
 """Large-classification heads: from embeddings to a loss over 10^4 to 10^8 classes.
 
-Needs torch and numpy only, and serves in any training loop.
+The package needs torch and numpy only, and works in any training loop::
+
+    backbone = torch.nn.Linear(32, 64)
+    head = PartialFC(num_classes=20_000, embedding_size=64, sample_rate=0.1, margin=CosFace(s=16, m=0.2))
+    optimizers = [torch.optim.SGD(backbone.parameters(), lr=0.1), head.optimizer(lr=0.1)]
+    for images, labels in loader:
+        loss = head(backbone(images), labels)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    cosines, classes = head.topk(backbone(images), k=5)
+
+Heads: `FullFC`, `PartialFC`, `HashingForest`, `FFC`. In a process group, each process passes its own batch and holds
+its own share of the classes. `help(PartialFC)` lists the options of a head.
 """
 
 from . import fidelity

@@ -18,8 +18,7 @@ from .core.row_state import RowState
 from .core.schedule import Schedule
 from .fidelity.full_softmax import coverage
 from .indexes import Annoy, Index
-from .indexes.refresh import ATTEMPTS, IndexRefresh
-from .indexes.vectors import CenterVectors
+from .indexes.shard_index import ShardIndex
 from .rows.options import CenterOptions
 from .selection.allocation import Allocation
 from .selection.sampling import filled
@@ -109,13 +108,10 @@ class HashingForest(CenterHead):
     def __init__(self, num_classes: int, embedding_size: int, **options: Any):
         super().__init__(num_classes, embedding_size, **options)
         self.allocation = self._allocation(num_classes, self.options)
-        self.index = (
-            Annoy() if self.options.index is None else self.options.index
-        )  # never built; the current index is in `index_refresh`
-        self.index_refresh = IndexRefresh(background=self.options.build == "background")
-        self.next_refresh = 0  # step
-        self._changed = torch.zeros(self.centers.shard.size, dtype=torch.bool)  # since the last refresh began
-        self._indexed = torch.empty(0, dtype=torch.long)  # rows that the last refresh reads again
+        index = Annoy() if self.options.index is None else self.options.index
+        self.index_refresh = ShardIndex(
+            index, self.centers, normalize=self.margin.normalize, background=self.options.build == "background"
+        )
         self.probed: dict[str, float] = {}  # results of the last probe
         self.nearest_negatives = 0
         self._num_queried = 0  # neighbours per embedding in the last step
@@ -155,16 +151,11 @@ class HashingForest(CenterHead):
         return filled(chosen, shard.size, quota, generator, log_q=embeddings if self.options.log_q else None)
 
     def on_selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
-        if self.index.refreshable:
-            self._changed = self._changed.to(labels.device)
-            self._changed[slice(None) if ids is None else ids] = True
-        if (
-            self.options.probe_interval is not None
-            and self.step % self.options.probe_interval == 0
-            and self.micro_batch == 0
-        ):
+        self.index_refresh.mark_changed(ids, labels.device)
+        every, probes = self.options.probe_interval, self.options.probes
+        if every is not None and self.step % every == 0 and self.micro_batch == 0:
             with self.timer("forward/probe", embeddings.device):
-                self._probe(embeddings[: self.options.probes], labels[: self.options.probes], ids)
+                self._probe(embeddings[:probes], labels[:probes], ids)
 
     def stats(self) -> dict[str, float]:
         """Return the numbers of `CenterHead`, and of the index.
@@ -182,37 +173,15 @@ class HashingForest(CenterHead):
 
     def get_extra_state(self) -> dict[str, Any]:
         state = {**super().get_extra_state(), "allocation": self.allocation.state_dict()}
-        if (index := self.index_refresh.current) is not None:
-            changed = self._changed.cpu()  # since the current index was begun, not the one being built
-            if self.index_refresh.running or self.index_refresh.failed:
-                changed = changed.clone()
-                changed[self._indexed.cpu()] = True
-            state["index"] = {
-                "kind": type(index).__name__,
-                "shard": self._indexed_range(),
-                "state": index.state_dict(),
-                "as_of": self.index_refresh.as_of,
-                "next_refresh": self.next_refresh,
-                "changed": changed,
-                "radius": index.radius,
-            }
+        if (index := self.index_refresh.state_dict()) is not None:
+            state["index"] = index
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         if "allocation" in state:
             self.allocation.load_state_dict(state["allocation"])
-        self.index_refresh.wait()
-        saved = state.get("index")
-        if saved is None or (saved["kind"], saved["shard"]) != (type(self.index).__name__, self._indexed_range()):
-            self.index_refresh.current, self.next_refresh = None, self.step  # the index holds other rows
-            return
-        index = self.index.empty_copy()
-        index.load_state_dict(saved["state"])
-        self.index_refresh.current, self.index_refresh.as_of = index, saved["as_of"]
-        index.radius = saved["radius"]
-        with torch.inference_mode(False):  # later steps could not write into an inference tensor
-            self.next_refresh, self._changed = saved["next_refresh"], saved["changed"].clone()
+        self.index_refresh.load_state_dict(state.get("index"), self.step)
 
     def full_state_dict(self) -> dict[str, Any]:
         """Return that of `CenterHead`, without the index: it holds the rows of one process and is built again."""
@@ -221,7 +190,8 @@ class HashingForest(CenterHead):
         return state
 
     def extra_repr(self) -> str:
-        return f"index={self.index}, neighbours_share={self.options.neighbours_share}, {super().extra_repr()}"
+        index, share = self.index_refresh.template, self.options.neighbours_share
+        return f"index={index}, neighbours_share={share}, {super().extra_repr()}"
 
     def _nearest(self, x_ND: Tensor, positives: Tensor, room: int) -> Tensor:
         """Return the nearest classes of this shard that are not positives, at most `neighbours_share` of `room`."""
@@ -235,7 +205,7 @@ class HashingForest(CenterHead):
         if refresh.current is None:
             return positives[:0]
         with self.timer("forward/query", x_ND.device):
-            nearest_Nk = refresh.current.query(self._queries(x_ND), self._num_queried)
+            nearest_Nk = refresh.query(x_ND, self._num_queried)
         ids = nearest_Nk.T.flatten()  # all nearest neighbours, then all second nearest
         ids = ids[(ids >= 0) & ~torch.isin(ids, positives)]
         distinct, group = torch.unique(ids, return_inverse=True)
@@ -248,39 +218,12 @@ class HashingForest(CenterHead):
         refresh = self.index_refresh
         if refresh.error is not None and self.micro_batch == 0:  # the step in which it failed is complete
             raise RuntimeError(refresh.error)
-        refresh.collect()
-        if refresh.failed:
-            refresh.failed = False
-            self._changed[self._indexed.to(self._changed.device)] = True
-            if refresh.failures < ATTEMPTS:  # else at the next interval
-                self.next_refresh = self.step
-        if self.step < self.next_refresh or refresh.running:
-            return
-        self.next_refresh = self.step + self.allocation.interval(self.step)
-        changed, current = self._changed.nonzero()[:, 0], refresh.current
-        self._indexed = changed
-        self._changed.zero_()
-        options: dict[str, Any] = {
-            "seed": self.options.seed,
-            "step": self.step,
-            "search_scale": self.allocation.search_scale,
-        }
-        options["background"] = refresh.background
-
-        def build() -> Index:
-            vectors = CenterVectors(self.centers)
-            longest = 0.0 if self.margin.normalize else vectors.longest()
-            if current is not None and longest <= current.radius:
-                vectors.radius = current.radius
-                index = current.rebuilt(vectors, changed, **options)
-            else:
-                vectors.radius = 1.5 * longest  # room for rows to grow
-                index = self.index.empty_copy()
-                index.build(vectors, **options)
-            index.radius = vectors.radius
-            return index
-
-        refresh.start(self.step, build)
+        refresh.update(
+            step=self.step,
+            interval=self.allocation.interval(self.step),
+            seed=self.options.seed,
+            search_scale=self.allocation.search_scale,
+        )
 
     @torch.no_grad()
     def _probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor | None) -> None:
@@ -290,15 +233,7 @@ class HashingForest(CenterHead):
         self.probed = {"mass_covered": float(covered.mass_Q.mean()), "mass_reachable": float(covered.perfect_Q.mean())}
         self.allocation.observe(self.probed["mass_covered"], self.probed["mass_reachable"])
         if refresh.current is not None and (k := covered.nearest_Qk.shape[1]):
-            answer = refresh.current.query(self._queries(x_QD), k + 1)
+            answer = refresh.query(x_QD, k + 1)
             answer[answer == self.centers.shard.local(labels_Q)[:, None]] = -1
             hits = (answer[:, :, None] == covered.nearest_Qk[:, None]).any(1)
             self.probed["index_recall"] = float(hits.float().mean())
-
-    def _queries(self, x_ND: Tensor) -> Tensor:
-        x_ND = x_ND.detach().float()
-        return x_ND if self.margin.normalize else torch.cat([x_ND, x_ND.new_zeros(len(x_ND), 1)], dim=1)
-
-    def _indexed_range(self) -> list[int]:
-        shard = self.centers.shard
-        return [shard.start, shard.stop, shard.num_classes, self.centers.width]

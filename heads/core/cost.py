@@ -1,7 +1,7 @@
-"""What a head will need, by formula: memory, bytes between processes and multiply-adds of one training step.
+"""Formulas of what a training step of a head needs: memory, bytes between processes, and multiply-adds.
 
-Collectives are counted as rings carry them out: of W processes each sends (W - 1) / W of what is gathered, and twice
-that of what is summed.
+Collectives are counted as ring algorithms: each of W processes sends (W - 1) / W of what is gathered, and twice that of
+what is summed.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,13 @@ from .row_state import RowState
 
 @dataclass(frozen=True)
 class Case:
-    """
+    """The size of a training step.
+
     Args:
         num_classes: C, over all processes.
         embedding_size: D.
         batch: images of a step, over all processes.
-        world_size: processes.
+        world_size: number of processes.
     """
 
     num_classes: int
@@ -30,25 +31,30 @@ class Case:
 
     @property
     def shard(self) -> int:
-        """Classes of the process that has most."""
+        """Classes of the largest shard."""
         return -(-self.num_classes // self.world_size)
 
     def sent(self, *, gathered: float = 0, summed: float = 0) -> float:
-        """Bytes that each process sends for collectives over so many bytes, of all processes or of each."""
+        """Return the bytes that each process sends.
+
+        Args:
+            gathered: bytes of all processes that are gathered.
+            summed: bytes of each process that are summed over processes.
+        """
         return (gathered + 2 * summed) * (self.world_size - 1) / self.world_size
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one process.
+    """What a training step needs of one process.
 
     Args:
-        table_bytes: rows and row state, or the pool; they lie where the store is.
-        work_bytes: beside them while a step goes on, where the head computes.
-        index_bytes: in host memory.
-        sent_bytes: to other processes in a step.
-        multiply_adds: of matrix products in a step.
-        moved_bytes: of the table, read or written in a step.
+        table_bytes: rows and row state, or the pool; stored where `store` says.
+        work_bytes: additional memory during a step, on the device.
+        sent_bytes: bytes sent to other processes in a step.
+        multiply_adds: multiply-adds of matrix products in a step.
+        moved_bytes: bytes of the table that are read or written in a step.
+        index_bytes: host memory of the index.
     """
 
     table_bytes: float
@@ -60,8 +66,8 @@ class Cost:
 
 
 def state_bytes(row_state: Mapping[str, RowState]) -> int:
-    """Of what a row optimizer remembers of one row."""
-    return sum(each.width * (4 if each.dtype is None else each.dtype.itemsize) for each in row_state.values())
+    """Return the bytes of optimizer state per row."""
+    return sum(state.width * (4 if state.dtype is None else state.dtype.itemsize) for state in row_state.values())
 
 
 def number_bytes(dtype: torch.dtype | str) -> int:

@@ -10,7 +10,7 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 Owner = TypeVar("Owner", bound=type)
 
@@ -42,7 +42,7 @@ def options_of(target: Any) -> type | None:
 def option_fields(target: Any) -> dict[str, dataclasses.Field[Any]]:
     """Return the options of a class by name; none of a class that declares no options."""
     options = options_of(target)
-    return {field.name: field for field in dataclasses.fields(options) if field.init} if options else {}
+    return {field.name: field for field in dataclasses.fields(options) if "help" in field.metadata} if options else {}
 
 
 def make_options(owner: type, given: Mapping[str, Any]) -> Any:
@@ -117,13 +117,23 @@ def refuse_unknown(owner: type, given: Mapping[str, Any]) -> None:
     """Raise a TypeError for a keyword argument that a class does not have, with the name that was probably meant."""
     known = list(signature(owner).parameters)
     for name in given:
-        if name not in known:
-            close = [RENAMED[name]] if RENAMED.get(name) in known else difflib.get_close_matches(name, known, n=1)
-            if name in RENAMED and close:
-                hint = f"it is now named {close[0]!r}"
-            else:
-                hint = f"did you mean {close[0]!r}?" if close else f"its options are {', '.join(known)}"
-            raise TypeError(f"{owner.__name__}() got an unexpected keyword argument {name!r}; {hint}")
+        if name in known:
+            continue
+        if RENAMED.get(name) in known:
+            hint = f"it is now named {RENAMED[name]!r}"
+        elif close := difflib.get_close_matches(name, known, n=1):
+            hint = f"did you mean {close[0]!r}?"
+        else:
+            hint = f"its options are {', '.join(known)}" if known else "it has no options"
+        raise TypeError(f"{owner.__name__}() got an unexpected keyword argument {name!r}; {hint}")
+
+
+class Configured:
+    """Base class of dataclasses of options, whose constructor answers an unknown option as `refuse_unknown` does."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        refuse_unknown(cls, options)
+        return super().__new__(cls)
 
 
 def refuse_renamed_methods(owner: type) -> None:

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from ..core.options import Configured
 from .vectors import Vectors
 
 
 @dataclass(eq=False)
-class Index(ABC):
+class Index(Configured, ABC):
     """Find the vectors of highest cosine: `build` once, then `query`.
 
     A subclass is a dataclass of its options, `@dataclass(eq=False)`.

@@ -9,16 +9,16 @@ Legend: s scale of the logits, m margin, cos cosine, theta angle.
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor
 
-from ..core.options import documented, number, option, refuse_unknown
+from ..core.options import Configured, documented, number, option
 
 
 @documented
 @dataclass
-class Margin:
+class Margin(Configured):
     """Plain scaled softmax over cosines, and the base class of all margins.
 
     Raises:
@@ -35,10 +35,6 @@ class Margin:
     )
 
     normalize: ClassVar[bool] = True  # rows and embeddings to unit length; False: inner products and a bias
-
-    def __new__(cls, *args: Any, **options: Any) -> Self:
-        refuse_unknown(cls, options)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         self.s = finite("s", self.s)

@@ -1,1 +1,1 @@
-"""Which classes take part in a step."""
+"""Selection of the classes that take part in a step."""

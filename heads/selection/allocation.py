@@ -1,6 +1,6 @@
-"""How much a hashing forest may spend: active classes, trees and interval, by schedule or by target.
+"""Allocation of a hashing forest's active classes, search scale and refresh interval, by schedule or by target.
 
-The paper (Zhang et al., AAAI 2018) changes the three as training goes on; how was never released.
+The paper (Zhang et al., AAAI 2018) changes the three during training; its rule was never released.
 """
 
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 from ..core.schedule import Schedule, check_schedule, value_at
 
 STEP = 1.25  # factor of one correction
-SLACK = 0.02  # of the target: no correction within it
-LOWEST, HIGHEST = 0.1, 8.0  # bounds of the factors on interval and search
+SLACK = 0.02  # mass above the target that causes no correction
+LOWEST, HIGHEST = 0.1, 8.0  # bounds of the factors on interval and search scale
 
 
 class Allocation:
@@ -17,12 +17,15 @@ class Allocation:
 
     Args:
         num_classes: C.
-        num_active: of all processes; up to 1 a share of C.
-        interval: steps.
-        target_mass: of the negative softmax mass, how much the active classes shall hold; None for no target.
+        num_active: active classes over all processes; up to 1 a share of C.
+        interval: steps between refreshes of the index.
+        target_mass: share of the negative softmax mass that the active classes should hold; None for no target.
 
-    With a target, what a probe finds corrects the three by a quarter each time. Where a perfect answer of the
-    index would have been enough, the index is at fault: more trees (or lists), renewed more often. Else more classes.
+    With a target, each probe corrects the three by a factor of 1.25. If a perfect answer of the index would have
+    reached the target, the search scale grows and the interval shrinks; otherwise the number of classes grows.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     def __init__(self, num_classes: int, num_active: Schedule, interval: Schedule, target_mass: float | None = None):
@@ -30,23 +33,30 @@ class Allocation:
         for value in check_schedule("num_active", num_active, 0):
             if not 0 < value <= num_classes:
                 raise ValueError(
-                    f"num_active={value}: up to {num_classes} classes, or a share of them in (0, 1], are needed"
+                    f"num_active={value} must be a number of classes up to {num_classes}, or a share of them in (0, 1]"
                 )
         if target_mass is not None and not 0 < target_mass < 1:
-            raise ValueError(f"target_mass={target_mass}: a share in (0, 1) is needed; null for no target")
+            raise ValueError(f"target_mass={target_mass} must be a share in (0, 1); null for no target")
         self.num_classes, self.target_mass = num_classes, target_mass
         self._num_active, self._interval = num_active, interval
         self.growth = self.search_scale = self.patience = 1.0  # factors on classes, index and interval
 
     def num_active(self, step: int) -> int:
+        """Return the number of active classes of all processes."""
         value = value_at(self._num_active, step)
         return min(self.num_classes, max(1, round(self.growth * (value * self.num_classes if value <= 1 else value))))
 
     def interval(self, step: int) -> int:
+        """Return the steps between refreshes of the index."""
         return max(1, round(self.patience * value_at(self._interval, step)))
 
     def observe(self, mass: float, perfect_mass: float) -> None:
-        """What the active classes hold, and what they would if the index had answered perfectly."""
+        """Correct classes, search scale and interval after a probe, if there is a target.
+
+        Args:
+            mass: share of the negative softmax mass that the active classes hold.
+            perfect_mass: the share that they would hold with a perfect index.
+        """
         if self.target_mass is None:
             return
         if mass > self.target_mass + SLACK:

@@ -1,4 +1,4 @@
-"""Uniform classes to fill a selection up."""
+"""Uniform sampling of classes."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,15 @@ from .selection import Selection
 def filled(
     chosen: Tensor, num_classes: int, quota: int, generator: torch.Generator, *, log_q: Tensor | None
 ) -> Selection:
-    """`chosen` and uniform draws, without replacement, from the other classes up to `quota`.
+    """Fill a selection up with uniform draws, without replacement, from the classes that are not chosen.
 
     Args:
-        chosen: int64, sorted, without duplicates; all kept, also if more than `quota`.
-        num_classes: to draw from, chosen ones included.
-        log_q: a tensor like which the log of the probability that a class was drawn is made, 0 for the chosen; None
-            for none.
+        chosen: int64, sorted, without duplicates; all are kept, also if there are more than `quota`.
+        num_classes: number of classes, including the chosen ones.
+        quota: number of classes to select.
+        generator: source of the draws.
+        log_q: a tensor whose dtype and device `Selection.log_q` gets: the log of the probability that a class was
+            drawn, 0 for chosen classes. None for no `log_q`.
     """
     eligible = num_classes - len(chosen)
     drawn = min(max(quota - len(chosen), 0), eligible)
@@ -32,10 +34,10 @@ def filled(
 
 
 def sample_without_replacement(population: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` distinct numbers below `population`, every subset equally likely, in O(count) expected.
+    """Draw `count` distinct numbers below `population`, every subset equally likely, in O(count) expected time.
 
-    Draws with replacement and keeps the distinct numbers; of those above `count` a uniform choice is
-    dropped. Both steps treat all numbers alike, hence so does the result.
+    The function draws with replacement, keeps the distinct numbers, and drops a uniform choice of the surplus. Both
+    steps treat all numbers alike, so every subset is equally likely.
     """
     device = generator.device
     if count * 3 > population:

@@ -108,9 +108,9 @@ def test_corrected_uniform_negatives_stand_for_all_others():
     exp = (4 * x @ normalize(head.centers.rows).T).exp().double()
     sums = []
     for step in range(400):
-        head.step, head.next_refresh = step, 1000
+        head.step, head.index_refresh.next_refresh = step, 1000
         if step == 0:
-            head.next_refresh = 0
+            head.index_refresh.next_refresh = 0
         selection = head.select_classes(x, labels)
         sums.append((exp[:, selection.ids] / selection.log_q.exp()).sum(1))
     estimates = torch.stack(sums)
@@ -225,7 +225,7 @@ def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monke
     head.index_refresh.wait()
     changes = torch.tensor([3, 150])
     head.centers.rows[changes] = normalize(torch.ones(2, 8))
-    head._changed[changes] = True
+    head.index_refresh.changed[changes] = True
     go = threading.Event()
 
     def fails(*arguments: Any, **options: Any) -> Index:
@@ -275,12 +275,12 @@ def test_softmax_rows_may_outgrow_the_radius():
     head = forest(margin=Softmax(), interval=1)
     for growth in (1, 10):
         head.centers.rows *= growth
-        head._changed[:] = True
+        head.index_refresh.changed[:] = True
         x = head.to_rows_space(embeddings())
         head.select_classes(x, torch.tensor([1, 2, 3, 4]))
         head.step += 1
         best = (x @ head.centers.rows.T).topk(10).indices
-        assert torch.equal(head.index_refresh.current.query(head._queries(x), 10), best)
+        assert torch.equal(head.index_refresh.current.query(head.index_refresh.queries(x), 10), best)
 
 
 def test_an_index_of_other_rows_is_not_taken_over():
@@ -290,7 +290,7 @@ def test_an_index_of_other_rows_is_not_taken_over():
     for name, value in (("shard", [100, 300, 400, 8]), ("kind", "IVF")):
         other = forest()
         other.set_extra_state({**state, "index": {**state["index"], name: value}})
-        assert other.index_refresh.current is None and other.next_refresh == other.step
+        assert other.index_refresh.current is None and other.index_refresh.next_refresh == other.step
     other = forest()
     other.load_state_dict(FullFC(200, 8).state_dict())  # of a head that has none
     assert other.index_refresh.current is None

@@ -284,9 +284,9 @@ def test_measuring_does_not_refresh_an_index_in_the_background():
     head.index_refresh.wait()
     for head.step in (1, 2):
         refresh = head.index_refresh
-        before = refresh.current, refresh.as_of, head.next_refresh, refresh.running
+        before = refresh.current, refresh.as_of, refresh.next_refresh, refresh.running
         selection_fidelity(head, embeddings, labels)
-        assert (refresh.current, refresh.as_of, head.next_refresh, refresh.running) == before
+        assert (refresh.current, refresh.as_of, refresh.next_refresh, refresh.running) == before
     assert not head.probing
 
 

@@ -17,15 +17,15 @@ def test_without_a_target_probes_change_nothing():
     assert (allocation.num_active(0), allocation.interval(0), allocation.search_scale) == (100, 50, 1.0)
 
 
-def test_a_target_finds_what_is_at_fault():
+def test_a_target_corrects_index_or_classes():
     allocation = Allocation(1000, 100, 100, target_mass=0.5)
     allocation.observe(0.3, 0.4)  # a perfect index would not have been enough
     assert allocation.num_active(0) == 125 and (allocation.search_scale, allocation.interval(0)) == (1.0, 100)
-    allocation.observe(0.3, 0.6)  # it would have been
+    allocation.observe(0.3, 0.6)  # a perfect index would have been enough
     assert allocation.num_active(0) == 125 and (allocation.search_scale, allocation.interval(0)) == (1.25, 80)
-    allocation.observe(0.51, 0.6)  # enough
+    allocation.observe(0.51, 0.6)  # the mass is enough
     assert allocation.num_active(0) == 125 and allocation.search_scale == 1.25
-    allocation.observe(0.6, 0.605)  # more than enough, of both
+    allocation.observe(0.6, 0.605)  # mass and index are more than enough
     assert allocation.num_active(0) == 100 and (allocation.search_scale, allocation.interval(0)) == (1.0, 100)
     for _ in range(50):
         allocation.observe(0.1, 0.9)
@@ -45,13 +45,13 @@ def test_state_round_trip():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_active": 0}, "num_active=0: up to 1000 classes, or a share of them in"),
+        ({"num_active": 0}, "num_active=0 must be a number of classes up to 1000, or a share of them in"),
         ({"num_active": 1001}, "num_active=1001"),
         ({"num_active": {0: 10, 5: -1}}, "num_active=-1 must be at least 0"),
         ({"num_active": "{0: 10}"}, "num_active='{0: 10}' must be a number, or {step: number}"),
         ({"num_active": {5: 10}}, "num_active={5: 10} must have whole numbers as steps and begin at step 0"),
         ({"interval": 0}, "interval=0 must be at least 1"),
-        ({"target_mass": 1.0}, "target_mass=1.0: a share in"),
+        ({"target_mass": 1.0}, "target_mass=1.0 must be a share in"),
     ],
 )
 def test_bad_options_are_refused(options, words):
