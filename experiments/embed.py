@@ -108,7 +108,7 @@ def _fill(partial: Path, count: int, images: Source, prepare: Prepare, embedder:
     processes, done = embedder.processes, (partial / "done").read_bytes()
     own = [number for number in range(processes.rank, len(done), processes.world_size) if not done[number]]
     with (partial / "rows.npy").open("r+b") as rows, (partial / "done").open("r+b") as marks:
-        for number in embedder.shown(own, "Embedding"):
+        for number in embedder.track(own, "Embedding"):
             indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, count))
             try:
                 found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)

@@ -33,7 +33,7 @@ from .checkpoints.storage import Folder
 from .cli import command, needed
 from .launching.processes import Processes
 from .models.backbone import build_backbone
-from .models.trained import about
+from .models.trained import describe_model
 from .tables import console
 
 COUNTERS = "num_batches_tracked"  # of batch norm, which no one needs
@@ -74,7 +74,7 @@ def pretrained(config: DictConfig, folder: Path) -> None:
         )
     backbone.load_state_dict(fitting, strict=False)
     kept = {name: config[name] for name in ("backbone", "embedding_size")}
-    model = about(OmegaConf.create({**kept, "margin": None, "data": None}), preprocessing.shape, preprocessing)
+    model = describe_model(OmegaConf.create({**kept, "margin": None, "data": None}), preprocessing.shape, preprocessing)
     weights = {f"backbone.{name}": each for name, each in backbone.state_dict().items()}
     alone = Processes(0, 1, torch.device("cpu"))
     shared = {"state_dict": weights, "class_names": b"[]", "model": model}

@@ -63,7 +63,7 @@ def _save_and_load(processes: Processes, name: str, C: int, D: int, folder: str)
             head.index_refresh.current = None  # as when a training begins
         stored = Stored(f"{place}/step-00000001")
         stored.fill(rows, processes)
-        if (state := stored.own(processes)) is not None:
+        if (state := stored.local(processes)) is not None:
             head.set_extra_state(state)
 
     line = {"held_bytes": held}

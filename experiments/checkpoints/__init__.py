@@ -1,1 +1,1 @@
-"""What a checkpoint holds, how it is written and read, and where it lies."""
+"""Checkpoints: their content, reading and writing, and where they are stored."""

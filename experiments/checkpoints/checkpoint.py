@@ -144,7 +144,7 @@ class Stored:
                 raise self.refused(_diverged(name))
         return shared
 
-    def own(self, processes: Processes) -> Any:
+    def local(self, processes: Processes) -> Any:
         """Return what `write` got of this process, or of the first if another number of them wrote it."""
         mine = own_name(processes)
         if mine not in self.tensors:

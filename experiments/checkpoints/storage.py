@@ -233,10 +233,15 @@ def _read(file: FileIO, length: int) -> bytearray:
     return content if got == length else content[:got]
 
 
+def name_of(step: int) -> str:
+    """Return the name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
 def step_of(name: str) -> int:
-    """The step that a checkpoint's name tells; 0 for one that was renamed."""
-    named = NAME.fullmatch(name)
-    return int(named[1]) if named else 0
+    """Return the step of a checkpoint's name; 0 for a renamed one."""
+    match = NAME.fullmatch(name)
+    return int(match[1]) if match else 0
 
 
 def flush(folder: Path) -> None:

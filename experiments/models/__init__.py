@@ -1,1 +1,1 @@
-"""Models as they are built, judged and used."""
+"""Models: built from a config, read from a checkpoint, evaluated and used."""

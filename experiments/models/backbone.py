@@ -1,4 +1,4 @@
-"""The backbone that a config names, checked, and the precision that it computes in."""
+"""The configured backbone, and the precision that it computes in."""
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
@@ -13,17 +13,20 @@ PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.f
 
 
 def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
-    """The configured backbone, checked to give embeddings of the configured size for this data.
+    """Build the configured backbone, and check that it returns embeddings of the configured size for this data.
 
-    `input_shape` and `embedding_size` are passed to whatever takes them: a backbone of the user's may not.
+    `input_shape` and `embedding_size` are passed only if the backbone takes them: a user's own one may not.
+
+    Raises:
+        ValueError: an option does not fit, or the embeddings have another shape.
     """
     if config.embedding_size < 1:
-        raise ValueError(f"embedding_size={config.embedding_size}: must be at least 1")
+        raise ValueError(f"embedding_size={config.embedding_size} must be at least 1; 512 is common")
     make = instantiate(config.backbone, _partial_=True)
-    given = {"input_shape": shape, "embedding_size": config.embedding_size}
+    options = {"input_shape": shape, "embedding_size": config.embedding_size}
     accepted = inspect.signature(make).parameters
     takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in accepted.values())
-    backbone: nn.Module = make(**{name: value for name, value in given.items() if name in accepted or takes_any})
+    backbone: nn.Module = make(**{name: value for name, value in options.items() if name in accepted or takes_any})
     training = backbone.training
     with torch.no_grad():
         embeddings = backbone.eval()(torch.zeros(2, *shape))
@@ -31,18 +34,19 @@ def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
     if not isinstance(embeddings, Tensor) or embeddings.shape != (2, config.embedding_size):
         got = list(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
         raise ValueError(
-            f"backbone={config.backbone._target_}: gives {got} for a batch of 2, not embeddings of "
+            f"backbone={config.backbone._target_} returns {got} for a batch of 2; it must return embeddings of "
             f"[2, embedding_size={config.embedding_size}]"
         )
     return backbone
 
 
 def check_precision(precision: str) -> None:
+    """Raise ValueError for an unknown precision."""
     if precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
+        raise ValueError(f"trainer.precision={precision} must be one of {', '.join(PRECISIONS)}")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """To compute in. A head computes in a precision of its own, whatever this is."""
+    """Return the context in which a backbone computes. A head has its own precision."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

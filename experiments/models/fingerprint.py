@@ -1,4 +1,4 @@
-"""What a checkpoint tells of its data, so that others are not taken for them: class centers go by number."""
+"""The description of its data in a checkpoint, which detects other data: class centers are identified by number."""
 
 import hashlib
 import json
@@ -9,21 +9,21 @@ import numpy as np
 
 from data.records import DataSet
 
-LABELS = 4096  # that the fingerprint of a data set is made of, at equal distances
+LABELS = 4096  # in the fingerprint of a data set, at equal distances
 
 
-def names_of(data: DataSet) -> bytes:
+def encode_class_names(data: DataSet) -> bytes:
     """Return the class names as JSON: a name may hold any character."""
     return json.dumps([str(name) for name in data.class_names]).encode()
 
 
-def about_data(data: DataSet, class_names: bytes) -> dict[str, Any]:
-    """Return counts, and a fingerprint of the names and of some labels.
+def describe_data(data: DataSet, class_names: bytes) -> dict[str, Any]:
+    """Return the counts of records and classes, and a fingerprint of the class names and some labels.
 
-    Its cost grows with the number of classes and not with that of records, of which no image is read.
+    The cost grows with the number of classes, not with the number of records. No image is read.
 
     Args:
-        class_names: of `names_of`.
+        class_names: result of `encode_class_names`.
     """
     records, classes = len(data.train), data.train.num_classes
     some = np.linspace(0, records - 1, min(records, LABELS)).astype(np.int64)
@@ -33,25 +33,26 @@ def about_data(data: DataSet, class_names: bytes) -> dict[str, Any]:
 
 
 def difference(then: Mapping[str, Any], names_then: bytes, data: DataSet) -> str | None:
-    """Return in what way data are others than those of a training; None where they are the same.
+    """Return how data differ from those of a training; None if they are the same.
 
     Args:
-        then, names_then: of `about_data` and `names_of`, as the checkpoint has them.
+        then: result of `describe_data` in the checkpoint.
+        names_then: result of `encode_class_names` in the checkpoint.
     """
-    names_now = names_of(data)
-    now = about_data(data, names_now)
+    names_now = encode_class_names(data)
+    now = describe_data(data, names_now)
     if then == now:
         return None
     if then["classes"] != now["classes"]:
-        return f"it was trained on {then['classes']:,} classes, and the data now have {now['classes']:,}"
+        return f"the checkpoint was trained on {then['classes']:,} classes, and the data now have {now['classes']:,}"
     old, new = json.loads(names_then), json.loads(names_now)
     renamed = [number for number, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]]
     if renamed:
         number = renamed[0]
         return (
-            f"class {number:,} was {old[number]!r} when it was trained, and is {new[number]!r} in the data now "
-            f"({len(renamed):,} of {len(old):,} classes have another name)"
+            f"class {number:,} was {old[number]!r} in the training, and is {new[number]!r} in the data now "
+            f"({len(renamed):,} of {len(old):,} classes have other names)"
         )
     if then["records"] != now["records"]:
-        return f"it was trained on {then['records']:,} records, and the data now have {now['records']:,}"
-    return "the data have other labels or class names than those that it was trained on"
+        return f"the checkpoint was trained on {then['records']:,} records, and the data now have {now['records']:,}"
+    return "the data have other labels or class names than in the training"

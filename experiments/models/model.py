@@ -1,6 +1,6 @@
-"""A model as it is judged and used: a backbone in eval mode, how images become its input, and its class centers.
+"""A model as protocols and commands use it: a backbone, the preparation of its input, and its class centers.
 
-All processes of a run share the work: each embeds a part of the images, each of them once.
+The processes of a run share the work: each embeds a part of the images.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +24,10 @@ from heads.group.collectives import default_group, gather_rows, gather_sizes
 from ..launching.processes import Processes
 from ..tables import shown
 
-# Images embedded together, and items of a gallery: a part of the whole whose bounds do not depend on how many processes
-# share it, so that all compute the same bits.
+# Images embedded together, and items of a gallery. The bounds of blocks do not depend on the number of processes, so
+# any number of them computes the same bits.
 BLOCK = 4096
-TINY = 1e-15  # lengths below it are computed from squares that float32 may not hold
+TINY = 1e-15  # shorter lengths are computed with scaling, because float32 may not hold their squares
 Prepare = Callable[[Tensor], Tensor]
 T = TypeVar("T")
 
@@ -40,32 +40,34 @@ class Centers(Protocol):
 
     @property
     def normalize(self) -> bool:
-        """Whether embeddings and centers are brought to unit length; otherwise the last column is a bias."""
+        """Whether embeddings and centers have unit length; otherwise the last column of the centers is a bias."""
         ...
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Empty where they have none."""
+        """Names of the classes, or empty."""
         ...
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """First class and rows (k, width) in float32 of this process's share; of all processes, each class once."""
+        """Yield the first class and the float32 rows (k, width) of each block in this process's share."""
         ...
 
 
 @dataclass(frozen=True)
 class Model:
-    """
+    """A backbone with what is needed to embed images.
+
     Args:
-        backbone: in eval mode while it is used, and left as it was.
-        processes: that share the work; all of them call.
-        precision: a context to compute in.
-        preprocessing: of images; None where the backbone takes vectors.
-        data: builds the data set that it was trained on.
-        centers: None for a head that keeps none.
-        num_workers: processes that read and decode.
-        batch_size: of the backbone.
-        name: of the checkpoint it is from.
+        backbone: set to eval mode during use, and then back to its mode.
+        embedding_size: D.
+        processes: that share the work; all of them call the methods that gather.
+        precision: returns the context in which the backbone computes.
+        preprocessing: of images; None for a model of vectors.
+        data: returns the model's own data set. Raises ValueError if that is missing or has changed.
+        centers: None for a model without class centers.
+        num_workers: processes that read and decode images.
+        batch_size: images embedded at a time.
+        name: of its checkpoint.
     """
 
     backbone: nn.Module
@@ -80,7 +82,7 @@ class Model:
     name: str = ""
 
     def view(self, images: Images) -> tuple[Source, Prepare]:
-        """Encoded images as this model takes them. Raises ValueError where it takes none."""
+        """Return encoded images as this model's input. Raise ValueError if the model takes no images."""
         if self.preprocessing is None:
             raise ValueError(
                 "there is no model that takes images: it was trained on vectors, or checkpoint= is missing"
@@ -89,89 +91,95 @@ class Model:
 
     @torch.no_grad()
     def embed(
-        self, source: Source, prepare: Prepare, indices: Indices, *, mirrored: bool = False, shown: str | None = None
+        self, source: Source, prepare: Prepare, indices: Indices, *, mirrored: bool = False, label: str | None = None
     ) -> Tensor:
-        """Embeddings (n, D) in float32 of these examples, by this process alone, in their order.
+        """Return float32 embeddings (n, D) of these examples in their order, computed by this process alone.
 
         Args:
-            mirrored: add those of the mirrored images.
-            shown: what a progress bar calls the work.
+            mirrored: add the embeddings of the mirrored images.
+            label: of a progress bar; None for none.
         """
         if mirrored and self.preprocessing is None:
-            raise ValueError("mirrored=true: there is no model that takes images")
+            raise ValueError("mirrored=true needs a model that takes images; set it to false")
         blocks = InOrder(source, indices, self.batch_size)
         numbers = range(len(blocks))
-        coming: Iterable[Tensor | ValueError] = loaded(blocks, numbers, self.num_workers if len(numbers) > 1 else 0)
-        if shown is not None:
-            coming = self.shown(coming, f"Embedding {shown}", len(numbers))
-        # Where the backbone is on a GPU, so is what comes out of it.
-        embeddings = []
+        batches: Iterable[Tensor | ValueError] = loaded(blocks, numbers, self.num_workers if len(numbers) > 1 else 0)
+        if label is not None:
+            batches = self.track(batches, f"Embedding {label}", len(numbers))
+        embeddings = []  # on the backbone's device
         training = self.backbone.training
         self.backbone.eval()
         try:
             with self.precision():
-                for examples in coming:
+                for examples in batches:
                     if isinstance(examples, ValueError):
                         raise examples
                     inputs = prepare(examples.to(self.processes.device))
-                    found = self.backbone(inputs).float()
+                    outputs = self.backbone(inputs).float()
                     if mirrored:
-                        found = found + self.backbone(inputs.flip(-1)).float()
-                    embeddings.append(found)
+                        outputs = outputs + self.backbone(inputs.flip(-1)).float()
+                    embeddings.append(outputs)
         finally:
             self.backbone.train(training)
         return torch.cat(embeddings) if embeddings else torch.empty(0, 0, device=self.processes.device)
 
     def embed_all(
-        self, source: Source, prepare: Prepare, shown: str, *, mirrored: bool = False, unit_length: bool = True
+        self, source: Source, prepare: Prepare, label: str, *, mirrored: bool = False, unit_length: bool = True
     ) -> Tensor:
-        """Embeddings (n, D) of all examples, of unit length unless told otherwise, on the host, on every process; each
-        embeds a part.
+        """Return embeddings (n, D) of all examples on the host, on every process; each process embeds a part.
+
+        Args:
+            label: of the progress bar and of messages.
+            mirrored: add the embeddings of the mirrored images.
+            unit_length: normalize the embeddings.
 
         Raises:
             ValueError: NaN or Inf, or an image that cannot be read.
         """
-        own = partial(self.embed, source, prepare, mirrored=mirrored, shown=shown)
-        return self.gathered(len(source), own, shown, unit_length)
+        embed_part = partial(self.embed, source, prepare, mirrored=mirrored, label=label)
+        return self.gathered(len(source), embed_part, label, unit_length)
 
-    def gathered(self, count: int, rows_of: Callable[[Indices], Tensor], what: str, unit_length: bool = True) -> Tensor:
-        """So many rows (n, D), of which each process makes a part, on the host of each."""
+    def gathered(
+        self, count: int, rows_of: Callable[[Indices], Tensor], label: str, unit_length: bool = True
+    ) -> Tensor:
+        """Return `count` rows (n, D) on the host of each process; each process computes a part with `rows_of`."""
         part = np.array_split(np.arange(count), self.processes.world_size)[self.processes.rank]
-        found = self.together(lambda: rows_of(part))
-        width = max(self.processes.gather(found.shape[1]))
-        found = found if len(found) else found.new_empty(0, width)
+        own_rows = self.together(lambda: rows_of(part))
+        width = max(self.processes.gather(own_rows.shape[1]))
+        own_rows = own_rows if len(own_rows) else own_rows.new_empty(0, width)
         group = default_group()
-        rows = gather_rows(found, gather_sizes(len(found), found.device, group), group).cpu()
-        return unit(rows, what) if unit_length else finite(rows, what)
+        rows = gather_rows(own_rows, gather_sizes(len(own_rows), own_rows.device, group), group).cpu()
+        return unit(rows, label) if unit_length else finite(rows, label)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Raises on all processes what it raises on one, so that none waits for the others."""
+        """Do the work, and raise on all processes what one of them raises, so that none waits for the others."""
         failure: Exception | None = None
         try:
-            found = work()
+            result = work()
         except (ValueError, OSError) as error:
             failure = error
-        for each in self.processes.gather(failure and str(failure)):
-            if each:
-                raise ValueError(each) from failure
-        return found
+        for message in self.processes.gather(failure and str(failure)):
+            if message:
+                raise ValueError(message) from failure
+        return result
 
-    def shown(self, work: Any, what: str, count: int | None = None) -> Iterable[Any]:
-        """With a progress bar, of the first process, on a terminal."""
-        return shown(work, what, len(work) if count is None else count, self.processes.is_rank_zero)
+    def track(self, work: Any, label: str, count: int | None = None) -> Iterable[Any]:
+        """Iterate with a progress bar, which process 0 shows on a terminal."""
+        return shown(work, label, len(work) if count is None else count, self.processes.is_rank_zero)
 
 
-def unit(embeddings: Tensor, what: str) -> Tensor:
-    """Brought to unit length, in place; zeros stay zeros. Raises ValueError for NaN or Inf."""
+def unit(embeddings: Tensor, label: str) -> Tensor:
+    """Normalize embeddings in place; zeros stay zeros. Raise ValueError for NaN or Inf."""
     norms = embeddings.norm(dim=1, keepdim=True)
-    if not (torch.isfinite(norms) & (norms > TINY)).all():  # or squares are more than float32 holds, or less
-        largest = finite(embeddings, what).abs().amax(1, keepdim=True)
+    if not (torch.isfinite(norms) & (norms > TINY)).all():  # squares may overflow or underflow float32
+        largest = finite(embeddings, label).abs().amax(1, keepdim=True)
         embeddings.div_(torch.where(largest > 0, largest, 1))
         norms = embeddings.norm(dim=1, keepdim=True).clamp_min_(TINY)
     return embeddings.div_(norms)
 
 
-def finite(embeddings: Tensor, what: str) -> Tensor:
+def finite(embeddings: Tensor, label: str) -> Tensor:
+    """Return the embeddings. Raise ValueError for NaN or Inf."""
     if not torch.isfinite(embeddings).all():
-        raise ValueError(f"{what}: hold NaN or Inf")
+        raise ValueError(f"the embeddings of {label} hold NaN or Inf")
     return embeddings

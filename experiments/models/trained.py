@@ -1,4 +1,4 @@
-"""A training's checkpoint, read for its model alone: what goes on from it is `experiments.checkpoints.checkpoint`'s."""
+"""The model in a checkpoint, read without its training."""
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,11 +23,11 @@ from .backbone import autocast, build_backbone, check_precision
 from .fingerprint import difference
 from .model import BLOCK, Centers, Model
 
-READ = 16 * BLOCK  # rows read together
+READ = 16 * BLOCK  # rows read at a time
 
 
-def about(config: DictConfig, shape: Sequence[int], preprocessing: Preprocessing | None) -> dict[str, Any]:
-    """What a checkpoint tells of its model, so that it can be used without its data."""
+def describe_model(config: DictConfig, shape: Sequence[int], preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """Return the description of a model in a checkpoint, with which it can be used without its data."""
     return {
         "config": OmegaConf.to_yaml(config, resolve=True),
         "shape": list(shape),
@@ -36,30 +36,31 @@ def about(config: DictConfig, shape: Sequence[int], preprocessing: Preprocessing
 
 
 class Trained:
-    """
+    """A checkpoint, opened for its model.
+
     Args:
-        path: of a run's folder, or one of its checkpoints, or a URL.
-        option: that names it, for errors.
-        trust: classes and functions that its config may name, besides those of this project's conf/.
+        path: of a run's folder or of one of its checkpoints; or a URL.
+        option: that names the path, for messages.
+        trust: classes and functions that its config may name, in addition to those in this project's conf/.
 
     Attributes:
         config: of the training, resolved.
-        preprocessing: of images; None where it trained on vectors.
+        preprocessing: of images; None for a model of vectors.
         shape: of an example.
-        num_classes: 0 where it kept no class centers.
-        class_names: empty where they have none.
+        num_classes: 0 without class centers.
+        class_names: empty for classes without names.
         backbone_state: weights by name.
 
     Raises:
-        ValueError: no readable checkpoint of this program.
+        ValueError: there is no readable checkpoint of this program.
     """
 
     ROWS = ROWS
 
     def __init__(self, path: str, option: str = "checkpoint", trust: Collection[str] = ()):
-        if path == "auto" or (found := find(path, Path(), None, option)) is None:
-            raise ValueError(f"{option}={path}: the folder of a run, or one of its checkpoints, is needed")
-        self.path, self.trust = found, trust
+        if path == "auto" or (checkpoint := find(path, Path(), None, option)) is None:
+            raise ValueError(f"{option}={path} must be the folder of a run, or one of its checkpoints")
+        self.path, self.trust = checkpoint, trust
         self.stored = Stored(self.path, option)
         shared: dict[str, Any] = self.stored.shared()
         self.num_classes = self.stored.tensors[self.ROWS].size[0] if self.ROWS in self.stored.tensors else 0
@@ -67,58 +68,60 @@ class Trained:
         self.backbone_state = {name.removeprefix("backbone."): w for name, w in weights if name.startswith("backbone.")}
         try:
             self._names: bytes = shared["class_names"]
-            self._about_data: Any = shared.get("data")  # imported ones have none
+            self._data_description: Any = shared.get("data")  # missing in imported checkpoints
             self.class_names: Sequence[str] = json.loads(self._names)
-            model = shared["model"]  # as `about` has it
+            model = shared["model"]  # of `describe_model`
             self.config: DictConfig = OmegaConf.create(model["config"])  # type: ignore[assignment]
             self.shape: tuple[int, ...] = tuple(model["shape"])
-            told = model["preprocessing"]
-            self.preprocessing = Preprocessing.from_dict(told) if told else None
-            targets.check_resolved(self.config, "config")
+            preprocessing = model["preprocessing"]
+            self.preprocessing = Preprocessing.from_dict(preprocessing) if preprocessing else None
+            targets.check_resolved(self.config, "checkpoint")
         except (ValueError, TypeError, KeyError, YAMLError) as error:
-            raise self.stored.refused(f"it does not tell of its model ({error!r})") from error
+            raise self.stored.refused(f"it has no valid description of its model ({error!r})") from error
 
     def __str__(self) -> str:
         backbone = str(OmegaConf.select(self.config, "backbone._target_")).rpartition(".")[2]
-        of = f", {self.num_classes:,} class centers" if self.num_classes else ""
-        return f"{backbone} with embeddings of {self.config.embedding_size}{of}: {self.path}"
+        centers = f", {self.num_classes:,} class centers" if self.num_classes else ""
+        return f"{backbone} with embeddings of {self.config.embedding_size}{centers}: {self.path}"
 
     def backbone(self) -> nn.Module:
-        """Built and filled, in eval mode."""
+        """Build the backbone, load its weights, and set it to eval mode."""
         self.check_targets("backbone")
         backbone = build_backbone(self.config, self.shape)
         backbone.load_state_dict(self.backbone_state)
         return backbone.eval()
 
     def data(self) -> DataSet:
-        """Built as it was trained on. Raises ValueError where the files have changed since."""
+        """Build the data set of the training. Raise ValueError if its files have changed since."""
         self.check_targets("noise", "data")
-        made: DataSet = instantiate(self.config.noise, _partial_=True)(instantiate(self.config.data))
-        if (told := difference(self._about_data, self._names, made)) is not None:
-            raise ValueError(f"{self.stored.option}={self.path}: its own data have changed: {told}; name others to use")
-        return made
+        data: DataSet = instantiate(self.config.noise, _partial_=True)(instantiate(self.config.data))
+        if (changed := difference(self._data_description, self._names, data)) is not None:
+            raise ValueError(f"{self.stored.option}={self.path} cannot use its own data: {changed}; name other data")
+        return data
 
     def check_targets(self, *names: str) -> None:
-        """Raise ValueError unless these parts of its config may be built."""
+        """Raise ValueError unless these parts of the config may be built."""
         for name in names:
             targets.check(self.config[name], name, self.trust, f"{self.stored.option}={self.path}")
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """First class and rows (k, width), in order."""
+        """Yield the first class and the rows (k, width) of each block, in order."""
         stop = self.num_classes if stop is None else stop
-        for first in range(start, stop, READ):
-            yield first, self.stored.read_rows(self.ROWS, first, min(first + READ, stop))
+        for first_class in range(start, stop, READ):
+            yield first_class, self.stored.read_rows(self.ROWS, first_class, min(first_class + READ, stop))
 
     @property
     def normalize(self) -> bool:
-        """Whether embeddings and rows are brought to unit length; otherwise the rows' last column is a bias. Of a head
-        with class centers only."""
+        """Whether embeddings and rows have unit length; otherwise the last column of the rows is a bias.
+
+        Only a head with class centers has this property.
+        """
         self.check_targets("margin")
         return bool(instantiate(self.config.margin).normalize)
 
 
 class StoredCenters:
-    """Of a checkpoint, read a few at a time."""
+    """The class centers in a checkpoint, read in blocks."""
 
     def __init__(self, trained: Trained, processes: Processes):
         self.trained, self.processes = trained, processes
@@ -129,19 +132,19 @@ class StoredCenters:
         rank, world_size = self.processes.rank, self.processes.world_size
         for number in range(rank, -(-self.num_classes // READ), world_size):
             start = number * READ
-            for first, rows in self.trained.rows(start, min(start + READ, self.num_classes)):
-                for at in range(0, len(rows), BLOCK):
-                    yield first + at, rows[at : at + BLOCK].float().to(self.processes.device)
+            for first_class, rows in self.trained.rows(start, min(start + READ, self.num_classes)):
+                for offset in range(0, len(rows), BLOCK):
+                    yield first_class + offset, rows[offset : offset + BLOCK].float().to(self.processes.device)
 
 
 def _no_data() -> DataSet:
-    raise ValueError("this checkpoint was imported, and has no data of its own")
+    raise ValueError("this checkpoint was imported and has no data of its own; name other data")
 
 
 def model_of(
     trained: Trained, processes: Processes, precision: str, num_workers: int = 0, batch_size: int = 512
 ) -> Model:
-    """To be judged or used, on the device of this process."""
+    """Return the model, ready to use on this process's device."""
     centers: Centers | None = StoredCenters(trained, processes) if trained.num_classes else None
     check_precision(precision)
     if trained.config.data is None:

@@ -230,5 +230,5 @@ def _images(names: Sequence[bytes], folder: str, mirrored: bool) -> ImageSet:
         len(names),
         None,
         (),
-        lambda model, at, title: model.embed(*model.view(files), at, mirrored=mirrored, shown=title),
+        lambda model, at, title: model.embed(*model.view(files), at, mirrored=mirrored, label=title),
     )

@@ -101,7 +101,7 @@ def shard_blocks(count: int, model: Model, title: str, block: Callable[[int, int
 
     def blocks(wanted: WantedItems | None) -> Iterable[tuple[int, Tensor]]:
         needed = [n for n in numbers if wanted is None or wanted.within(n * BLOCK, (n + 1) * BLOCK)]
-        for number in model.shown(needed, title):
+        for number in model.track(needed, title):
             yield number * BLOCK, block(number * BLOCK, min((number + 1) * BLOCK, count))
 
     return blocks
@@ -127,7 +127,7 @@ def image_set(
     images = images_at(path, format, root=root, option=option)
 
     def rows(model: Model, indices: Indices, title: str | None) -> Tensor:
-        return model.embed(*model.view(images), indices, mirrored=mirrored, shown=title)
+        return model.embed(*model.view(images), indices, mirrored=mirrored, label=title)
 
     names = [one_line(name) for name in images.names]
     return ImageSet(path, len(images), np.asarray(images.labels, np.int64), names, rows)
@@ -171,6 +171,6 @@ def from_dataset(model: Model, records: RecordSet, name: str, mirrored: bool = F
     labels = np.asarray(records.labels[np.arange(len(records))], np.int64)
 
     def rows(model: Model, indices: Indices, title: str | None) -> Tensor:
-        return model.embed(records.source, prepare, indices, mirrored=mirrored, shown=title)
+        return model.embed(records.source, prepare, indices, mirrored=mirrored, label=title)
 
     return ImageSet(name, len(records), labels, (), rows)

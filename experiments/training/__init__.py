@@ -1,1 +1,1 @@
-"""A training: the LightningModule and what goes with it, put together by `experiments.train`."""
+"""A training: its LightningModule and callbacks, and their assembly from a config."""

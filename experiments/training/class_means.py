@@ -1,4 +1,4 @@
-"""What stands for a class where it has no center: the mean embedding of some of its images."""
+"""Mean embeddings of classes, which represent classes that have no center."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from data.records import DataSet, RecordSet
 from heads.group.sharding import Shard
-from heads.objectives.rows import MIN_NORM
+from heads.objectives.softmax import MIN_NORM
 
 from ..models.model import Model
 
@@ -16,38 +16,38 @@ BLOCK = 2**16  # records at a time
 
 
 def class_means(
-    model: Model, data: DataSet, wanted: NDArray[np.bool_], shard: Shard, limit: int, shown: str
+    model: Model, data: DataSet, wanted: NDArray[np.bool_], shard: Shard, limit: int, label: str
 ) -> tuple[NDArray[np.int64], Tensor, Tensor]:
-    """Embeds up to `limit` training images of each wanted class of this process's shard, not augmented.
+    """Embed up to `limit` training images, not augmented, of each wanted class of this process's shard.
 
     Args:
         wanted: (C,)
-        shown: what a progress bar calls the work.
+        label: of the progress bar.
 
     Returns:
-        Rows of the shard that are wanted (n,), their means (n, D) of unit length, or zero for a class without an
-        image, and how many images there were (n,).
+        Ids of the wanted classes in the shard (n,), their means (n, D) of unit length, or zero for a class without
+        images, and the number of images (n,).
     """
     chosen = first_images(data.train, wanted, shard, limit)
-    own = np.flatnonzero(wanted[shard.start : shard.stop])
+    classes = np.flatnonzero(wanted[shard.start : shard.stop])
     device = model.processes.device
-    sums = torch.zeros(len(own), model.embedding_size, device=device)
-    counts = torch.zeros(len(own), device=device)
+    sums = torch.zeros(len(classes), model.embedding_size, device=device)
+    counts = torch.zeros(len(classes), device=device)
     blocks = [chosen[a : a + BLOCK] for a in range(0, len(chosen), BLOCK)]
-    for block in model.shown(blocks, f"Embedding images of {shown}"):
+    for block in model.track(blocks, f"Embedding images of {label}"):
         embeddings = model.embed(data.train.source, data.prepare, block)
-        classes = np.asarray(data.train.labels[block], dtype=np.int64) - shard.start
-        places = torch.from_numpy(np.searchsorted(own, classes)).to(device)
-        sums.index_add_(0, places, normalize(embeddings).to(device))
-        counts.index_add_(0, places, torch.ones(len(places), device=device))
-    model.processes.any(False)  # those with more images take longer
-    return own, sums.div_(sums.norm(dim=1, keepdim=True).clamp_min_(MIN_NORM)), counts
+        labels = np.asarray(data.train.labels[block], dtype=np.int64) - shard.start
+        positions = torch.from_numpy(np.searchsorted(classes, labels)).to(device)
+        sums.index_add_(0, positions, normalize(embeddings).to(device))
+        counts.index_add_(0, positions, torch.ones(len(positions), device=device))
+    model.processes.any(False)  # wait for processes with more images
+    return classes, sums.div_(sums.norm(dim=1, keepdim=True).clamp_min_(MIN_NORM)), counts
 
 
 def first_images(records: RecordSet, wanted: NDArray[np.bool_], shard: Shard, limit: int) -> NDArray[np.int64]:
-    """Up to `limit` records of each wanted class of the shard."""
+    """Return up to `limit` records of each wanted class of the shard."""
     taken = np.zeros(shard.size, dtype=np.int64)
-    found = []
+    chosen = []
     for start in range(0, len(records), BLOCK):
         indices = np.arange(start, min(start + BLOCK, len(records)))
         labels = np.asarray(records.labels[indices])
@@ -56,8 +56,8 @@ def first_images(records: RecordSet, wanted: NDArray[np.bool_], shard: Shard, li
         indices, classes = indices[inside], labels[inside] - shard.start
         order = np.argsort(classes, kind="stable")
         _, begins, counts = np.unique(classes[order], return_index=True, return_counts=True)
-        earlier = np.empty(len(classes), dtype=np.int64)  # records of the same class before it in this block
+        earlier = np.empty(len(classes), dtype=np.int64)  # earlier records of the same class in this block
         earlier[order] = np.arange(len(classes)) - np.repeat(begins, counts)
-        found.append(indices[taken[classes] + earlier < limit])
+        chosen.append(indices[taken[classes] + earlier < limit])
         taken += np.bincount(classes, minlength=shard.size)
-    return np.concatenate(found)
+    return np.concatenate(chosen)

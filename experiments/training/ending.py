@@ -1,4 +1,4 @@
-"""A training that ends before its last step: after the step at hand, on all processes after the same one."""
+"""The end of a training before its last step: all processes stop after the same step."""
 
 import signal
 from contextlib import suppress
@@ -11,15 +11,20 @@ from ..launching.processes import Processes
 from .module import HeadModule
 
 
-class StopOnInterrupt(L.Callback):
-    """Ctrl-C and SIGTERM end the training after the batch at hand; a second Ctrl-C ends it at once.
+class GracefulStop(L.Callback):
+    """A callback that ends the training after the current step on Ctrl-C, SIGTERM or a failure of any process.
 
-    So does what would raise in the next step, on whichever process, so that a checkpoint holds all before it.
+    A failure here is what would raise in the next step, so that a checkpoint holds all steps before it. A second Ctrl-C
+    stops at once.
+
+    Attributes:
+        status: 128 + the signal's number once a signal has arrived, otherwise 0.
+        failure: reason why a process cannot continue, the same on all processes; or None.
     """
 
-    status = 0  # 128 + the signal's number, once one has come
-    failure: str | None = None  # why a process cannot go on; the same on all
-    installed = got_one = False  # the handler; a signal of this process's own
+    status = 0
+    failure: str | None = None
+    _has_handlers = _received_signal = False
 
     def __init__(self, processes: Processes):
         self.processes = processes
@@ -28,29 +33,32 @@ class StopOnInterrupt(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        # All stop after the same step, whichever of them the signal has reached, or cannot go on.
-        if module.between_steps and self.processes.any(bool(self.status) or module.failure is not None):
-            self.failure = next((each for each in self.processes.gather(module.failure) if each), None)
+        # A signal or a failure may have reached any process: all stop after the same step.
+        if module.step_is_complete and self.processes.any(bool(self.status) or module.failure is not None):
+            self.failure = next((failure for failure in self.processes.gather(module.failure) if failure), None)
             self.status = self.status or 128 + signal.SIGTERM
             trainer.should_stop = True
 
-    def restore(self) -> None:
-        """Once all is written. Another process's signal may have ended the training before one's own comes."""
-        if self.installed:
+    def restore_handlers(self) -> None:
+        """Restore the default handlers, once everything is written.
+
+        Another process's signal may have ended the training before this process receives its own.
+        """
+        if self._has_handlers:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.got_one:
+            if self._received_signal:
                 if number == signal.SIGINT:
                     raise KeyboardInterrupt
                 return  # launchers may send SIGTERM more than once
-            self.got_one, self.status = True, 128 + number
+            self._received_signal, self.status = True, 128 + number
             if self.processes.is_rank_zero:
-                with suppress(RuntimeError):  # the signal came while something else was printed
-                    print("\nInterrupted: finishing this step; Ctrl-C once more to stop at once.", flush=True)
+                with suppress(RuntimeError):  # the signal arrived during another print
+                    print("\nInterrupted: finishing this step; press Ctrl-C again to stop at once.", flush=True)
 
-        self.installed = True
+        self._has_handlers = True
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)

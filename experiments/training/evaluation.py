@@ -1,5 +1,8 @@
-"""Evaluation while training: of the held-out classes, as `val/...`, by protocols, as `val/SET/...`, and of training
-records against all class centers, as `train/exact_loss` and `train/top1`."""
+"""Evaluation during training.
+
+Held-out classes give `val/...`, protocols `val/SET/...`, and training records compared with all class centers
+`train/exact_loss` and `train/top1`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,79 +28,85 @@ from .recorder import Recorder
 
 
 class Evaluation(L.Callback):
-    """Every `interval` steps and at the end of the training; training records at the end only.
+    """A callback that evaluates every `interval` steps and at the end; training records at the end only.
 
     Args:
-        protocols: protocols besides the held-out classes.
+        protocols: used in addition to the held-out classes.
+        seed: draws the training records.
+
+    Attributes:
+        failure: failures of the protocols at the last evaluation, the same on all processes; or None.
     """
 
-    def __init__(self, config: DictConfig, recorder: Recorder, protocols: Sequence[EvaluationProtocol] = ()):
+    failure: str | None = None
+
+    def __init__(
+        self, config: DictConfig, recorder: Recorder, protocols: Sequence[EvaluationProtocol] = (), seed: int = 0
+    ):
         self.interval, self.far, self.recorder = config.interval, config.far, recorder
-        self.train_records = config.train_records
+        self.train_records, self.seed = config.train_records, seed
         self.protocols = protocols
-        self.notes: set[str] = set()  # that were printed
-        self.failure: str | None = None  # of the protocols, at the last evaluation; the same on all processes
+        self._printed_notes: set[str] = set()
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         head = module.head
         for protocol in self.protocols:
-            protocol.check(model_in(trainer, module))
+            protocol.check(live_model(trainer, module))
         if self.train_records is not None and not isinstance(head, CenterHead):
             raise ValueError(
-                f"evaluate.train_records={self.train_records}: {type(head).__name__} keeps no class centers to hold "
-                "them against; null for none"
+                f"evaluate.train_records={self.train_records} needs class centers, and {type(head).__name__} has none; "
+                "set it to null"
             )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        due = self.interval and module.step % self.interval == 0 and module.between_steps
-        if (due and module.step) or module.ends:
-            with self.recorder.paused(), bars_hidden():
-                module.share_buffers()
-                model, metrics = model_in(trainer, module), {}
-                if module.data.heldout is not None:
-                    metrics = evaluate(model, module.data.heldout, self.far)
-                    metrics = {f"val/{name}": value for name, value in metrics.items()}
-                metrics |= self._judged(model)
-                if self.train_records is not None and module.ends:
-                    head = cast(CenterHead, module.head)
-                    metrics |= against_all_centers(
-                        model, head, module.data.train, self.train_records, module.config.seed
-                    )
-                self.recorder.record(trainer, metrics, module.step)
+        is_due = self.interval and module.step and module.step % self.interval == 0 and module.step_is_complete
+        if not is_due and not module.is_last_step:
+            return
+        with self.recorder.paused(), bars_hidden():
+            module.share_buffers()
+            model, metrics = live_model(trainer, module), {}
+            if module.data.heldout is not None:
+                metrics = evaluate(model, module.data.heldout, self.far)
+                metrics = {f"val/{name}": value for name, value in metrics.items()}
+            metrics |= self._protocol_metrics(model)
+            if self.train_records is not None and module.is_last_step:
+                head = cast(CenterHead, module.head)
+                metrics |= against_all_centers(model, head, module.data.train, self.train_records, self.seed)
+            self.recorder.record(trainer, metrics, module.step)
 
-    def _judged(self, model: Model) -> dict[str, float]:
-        """What protocols find, on the first process. One that cannot judge is told of, and training goes on."""
+    def _protocol_metrics(self, model: Model) -> dict[str, float]:
+        """Return the metrics of the protocols, on process 0. A failed protocol is reported, and training continues."""
         metrics: dict[str, float] = {}
         failures = []
         for protocol in self.protocols:
             failure = None
             try:
                 for result in protocol(model):
-                    self._note(result)
+                    self._print_notes(result)
                     metrics |= {f"val/{result.name}/{name}": value for name, value in metrics_with_ci(result).items()}
             except (ValueError, OSError) as error:
                 failure = str(error)
-            # On the host: where there are GPUs, waiting has a limit there.
-            failures += [each for each in model.processes.gather(failure) if each][:1]
+            # Gathered on the host, because waiting has a time limit on GPUs.
+            failures += [message for message in model.processes.gather(failure) if message][:1]
         before, self.failure = self.failure, "; ".join(failures) or None
         if self.failure not in (None, before) and model.processes.is_rank_zero:
-            print(f"\nwarning: {self.failure}. Training goes on without these figures.", flush=True)
+            print(f"\nwarning: {self.failure}. Training continues without these metrics.", flush=True)
         return metrics
 
-    def _note(self, result: Result) -> None:
-        """Print what must be known to read the figures, the first time."""
+    def _print_notes(self, result: Result) -> None:
+        """Print the notes that explain the metrics, the first time."""
         for note in result.notes:
-            if (line := f"\nnote: {result.name}: {note}") not in self.notes:
-                self.notes.add(line)
+            if (line := f"\nnote: {result.name}: {note}") not in self._printed_notes:
+                self._printed_notes.add(line)
                 print(line, flush=True)
 
 
 def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:
-    """Metrics of the held-out classes, embedded in eval mode at the precision of the training; on the first process."""
+    """Return the metrics of the held-out classes, embedded in eval mode at the training's precision; on process 0."""
     embeddings = model.embed_all(heldout.source, model.data().prepare, "held-out classes", unit_length=False)
     labels = torch.from_numpy(np.asarray(heldout.labels[np.arange(len(heldout))], dtype=np.int64))
     return open_set(embeddings, labels, far) if model.processes.is_rank_zero else {}
@@ -105,7 +114,7 @@ def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:
 
 @torch.no_grad()
 def against_all_centers(model: Model, head: CenterHead, records: RecordSet, count: int, seed: int) -> dict[str, float]:
-    """The exact loss and the share of right answers of training records drawn at random, not augmented."""
+    """Return the exact loss and the top-1 accuracy of `count` random training records without augmentation."""
     chosen = permute(np.arange(min(count, len(records))), len(records), seed)
     part = np.array_split(chosen, model.processes.world_size)[model.processes.rank]
     embeddings = model.embed(records.source, model.data().prepare, part)
@@ -114,16 +123,16 @@ def against_all_centers(model: Model, head: CenterHead, records: RecordSet, coun
     head.eval()
     try:
         loss = head(embeddings, labels)
-        right = (head.topk(embeddings, 1)[1][:, 0] == labels).sum()
+        correct = (head.topk(embeddings, 1)[1][:, 0] == labels).sum()
     finally:
         head.train()
-    right = sum_over_processes(right, default_group())
-    return {"train/exact_loss": float(loss), "train/top1": float(right) / len(chosen)}
+    correct = sum_over_processes(correct, default_group())
+    return {"train/exact_loss": float(loss), "train/top1": float(correct) / len(chosen)}
 
 
 @dataclass(frozen=True)
 class LiveCenters:
-    """Of a head that trains: each process's shard."""
+    """Class centers of a head in training: the shard of each process."""
 
     head: CenterHead
     class_names: Sequence[str]
@@ -142,16 +151,16 @@ class LiveCenters:
             yield shard.start + start, self.head.centers.read(slice(start, min(start + BLOCK, shard.size)))
 
 
-def model_in(trainer: L.Trainer, module: HeadModule) -> Model:
-    """What trains, as it is judged: at the precision of the training."""
+def live_model(trainer: L.Trainer, module: HeadModule) -> Model:
+    """Return the model in training as protocols see it, at the precision of the training."""
     head = module.head
     return Model(
         module.backbone,
-        module.config.embedding_size,
+        module.embedding_size,
         module.processes,
         trainer.precision_plugin.forward_context,
         module.data.preprocessing,
         lambda: module.data,
         LiveCenters(head, module.data.class_names) if isinstance(head, CenterHead) else None,
-        module.config.num_workers,
+        module.loader.num_workers,
     )

@@ -1,4 +1,4 @@
-"""Fidelity while training, as `fidelity/...`: how much of the exact gradient the head keeps, now and then."""
+"""Fidelity during training, as `fidelity/...`: the share of the exact gradient that the head keeps."""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ from heads.group.sharding import Shard
 
 from ..tables import bars_hidden
 from .class_means import class_means
-from .evaluation import model_in
+from .evaluation import live_model
 from .module import HeadModule
 from .recorder import Recorder
 
 
 class Fidelity(L.Callback):
-    """Every `interval` steps, and at the last, the head's own batch is looked at, between forward and backward pass.
+    """A callback that measures fidelity on the head's own batch, every `interval` steps and at the last step.
 
-    Nothing of the training changes, and its clocks stand still.
+    It runs between forward and backward pass, changes nothing in the training, and pauses its clock.
     """
 
     def __init__(self, config: DictConfig, recorder: Recorder):
@@ -32,14 +32,14 @@ class Fidelity(L.Callback):
         whole("fidelity.class_images", config.class_images, 1)
         self.config, self.recorder = config, recorder
         self._call: tuple[Tensor, Tensor, Tensor] | None = None  # embeddings, labels and loss of the last forward
-        self._found: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         if self.config.interval is not None:
             if not isinstance(module.head, CenterHead):
                 self._check(module)
-            module.head.register_forward_hook(lambda head, inputs, loss: self._note(module, inputs, loss))
+            module.head.register_forward_hook(lambda head, inputs, loss: self._keep_call(module, inputs, loss))
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
         if self._call is None:
@@ -49,11 +49,11 @@ class Fidelity(L.Callback):
         probes, hardest = self.config.probes, self.config.hardest
         with self.recorder.paused(), bars_hidden():
             if isinstance(module.head, CenterHead):
-                self._found = selection_fidelity(
+                self._metrics = selection_fidelity(
                     module.head, embeddings, labels, probes=probes, repeats=self.config.repeats, hardest=hardest
                 )
             else:
-                self._found = loss_fidelity(
+                self._metrics = loss_fidelity(
                     own_loss,
                     embeddings,
                     labels,
@@ -70,39 +70,44 @@ class Fidelity(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        if self._found and module.between_steps:
-            found, self._found = self._found, {}
+        if self._metrics and module.step_is_complete:
+            metrics, self._metrics = self._metrics, {}
             with self.recorder.paused():
-                self.recorder.record(trainer, {f"fidelity/{name}": value for name, value in found.items()}, module.step)
+                named = {f"fidelity/{name}": value for name, value in metrics.items()}
+                self.recorder.record(trainer, named, module.step)
 
     def _check(self, module: HeadModule) -> None:
-        """Of a head without class centers. Raises ValueError where it cannot be judged."""
+        """Raise ValueError if a head without class centers lacks what its fidelity is computed from."""
         kind, head = type(module.head), module.head
-        lacks = [name for name in ("margin", "process_group") if not hasattr(head, name)]
+        missing = [name for name in ("margin", "process_group") if not hasattr(head, name)]
         if kind.held_classes is Head.held_classes:
-            lacks.append("held_classes()")
-        if lacks:
+            missing.append("held_classes()")
+        if missing:
             raise ValueError(
-                f"fidelity.interval={self.config.interval}: {kind.__name__} has no class centers, and without them "
-                f"{' and '.join(lacks)} would be needed; null for never"
+                f"fidelity.interval={self.config.interval} cannot be used with {kind.__name__}: a head without class "
+                f"centers must define {' and '.join(missing)}; null measures nothing"
             )
         self._shard(module)
 
-    def _note(self, module: HeadModule, inputs: tuple[Tensor, ...], loss: Tensor) -> None:
-        """Of the first micro-batch of a step that is due; of several forwards in it, the last."""
-        first = (module.loader.handed_out - 1) % module.accumulate == 0
-        due = (module.step + 1) % self.config.interval == 0 or module.step + 1 == module.num_steps
-        if module.head.training and loss.requires_grad and first and due:
+    def _keep_call(self, module: HeadModule, inputs: tuple[Tensor, ...], loss: Tensor) -> None:
+        """Keep the inputs of the last forward in the first micro-batch of a step that is due."""
+        is_first_micro_batch = (module.loader.handed_out - 1) % module.accumulate == 0
+        is_due = (module.step + 1) % self.config.interval == 0 or module.step + 1 == module.num_steps
+        if module.head.training and loss.requires_grad and is_first_micro_batch and is_due:
             embeddings, labels, *_ = inputs
             self._call = (embeddings, labels, loss)
 
     @torch.no_grad()
     def _means(self, trainer: L.Trainer, module: HeadModule) -> Tensor:
-        """Mean embeddings (classes of this process's shard, D), of the backbone as it is."""
+        """Return the mean embeddings (classes of this process's shard, D) by the current backbone."""
         wanted = np.ones(module.data.train.num_classes, dtype=bool)
-        model = model_in(trainer, module)
+        model = live_model(trainer, module)
         return class_means(model, module.data, wanted, self._shard(module), self.config.class_images, "all classes")[1]
 
     def _shard(self, module: HeadModule) -> Shard:
-        """The classes whose means this process makes, where the head has no centers. Raises ValueError for too few."""
+        """Return the classes whose means this process computes for a head without class centers.
+
+        Raises:
+            ValueError: there are fewer classes than processes.
+        """
         return Shard(module.data.train.num_classes, module.processes.rank, module.processes.world_size)

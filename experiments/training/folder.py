@@ -1,4 +1,4 @@
-"""The folder of a run: this training's alone, and its own once it has started."""
+"""The folder of a run: one training at a time uses it, and it belongs to a training once that starts."""
 
 import os
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from ..launching.processes import Processes
 
 
 @contextmanager
-def alone(processes: Processes, config: DictConfig, folder: Path) -> Iterator[None]:
-    """Hold the locks of the run's folder and of its checkpoints. Raise ValueError on all processes if one is taken."""
+def exclusive_access(processes: Processes, config: DictConfig, folder: Path) -> Iterator[None]:
+    """Hold the locks of the run's folder and its checkpoints. Raise ValueError on all processes if one is taken."""
     refusal = None
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if processes.is_rank_zero:
             try:
-                held.enter_context(locked(folder, "hydra.run.dir"))
-                if isinstance(place := checkpoint_dir(folder, config.checkpoint.dir), Folder):
-                    held.enter_context(locked(place.path, "checkpoint.dir"))
+                locks.enter_context(locked(folder, "hydra.run.dir"))
+                if isinstance(store := checkpoint_dir(folder, config.checkpoint.dir), Folder):
+                    locks.enter_context(locked(store.path, "checkpoint.dir"))
             except ValueError as error:
                 refusal = str(error)
         if (refusal := processes.gather(refusal)[0]) is not None:
@@ -32,21 +32,21 @@ def alone(processes: Processes, config: DictConfig, folder: Path) -> Iterator[No
         yield
 
 
-class TakesOver(L.Callback):
-    """Once training starts, and not if it is refused, the folder is this run's."""
+class FolderClaim(L.Callback):
+    """A callback that makes the folder this run's when training starts; a refused run leaves the folder unchanged."""
 
-    began = False
+    _has_started = False
 
-    def __init__(self, folder: Path, config_name: str, first: bool):
-        self.folder, self.config_name, self.first = folder, config_name, first
-        self.was_used = (folder / "metrics.csv").exists()  # by an earlier run
+    def __init__(self, folder: Path, config_name: str, is_rank_zero: bool):
+        self.folder, self.config_name, self.is_rank_zero = folder, config_name, is_rank_zero
+        self._was_used = (folder / "metrics.csv").exists()
 
     @property
-    def refused(self) -> bool:
-        """Whether this run may leave nothing in the folder."""
-        return self.was_used and not self.began
+    def is_refused(self) -> bool:
+        """Whether the folder belongs to an earlier run, and this run must not write to it."""
+        return self._was_used and not self._has_started
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.began = True
-        if self.first and self.config_name != CONFIG:
+        self._has_started = True
+        if self.is_rank_zero and self.config_name != CONFIG:
             os.replace(self.folder / self.config_name, self.folder / CONFIG)

@@ -1,4 +1,4 @@
-"""The precision that the backbone computes in; a head computes in its own, whatever this is."""
+"""The precision of the backbone. A head has its own precision."""
 
 from typing import Any
 
@@ -16,24 +16,26 @@ def plugin_for(precision: str, device: torch.device) -> Precision:
     if precision == "32-true":
         return Precision()
     plugin = MixedPrecision(precision, device.type)  # type: ignore[arg-type]
-    plugin.scaler = None  # `LossScale` does that, past the head
+    plugin.scaler = None  # `LossScale` scales behind the head
     return plugin
 
 
 class LossScale:
-    """Keeps the backbone's float16 gradients from vanishing (Micikevicius et al. 2018, arXiv:1710.03740).
+    """Loss scaling, which prevents float16 gradients of the backbone from underflowing.
 
-    Gradients are multiplied where they leave the head for the backbone, so that the head, which computes in float32,
-    never meets the scale. When they overflow on any process, all skip the step and halve the scale.
+    The gradient is multiplied where it passes from the head to the backbone, so that the scale never reaches the head,
+    which computes in float32. If a gradient overflows on any process, all processes skip the step and halve the scale.
+
+    Source: Micikevicius et al. 2018, arXiv:1710.03740.
     """
 
     def __init__(self, processes: Processes):
-        several = processes.world_size > 1
         self.device = processes.device
-        self.scaler = ShardedGradScaler(self.device.type) if several else torch.amp.GradScaler(self.device.type)
+        scaler = ShardedGradScaler if processes.world_size > 1 else torch.amp.GradScaler
+        self.scaler = scaler(self.device.type)
 
     def apply(self, embeddings: Tensor) -> Tensor:
-        """The embeddings (n, D) in float32; their gradient will be scaled."""
+        """Return the embeddings (n, D) in float32 with a scaled gradient."""
         scaled: Tensor = _ScaledGradient.apply(embeddings, self.scaler.scale(torch.ones((), device=self.device)))
         return scaled
 
@@ -41,7 +43,7 @@ class LossScale:
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the optimizer stepped; the same on all processes."""
+        """Step the optimizer unless a gradient overflowed; return whether it stepped, the same on all processes."""
         scale = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -59,7 +61,7 @@ class _ScaledGradient(torch.autograd.Function):
     def forward(ctx: Any, embeddings: Tensor, scale: Tensor) -> Tensor:
         ctx.scale = scale
         ctx.dtype = embeddings.dtype
-        return embeddings.float()  # or the gradient would be rounded before it is scaled
+        return embeddings.float()  # the gradient must not be rounded before it is scaled
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]

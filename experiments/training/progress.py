@@ -1,4 +1,4 @@
-"""The progress of a training: a bar at a terminal, a line now and then elsewhere."""
+"""The progress of a training: a bar on a terminal, regular lines elsewhere."""
 
 import time
 from typing import Any
@@ -10,12 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from .module import HeadModule
 from .recorder import Recorder
 
-LINES = 20  # of a whole training, where there is no terminal,
-SECONDS = 30  # and not much longer from one to the next, however slow it is
+# Without a terminal: the number of lines of a whole training, and the longest time between two of them in seconds.
+LINES = 20
+SECONDS = 30
 
 
 class ProgressBar(L.Callback):
-    """Loss, images per second, time left, and the latest rank-1."""
+    """A callback that shows loss, images per second, time left, and the latest rank-1."""
 
     def __init__(self, recorder: Recorder, every: int):
         self.recorder, self.every = recorder, every
@@ -30,21 +31,22 @@ class ProgressBar(L.Callback):
             disable=not self.console.is_terminal,
         )
         self.task = TaskID(0)
-        self.told = time.monotonic()
+        self.last_shown = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         self.task = self.progress.add_task("", total=module.num_steps, completed=module.step, figures="")
         self.progress.start()
-        self.told = time.monotonic()
+        self.last_shown = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        if not module.between_steps or not (self._is_due(module.step, module.num_steps) or module.ends):
+        is_due = self._is_due(module.step, module.num_steps) or module.is_last_step
+        if not module.step_is_complete or not is_due:
             return
-        self.told = time.monotonic()
+        self.last_shown = time.monotonic()
         speed = self.recorder.images_per_second
         figures = f"loss {float(module.last_loss):.3f}"
         if speed:  # known after the first steps
@@ -55,14 +57,14 @@ class ProgressBar(L.Callback):
             self.progress.update(self.task, completed=module.step, figures=figures)
             return
         if speed:
-            left = (module.num_steps - module.step) * module.accumulate * module.config.batch_size / speed
+            left = (module.num_steps - module.step) * module.accumulate * module.loader.batch_size / speed
             figures += f"  {left:.0f} s left"
         print(f"step {module.step}/{module.num_steps}  {figures}", flush=True)
 
     def _is_due(self, step: int, num_steps: int) -> bool:
         if self.console.is_terminal:
             return step % min(self.every, 10) == 0
-        return step % max(1, num_steps // LINES) == 0 or time.monotonic() - self.told >= SECONDS
+        return step % max(1, num_steps // LINES) == 0 or time.monotonic() - self.last_shown >= SECONDS
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.progress.stop()

@@ -1,6 +1,7 @@
-"""A training goes on from a checkpoint as what it was: with the options and the data that it began with."""
+"""The origin of a training, stated in its checkpoints: a resumed training must have the same options and data."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from data.records import DataSet
 
 from ..comparing.runs import flatten, normalized
-from ..models.fingerprint import difference
+from ..models.fingerprint import describe_data, difference, encode_class_names
+from ..models.trained import describe_model
 
 # Options that change how long a training runs, where it runs and how it is observed, but not what is trained: whole
-# groups, and single names. Batch sizes are compared elsewhere, by the images that a step sees.
+# groups, and single names. Batch sizes are compared elsewhere, by the images of a step.
 GROUPS_THAT_MAY_CHANGE = ("logger.", "checkpoint.", "evaluate.", "fidelity.", "protocol.", "warm_start.")
 MAY_CHANGE = frozenset((
     *("resume", "head_name", "sweep_metric", "protocol", "num_workers", "batch_size", "store_dir"),
@@ -22,42 +24,70 @@ MAY_CHANGE = frozenset((
 ))  # fmt: skip
 
 
+class Origin:
+    """The config and the data of a training, as its checkpoints state them.
+
+    Attributes:
+        resume: the option of this run, for messages.
+    """
+
+    def __init__(self, config: DictConfig, data: DataSet):
+        self.config, self.data, self.resume = config, data, config.resume
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """The part of a checkpoint that states the origin. It is computed once, when a checkpoint needs it."""
+        class_names = encode_class_names(self.data)
+        return {
+            "class_names": class_names,
+            "data": describe_data(self.data, class_names),
+            "model": describe_model(self.config, self.data.shape, self.data.preprocessing),
+            "config": OmegaConf.to_container(self.config, resolve=True),
+        }
+
+    def check(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raise ValueError if a checkpoint has another origin."""
+        check(checkpoint["config"], self.config)
+        check_data(checkpoint["data"], checkpoint["class_names"], self.data, self.resume)
+
+
 def check(began_with: Mapping[str, Any], config: DictConfig) -> None:
-    """Raises ValueError for an option that would be ignored, or change in the midst of a training.
+    """Raise ValueError for an option that would be ignored, or would change during a training.
 
     Args:
-        began_with: the config in the checkpoint that `config.resume` names. What only one of both has is of another
-            version of this program, or of another head.
+        began_with: the config in the checkpoint that `config.resume` names. An option that only one of the two configs
+            has belongs to another version of this program or to another head, and is not compared.
     """
     then, now = flatten(began_with), flatten(OmegaConf.to_container(config, resolve=True))
-    both = sorted({*then} & {*now}, key=lambda name: (name.count("."), name))
+    common = sorted({*then} & {*now}, key=lambda name: (name.count("."), name))
     changed = [
         name
-        for name in both
+        for name in common
         if name not in MAY_CHANGE
         and not name.startswith(GROUPS_THAT_MAY_CHANGE)
         and normalized(then[name]) != normalized(now[name])
     ]
     if changed:
-        # Of an option that others repeat, as head.sample_rate does sample_rate, one is enough.
-        told = [name for name in changed if not any(name.endswith(f".{other}") for other in changed)]
-        told = [name for name in told if name.endswith("._target_")] or told  # another head, say, has other options
-        before, after = ([f"{name}={values[name]}" for name in told] for values in (then, now))
+        # head.sample_rate, for example, repeats sample_rate: one of them is enough.
+        shown = [name for name in changed if not any(name.endswith(f".{other}") for other in changed)]
+        shown = [name for name in shown if name.endswith("._target_")] or shown  # another head has other options
+        before, after = ([f"{name}={values[name]}" for name in shown] for values in (then, now))
         raise ValueError(
-            f"resume={config.resume}: was trained with {', '.join(before)}, and this run has {', '.join(after)}; go on "
-            "with the options that it began with, or begin a new training from it with warm_start.checkpoint="
+            f"resume={config.resume} was trained with {', '.join(before)}, and this run has {', '.join(after)}; resume "
+            "with the options it was trained with, or start a new training from it with warm_start.checkpoint="
         )
 
 
 def check_data(then: Mapping[str, Any], names_then: bytes, data: DataSet, resume: str) -> None:
-    """Raise ValueError where the data are not those that a training began with: its rows are of those classes.
+    """Raise ValueError if the data are not those of the checkpoint: its rows belong to those classes.
 
     Args:
-        then, names_then: what the checkpoint tells of its data.
-        resume: the option, for errors.
+        then: data description in the checkpoint.
+        names_then: class names in the checkpoint.
+        resume: the option, for messages.
     """
-    if (told := difference(then, names_then, data)) is not None:
+    if (changed := difference(then, names_then, data)) is not None:
         raise ValueError(
-            f"resume={resume}: {told}; resume with the data of then, or begin a new training from it with "
-            "warm_start.checkpoint=, which knows classes by name"
+            f"resume={resume} has other data: {changed}; resume with the data it was trained on, or start a new "
+            "training from it with warm_start.checkpoint=, which matches classes by name"
         )

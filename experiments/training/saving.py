@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which of them stay."""
+"""When checkpoints are written, and which of them are kept."""
 
 import time
 from typing import Any
@@ -7,25 +7,29 @@ import lightning as L
 from omegaconf import DictConfig
 
 from ..checkpoints.checkpoint import CheckpointError
-from ..checkpoints.storage import CheckpointStore
+from ..checkpoints.storage import CheckpointStore, name_of
 from .module import HeadModule
 from .recorder import Recorder
 
 
 class Saving(L.Callback):
-    """Writes a checkpoint every so many steps or minutes, when a metric was never better, and at the end.
+    """A callback that saves at intervals of steps or minutes, at a new best value of a metric, and at the end.
 
-    All but the newest `keep` and the best are removed. One that cannot be written is told of, and training goes on;
-    at the end it is an error.
+    It removes all but the best and the newest `keep` checkpoints. During the training a failed save is reported, and
+    training continues; at the end it is an error.
+
+    Attributes:
+        failure: reason why the best checkpoint could not be determined at the last evaluation, on process 0; or None.
     """
 
-    def __init__(self, config: DictConfig, place: CheckpointStore, recorder: Recorder):
+    failure: str | None = None
+
+    def __init__(self, config: DictConfig, store: CheckpointStore, recorder: Recorder):
         self.interval, self.minutes, self.keep = config.interval, config.minutes, config.keep
         self.best, self.sign = config.best, 1 if config.best_mode == "max" else -1
-        self.place, self.recorder = place, recorder
+        self.store, self.recorder = store, recorder
         self.saved_step, self.saved_time = -1, time.monotonic()
         self.best_value: float | None = None
-        self.failure: str | None = None  # to tell what is best, at the last evaluation; of the first process
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "value": self.best_value}
@@ -36,8 +40,8 @@ class Saving(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
-        complete = module.processes.rank_zero_call(self.place.complete)
-        if self._name(module) in complete:  # this training goes on from it
+        complete = module.processes.rank_zero_call(self.store.complete)
+        if name_of(module.step) in complete:  # the training resumes from it
             self.saved_step = module.step
         self.saved_time = time.monotonic()
 
@@ -45,80 +49,75 @@ class Saving(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        if not module.between_steps:
+        if not module.step_is_complete:
             return
-        better = self._is_better(module)
-        if better or self._is_late(module) or (self.interval and module.step % self.interval == 0):
+        is_best = self._is_best(module)
+        if is_best or self._is_due_by_clock(module) or (self.interval and module.step % self.interval == 0):
             try:
-                self.save(trainer, module, better)
+                self.save(trainer, module, is_best)
             except CheckpointError as error:
                 self.saved_time = time.monotonic()
                 if module.processes.is_rank_zero:
-                    print(f"\nwarning: {error}; {self.left()}. Training goes on without it.", flush=True)
+                    print(f"\nwarning: {error}; {self.state_of_store()}. Training continues.", flush=True)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         try:
-            if module.between_steps:
+            if module.step_is_complete:
                 self.save(trainer, module)
         except CheckpointError as error:
-            raise ValueError(f"{error}; {self.left()}. Make room or name another checkpoint.dir") from error
+            raise ValueError(f"{error}; {self.state_of_store()}. Make room or set another checkpoint.dir") from error
 
-    def save(self, trainer: L.Trainer, module: HeadModule, better: bool = False) -> None:
-        """Raises CheckpointError on all processes."""
+    def save(self, trainer: L.Trainer, module: HeadModule, is_best: bool = False) -> None:
+        """Save a checkpoint, unless this step has one. Raise CheckpointError on all processes."""
         if module.step in (0, self.saved_step):
             return
-        processes = module.processes
+        processes, name = module.processes, name_of(module.step)
         with self.recorder.paused():
             module.share_buffers()
             try:
-                name = self._name(module)
-                trainer.save_checkpoint(f"{self.place}/{name}")
+                trainer.save_checkpoint(f"{self.store}/{name}")
                 self.saved_step, self.saved_time = module.step, time.monotonic()
-                if better:
-                    self.best_value = self.recorder.latest.get(self.best)  # the first process's decides
-                processes.rank_zero_call(lambda: self._tidy(name, better))
+                if is_best:
+                    self.best_value = self.recorder.latest.get(self.best)  # the value of process 0 decides
+                processes.rank_zero_call(lambda: self._remove_old(name, is_best))
             except OSError as error:
-                raise CheckpointError(f"checkpoint.dir={self.place}: {error}") from error
+                raise CheckpointError(f"checkpoint.dir={self.store} cannot be written ({error})") from error
 
-    def _is_late(self, module: HeadModule) -> bool:
-        """By the clock of the first process; the same on all."""
+    def state_of_store(self) -> str:
+        """Return which checkpoint a training can resume from, as a clause of a message."""
+        try:
+            complete = self.store.complete()
+        except (OSError, ValueError) as error:
+            return f"the complete checkpoints cannot be listed ({error})"
+        return f"resume={self.store}/{complete[-1]} is complete" if complete else "no checkpoint is complete yet"
+
+    def _is_due_by_clock(self, module: HeadModule) -> bool:
+        """Return whether `minutes` have passed on the clock of process 0; the same on all processes."""
         if self.minutes is None:
             return False
-        return module.processes.any(
-            module.processes.is_rank_zero and time.monotonic() - self.saved_time >= 60 * self.minutes
-        )
+        is_due = module.processes.is_rank_zero and time.monotonic() - self.saved_time >= 60 * self.minutes
+        return module.processes.any(is_due)
 
-    def _is_better(self, module: HeadModule) -> bool:
-        """Whether the metric that decides was measured in this step, and is better than ever; the same on all."""
+    def _is_best(self, module: HeadModule) -> bool:
+        """Return whether this step measured a new best value of the metric; the same on all processes."""
         if self.best is None:
             return False
-        better, failure = False, None
+        is_best, failure = False, None
         if module.processes.is_rank_zero and (measured := self.recorder.measured_at(module.step, "val/")):
             if self.best in measured:
-                better = self.best_value is None or self.sign * (measured[self.best] - self.best_value) > 0
+                is_best = self.best_value is None or self.sign * (measured[self.best] - self.best_value) > 0
             else:
-                failure = f"checkpoint.best={self.best}: was not measured; what was: {', '.join(measured)}"
+                failure = f"checkpoint.best={self.best} was not measured; available: {', '.join(measured)}"
                 if failure != self.failure:
-                    print(f"\nwarning: {failure}. Training goes on without it.", flush=True)
+                    print(f"\nwarning: {failure}. Training continues.", flush=True)
             self.failure = failure
-        return module.processes.any(better)
+        return module.processes.any(is_best)
 
-    def _tidy(self, newest: str, better: bool) -> None:
-        if better:
-            self.place.set_alias("best", newest)
-        stay = {newest, self.place.resolve_alias("best")}
-        for name in self.place.complete()[: -self.keep]:
-            if name not in stay:
-                self.place.remove(name)
-
-    def _name(self, module: HeadModule) -> str:
-        return f"step-{module.step:08d}"
-
-    def left(self) -> str:
-        """Return what a training can go on from, as the end of a sentence."""
-        try:
-            complete = self.place.complete()
-        except (OSError, ValueError) as error:
-            return f"what is complete cannot be told now ({error})"
-        return f"resume={self.place}/{complete[-1]} is complete" if complete else "no checkpoint is complete yet"
+    def _remove_old(self, newest: str, is_best: bool) -> None:
+        if is_best:
+            self.store.set_alias("best", newest)
+        kept = {newest, self.store.resolve_alias("best")}
+        for name in self.store.complete()[: -self.keep]:
+            if name not in kept:
+                self.store.remove(name)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: linear warm-up, then a decay. Each gives step, counted from 0 -> factor on the rate."""
+"""Learning-rate schedules: linear warm-up, then decay. A schedule maps the step, from 0, to a factor on the rate."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,15 +6,15 @@ Factor = Callable[[int], float]
 
 
 def polynomial(num_steps: int, warmup: float = 0.0, power: float = 2.0) -> Factor:
-    """Polynomial decay to zero.
+    """Return a schedule with polynomial decay to zero.
 
     Args:
         num_steps: steps of the whole training.
-        warmup: share of them, in [0, 1), over which the factor rises to 1.
-        power: of the decay; 1 is linear, 2 the custom of ArcFace.
+        warmup: fraction of the steps, in [0, 1), in which the factor rises to 1.
+        power: exponent of the decay; 1 is linear, 2 is common for ArcFace.
     """
     if power < 0:
-        raise ValueError(f"schedule.power={power}: must not be negative")
+        raise ValueError(f"schedule.power={power} must be at least 0; 1 decays linearly")
     num_warmup = _warmup_steps(num_steps, warmup)
 
     def factor(step: int) -> float:
@@ -26,22 +26,29 @@ def polynomial(num_steps: int, warmup: float = 0.0, power: float = 2.0) -> Facto
 
 
 def multistep(num_steps: int, milestones: Sequence[float], warmup: float = 0.0, factor: float = 0.1) -> Factor:
-    """At each milestone, a share of the steps in (0, 1), the rate is multiplied by `factor`."""
+    """Return a schedule that multiplies the rate by `factor` at each milestone.
+
+    Args:
+        num_steps: steps of the whole training.
+        milestones: increasing fractions of the steps, in (0, 1).
+        warmup: fraction of the steps, in [0, 1), in which the rate rises linearly.
+        factor: in (0, 1].
+    """
     if list(milestones) != sorted(milestones) or not all(0 < share < 1 for share in milestones):
-        raise ValueError(f"schedule.milestones={list(milestones)}: rising shares of the steps in (0, 1) are needed")
+        raise ValueError(f"schedule.milestones={list(milestones)} must be increasing fractions of the steps in (0, 1)")
     if not 0 < factor <= 1:
-        raise ValueError(f"schedule.factor={factor}: must lie in (0, 1]")
+        raise ValueError(f"schedule.factor={factor} must be in (0, 1]; 0.1 divides the rate by ten")
     num_warmup = _warmup_steps(num_steps, warmup)
-    falls = [max(1, round(share * num_steps)) for share in milestones]  # step 0 would leave no step at the full rate
+    drops = [max(1, round(share * num_steps)) for share in milestones]  # step 0 has the full rate
 
-    def of_step(step: int) -> float:
-        risen = (step + 1) / num_warmup if step < num_warmup else 1.0
-        return risen * factor ** sum(step >= fall for fall in falls)
+    def factor_of(step: int) -> float:
+        warm = (step + 1) / num_warmup if step < num_warmup else 1.0
+        return warm * factor ** sum(step >= drop for drop in drops)
 
-    return of_step
+    return factor_of
 
 
 def _warmup_steps(num_steps: int, warmup: float) -> int:
     if not 0 <= warmup < 1:
-        raise ValueError(f"schedule.warmup={warmup}: a share of the steps in [0, 1) is needed")
+        raise ValueError(f"schedule.warmup={warmup} must be a fraction of the steps in [0, 1); 0.1 is a tenth")
     return min(round(warmup * num_steps), num_steps - 1)

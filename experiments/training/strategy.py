@@ -12,19 +12,19 @@ from heads import CenterHead, Head
 from ..checkpoints.checkpoint import CheckpointError, Stored, write
 from ..checkpoints.storage import open_store
 from ..launching.processes import Processes
-from . import resuming
 from .module import HeadModule
 
 
 class ShardedCheckpointMixin:
-    """Takes the head's rows, and what is of one process alone, out of what Lightning collects."""
+    """Separation of the head's rows, and of state local to one process, from the state that Lightning collects."""
 
-    restore_checkpoint_after_setup = True  # the row state exists once the optimizers do
+    restore_checkpoint_after_setup = True  # row state exists once the optimizers do
     _failure: Exception | None = None
     lightning_module: L.LightningModule | None
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """An index goes through a file: where that fails on one process, no other may wait for it."""
+        """Return the state dict, empty on failure: an index is saved through a file, and no process may wait for one
+        that failed."""
         try:
             return super().lightning_module_state_dict()  # type: ignore[misc, no-any-return]
         except (OSError, RuntimeError) as error:
@@ -35,36 +35,40 @@ class ShardedCheckpointMixin:
         module = self._module()
         failure, self._failure = self._failure, None
         if module.processes.any(failure is not None):
-            raise CheckpointError(f"{filepath}: the state could not be collected ({failure or 'by another process'})")
-        rows, own_keys = rows_of(module.head), own_state_keys(module)
+            reason = failure or "another process failed"
+            raise CheckpointError(f"{filepath} cannot be written: the state could not be collected ({reason})")
+        rows, local_keys = rows_of(module.head), local_state_keys(module)
         weights = checkpoint["state_dict"]
-        own = {"random": checkpoint.pop("random"), "state_dict": {key: weights[key] for key in own_keys}}
-        checkpoint["state_dict"] = {key: weights[key] for key in weights if key not in rows and key not in own_keys}
+        local = {"random": checkpoint.pop("random"), "state_dict": {key: weights[key] for key in local_keys}}
+        checkpoint["state_dict"] = {key: weights[key] for key in weights if key not in rows and key not in local_keys}
         folder, _, name = str(filepath).rpartition("/")
-        write(checkpoint, own, rows, open_store(folder), name, module.processes, initial_of(module.head))
+        write(checkpoint, local, rows, open_store(folder), name, module.processes, row_initialization(module.head))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads straight into the live rows, once all else is known to fit: a store on disk is not to be spoilt."""
+        """Read a checkpoint, its rows directly into the live rows.
+
+        Rows are read last, once everything else is known to fit, because a store on disk must not be overwritten in
+        vain.
+        """
         module = self._module()
         stored = Stored(str(checkpoint_path))
         checkpoint: dict[str, Any] = stored.shared(module.processes)
         if "step" not in checkpoint:
             raise ValueError(
-                f"resume={checkpoint_path}: it holds imported weights and no training; begin one from them with "
+                f"resume={checkpoint_path} holds imported weights and no training; start a training from them with "
                 "warm_start.checkpoint="
             )
-        resuming.check(checkpoint["config"], module.config)
-        resuming.check_data(checkpoint["data"], checkpoint["class_names"], module.data, module.config.resume)
-        there = {key: each.shape for key, each in checkpoint["state_dict"].items() if key.startswith("backbone.")}
-        if there != {f"backbone.{key}": each.shape for key, each in module.backbone.state_dict().items()}:
+        module.origin.check(checkpoint)
+        shapes = {key: tensor.shape for key, tensor in checkpoint["state_dict"].items() if key.startswith("backbone.")}
+        if shapes != {f"backbone.{key}": tensor.shape for key, tensor in module.backbone.state_dict().items()}:
             raise ValueError(
-                f"resume={checkpoint_path}: its backbone is another; resume with the one it was trained with"
+                f"resume={checkpoint_path} has weights of another backbone; resume with the one it was trained with"
             )
         rows = rows_of(module.head)
         stored.fill(rows, module.processes)
-        own = stored.own(module.processes)
-        checkpoint["random"] = own["random"]
-        checkpoint["state_dict"] |= own["state_dict"] | rows
+        local = stored.local(module.processes)
+        checkpoint["random"] = local["random"]
+        checkpoint["state_dict"] |= local["state_dict"] | rows
         return checkpoint
 
     def _module(self) -> HeadModule:
@@ -77,7 +81,7 @@ class SingleDevice(ShardedCheckpointMixin, SingleDeviceStrategy):
 
 
 class Replicated(ShardedCheckpointMixin, DDPStrategy):
-    """All processes begin with the first one's backbone. The module averages its gradients itself."""
+    """One process per device, all starting with the backbone of process 0. The module averages its gradients."""
 
     def configure_ddp(self) -> None:
         module = self._module()
@@ -90,16 +94,17 @@ def strategy_for(processes: Processes) -> SingleDevice | Replicated:
 
 
 def rows_of(head: Head) -> dict[str, Tensor]:
-    """Its rows and row state, by their names in the state dict of a HeadModule."""
+    """Return the head's rows and row state, by their names in the state dict of a HeadModule."""
     return {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
 
 
-def initial_of(head: Head) -> dict[str, int] | None:
-    """Return how rows that were never written are drawn; None for a head without class centers."""
+def row_initialization(head: Head) -> dict[str, int] | None:
+    """Return what the initial rows are drawn from; None for a head without class centers."""
     if not isinstance(head, CenterHead):
         return None
     return {"seed": head.centers.seed, "embedding_size": head.centers.embedding_size}
 
 
-def own_state_keys(module: HeadModule) -> list[str]:
+def local_state_keys(module: HeadModule) -> list[str]:
+    """Return the keys of the state dict whose values differ between processes, apart from the rows."""
     return ["head._extra_state"] if module.head.state_differs else []

@@ -1,4 +1,4 @@
-"""`trainer.max_time`: a training that ends by the clock, with all that a finished one leaves."""
+"""A limit on the time of a training, `trainer.max_time`; the training ends as a finished one does."""
 
 import re
 import time
@@ -12,13 +12,14 @@ UNITS = (1, 60, 3600, 86400)  # seconds, minutes, hours, days
 
 
 class TimeLimit(L.Callback):
-    """Ends the training after the step in which the time since its start is over; on all processes after the same.
+    """A callback that ends the training after the step in which the time is over, on all processes alike.
 
-    A resumed training has the whole time again. Must come before callbacks that act at the last step.
+    Time counts from the start of this process's training: a resumed training has the full time again. The callback must
+    come before those that act at the last step.
     """
 
-    def __init__(self, given: str | float | None):
-        self.seconds = seconds_of(given)
+    def __init__(self, limit: str | float | None):
+        self.seconds = parse_seconds(limit)
         self.begin = time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -28,23 +29,23 @@ class TimeLimit(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, HeadModule)
-        if self.seconds is None or not module.between_steps:
+        if self.seconds is None or not module.step_is_complete:
             return
         processes = module.processes
         if processes.any(processes.is_rank_zero and time.monotonic() - self.begin >= self.seconds):
             module.out_of_time = trainer.should_stop = True
 
 
-def seconds_of(given: str | float | None) -> float | None:
-    """Return the seconds of HH:MM:SS, DD:HH:MM:SS or a number; None for no limit."""
-    if given is None:
+def parse_seconds(limit: str | float | None) -> float | None:
+    """Return the seconds of HH:MM:SS, DD:HH:MM:SS or a number of seconds; None for no limit."""
+    if limit is None:
         return None
-    if isinstance(given, str) and re.fullmatch(r"(\d+:)?\d+:\d\d:\d\d", given):
-        seconds = float(sum(unit * int(part) for unit, part in zip(UNITS, reversed(given.split(":")), strict=False)))
+    if isinstance(limit, str) and re.fullmatch(r"(\d+:)?\d+:\d\d:\d\d", limit):
+        seconds = float(sum(unit * int(part) for unit, part in zip(UNITS, reversed(limit.split(":")), strict=False)))
     else:
-        seconds = float(given) if isinstance(given, int | float) and not isinstance(given, bool) else 0.0
+        seconds = float(limit) if isinstance(limit, int | float) and not isinstance(limit, bool) else 0.0
     if not 0 < seconds < float("inf"):
         raise ValueError(
-            f"trainer.max_time={given}: must be HH:MM:SS, DD:HH:MM:SS or seconds, and above 0; null for no limit"
+            f"trainer.max_time={limit} must be HH:MM:SS, DD:HH:MM:SS or seconds, and above 0; null is no limit"
         )
     return seconds

@@ -1,18 +1,21 @@
 """The Weights & Biases run of a training, from its first step to its summary."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig, OmegaConf
 
-from .logs import wandb_logger
+from ..head_name import head_name
 
 
 class WandbRun(L.Callback):
-    """Begins the run once training starts, so that a refused training leaves none; on the first process.
+    """A callback that starts the run with the training, so that a refused training leaves none; process 0 has it.
 
-    Its id is in the checkpoint: a resumed training continues the run that it began with.
+    The run's id is in the checkpoint: a resumed training continues the run.
     """
 
     def __init__(self, config: DictConfig, folder: Path):
@@ -28,7 +31,7 @@ class WandbRun(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.logger is not None:
-            self.logger._wandb_init["id"] = self.id  # None: a new one
+            self.logger._wandb_init["id"] = self.id  # None starts a new run
             self.id = self.logger.experiment.id
             self.began = True
             trainer.loggers.append(self.logger)
@@ -36,3 +39,52 @@ class WandbRun(L.Callback):
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         if self.logger is not None and self.began:
             self.logger.end(summary, exit_code)
+
+
+class WeightsAndBiases(WandbLogger):
+    """Lightning's logger, whose failures stop logging but never the training.
+
+    Attributes:
+        failure: reason why logging has stopped, or None.
+    """
+
+    failure: str | None = None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.failure is None:
+            with self._failures_caught():
+                super().log_metrics(metrics, step)
+
+    def end(self, summary: dict[str, Any], exit_code: int) -> None:
+        with self._failures_caught():
+            self.experiment.summary.update(summary)
+            self.experiment.finish(exit_code=exit_code)
+
+    @contextmanager
+    def _failures_caught(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the library raises many types when its service has died
+            self.failure = f"Weights & Biases stopped logging ({error!r})"
+            print(f"\nwarning: {self.failure}. Training continues without it.", flush=True)
+
+
+def wandb_logger(config: DictConfig, folder: Path) -> WeightsAndBiases | None:
+    """Return the logger that `logger.wandb` configures; None if it is disabled."""
+    options = config.logger.wandb
+    if options.mode == "disabled":
+        return None
+    head = head_name(config)
+    logger = WeightsAndBiases(
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        name=options.name or f"{head}-{folder.parent.name}-{folder.name}",
+        job_type=head,
+        tags=list(options.tags),
+        offline=options.mode == "offline",
+        save_dir=str(folder),
+        config=OmegaConf.to_container(config, resolve=True, throw_on_missing=True),
+    )
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it unasked, and wandb warns about it
+    return logger

@@ -127,7 +127,7 @@ def test_a_protocol_that_fails_ends_no_training(tmp_path, capfd):
     short = ["trainer.max_steps=4", "evaluate.interval=2", "logger.wandb.mode=disabled"]
     with pytest.raises(ValueError, match=r"3\.jpg: it is no image.*; the training is complete, and exp"):
         train(config(*SMOKE, *short, "protocol=[lfw,identification]", *words), tmp_path)
-    assert capfd.readouterr().out.count("Training goes on without these figures") == 1
+    assert capfd.readouterr().out.count("Training continues without these metrics") == 1
     found = summary(tmp_path)
     assert found["status"] == "finished" and found["val/identification/rank1"] > 0 and found["val/rank1"] > 0
     assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000004"]

@@ -12,7 +12,8 @@ import pytest
 
 from experiments.checkpoints.storage import Folder, step_of
 from experiments.train import train
-from experiments.training import logs, recorder
+from experiments.training import metrics_csv, wandb_run
+from experiments.training import summary as run_summary
 from tests.experiments.commands import ROOT, SMOKE, command, config, environment, metrics, processes_of, summary
 from tests.kill_and_resume import kill_and_resume
 
@@ -37,7 +38,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
         wait_until(lambda: len(saved.complete()) >= 2, process)
         training = processes_of("experiments.train", tmp_path / "run")[0]
         limit(training, 0)
-        wait_until(lambda: (tmp_path / "printed").read_text().count("Training goes on without it") >= 2, process)
+        wait_until(lambda: (tmp_path / "printed").read_text().count("Training continues.") >= 2, process)
         wait_until(lambda: "metrics.csv could not be written" in (tmp_path / "printed").read_text(), process)
         before = saved.complete()
         assert len(before) == 2 and saved.resolve_alias("latest") == before[-1]
@@ -55,7 +56,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
     assert (
         f"warning: checkpoint.dir={saved}: step-" in text and "could not be written ([Errno 27] File too large)" in text
     )
-    assert text.count("error: ") == 1 and text.rstrip().endswith("Make room or name another checkpoint.dir")
+    assert text.count("error: ") == 1 and text.rstrip().endswith("Make room or set another checkpoint.dir")
     assert f"resume={saved}/{newest} is complete" in text and "Traceback" not in text
     assert text.count("metrics.csv could not be written") <= 2 and "summary.json could not be written" in text
     steps = list(metrics(tmp_path / "run", "train/loss"))
@@ -66,8 +67,8 @@ def test_logs_that_cannot_be_written_are_an_error_at_the_end_with_what_is_safe(t
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(recorder, "write_whole", full)
-    monkeypatch.setattr(logs, "append_whole", full)
+    monkeypatch.setattr(run_summary, "write_whole", full)
+    monkeypatch.setattr(metrics_csv, "append_whole", full)
     words = [*SMOKE, "evaluate.interval=null", "logger.wandb.mode=disabled"]
     saved = tmp_path / "checkpoints" / "step-00000020"
     told = (
@@ -83,7 +84,7 @@ def test_weights_and_biases_may_fail_alone(tmp_path, monkeypatch, capsys):
     def dies(*arguments: object, **options: object) -> None:
         raise BrokenPipeError("its service is gone")
 
-    monkeypatch.setattr(logs.WandbLogger, "log_metrics", dies)
+    monkeypatch.setattr(wandb_run.WandbLogger, "log_metrics", dies)
     assert train(config(*SMOKE, "evaluate.interval=null", "logger.wandb.mode=offline"), tmp_path) == 0
     assert capsys.readouterr().out.count("Weights & Biases stopped logging (BrokenPipeError(") == 1
     assert summary(tmp_path)["steps"] == 20 and list(metrics(tmp_path, "train/loss")) == [5, 10, 15, 20]

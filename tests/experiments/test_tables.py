@@ -11,7 +11,7 @@ from data.conversion.report import Report, print_report
 from data.screen import bars
 from experiments import compare, evaluate, tables
 from experiments.protocols import Result
-from experiments.training.recorder import print_summary
+from experiments.training.summary import print_summary
 from tests.experiments.made_runs import made_run
 
 ODD = "m[/b]x [red]y[/] :dog: \\[z"  # as markup an error, a colour, an emoji and an escape

@@ -8,13 +8,11 @@ from omegaconf import OmegaConf
 
 from experiments.checkpoints.storage import Folder
 from experiments.command_line.arguments import CONF
-from experiments.instantiate import instantiate
-from experiments.launching.processes import Processes
 from experiments.train import train
 from experiments.training import progress
-from experiments.training.module import HeadModule
+from experiments.training.assembly import assemble
 from experiments.training.recorder import WARMUP_BATCHES
-from experiments.training.time_limit import seconds_of
+from experiments.training.time_limit import parse_seconds
 from tests.data.fonts import installed_for_tests
 from tests.data.made_sets import FORMATS, SIDE, images
 from tests.experiments.commands import config, metrics, summary
@@ -112,7 +110,7 @@ def test_a_users_own_backbone(tmp_path):
 
 
 def test_a_backbone_of_another_size_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"gives \[2, 129\] .* embedding_size=128"):
+    with pytest.raises(ValueError, match=r"returns \[2, 129\] .* embedding_size=128"):
         run(tmp_path, "backbone._target_=tests.experiments.test_train.Users", "+backbone.bad=true")
 
 
@@ -148,12 +146,13 @@ def test_workers_give_the_same_training(tmp_path):
         (["optimizer.backbone.lr=0.3", "head=ffc"], (0.3, 0.1)),
     ],
 )
-def test_backbone_and_rows_may_have_rates_of_their_own(words, rates):
+def test_backbone_and_rows_may_have_rates_of_their_own(words, rates, tmp_path):
     """The schedule multiplies both."""
     found = config(
-        "data=sphere", "data.num_classes=1000", "backbone=mlp", "schedule.power=1", "schedule.warmup=0", *words
+        *("data=sphere", "data.num_classes=1000", "backbone=mlp", "trainer.accelerator=cpu"),
+        *("logger.wandb.mode=disabled", "schedule.power=1", "schedule.warmup=0", *words),
     )
-    module = HeadModule(found, instantiate(found.data), Processes(0, 1, torch.device("cpu")))
+    module, _, _ = assemble(found, tmp_path)
     optimizers, schedules = module.configure_optimizers()
     assert tuple(optimizer.param_groups[0]["lr"] for optimizer in optimizers) == rates
     for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -180,7 +179,7 @@ def test_epochs_set_the_steps(tmp_path):
         (["data=sphere"], r"backbone=tiny takes images, the data gives vectors of \[128\]: use backbone=mlp"),
         (
             ["checkpoint.best=val/rank"],
-            "checkpoint.best=val/rank: did you mean 'val/rank1'. the evaluation measures val/ver",
+            "checkpoint.best=val/rank is not measured: did you mean 'val/rank1'. the evaluation measures val/ver",
         ),
         (
             ["checkpoint.best=val/lfw/accuracy"],
@@ -234,15 +233,15 @@ def test_the_clock_ends_a_training_with_all_that_a_finished_one_leaves(tmp_path)
     [("00:10:00", 600), ("01:00:00:01", 86401), ("100:00:00", 360_000), ("1:02:03", 3723), (90, 90), (None, None)],
 )
 def test_limits_of_time(given, seconds):
-    assert seconds_of(given) == seconds
-    assert seconds_of(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create({"a": given}))).a) == seconds
-    assert seconds_of(config(f"trainer.max_time={'null' if given is None else given}").trainer.max_time) == seconds
+    assert parse_seconds(given) == seconds
+    assert parse_seconds(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create({"a": given}))).a) == seconds
+    assert parse_seconds(config(f"trainer.max_time={'null' if given is None else given}").trainer.max_time) == seconds
 
 
 @pytest.mark.parametrize("given", ["10:00", "ten", 0, -1, True, "00:00:00", "1:2:3", float("inf")])
 def test_limits_of_time_that_are_none(given):
-    with pytest.raises(ValueError, match=r"trainer\.max_time=.*: must be HH:MM:SS"):
-        seconds_of(given)
+    with pytest.raises(ValueError, match=r"trainer\.max_time=.* must be HH:MM:SS"):
+        parse_seconds(given)
 
 
 @pytest.mark.parametrize(("seconds", "lines"), [(10**9, [2, 4, 6, 8]), (0, [1, 2, 3, 4, 5, 6, 7, 8])])

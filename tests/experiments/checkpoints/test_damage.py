@@ -44,7 +44,7 @@ def written(folder: Path, change: Callable[[dict, dict, dict[str, Tensor]], None
 def everything(path: Path) -> tuple:
     """All that a resume reads, as bytes and numbers that can be compared."""
     stored = Stored(str(path))
-    shared, own = stored.shared(ONE), stored.own(ONE)
+    shared, own = stored.shared(ONE), stored.local(ONE)
     rows = {name: torch.zeros(C, D) for name in state()[2]}
     stored.fill(rows, ONE)
     tensors = [*shared["state_dict"].values(), own["random"], *(rows[name] for name in sorted(rows))]

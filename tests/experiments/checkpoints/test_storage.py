@@ -102,7 +102,7 @@ def test_what_is_written_is_read(where):
     stored = Stored(f"{where}/step-00000005")
     stored.fill(rows, ONE)
     shared = stored.shared()
-    assert shared["step"] == 3 and stored.own(ONE) == {"mine": 5}
+    assert shared["step"] == 3 and stored.local(ONE) == {"mine": 5}
     assert all(torch.equal(a, b) for a, b in zip(shared["weights"], STATE["weights"], strict=True))
     assert torch.equal(rows["head.centers.rows"], state(5)["head.centers.rows"])
     assert verify(f"{where}/latest")
@@ -211,7 +211,7 @@ def test_checkpoints_of_version_0_1_stay_and_are_not_mixed_with_others(tmp_path)
     old = tmp_path / "checkpoints" / "step-00000007"
     old.mkdir(parents=True)
     (old / ".metadata").write_bytes(b"a pickle")
-    with pytest.raises(ValueError, match=r"this training would mix with step-00000007 there"):
+    with pytest.raises(ValueError, match=r"already holds step-00000007 of another training"):
         train(config(*SMOKE, "logger.wandb.mode=disabled"), tmp_path)
     with pytest.raises(ValueError, match=r"resume=.*step-00000007: it was written by version 0\.1"):
         train(config(*SMOKE, "resume=auto", "logger.wandb.mode=disabled"), tmp_path)

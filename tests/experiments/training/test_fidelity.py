@@ -75,7 +75,7 @@ class Mute(Head):
         (["fidelity.class_images=0"], r"fidelity\.class_images=0"),
         (
             ["fidelity.interval=2", f"head._target_={__name__}.Mute"],
-            r"Mute has no class centers, and without them margin and process_group and held_classes\(\) would be",
+            r"cannot be used with Mute: a head .* must define margin and process_group and held_classes\(\); null",
         ),
     ],
 )

@@ -79,7 +79,7 @@ def test_rank1_is_that_of_the_identification_protocol(seed, monkeypatch):
 @pytest.mark.parametrize(
     ("embeddings", "labels", "words"),
     [
-        (torch.ones(3, 2), torch.tensor([0, 1, 2]), "one with two images"),
+        (torch.ones(3, 2), torch.tensor([0, 1, 2]), "one of them with two images"),
         (torch.ones(3, 2), torch.tensor([0, 0, 0]), "two classes"),
         (torch.full((3, 2), torch.nan), torch.tensor([0, 0, 1]), "NaN"),
     ],

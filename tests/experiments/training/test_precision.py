@@ -84,5 +84,5 @@ def test_fp16_trains_like_fp32_and_resumes_bit_for_bit(tmp_path):
 
 
 def test_sync_batchnorm_needs_gpus(tmp_path):
-    with pytest.raises(ValueError, match=r"trainer\.sync_batchnorm=true: needs GPUs"):
+    with pytest.raises(ValueError, match=r"trainer\.sync_batchnorm=true needs GPUs"):
         train(config(*SMOKE, "trainer.sync_batchnorm=true"), tmp_path)

@@ -2,10 +2,7 @@
 
 import mmap
 
-import torch
-
-from experiments.launching.processes import Processes
-from experiments.training.recorder import Recorder, forget_peak, peak_bytes
+from experiments.training.recorder import Recorder, peak_bytes, reset_peak_bytes
 
 LARGE = 2**28
 
@@ -17,9 +14,9 @@ def held() -> None:
             room[page] = 1
 
 
-def test_a_pause_does_not_count_as_memory_of_the_training(tmp_path):
-    recorder = Recorder(tmp_path, log_interval=1, processes=Processes(0, 1, torch.device("cpu")))
-    forget_peak()
+def test_a_pause_does_not_count_as_memory_of_the_training():
+    recorder = Recorder(log_interval=1)
+    reset_peak_bytes()
     before = peak_bytes()
     with recorder.paused():
         held()
@@ -27,9 +24,9 @@ def test_a_pause_does_not_count_as_memory_of_the_training(tmp_path):
     assert recorder.peak_bytes() < before + 0.5 * LARGE
 
 
-def test_what_was_held_before_a_pause_counts_after_it(tmp_path):
-    recorder = Recorder(tmp_path, log_interval=1, processes=Processes(0, 1, torch.device("cpu")))
-    forget_peak()
+def test_what_was_held_before_a_pause_counts_after_it():
+    recorder = Recorder(log_interval=1)
+    reset_peak_bytes()
     before = peak_bytes()
     held()
     with recorder.paused():

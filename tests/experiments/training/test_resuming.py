@@ -41,7 +41,7 @@ BEGAN = data([0, 0, 1, 1, 2, 2], ["a", "b\n", "c\udc80"])
     [
         (
             data([0, 0, 1, 1, 2, 2], ["a", "b\n", "d"]),
-            r"class 2 was 'c.*' when it was trained, and is 'd' .*\(1 of 3 cl",
+            r"class 2 was 'c.*' in the training, and is 'd' .*\(1 of 3 cl",
         ),
         (data([0, 0, 1, 1, 2, 2], ["c\udc80", "a", "b\n"]), r"class 0 was 'a' .* \(3 of 3 classes"),
         (data([0, 0, 1, 1, 2, 2, 3], ["a", "b\n", "c\udc80", "d"]), "on 3 classes, and the data now have 4"),
@@ -51,11 +51,12 @@ BEGAN = data([0, 0, 1, 1, 2, 2], ["a", "b\n", "c\udc80"])
     ],
 )
 def test_other_data_are_refused(changed, words):
-    names = fingerprint.names_of(BEGAN)
-    then = fingerprint.about_data(BEGAN, names)
+    names = fingerprint.encode_class_names(BEGAN)
+    then = fingerprint.describe_data(BEGAN, names)
     resuming.check_data(then, names, data([0, 0, 1, 1, 2, 2], ["a", "b\n", "c\udc80"]), "x")
     with pytest.raises(
-        ValueError, match=rf"^resume=x: .*{words}.*; .* warm_start\.checkpoint=, which knows classes by"
+        ValueError,
+        match=rf"^resume=x has other data: .*{words}.*; .* warm_start\.checkpoint=, which matches classes by",
     ):
         resuming.check_data(then, names, changed, "x")
 
@@ -73,7 +74,7 @@ def test_the_fingerprint_reads_few_labels_and_no_image():
 
     labels = Counted()
     many = RecordSet(Nothing(10**9), labels, 7)
-    told = fingerprint.about_data(DataSet(many, None, (1,), torch.Tensor.float, lambda e, d: e), b"[]")
+    told = fingerprint.describe_data(DataSet(many, None, (1,), torch.Tensor.float, lambda e, d: e), b"[]")
     assert told["records"] == 10**9 and labels.asked == fingerprint.LABELS
 
 
@@ -86,7 +87,7 @@ def test_these_options_may_not_change(then, now):
     began = OmegaConf.to_container(here, resolve=True)
     resuming.check(began, here)
     OmegaConf.update(here, then, now)
-    with pytest.raises(ValueError, match=f"^resume=x: was trained with {then}=.*, and this run has {then}="):
+    with pytest.raises(ValueError, match=f"^resume=x was trained with {then}=.*, and this run has {then}="):
         resuming.check(began, here)
 
 
@@ -103,14 +104,14 @@ def test_a_folder_that_is_renamed_is_another_class(tmp_path):
     first = sorted(path for path in Path(moved).iterdir() if path.is_dir())[0]
     first.rename(moved / "zebra")
     (tmp_path / "c").mkdir()
-    with pytest.raises(ValueError, match=rf"class 0 was '{first.name}' .* \(6 of 6 classes have another name\)"):
+    with pytest.raises(ValueError, match=rf"class 0 was '{first.name}' .* \(6 of 6 classes have other names\)"):
         train(config(*again), tmp_path / "c")
     rows = f"store_dir={tmp_path / 'rows'}"
     with pytest.raises(ValueError, match=rf"class 0 was '{first.name}'"):
         train(config(*again, "store=disk", rows), tmp_path / "c")
     assert not np.fromfile(tmp_path / "rows" / "0-of-1" / "rows.bin", np.uint8).any()  # nothing was read into them
     judged = config(f"checkpoint={tmp_path / 'b'}", "protocol=closed_set", name="evaluate")
-    with pytest.raises(ValueError, match=rf"^checkpoint=.*: its own data have changed: class 0 was '{first.name}'"):
+    with pytest.raises(ValueError, match=rf"^checkpoint=.* cannot use its own data: class 0 was '{first.name}'"):
         evaluate(judged, tmp_path / "c")
     (moved / "zebra").rename(first)
     assert evaluate(judged, tmp_path / "c")

@@ -21,7 +21,7 @@ def test_warm_up_then_falls():
     assert [factor(step) for step in (0, 9, 10, 49)] == [0.1, 1, 1, 1]
     assert [factor(step) for step in (50, 74)] == [0.1, 0.1] and factor(75) == factor(99) == pytest.approx(0.01)
     for milestones in ([0.5, 0.2], [0.0], [1.0]):
-        with pytest.raises(ValueError, match=r"schedule\.milestones=.*: rising shares"):
+        with pytest.raises(ValueError, match=r"schedule\.milestones=.* must be increasing fractions"):
             multistep(100, milestones)
 
 

@@ -15,10 +15,10 @@ from data.sets.glyphs import glyphs
 from experiments.checkpoints.checkpoint import Stored
 from experiments.export import export
 from experiments.launching.processes import Processes
+from experiments.models.backbone import build_backbone
 from experiments.models.trained import StoredCenters, Trained
 from experiments.train import train
 from experiments.training.class_means import first_images
-from experiments.training.module import build_backbone
 from heads import PartialFC
 from heads.group.sharding import Shard
 from tests.experiments.commands import config, stored_rows, summary
@@ -100,8 +100,11 @@ def test_how_many_of_each_is_told(learned, tmp_path, capfd):
     assert train(config(MORE, *STILL, f"warm_start.checkpoint={learned}"), tmp_path) == 0
     old, new = summary(learned)["num_classes"], summary(tmp_path)["num_classes"]
     printed = capfd.readouterr().out
-    assert f"the rows of {old:,} classes known by name; new are {new - old:,} rows from the mean" in printed
-    assert "and 0 at random; 0 classes are dropped" in printed
+    assert (
+        f"the rows of {old:,} classes were loaded, matched by name; new classes have {new - old:,} rows from the mean"
+        in printed
+    )
+    assert "and 0 random rows; 0 classes are dropped" in printed
     (tmp_path / "back").mkdir()
     assert train(config(FEW, *STILL, f"warm_start.checkpoint={tmp_path}"), tmp_path / "back") == 0
     assert (
@@ -116,7 +119,7 @@ def test_ffc_copies_the_backbone_that_was_learned(learned, tmp_path, capfd):
     still = [word for word in STILL if not word.startswith("optimizer.rows.")]  # it has none
     words = ["head=ffc", "queue_size=100", MORE, *still, f"warm_start.checkpoint={learned}"]
     assert train(config(*words), tmp_path) == 0
-    assert "there are no class centers to take over" in capfd.readouterr().out
+    assert "there are no class centers to load" in capfd.readouterr().out
     _, _, state = begun(tmp_path)
     weights = [key for key in of_backbone(state) if learnt(key)]
     assert all(torch.allclose(state[f"backbone.{key}"], state[f"head.gallery.{key}"], atol=1e-9) for key in weights)
@@ -164,17 +167,17 @@ def test_what_does_not_fit_is_told(learned, tmp_path):
     torch.save({"foo": torch.zeros(1)}, tmp_path / "other" / "softmax_fc_gpu_0.pt")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other" / "backbone.pth")
     for overrides, words in (
-        (["warm_start.checkpoint=/nowhere"], "warm_start.checkpoint=/nowhere: there is no such file or folder"),
-        ([f"warm_start.checkpoint={backbone}"], "its backbone is another than backbone="),
+        (["warm_start.checkpoint=/nowhere"], "warm_start.checkpoint=/nowhere does not exist"),
+        ([f"warm_start.checkpoint={backbone}"], "has weights of another backbone than backbone="),
         ([f"warm_start.checkpoint={tmp_path / 'text.pt'}"], "cannot be read"),
-        ([f"warm_start.checkpoint={tmp_path / 'list.pt'}"], "list.pt: holds no weights of a backbone by name"),
-        ([f"warm_start.checkpoint={tmp_path / 'other'}"], "softmax_fc_gpu_0.pt: holds no class centers"),
+        ([f"warm_start.checkpoint={tmp_path / 'list.pt'}"], "list.pt holds no weights of a backbone by name"),
+        ([f"warm_start.checkpoint={tmp_path / 'other'}"], "softmax_fc_gpu_0.pt holds no class centers"),
         (
             [f"warm_start.checkpoint={learned}", "warm_start.classes=label"],
             "warm_start.classes=label must be one of name, id",
         ),
         ([f"warm_start.checkpoint={learned}", "warm_start.images=0"], "warm_start.images=0"),
-        ([f"warm_start.checkpoint={learned}", "margin=softmax"], "its rows have 128 columns, this head's 129"),
+        ([f"warm_start.checkpoint={learned}", "margin=softmax"], "has rows of 128 columns, and this head's have 129"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             train(config(MORE, *STILL, *overrides), tmp_path)
@@ -185,7 +188,7 @@ def test_classes_without_names_go_by_number(tmp_path):
     assert train(config(*words), tmp_path) == 0
     again = ["data=sphere", "backbone=mlp", "data.num_classes=3000", *STILL, f"warm_start.checkpoint={tmp_path}"]
     (tmp_path / "b").mkdir()
-    with pytest.raises(ValueError, match=r"the checkpoint has no class names; warm_start\.classes=id takes"):
+    with pytest.raises(ValueError, match=r"the checkpoint has no class names; warm_start\.classes=id matches"):
         train(config(*again), tmp_path / "b")
     assert train(config(*again, "warm_start.classes=id"), tmp_path / "b") == 0
     assert torch.allclose(begun(tmp_path / "b")[0][:2000], begun(tmp_path)[0], atol=1e-9)
