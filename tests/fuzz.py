@@ -1,7 +1,7 @@
-"""`python -m tests.fuzz --seconds 300`: damages files of every format and reads them; whatever is in them, a reader
-ends with what it can read or a ValueError.
+"""Fuzzing of all readers: `python -m tests.fuzz --seconds 300` damages files of every format and reads them.
 
-Each attempt runs in a process of its own, so that one that ends its process is found too. What fails is kept.
+Whatever a file contains, a reader must return the readable images or raise ValueError. Each attempt of the command runs
+in its own process, so that crashes are detected too. The files of a failure are kept.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from data.formats.encoded import UnreadableError
 from data.formats.pairs import read_pairs
 from tests.data.made_sets import MAGIC, images, write_base64, write_folder, write_list, write_lmdb, write_rec
 
-SECONDS = 20  # an attempt that takes longer hangs
+SECONDS = 20  # longer attempts count as hanging
 INTERESTING = (
     b"\0",
     b"\xff",
@@ -43,11 +43,11 @@ FORMATS = ("rec", "header", "no index", "lmdb list", "lmdb", "list", "base64", "
 
 
 def make(kind: str, folder: Path) -> tuple[str, Path, list[Path]]:
-    """A good set: its format, its path, and the files to damage."""
+    """Write an undamaged set. Return its format, its path, and the files to damage."""
     items = images([0, 0, 1, 2, 1])
     if kind in ("rec", "header", "no index"):
         path = write_rec(folder / "set.rec", items, header=kind == "header", index=kind != "no index")
-        return "rec", path, [each for each in (path, path.with_suffix(".idx")) if each.exists()]
+        return "rec", path, [file for file in (path, path.with_suffix(".idx")) if file.exists()]
     if kind in ("lmdb", "lmdb list"):
         path = write_lmdb(folder / "set.lmdb", items)
         return "lmdb", path, [path / ("data.mdb" if kind == "lmdb" else "set_kv.txt")]
@@ -71,7 +71,7 @@ def make(kind: str, folder: Path) -> tuple[str, Path, list[Path]]:
 
 
 def damaged(content: bytes, draw: np.random.Generator) -> bytes:
-    """A few bytes changed, taken out, put in or doubled, or the end cut off."""
+    """Change, remove, insert or duplicate a few bytes, or truncate the end."""
     changed = bytearray(content)
     for _ in range(draw.integers(1, 6)):
         if not changed:
@@ -96,7 +96,7 @@ def damaged(content: bytes, draw: np.random.Generator) -> bytes:
 
 
 def attempt(seed: int, kind: str, folder: Path) -> str:
-    """Reads a damaged set; what came of it. Any error but ValueError is let through."""
+    """Read a damaged set and return the outcome. Only ValueError is caught."""
     draw = np.random.default_rng(seed)
     format, path, files = make(kind, folder)
     for file in files:
@@ -106,15 +106,15 @@ def attempt(seed: int, kind: str, folder: Path) -> str:
         if format == "pairs":
             pairs = read_pairs(path)
             return f"{len([pairs.images.name(index) for index in pairs.first])} pairs"
-        found = catalog(Origin(format, (str(path),)), folder / "cache", "skip")
+        loaded = catalog(Origin(format, (str(path),)), folder / "cache", "skip")
     except ValueError as error:
-        assert "\n" not in str(error).rstrip(), f"not one sentence: {error}"
+        assert "\n" not in str(error).rstrip(), f"the message has several lines: {error}"
         return "refused"
     decoder, unreadable = Decoder(24, 24, 3), 0
-    for index in range(len(found)):
-        found.key(index)
+    for index in range(len(loaded)):
+        loaded.key(index)
         try:
-            decoder.into(np.empty((24, 24, 3), np.uint8), found.read(index))
+            decoder.into(np.empty((24, 24, 3), np.uint8), loaded.read(index))
         except UnreadableError as error:
             assert str(error)
             unreadable += 1
@@ -122,23 +122,23 @@ def attempt(seed: int, kind: str, folder: Path) -> str:
 
 
 def in_a_process(seed: int, kind: str) -> str:
-    """What came of it; raises RuntimeError where the process ended otherwise."""
+    """Return the outcome of an attempt in its own process. Raises RuntimeError if that process fails."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    told = folder / "told"
+    output = folder / "output"
     if (pid := os.fork()) == 0:
         signal.alarm(SECONDS)
         try:
-            told.write_text(attempt(seed, kind, folder))
+            output.write_text(attempt(seed, kind, folder))
         except BaseException:
-            told.write_text(traceback.format_exc())
+            output.write_text(traceback.format_exc())
             os._exit(1)
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    came = told.read_text() if told.exists() else ""
+    outcome = output.read_text() if output.exists() else ""
     if status:
-        raise RuntimeError(f"seed {seed}, {kind}: ended with {status}; {folder}\n{came}")
+        raise RuntimeError(f"seed {seed}, {kind}: ended with {status}; {folder}\n{outcome}")
     shutil.rmtree(folder)
-    return came
+    return outcome
 
 
 def main() -> None:
@@ -146,20 +146,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--formats", nargs="*", default=FORMATS, choices=FORMATS)
-    given = parser.parse_args()
-    came: Counter[str] = Counter()
+    arguments = parser.parse_args()
+    outcomes: Counter[str] = Counter()
     failed: list[str] = []
-    end = time.monotonic() + given.seconds
-    seed = given.seed
+    end = time.monotonic() + arguments.seconds
+    seed = arguments.seed
     while time.monotonic() < end:
-        kind = given.formats[seed % len(given.formats)]
+        kind = arguments.formats[seed % len(arguments.formats)]
         try:
-            came[f"{kind}: {in_a_process(seed, kind)}"] += 1
+            outcomes[f"{kind}: {in_a_process(seed, kind)}"] += 1
         except RuntimeError as error:
             failed.append(str(error))
-            came[f"{kind}: FAILED"] += 1
+            outcomes[f"{kind}: FAILED"] += 1
         seed += 1
-    for name, count in sorted(came.items()):
+    for name, count in sorted(outcomes.items()):
         print(f"{count:7,}  {name}")
     for error in failed[:10]:
         print(error)

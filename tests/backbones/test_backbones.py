@@ -1,4 +1,4 @@
-"""Backbones: shapes, known sizes, and sentences for data they do not take."""
+"""Backbones: shapes, published sizes, and errors for unsuitable data."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_embeddings_of_any_size(build, shape, embedding_size):
     assert torch.isfinite(embeddings).all() and torch.isfinite(images.grad).all()
 
 
-# Parameters of the published networks, with 512 features (ResNet: with 1000).
+# Numbers of parameters of the published networks, with 512 features (ResNet: 1000).
 @pytest.mark.parametrize(
     ("build", "millions"),
     [
@@ -47,7 +47,7 @@ def test_embeddings_of_any_size(build, shape, embedding_size):
         (lambda: ResNet(embedding_size=1000, depth=152), 60.19),
     ],
 )
-def test_size_is_the_published_one(build, millions):
+def test_size_equals_the_published_one(build, millions):
     with torch.device("meta"):
         count = sum(p.numel() for p in build().parameters())
     assert round(count / 1e6, 4 - len(str(int(millions)))) == pytest.approx(millions, abs=0.051)
@@ -59,7 +59,7 @@ def test_mobilefacenet_has_about_a_million_parameters():
     assert 0.9e6 < count < 1.1e6
 
 
-def test_iresnet_is_named_as_published():
+def test_iresnet_has_the_published_names():
     with torch.device("meta"):
         names = IResNet(depth=50).state_dict()
     for name in ("conv1.weight", "bn1.running_mean", "prelu.weight", "layer1.0.bn1.weight", "layer3.13.conv2.weight"):
@@ -78,6 +78,6 @@ def test_iresnet_is_named_as_published():
         (lambda: ResNet(depth=18), "backbone.depth=18"),
     ],
 )
-def test_what_they_do_not_take_is_told(build, words):
+def test_unsuitable_data_and_depths_are_refused(build, words):
     with pytest.raises(ValueError, match=words):
         build()

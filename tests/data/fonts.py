@@ -1,4 +1,4 @@
-"""Small typefaces of our own, and a fontconfig that knows no others."""
+"""Small typefaces for tests, and a fontconfig that finds only these."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 FIRST = 0x4E00
 COUNT = 150
 COMPATIBLE, UNIFIED = 0xF900, 0x8C48  # 豈 and 豈: canonically equivalent
-BLANK = FIRST + 3  # drawn blank by the first of each family
+BLANK = FIRST + 3  # blank in the first typeface of each family
 
 
 def write_font(path: Path, family: str, style: str, seed: int, characters: list[int]) -> None:
-    """Each character as three bars, which its number and the seed place."""
+    """Write a typeface that draws a character as three bars, placed by its number and the seed."""
     builder = FontBuilder(1000, isTTF=True)
     names = {code_point: f"u{code_point:X}" for code_point in characters}
     builder.setupGlyphOrder([".notdef", *names.values()])
@@ -44,7 +44,7 @@ def write_font(path: Path, family: str, style: str, seed: int, characters: list[
 
 
 def installed_for_tests(folder: Path, monkeypatch: pytest.MonkeyPatch, families: int = 3) -> None:
-    """Two styles of each of some families, and a twin of the first."""
+    """Install two styles of each of some families, and a twin of the first."""
     characters = [*range(FIRST, FIRST + COUNT), UNIFIED, COMPATIBLE]
     names = ["Noto Sans CJK SC", "AR PL UMing CN", "WenQuanYi Zen Hei", "HanaMinA"][:families]
     for number, family in enumerate(names):

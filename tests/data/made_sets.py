@@ -1,4 +1,4 @@
-"""Sets of small images in every format, written and read from the formats' descriptions, not with our code."""
+"""Sets of small images in every format, written and read by the formats' descriptions, without the tested code."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ MAGIC = struct.pack("<I", 0xCED7230A)
 
 
 def image(number: int, side: int = SIDE, kind: str = "JPEG", mode: str = "RGB") -> bytes:
-    """Smooth, and different for each number."""
+    """Return an encoded smooth image, different for each number."""
     small = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).convert(mode).save(file, kind, quality=92)
@@ -23,12 +23,12 @@ def image(number: int, side: int = SIDE, kind: str = "JPEG", mode: str = "RGB") 
 
 
 def images(labels: Sequence[int]) -> list[tuple[int, bytes]]:
-    """(label, encoded image) each."""
+    """Return a list of (label, encoded image)."""
     return [(label, image(number)) for number, label in enumerate(labels)]
 
 
 def bomb(kind: str = "JPEG", side: int = 20_000) -> bytes:
-    """A small file that says it has 400 million pixels."""
+    """Return a small file whose header declares 400 million pixels."""
     encoded = bytearray(image(0, kind=kind))
     if kind == "JPEG":
         place = encoded.index(b"\xff\xc0") + 5  # the frame's height and width
@@ -50,7 +50,7 @@ def rec_payload(label: float, encoded: bytes, key: int = 0) -> bytes:
 
 
 def write_rec(path: Path, items: Sequence[tuple[int, bytes]], header: bool = False, index: bool = True) -> Path:
-    """As im2rec does; with InsightFace's header and identity records if wanted."""
+    """Write a set like im2rec, with InsightFace's header and identity records if `header`."""
     payloads = [rec_payload(label, encoded, key + header) for key, (label, encoded) in enumerate(items)]
     if header:
         classes = len({label for label, _ in items})
@@ -68,8 +68,8 @@ def write_rec(path: Path, items: Sequence[tuple[int, bytes]], header: bool = Fal
 
 
 def read_rec(path: Path) -> list[tuple[int, bytes]]:
-    """(label, image) of each record; ten lines from the description."""
-    found, parts, data, at = [], [], path.read_bytes(), 0
+    """Return (label, image) of each record, by the format's description."""
+    items, parts, data, at = [], [], path.read_bytes(), 0
     while at < len(data):
         magic, word = struct.unpack_from("<II", data, at)
         assert magic == 0xCED7230A
@@ -77,12 +77,12 @@ def read_rec(path: Path) -> list[tuple[int, bytes]]:
         at += 8 + -(-(word % 2**29) // 4) * 4
         if word >> 29 in (0, 3):
             payload, parts = MAGIC.join(parts), []
-            found.append((int(struct.unpack_from("<If", payload)[1]), payload[24:]))
-    return found
+            items.append((int(struct.unpack_from("<If", payload)[1]), payload[24:]))
+    return items
 
 
 def datum(encoded: bytes) -> bytes:
-    """Field 1, of kind 2, then the length in sevens of bits."""
+    """Return a protocol buffer with field 1 of wire type 2: its length in groups of 7 bits, and the bytes."""
     length, digits = len(encoded), b""
     while length >= 128:
         digits, length = digits + bytes([length % 128 + 128]), length // 128
@@ -90,7 +90,7 @@ def datum(encoded: bytes) -> bytes:
 
 
 def write_lmdb(path: Path, items: Sequence[tuple[int, bytes]], keys: Sequence[bytes] | None = None) -> Path:
-    """As FFC has it."""
+    """Write a set like FFC."""
     keys = [b"%05d.jpg" % number for number in range(len(items))] if keys is None else keys
     with lmdb.open(str(path), map_size=2**26) as environment, environment.begin(write=True) as transaction:
         for key, (_, encoded) in zip(keys, items, strict=True):
@@ -101,8 +101,8 @@ def write_lmdb(path: Path, items: Sequence[tuple[int, bytes]], keys: Sequence[by
 
 
 def read_lmdb(path: Path) -> list[tuple[int, bytes]]:
-    """As FFC's loader does, in the order of the key-label file; ten lines from the description."""
-    found = []
+    """Return (label, image) of each line of the key-label file, like FFC's loader, by the format's description."""
+    items = []
     (lines,) = path.glob("*_kv.txt")
     with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as transaction:
         for line in lines.read_text().splitlines():
@@ -114,8 +114,8 @@ def read_lmdb(path: Path) -> list[tuple[int, bytes]]:
                 if value[at] < 128:
                     break
             assert value[0] == 0x0A and at + 1 + size == len(value)
-            found.append((int(label), value[at + 1 :]))
-    return found
+            items.append((int(label), value[at + 1 :]))
+    return items
 
 
 def write_folder(path: Path, items: Sequence[tuple[int, bytes]]) -> Path:
@@ -127,7 +127,7 @@ def write_folder(path: Path, items: Sequence[tuple[int, bytes]]) -> Path:
 
 
 def write_list(path: Path, items: Sequence[tuple[int, bytes]]) -> Path:
-    """With the images beside it."""
+    """Write a list and its images into one folder."""
     for number, (_, encoded) in enumerate(items):
         path.with_name(f"{number}.jpg").write_bytes(encoded)
     path.write_text("".join(f"{number}.jpg\t{label}\n" for number, (label, _) in enumerate(items)))
@@ -135,12 +135,12 @@ def write_list(path: Path, items: Sequence[tuple[int, bytes]]) -> Path:
 
 
 def write_base64(path: Path, items: Sequence[tuple[int, bytes]], label_first: bool = True) -> Path:
-    columns = [(str(label), base64.b64encode(encoded).decode()) for label, encoded in items]
-    path.write_text("".join("\t".join(each if label_first else each[::-1]) + "\n" for each in columns))
+    lines = [(str(label), base64.b64encode(encoded).decode()) for label, encoded in items]
+    path.write_text("".join("\t".join(line if label_first else line[::-1]) + "\n" for line in lines))
     return path
 
 
-# format -> its writer, and what a set of it may be called
+# format -> its writer, and a file name
 FORMATS = {
     "lmdb": (write_lmdb, "set.lmdb"),
     "rec": (write_rec, "set.rec"),

@@ -1,4 +1,4 @@
-"""LMDB where the address space is limited, as by `ulimit -v`: maps are no larger than needed, or the limit is named."""
+"""LMDB with limited address space (`ulimit -v`): maps are no larger than needed, and errors name the limit."""
 
 import os
 import re
@@ -18,32 +18,32 @@ from tests.data.made_sets import images, read_lmdb, write_lmdb, write_rec
 
 
 def limited(work: Callable[[], object], spare: int, folder: Path) -> str:
-    """Return what the work gives or raises where it may take `spare` more bytes of address space."""
-    told = folder / "told"
+    """Return the result or the error of work that may use `spare` more bytes of address space."""
+    output = folder / "output"
     if (child := os.fork()) == 0:
         try:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit = pages * resource.getpagesize() + spare
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            told.write_text(repr(work()))
+            output.write_text(repr(work()))
         except BaseException as error:
-            told.write_text(f"{type(error).__name__}: {error}")
+            output.write_text(f"{type(error).__name__}: {error}")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    return told.read_text()
+    return output.read_text()
 
 
-def test_what_is_written_takes_no_more_than_needed(tmp_path):
+def test_writing_needs_little_address_space(tmp_path):
     source = write_rec(tmp_path / "set.rec", items := images(range(9)))
     words = [f"source={source}", f"target={tmp_path / 'a.lmdb'}", "num_workers=0", f"cache_dir={tmp_path / 'cache'}"]
     assert limited(lambda: convert(parse(words)).images, 2**30, tmp_path) == "9"
     assert read_lmdb(tmp_path / "a.lmdb") == items
-    found = limited(lambda: len(glyphs(cache_dir=str(tmp_path / "cache")).train), 2**30, tmp_path)
-    assert int(found) > 10_000, found
+    count = limited(lambda: len(glyphs(cache_dir=str(tmp_path / "cache")).train), 2**30, tmp_path)
+    assert int(count) > 10_000, count
 
 
 def test_a_limit_that_is_too_low_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(lmdb_growing, "STEP", 2**22)  # what is not committed takes memory
+    monkeypatch.setattr(lmdb_growing, "STEP", 2**22)  # uncommitted values need memory
 
     def write() -> None:
         database = GrowingLmdb(tmp_path / "large.lmdb")
@@ -58,9 +58,9 @@ def test_a_limit_that_is_too_low_is_named(tmp_path, monkeypatch):
         refused + r"process may use [\d,]+ \(ulimit -v\); raise the limit$", limited(write, 2**27, tmp_path)
     )
     path = write_lmdb(tmp_path / "set.lmdb", images(range(3)))
-    os.truncate(path / "data.mdb", 2**31)  # with room that no page takes
-    told = limited(lambda: opened(str(path), 0), 2**20, tmp_path)
-    assert re.match(r"ValueError: .*set\.lmdb: LMDB maps all 2,147,483,648 bytes .*\(ulimit -v\)", told)
+    os.truncate(path / "data.mdb", 2**31)  # larger than all pages
+    refusal = limited(lambda: opened(str(path), 0), 2**20, tmp_path)
+    assert re.match(r"ValueError: .*set\.lmdb: LMDB maps all 2,147,483,648 bytes .*\(ulimit -v\)", refusal)
 
 
 def test_a_map_grows_with_its_content(tmp_path, monkeypatch):

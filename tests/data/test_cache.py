@@ -1,4 +1,4 @@
-"""The cache folder: used where it can be read, and named where it cannot be written."""
+"""The cache folder: a readable one is used, and an error names one that cannot be written."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from data.sets.images import images as build
 from tests.data.fonts import installed_for_tests
 from tests.data.made_sets import SIDE, images, write_folder
 
-DENIED = Path("/proc/headcount")  # nobody can write there, not even root
+DENIED = Path("/proc/headcount")  # not even root can write there
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "denied"])
@@ -30,7 +30,7 @@ def test_a_cache_folder_that_cannot_be_written_is_named(data, kind, tmp_path, mo
             build(format="folder", source=str(source), size=SIDE, cache_dir=str(path))
 
 
-def test_a_cache_that_can_only_be_read(tmp_path, monkeypatch):
+def test_a_read_only_cache_is_used(tmp_path, monkeypatch):
     options = {"format": "folder", "source": str(write_folder(tmp_path / "set", images([0, 1]))), "size": SIDE}
     options["cache_dir"] = str(tmp_path / "cache")
     assert len(build(**options).train) == 2

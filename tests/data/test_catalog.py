@@ -1,4 +1,4 @@
-"""Readers of all formats: what they find, and what becomes of files that are not as they should be."""
+"""Catalogs of all formats: images and labels, and the handling of damaged files."""
 
 import os
 import pickle
@@ -39,26 +39,26 @@ def opened(path: Path, format: str, **options: object) -> Catalog:
     return catalog(Origin(format, tuple(map(str, paths)), **options), paths[0].parent / "cache", on_corrupt)
 
 
-def content(found: Catalog) -> list[tuple[int, bytes]]:
-    return [(found.label(index), found.read(index)) for index in range(len(found))]
+def content(catalog: Catalog) -> list[tuple[int, bytes]]:
+    return [(catalog.label(index), catalog.read(index)) for index in range(len(catalog))]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_gives_every_image_and_label(format, tmp_path):
+def test_every_format_returns_all_images_and_labels(format, tmp_path):
     write, name = FORMATS[format]
     path = write(tmp_path / name, ITEMS)
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*")} | {path: path.stat().st_mtime_ns}
-    found = opened(path, format)
-    assert sorted(content(found)) == sorted(ITEMS) and found.num_classes == 4
+    result = opened(path, format)
+    assert sorted(content(result)) == sorted(ITEMS) and result.num_classes == 4
     if format != "folder":
-        assert content(found) == ITEMS  # in the order of the file
-    assert len({found.key(index) for index in range(len(found))}) == len(ITEMS)
-    again = pickle.loads(pickle.dumps(found))
-    assert content(again) == content(found)
+        assert content(result) == ITEMS  # in the order of the file
+    assert len({result.key(index) for index in range(len(result))}) == len(ITEMS)
+    again = pickle.loads(pickle.dumps(result))
+    assert content(again) == content(result)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     for class_id in range(4):
-        start, end = found.by_class.starts[class_id : class_id + 2]
-        assert found.by_class.order[start:end].tolist() == np.flatnonzero(found.labels == class_id).tolist()
+        start, end = result.by_class.starts[class_id : class_id + 2]
+        assert result.by_class.order[start:end].tolist() == np.flatnonzero(result.labels == class_id).tolist()
 
 
 @pytest.mark.parametrize("label_first", [True, False])
@@ -67,9 +67,9 @@ def test_base64_lists_in_either_order(label_first, tmp_path):
 
 
 def test_class_names_of_folders_and_files(tmp_path):
-    found = opened(write_folder(tmp_path / "set", ITEMS), "folder")
-    assert list(found.class_names) == ["class 000", "class 001", "class 002", "class 003"]
-    assert found.class_names[1:3] == ["class 001", "class 002"]
+    result = opened(write_folder(tmp_path / "set", ITEMS), "folder")
+    assert list(result.class_names) == ["class 000", "class 001", "class 002", "class 003"]
+    assert result.class_names[1:3] == ["class 001", "class 002"]
     path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
     assert not len(opened(path, "lmdb").class_names)  # classes are called by their ids
     (path / "classes.txt").write_text("a\nb\nc\nd\n")
@@ -79,7 +79,7 @@ def test_class_names_of_folders_and_files(tmp_path):
         opened(path, "lmdb")
 
 
-def test_an_order_of_folders_from_a_file(tmp_path):
+def test_a_file_defines_the_order_of_folders(tmp_path):
     path = write_folder(tmp_path / "set", ITEMS)
     (path / "classes.txt").write_text("class 003\nclass 000\nclass 001\nclass 002\n")
     assert list(opened(path, "folder").class_names) == ["class 003", "class 000", "class 001", "class 002"]
@@ -88,20 +88,20 @@ def test_an_order_of_folders_from_a_file(tmp_path):
         opened(path, "folder")
 
 
-def test_labels_with_gaps_are_numbered_and_kept_as_names(tmp_path):
+def test_labels_with_gaps_become_class_ids_and_names(tmp_path):
     items = images([70, 7, 70, 1_000_000])
-    found = opened(write_rec(tmp_path / "set.rec", items), "rec")
-    assert found.labels.tolist() == [1, 0, 1, 2] and list(found.class_names) == ["7", "70", "1000000"]
-    assert content(found) == items
+    result = opened(write_rec(tmp_path / "set.rec", items), "rec")
+    assert result.labels.tolist() == [1, 0, 1, 2] and list(result.class_names) == ["7", "70", "1000000"]
+    assert content(result) == items
 
 
-def test_several_sources_bring_classes_of_their_own_or_share_them(tmp_path):
-    """Offsets are by set of labels, so gaps and sets of one class do not matter."""
+def test_several_sources_have_separate_or_shared_classes(tmp_path):
+    """Offsets count distinct labels, so gaps and sources of one class do not matter."""
     first = write_lmdb(tmp_path / "a.lmdb", images([5, 5]))
     second = write_lmdb(tmp_path / "b.lmdb", images([0, 9, 5]))
     apart = opened([first, second], "lmdb")
     assert apart.labels.tolist() == [0, 0, 1, 3, 2] and list(apart.class_names) == ["0/5", "1/0", "1/5", "1/9"]
-    assert [apart.read(index) for index in range(5)] == [each for _, each in images([5, 5]) + images([0, 9, 5])]
+    assert [apart.read(index) for index in range(5)] == [encoded for _, encoded in images([5, 5]) + images([0, 9, 5])]
     together = opened([first, second], "lmdb", shared=True)
     assert together.labels.tolist() == [1, 1, 0, 2, 1] and list(together.class_names) == ["0", "5", "9"]
     folders = [write_folder(tmp_path / "x", images([1, 2])), write_folder(tmp_path / "y", images([2, 3]))]
@@ -110,20 +110,20 @@ def test_several_sources_bring_classes_of_their_own_or_share_them(tmp_path):
         opened([first, second], "lmdb", labels=("one",))
 
 
-def test_a_catalog_is_made_once_and_anew_when_its_source_changes(tmp_path):
+def test_a_catalog_is_built_once_and_again_when_its_source_changes(tmp_path):
     path = write_list(tmp_path / "set.txt", ITEMS)
-    made = opened(path, "list").folder
-    assert opened(path, "list").folder == made
-    (made / "labels.bin").write_bytes(b"")
+    folder = opened(path, "list").folder
+    assert opened(path, "list").folder == folder
+    (folder / "labels.bin").write_bytes(b"")
     assert content(opened(path, "list")) == ITEMS
     path.write_text("0.jpg\t0\n1.jpg\t1\n")
-    assert len(opened(path, "list")) == 2 and opened(path, "list").folder != made
+    assert len(opened(path, "list")) == 2 and opened(path, "list").folder != folder
 
 
 # RecordIO
 
 
-def test_a_header_record_tells_which_are_images(tmp_path):
+def test_a_header_record_states_the_images(tmp_path):
     for index in (True, False):
         path = write_rec(tmp_path / f"{index}.rec", ITEMS, header=True, index=index)
         assert content(opened(path, "rec")) == ITEMS
@@ -135,8 +135,8 @@ def test_a_header_record_tells_which_are_images(tmp_path):
 
 
 @pytest.mark.parametrize("before", [0, 1, 4, 8, 9])
-def test_records_of_several_parts(before, tmp_path):
-    """Cut where the magic number lies at a multiple of 4; elsewhere it stays."""
+def test_records_of_several_parts_are_joined(before, tmp_path):
+    """A record is split at magic numbers at multiples of 4 only."""
     encoded = image(0) + bytes(-len(image(0)) % 4) + bytes(before) + MAGIC + b"tail" + MAGIC
     payload = rec_payload(3, encoded)
     cuts = [at for at in range(0, len(payload), 4) if payload[at : at + 4] == MAGIC]
@@ -150,7 +150,7 @@ def test_records_of_several_parts(before, tmp_path):
     assert content(opened(path, "rec")) == [(3, encoded), (4, image(1))]
 
 
-def test_several_labels_of_which_the_first_counts(tmp_path):
+def test_the_first_of_several_labels_counts(tmp_path):
     path = tmp_path / "set.rec"
     path.write_bytes(record(struct.pack("<IfQQ3f", 3, 0, 0, 0, 8, 0.5, 1.5) + image(0)))
     assert content(opened(path, "rec")) == [(8, image(0))]
@@ -176,29 +176,29 @@ GOOD = record(rec_payload(0, image(0), 0))
         (GOOD + b"\x0a\x23", "1: the file ends before it"),
     ],
 )
-def test_damaged_records_are_named_and_can_be_left_out(content, message, tmp_path):
+def test_damaged_records_are_named_and_can_be_skipped(content, message, tmp_path):
     path = tmp_path / "set.rec"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"1 of 2 entries cannot be read: {message}"):
         opened(path, "rec")
-    left = opened(path, "rec", on_corrupt="skip")
-    assert len(left) == 1 and left.read(0) == image(0) and left.bad == 1
+    rest = opened(path, "rec", on_corrupt="skip")
+    assert len(rest) == 1 and rest.read(0) == image(0) and rest.bad == 1
 
 
-def test_a_damaged_record_does_not_hide_what_follows(tmp_path):
-    """Without an index the next magic number is looked for."""
+def test_a_damaged_record_does_not_hide_the_next_ones(tmp_path):
+    """Without an index, the reader searches the next magic number."""
     path = write_rec(tmp_path / "set.rec", ITEMS, index=False)
     stored = bytearray(path.read_bytes())
     second = stored.index(MAGIC, 4)
-    for place, bit in ((second, 255), (second + 5, 64)):  # the magic number; the length
+    for place, bits in ((second, 255), (second + 5, 64)):  # the magic number; the length
         damaged = bytearray(stored)
-        damaged[place] ^= bit
+        damaged[place] ^= bits
         path.write_bytes(damaged)
         assert content(opened(path, "rec", on_corrupt="skip")) == [ITEMS[0], *ITEMS[2:]]
 
 
-def test_a_header_that_float32_rounds(tmp_path, monkeypatch):
-    """Above 2^24 it may tell some more or fewer; here above 4."""
+def test_a_header_rounded_to_float32(tmp_path, monkeypatch):
+    """Above 2^24, here 4, the header may state a few more or fewer images."""
     from data.formats import recordio
 
     monkeypatch.setattr(recordio, "EXACT", 4)
@@ -212,7 +212,7 @@ def test_a_header_that_float32_rounds(tmp_path, monkeypatch):
             assert content(opened(path, "rec")) == ITEMS
 
 
-def test_links_to_files_keep_what_lies_beside_the_link(tmp_path):
+def test_files_next_to_a_link_are_found(tmp_path):
     from data.sets.images import images as build
 
     path = write_list(tmp_path / "set.txt", ITEMS)
@@ -223,22 +223,22 @@ def test_links_to_files_keep_what_lies_beside_the_link(tmp_path):
     assert data.train.source.read(np.arange(9)).shape == (9, 24, 24, 3)
 
 
-def test_links_that_go_round_in_circles(tmp_path):
+def test_circular_links_are_refused(tmp_path):
     path = write_folder(tmp_path / "set", ITEMS)
     (path / "class 000" / "again").symlink_to(path / "class 000")
     with pytest.raises(ValueError, match=r"cannot be listed \(Too many levels"):
         opened(path, "folder")
 
 
-def test_a_mark_of_utf8_at_the_beginning(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     path = write_list(tmp_path / "set.txt", ITEMS)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     (tmp_path / "set.classes.txt").write_bytes(b"\xef\xbb\xbfa\nb\nc\nd\n")
-    found = opened(path, "list")
-    assert content(found) == ITEMS and list(found.class_names) == ["a", "b", "c", "d"]
+    result = opened(path, "list")
+    assert content(result) == ITEMS and list(result.class_names) == ["a", "b", "c", "d"]
 
 
-def test_an_index_that_points_elsewhere(tmp_path):
+def test_an_index_with_wrong_offsets(tmp_path):
     path = write_rec(tmp_path / "set.rec", ITEMS)
     lines = path.with_suffix(".idx").read_text()
     path.with_suffix(".idx").write_text(lines + f"9\t{path.stat().st_size}\n10\t{10**12}\n11\t4\n")
@@ -253,7 +253,7 @@ def test_an_index_that_points_elsewhere(tmp_path):
     ("line", "message"),
     [("3\t0\n", "key 3 is listed twice"), ("x\t0\n", "every line"), ("12\n", "every line"), ("12\t-4\n", "every line")],
 )
-def test_an_index_that_is_none(line, message, tmp_path):
+def test_invalid_index_files_are_refused(line, message, tmp_path):
     path = write_rec(tmp_path / "set.rec", ITEMS)
     with path.with_suffix(".idx").open("a") as file:
         file.write(line)
@@ -261,13 +261,13 @@ def test_an_index_that_is_none(line, message, tmp_path):
         opened(path, "rec")
 
 
-def test_a_record_file_that_shrinks_under_its_catalog(tmp_path):
+def test_a_record_file_that_shrinks_after_its_catalog(tmp_path):
     path = write_rec(tmp_path / "set.rec", ITEMS)
-    found = opened(path, "rec")
+    result = opened(path, "rec")
     os.truncate(path, 100)
     with pytest.raises(UnreadableError, match=r"set.rec: the record at byte \d+: the file ends before it"):
-        found.read(8)
-    assert found.key(8).startswith("the record at byte")
+        result.read(8)
+    assert result.key(8).startswith("the record at byte")
 
 
 def test_handles_are_not_pickled(tmp_path):
@@ -282,9 +282,9 @@ def test_handles_are_not_pickled(tmp_path):
 def test_keys_of_any_bytes(tmp_path):
     keys = [b"with space", "猫".encode(), b"\xff\xfe", b"a/b.jpg", b"5", b"x" * 500, b"tab\t", b"k", b" lead"]
     path = write_lmdb(tmp_path / "set.lmdb", ITEMS, keys)
-    found = opened(path, "lmdb")
-    assert content(found) == ITEMS
-    assert [found.key(index) for index in range(4)] == ["with space", "猫", "\\xff\\xfe", "a/b.jpg"]
+    result = opened(path, "lmdb")
+    assert content(result) == ITEMS
+    assert [result.key(index) for index in range(4)] == ["with space", "猫", "\\xff\\xfe", "a/b.jpg"]
 
 
 def test_a_key_listed_twice(tmp_path):
@@ -298,7 +298,7 @@ def test_a_key_listed_twice(tmp_path):
 @pytest.mark.parametrize(
     "line", [b"nolabel\n", b"key -1\n", b"key 1.5\n", b" 4\n", b"key \xff\n", b"key 9999999999999999999\n"]
 )
-def test_lines_that_are_no_key_and_label(line, tmp_path):
+def test_lines_without_a_key_and_a_label(line, tmp_path):
     path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
     with (path / "set_kv.txt").open("ab") as file:
         file.write(b"\n" + line)
@@ -307,7 +307,7 @@ def test_lines_that_are_no_key_and_label(line, tmp_path):
     assert content(opened(path, "lmdb", on_corrupt="skip")) == ITEMS
 
 
-def test_values_that_are_no_image(tmp_path):
+def test_values_without_an_image(tmp_path):
     items = [*ITEMS[:2], (0, b"")]
     path = write_lmdb(tmp_path / "set.lmdb", items)
     (path / "set_kv.txt").write_text("00000.jpg 0\nelsewhere 0\n00002.jpg 0\nbroken 0\nraw 0\n")
@@ -316,22 +316,22 @@ def test_values_that_are_no_image(tmp_path):
     with lmdb.open(str(path), map_size=2**26) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"broken", datum(image(1))[:-5])
         transaction.put(b"raw", image(5))
-    found = opened(path, "lmdb")
-    assert found.read(0) == image(0) and found.read(4) == image(5)
+    result = opened(path, "lmdb")
+    assert result.read(0) == image(0) and result.read(4) == image(5)
     for index, message in ((1, "elsewhere: the database does not contain it"), (2, "no image"), (3, "not a Datum")):
         with pytest.raises(UnreadableError, match=message):
-            found.read(index)
+            result.read(index)
 
 
-def test_an_lmdb_that_is_cut_off(tmp_path):
-    """Reading past the end of a mapped file ends a process: it must be found before."""
+def test_a_truncated_lmdb_is_refused(tmp_path):
+    """Reading past the end of a mapped file ends the process, so the size is checked before."""
     path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
     os.truncate(path / "data.mdb", 4096 * 4)
     with pytest.raises(ValueError, match=r"set.lmdb: .*truncated"):
         opened(path, "lmdb").read(0)
 
 
-def damaged_page(what: str, page: np.ndarray, another: np.ndarray) -> None:
+def damage_page(what: str, page: np.ndarray, another: np.ndarray) -> None:
     if what == "zeros":
         page[:16] = page[512:] = 0
     elif what == "garbage":
@@ -341,48 +341,48 @@ def damaged_page(what: str, page: np.ndarray, another: np.ndarray) -> None:
             page[place : place + 8] = 255
     elif what == "another page":
         page[:] = another
-    else:  # the page's number
+    else:  # the number of the page
         page[3] += 1
 
 
 @pytest.mark.parametrize("what", ["zeros", "garbage", "lengths", "another page", "number"])
-def test_a_damaged_page_of_an_lmdb(what, tmp_path):
-    """Reading through it may end the process. The keys that are looked up in it are named, the others are read."""
+def test_damaged_pages_of_an_lmdb(what, tmp_path):
+    """Reading a damaged page may end the process. The keys below it are reported, and the others are readable."""
     keys = [b"%06d/%064d" % (7919 * number % 3000, number) for number in range(3000)]
     path = write_lmdb(tmp_path / "set.lmdb", [(number % 9, b"\xff\xd8%d" % number) for number in range(3000)], keys)
     whole = np.fromfile(path / "data.mdb", np.uint8).reshape(-1, 4096)
-    told = [struct.unpack_from("<Q2xH", page.tobytes()) for page in whole]  # number and kind
-    branches = [number for number in range(2, len(whole)) if told[number] == (number, 1)]
-    leaves = [number for number in range(2, len(whole)) if told[number] == (number, 2)]
+    headers = [struct.unpack_from("<Q2xH", page.tobytes()) for page in whole]  # number and kind
+    branches = [number for number in range(2, len(whole)) if headers[number] == (number, 1)]
+    leaves = [number for number in range(2, len(whole)) if headers[number] == (number, 2)]
     assert len(branches) > 2  # one of them is the root
     lost = set()
     for number in (*branches, leaves[0], leaves[len(leaves) // 2], leaves[-1]):
         damaged = whole.copy()
-        damaged_page(what, damaged[number], whole[leaves[1]])
+        damage_page(what, damaged[number], whole[leaves[1]])
         damaged.tofile(path / "data.mdb")
         with pytest.raises(ValueError, match=rf"of 3,000 entries.*: page {number} of data\.mdb is damaged") as error:
             opened(path, "lmdb")
         bad = int(re.search(r"([\d,]+) of", str(error.value))[1].replace(",", ""))
         lost.add("some" if bad < 100 else "many" if bad < 3000 else "all")
         if bad < 3000:
-            found = opened(path, "lmdb", on_corrupt="skip")
-            assert len(found) == 3000 - bad
-            for index in range(len(found)):
-                assert found.read(index) == b"\xff\xd8%d" % int(found.key(index).rpartition("/")[2])
+            result = opened(path, "lmdb", on_corrupt="skip")
+            assert len(result) == 3000 - bad
+            for index in range(len(result)):
+                assert result.read(index) == b"\xff\xd8%d" % int(result.key(index).rpartition("/")[2])
     assert lost == {"some", "many", "all"}
 
 
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "data.mdb is empty"), (b"no database" * 1000, "LMDB cannot open data.mdb")]
 )
-def test_an_lmdb_that_is_none(content, message, tmp_path):
+def test_files_that_are_not_an_lmdb(content, message, tmp_path):
     path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
     (path / "data.mdb").write_bytes(content)
     with pytest.raises(ValueError, match=rf"set.lmdb: {message}"):
         opened(path, "lmdb").read(0)
 
 
-def test_the_key_label_file_must_be_one(tmp_path):
+def test_a_single_key_label_file_is_needed(tmp_path):
     path = write_lmdb(tmp_path / "set.lmdb", ITEMS)
     other = tmp_path / "labels.txt"
     other.write_text("00001.jpg 3\n")
@@ -397,15 +397,15 @@ def test_the_key_label_file_must_be_one(tmp_path):
 # Lists and folders
 
 
-def test_a_list_that_names_a_missing_file(tmp_path):
+def test_a_list_with_a_missing_file(tmp_path):
     path = write_list(tmp_path / "set.txt", ITEMS)
     (tmp_path / "3.jpg").unlink()
-    found = opened(path, "list")
+    result = opened(path, "list")
     with pytest.raises(UnreadableError, match=r"set.txt: 3.jpg: No such file"):
-        found.read(3)
+        result.read(3)
 
 
-def test_lines_of_a_list_that_are_none(tmp_path):
+def test_invalid_lines_of_a_list(tmp_path):
     path = write_list(tmp_path / "set.txt", ITEMS)
     with path.open("a") as file:
         file.write("one column\n\t5\nx.jpg\tname\n\n")
@@ -415,13 +415,13 @@ def test_lines_of_a_list_that_are_none(tmp_path):
         opened(path, "list")
 
 
-def test_base64_that_is_none(tmp_path):
+def test_invalid_base64(tmp_path):
     path = write_base64(tmp_path / "set.txt", ITEMS)
     path.write_text("0\t/9j/A\n0\t/9j/====A\n")
-    found = opened(path, "list")
+    result = opened(path, "list")
     for index in range(2):
         with pytest.raises(UnreadableError, match=r"set.txt: byte-\d+: "):
-            found.read(index)
+            result.read(index)
 
 
 def test_a_file_of_another_format(tmp_path):
@@ -446,13 +446,13 @@ def test_folders_of_any_names_and_depth(tmp_path):
         else:
             path.mkdir()
     (tmp_path / "set" / "a b" / "notes.txt").write_text("")
-    found = opened(tmp_path / "set", "folder")
-    assert list(found.class_names) == ["a b", "tab\there", "猫"]  # a folder without images is no class
-    assert [found.read(index) for index in range(3)] == [image(0)] * 3
+    result = opened(tmp_path / "set", "folder")
+    assert list(result.class_names) == ["a b", "tab\there", "猫"]  # folders without images are not classes
+    assert [result.read(index) for index in range(3)] == [image(0)] * 3
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_missing_or_empty_is_told(format, tmp_path):
+def test_missing_and_empty_sources_are_refused(format, tmp_path):
     with pytest.raises(ValueError, match="nowhere"):
         opened(tmp_path / "nowhere", format)
     write, name = FORMATS[format]
@@ -470,7 +470,7 @@ def test_what_is_missing_or_empty_is_told(format, tmp_path):
 
 
 def test_grouping_out_of_core(tmp_path, monkeypatch):
-    """Small blocks give what one sort gives."""
+    """Small blocks give the same result as one sort."""
     labels = np.random.default_rng(0).integers(0, 50, 1000).astype(np.int32)
     labels[labels == 7] = 8
     whole = grouping.group(labels, 51)

@@ -1,4 +1,4 @@
-"""Conversion: bytes and labels stay, what is killed goes on, what cannot be read is told."""
+"""Conversion: bytes and labels are kept, killed conversions resume, and unreadable images are reported."""
 
 import io
 import itertools
@@ -52,7 +52,7 @@ def folder_content(path: Path) -> list[tuple[int, bytes]]:
 
 
 def test_round_trip_over_all_formats(tmp_path):
-    """folder -> lmdb -> rec -> lmdb -> folder, read back by readers of the test."""
+    """Conversion folder -> lmdb -> rec -> lmdb -> folder, read back by the readers of the tests."""
     source = write_folder(tmp_path / "set", ITEMS)
     first, second, third, last = (tmp_path / name for name in ("a.lmdb", "b.rec", "c.lmdb", "d"))
     report = run(f"source={source}", f"target={first}")
@@ -71,14 +71,14 @@ def test_round_trip_over_all_formats(tmp_path):
     assert 0 < len(val) < len(train)
     again = catalog(Origin("folder", (str(last),)), tmp_path / "cache")
     assert sorted((again.label(i), again.read(i)) for i in range(9)) == sorted(ITEMS)
-    assert {each.name for each in tmp_path.iterdir()} >= {"set", "a.lmdb", "b.rec", "b.idx", "c.lmdb", "d"}
-    assert not [each for each in tmp_path.iterdir() if each.name.endswith(".partial")]
-    assert sorted(each.name for each in first.iterdir()) == ["a_kv.txt", "classes.txt", "data.mdb"]
+    assert {path.name for path in tmp_path.iterdir()} >= {"set", "a.lmdb", "b.rec", "b.idx", "c.lmdb", "d"}
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+    assert sorted(path.name for path in first.iterdir()) == ["a_kv.txt", "classes.txt", "data.mdb"]
 
 
 @pytest.mark.parametrize("write", [write_list, write_base64, write_rec])
 def test_other_sources_keep_bytes_labels_and_order(write, tmp_path):
-    items = images([5, 70_000, 5, 9])  # labels with gaps stay as they are
+    items = images([5, 70_000, 5, 9])  # labels with gaps are kept
     source = write(tmp_path / ("set.rec" if write is write_rec else "set.txt"), items)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     keys = "number" if write is write_base64 else "source"
@@ -111,7 +111,7 @@ def test_several_sources_into_one(tmp_path):
         run(both, f"target={tmp_path / 'twice.lmdb'}")
 
 
-def test_images_are_encoded_anew_only_when_asked(tmp_path):
+def test_images_are_encoded_again_only_on_request(tmp_path):
     source = write_folder(
         tmp_path / "set", [(0, image(0, side=50)), (1, image(1, kind="PNG")), (1, image(2, mode="L"))]
     )
@@ -137,25 +137,25 @@ BROKEN = [
 ]
 
 
-def test_unreadable_images_stop_it_are_left_out_or_listed(tmp_path):
+def test_unreadable_images_stop_a_conversion_or_are_skipped_or_listed(tmp_path):
     source = write_lmdb(tmp_path / "set.lmdb", BROKEN)
     with pytest.raises(ValueError, match=r"00001.jpg: .*it contains no image; on_corrupt=skip"):
         run(f"source={source}", f"target={tmp_path / 'a.rec'}")
     report = run(f"source={source}", f"target={tmp_path / 'a.rec'}", "on_corrupt=skip", "verify=true")
     assert [bad.key for bad in report.unreadable] == [f"0000{k}.jpg" for k in (1, 3, 4, 5, 6)]
     reasons = [bad.reason for bad in report.unreadable]
-    for reason, words in zip(
+    for reason, expected in zip(
         reasons,
         ("contains no image", "decoded", "more than", "not an image in a known format", "more than"),
         strict=True,
     ):
-        assert words in reason
+        assert expected in reason
     assert read_rec(tmp_path / "a.rec") == [BROKEN[0], BROKEN[2]]
     listed = run(f"source={source}", "on_corrupt=list")
     assert listed.unreadable == report.unreadable and listed.images == 2
 
 
-def test_entries_that_are_no_images_are_told_too(tmp_path):
+def test_entries_without_images_are_reported(tmp_path):
     source = write_rec(tmp_path / "set.rec", ITEMS)
     with source.with_suffix(".idx").open("a") as file:
         file.write("77\t4\n")
@@ -169,8 +169,8 @@ def test_entries_that_are_no_images_are_told_too(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "format"), [("out.lmdb", "lmdb"), ("out.rec", "rec"), ("out", "folder")])
-def test_a_killed_conversion_goes_on_where_it_was(name, format, tmp_path, monkeypatch):
-    """Killed after every number of images, also between two safe states, it ends like an undisturbed one."""
+def test_an_interrupted_conversion_resumes(name, format, tmp_path, monkeypatch):
+    """A conversion interrupted at any image, also between two saved states, gives the same result."""
     monkeypatch.setattr(module, "CHUNK", 2)
     monkeypatch.setattr(writing, "FLUSH", 2)
     items = images([0, 1, 2] * 5)
@@ -196,14 +196,14 @@ def test_a_killed_conversion_goes_on_where_it_was(name, format, tmp_path, monkey
             module.ImageConverter, "encoded", lambda self, index, seen=seen: seen.append(index) or encoded(self, index)
         )
         run(f"source={source}", f"target={target}", f"format={format}", "shuffle=true", "num_workers=0")
-        assert len(seen) == 2 * 15 - number // 4 * 4  # writing what was missing, comparing all
+        assert len(seen) == 2 * 15 - number // 4 * 4  # writes the missing images and compares all
         monkeypatch.setattr(module.ImageConverter, "encoded", encoded)
         read = {"lmdb": read_lmdb, "rec": read_rec, "folder": folder_content}[format]
         assert read(target) == read(undisturbed)
 
 
-def test_a_killed_process_goes_on(tmp_path):
-    """With the real signal."""
+def test_a_killed_process_resumes(tmp_path):
+    """The process is killed by SIGKILL."""
     source = write_rec(tmp_path / "set.rec", images([0, 1, 2] * 1000))
     words = [f"source={source}", f"target={tmp_path / 'out.lmdb'}", "encode=jpeg", "num_workers=0", "size=400"]
     process = subprocess.Popen([sys.executable, "-m", "data.convert", *words], stdout=subprocess.DEVNULL)
@@ -220,7 +220,7 @@ def test_a_killed_process_goes_on(tmp_path):
     assert run(*words[:2]).images == 3000 and read_lmdb(tmp_path / "out.lmdb") == images([0, 1, 2] * 1000)
 
 
-def test_what_was_written_wrong_is_found(tmp_path, monkeypatch):
+def test_a_wrong_target_is_detected(tmp_path, monkeypatch):
     source = write_list(tmp_path / "set.txt", ITEMS)
     from data.conversion import writers
 
@@ -230,7 +230,7 @@ def test_what_was_written_wrong_is_found(tmp_path, monkeypatch):
     assert not (tmp_path / "a.lmdb").exists()
 
 
-def test_keys_that_the_formats_of_the_ancestors_cannot_hold(tmp_path):
+def test_keys_that_lmdb_cannot_store(tmp_path):
     keys = [b"a b", b"tab\tx", "猫".encode(), b"\xff", b"x" * 505 + b"     "]
     source = write_lmdb(tmp_path / "set.lmdb", ITEMS[:4], keys[:4])
     run(f"source={source}", f"target={tmp_path / 'a.lmdb'}")
@@ -243,7 +243,7 @@ def test_keys_that_the_formats_of_the_ancestors_cannot_hold(tmp_path):
 
 
 def test_values_of_caffe(tmp_path):
-    """The data in field 4, as FFC's training code reads it, beside numbers in others."""
+    """Datum with the data in field 4, as FFC's training code reads it, and integers in other fields."""
     source = write_rec(tmp_path / "set.rec", ITEMS[:2])
     run(f"source={source}", f"target={tmp_path / 'a.lmdb'}", "datum=caffe")
     with (
@@ -257,7 +257,7 @@ def test_values_of_caffe(tmp_path):
     assert read_rec(tmp_path / "b.rec") == ITEMS[:2]
 
 
-def test_a_label_that_a_rec_file_cannot_hold(tmp_path):
+def test_a_label_that_a_rec_file_cannot_store(tmp_path):
     source = write_list(tmp_path / "set.txt", [(2**24 + 1, image(0)), (3, image(1))])
     with pytest.raises(ValueError, match=r"label 16,777,217 is too large: .*renumber=true"):
         run(f"source={source}", f"target={tmp_path / 'a.rec'}")
@@ -266,7 +266,7 @@ def test_a_label_that_a_rec_file_cannot_hold(tmp_path):
     assert read_rec(tmp_path / "a.rec") == [(1, image(0)), (0, image(1))]
 
 
-def test_to_a_url(tmp_path):
+def test_a_url_as_target(tmp_path):
     import fsspec
 
     source = write_rec(tmp_path / "set.rec", ITEMS)
@@ -282,7 +282,7 @@ def test_to_a_url(tmp_path):
         run(f"source={source}", "target=nosuch://a.lmdb")
 
 
-def test_an_upload_that_fails_is_begun_again_and_only_by_the_same_command(tmp_path, monkeypatch):
+def test_only_the_same_command_repeats_a_failed_upload(tmp_path, monkeypatch):
     import fsspec
 
     source = write_folder(tmp_path / "set", ITEMS)
@@ -305,7 +305,7 @@ def test_an_upload_that_fails_is_begun_again_and_only_by_the_same_command(tmp_pa
     assert sorted(read_lmdb(tmp_path / "back" / "a.lmdb")) == sorted(ITEMS)
 
 
-def test_what_lies_beside_the_target_stays(tmp_path):
+def test_files_next_to_the_target_are_kept(tmp_path):
     source = write_list(tmp_path / "faces.txt", images([0, 2]))
     names = tmp_path / "faces.classes.txt"
     names.write_text("ann\nbob\ncid\n")
@@ -318,7 +318,7 @@ def test_what_lies_beside_the_target_stays(tmp_path):
 
 
 @pytest.mark.parametrize("renamed", [1, 2])
-def test_one_that_is_killed_between_its_last_names_goes_on(renamed, tmp_path, monkeypatch):
+def test_an_interruption_between_the_last_renames_resumes(renamed, tmp_path, monkeypatch):
     source = write_rec(tmp_path / "set.rec", ITEMS)
     words = [f"source={source}", f"target={tmp_path / 'out' / 'a.rec'}"]
     rename = Path.rename
@@ -337,7 +337,7 @@ def test_one_that_is_killed_between_its_last_names_goes_on(renamed, tmp_path, mo
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.idx", "a.rec", "property"]
 
 
-def test_a_file_half_written_is_written_anew(tmp_path, monkeypatch):
+def test_a_partially_written_file_is_written_again(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 2)
     monkeypatch.setattr(writing, "FLUSH", 1)
     source = write_rec(tmp_path / "set.rec", ITEMS)
@@ -358,7 +358,7 @@ def test_a_file_half_written_is_written_anew(tmp_path, monkeypatch):
     assert folder_content(tmp_path / "out") == sorted(ITEMS)
 
 
-def test_two_at_once_are_refused(tmp_path):
+def test_two_conversions_into_one_target_are_refused(tmp_path):
     source = write_rec(tmp_path / "set.rec", ITEMS)
     (tmp_path / "a.rec.partial").mkdir()
     with (
@@ -368,7 +368,7 @@ def test_two_at_once_are_refused(tmp_path):
         run(f"source={source}", f"target={tmp_path / 'a.rec'}")
 
 
-def test_a_class_of_which_nothing_can_be_read(tmp_path):
+def test_a_class_without_readable_images(tmp_path):
     source = write_folder(tmp_path / "set", [(0, image(0)), (1, b"broken"), (2, image(2))])
     for target, format in (("a.lmdb", "lmdb"), ("a.rec", "rec"), ("a", "folder")):
         report = run(f"source={source}", f"target={tmp_path / target}", f"format={format}", "on_corrupt=skip")
@@ -377,7 +377,7 @@ def test_a_class_of_which_nothing_can_be_read(tmp_path):
     assert (tmp_path / "property").read_text() == f"3,{SIDE},{SIDE}\n"
 
 
-def test_names_without_an_ending_get_one_that_is_read(tmp_path):
+def test_names_without_an_ending_get_one(tmp_path):
     keys = [b"m.0107_f/0-FaceId-0", b"x.y"]
     source = write_lmdb(tmp_path / "set.lmdb", [(0, image(0)), (1, image(1, kind="PNG"))], keys)
     run(f"source={source}", f"target={tmp_path / 'out'}", "format=folder")
@@ -388,7 +388,7 @@ def test_names_without_an_ending_get_one_that_is_read(tmp_path):
         run(f"source={long}", f"target={tmp_path / 'longer'}", "format=folder")
 
 
-def test_paths_are_taken_as_they_stand(tmp_path, monkeypatch):
+def test_paths_are_not_parsed_as_yaml(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_rec(tmp_path / "sp: 1.rec", ITEMS)
     run("source=sp: 1.rec", "target=a: b.rec")
@@ -396,7 +396,7 @@ def test_paths_are_taken_as_they_stand(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["lmdb", "rec"])
-def test_one_that_is_killed_at_any_rename_or_removal_goes_on(format, tmp_path, monkeypatch):
+def test_an_interruption_at_any_rename_or_removal_resumes(format, tmp_path, monkeypatch):
     source = write_rec(tmp_path / "set.rec", ITEMS)
     done = False
     for number in range(100):
@@ -413,10 +413,10 @@ def test_one_that_is_killed_at_any_rename_or_removal_goes_on(format, tmp_path, m
         if done:
             break
         if not (tmp_path / str(number) / f"out.{format}.partial").exists():
-            continue  # all that was to do was done
+            continue  # the conversion was complete
         try:
             assert run(*words).images == 9
-        except ValueError as error:  # it was complete
+        except ValueError as error:  # the target was complete
             assert f"out.{format} already exists" in str(error)
         read = {"lmdb": read_lmdb, "rec": read_rec}[format]
         assert read(tmp_path / str(number) / f"out.{format}") == ITEMS
@@ -433,7 +433,7 @@ def killed_at(number, calls, function):
     return killed
 
 
-def test_only_names_of_rec_files(tmp_path):
+def test_a_rec_target_must_end_in_rec(tmp_path):
     source = write_rec(tmp_path / "faces.rec", ITEMS)
     before = source.read_bytes()
     with pytest.raises(ValueError, match=r"faces.new must end in .rec with format=rec"):
@@ -441,7 +441,7 @@ def test_only_names_of_rec_files(tmp_path):
     assert source.read_bytes() == before
 
 
-def test_images_that_cannot_be_encoded(tmp_path):
+def test_images_that_cannot_be_encoded_are_reported(tmp_path):
     wide = io.BytesIO()
     Image.new("L", (70_000, 4)).save(wide, "PNG")
     source = write_folder(tmp_path / "set", [(0, image(0)), (1, wide.getvalue())])
@@ -488,8 +488,8 @@ def test_images_that_cannot_be_encoded(tmp_path):
         (["source"], "source is not an option NAME=VALUE"),
     ],
 )
-def test_wrong_options_are_told(words, message, tmp_path):
+def test_wrong_options_are_refused(words, message, tmp_path):
     source = write_rec(tmp_path / "set.rec", ITEMS)
     with pytest.raises(ValueError, match=message):
         run(*(word.format(source) for word in words))
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["set.idx", "set.rec"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set.idx", "set.rec"]

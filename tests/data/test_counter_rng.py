@@ -1,4 +1,4 @@
-"""Keyed random numbers: bijections, distributions, independence of order."""
+"""Counter-based random numbers: bijections, distributions and independence of order."""
 
 import numpy as np
 import pytest
@@ -16,16 +16,16 @@ def test_permutations_are_bijections(size):
         assert np.array_equal(permute(np.array([3, 1]), size, 5, 0), orders[0][[3, 1]])
 
 
-def test_permutation_of_many_needs_no_storage():
-    found = permute(np.arange(1000), 10**12, 1)
-    assert len(np.unique(found)) == 1000 and found.max() > 5 * 10**11 and found.min() >= 0
+def test_a_large_permutation_needs_no_storage():
+    images = permute(np.arange(1000), 10**12, 1)
+    assert len(np.unique(images)) == 1000 and images.max() > 5 * 10**11 and images.min() >= 0
 
 
-def test_places_are_spread_evenly():
-    where = np.zeros((20, 20))
+def test_images_of_permutations_are_uniform():
+    counts = np.zeros((20, 20))
     for key in range(2000):
-        where[np.arange(20), permute(np.arange(20), 20, key)] += 1
-    assert abs(where - 100).max() < 50  # five standard deviations of a count of 100
+        counts[np.arange(20), permute(np.arange(20), 20, key)] += 1
+    assert abs(counts - 100).max() < 50  # five standard deviations of a count of 100
 
 
 def test_uniform_and_normal():
@@ -36,7 +36,7 @@ def test_uniform_and_normal():
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 0.01
 
 
-def test_every_part_of_the_key_counts():
+def test_every_part_of_the_key_changes_the_hash():
     assert len({int(hash64(*key)) for key in [("a", 1, 2), ("b", 1, 2), ("a", 2, 1), ("a", 1, 3), ("a", 1)]}) == 5
     grid = hash64("a", np.arange(50)[:, None], np.arange(50))
     assert len(np.unique(grid)) == 2500

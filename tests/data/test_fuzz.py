@@ -1,4 +1,4 @@
-"""Readers of anything: what hypothesis thinks of, and files of every format with damage (`python -m tests.fuzz`)."""
+"""Readers with arbitrary input: from hypothesis, and damaged files of every format (`python -m tests.fuzz`)."""
 
 import base64
 import tempfile
@@ -24,27 +24,27 @@ PIECES = st.lists(st.one_of(st.binary(max_size=9), st.just(MAGIC_BYTES)), max_si
 
 @given(st.lists(PIECES, min_size=1, max_size=4))
 @example([MAGIC_BYTES * 3])
-def test_whatever_is_framed_comes_back(payloads):
+def test_framed_payloads_are_read_back(payloads):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "set.rec")
-        payloads = [rec_payload(number, b"\xff\xd8" + each) for number, each in enumerate(payloads)]
+        payloads = [rec_payload(number, b"\xff\xd8" + payload) for number, payload in enumerate(payloads)]
         path.write_bytes(b"".join(map(framed, payloads)))
         file = RecordFile(str(path))
-        found = list(file.scan())
-        assert [each.label for each in found] == list(range(len(payloads)))
-        assert [file.read(each.place) for each in found] == [payload[24:] for payload in payloads]
+        entries = list(file.scan())
+        assert [entry.label for entry in entries] == list(range(len(payloads)))
+        assert [file.read(entry.place) for entry in entries] == [payload[24:] for payload in payloads]
 
 
 @given(PIECES)
-def test_a_record_file_of_anything(content):
+def test_arbitrary_record_files(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "set.rec")
         path.write_bytes(b"x" + content)
-        assert all(each.reason for each in RecordFile(str(path)).scan())
+        assert all(entry.reason for entry in RecordFile(str(path)).scan())
 
 
 @given(st.binary(max_size=80))
-def test_payloads_and_values_of_anything(content):
+def test_arbitrary_payloads_and_values(content):
     for read in (unpack, encoded_in):
         try:
             read(content)
@@ -53,7 +53,7 @@ def test_payloads_and_values_of_anything(content):
 
 
 @given(st.binary(min_size=1, max_size=70_000))
-def test_values_are_what_protocol_buffers_are(content):
+def test_values_are_protocol_buffers(content):
     assert value_of(content) == datum(content) and encoded_in(value_of(content)) == content
 
 
@@ -63,25 +63,25 @@ def test_base64_lists_of_any_images(items, label_first):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "set.txt")
         columns = [(b"%d" % label, base64.b64encode(encoded)) for label, encoded in items]
-        path.write_bytes(b"\n".join(b"\t".join(each if label_first else each[::-1]) for each in columns))
-        found = catalog(Origin("list", (str(path),)), Path(folder, "cache"))
-        assert [(found.label(index), found.read(index)) for index in range(len(found))] == items
+        path.write_bytes(b"\n".join(b"\t".join(line if label_first else line[::-1]) for line in columns))
+        images = catalog(Origin("list", (str(path),)), Path(folder, "cache"))
+        assert [(images.label(index), images.read(index)) for index in range(len(images))] == items
 
 
 @given(st.binary(max_size=100))
-def test_a_list_of_anything(content):
+def test_arbitrary_lists(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "set.txt")
         path.write_bytes(content)
-        for each in ImageList(str(path)).scan():
-            assert each.label >= 0 if hasattr(each, "label") else each.reason
+        for entry in ImageList(str(path)).scan():
+            assert entry.label >= 0 if hasattr(entry, "label") else entry.reason
 
 
 @pytest.mark.parametrize("kind", fuzz.FORMATS)
-def test_files_with_damage(kind, tmp_path):
-    came = set()
+def test_damaged_files(kind, tmp_path):
+    outcomes = set()
     for seed in range(25):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        came.add(fuzz.in_a_process(seed, kind) if kind == "lmdb" else fuzz.attempt(seed, kind, folder))
-    assert len(came) > 1 or kind == "pairs"
+        outcomes.add(fuzz.in_a_process(seed, kind) if kind == "lmdb" else fuzz.attempt(seed, kind, folder))
+    assert len(outcomes) > 1 or kind == "pairs"

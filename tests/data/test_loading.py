@@ -1,4 +1,4 @@
-"""Items prepared by worker processes: in order, and complete though workers are killed."""
+"""Loading by worker processes: items come in order, and all of them if workers are killed."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from data.streams import BatchLoader
 
 
 class Deadly(Dataset[torch.Tensor]):
-    """Item 5 kills the worker, so many times."""
+    """Dataset whose item 5 kills the worker a number of times."""
 
     def __init__(self, folder, times: int):
         self.folder, self.times = folder, times
@@ -28,7 +28,7 @@ class Deadly(Dataset[torch.Tensor]):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Torch looks for dead workers when it has waited so many seconds."""
+    """Shorten the time after which torch searches for dead workers."""
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
@@ -39,14 +39,14 @@ def test_items_come_in_order(num_workers, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_that_are_killed_are_replaced(num_workers, tmp_path):
+def test_killed_workers_are_replaced(num_workers, tmp_path):
     message = f"num_workers={num_workers}: a process that prepares batches died; new workers continue at item [0-5]$"
     with pytest.warns(RuntimeWarning) as warned:
         assert list(loaded(Deadly(tmp_path, 2), range(12), num_workers)) == list(range(0, 120, 10))
     assert len(warned) == 2 and all(re.match(message, str(warning.message)) for warning in warned)
 
 
-def test_an_item_that_kills_every_worker_is_told(tmp_path):
+def test_an_item_that_kills_every_worker_is_reported(tmp_path):
     items = loaded(Deadly(tmp_path, 99), range(12), 1)
     with pytest.warns(RuntimeWarning):
         assert [next(items) for _ in range(5)] == [0, 10, 20, 30, 40]
@@ -56,7 +56,7 @@ def test_an_item_that_kills_every_worker_is_told(tmp_path):
 
 @pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError, ConnectionResetError])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_errors_of_a_dataset_are_no_deaths(kind, num_workers):
+def test_errors_of_a_dataset_are_not_deaths(kind, num_workers):
     class Broken(Dataset[int]):
         def __getitem__(self, number: int) -> int:
             raise kind("a bug")
@@ -66,19 +66,19 @@ def test_errors_of_a_dataset_are_no_deaths(kind, num_workers):
 
 
 class Stream:
-    """Batches of one number; batch 4 cannot be read."""
+    """Stream of batches of one number; batch 4 cannot be read."""
 
     def batch(self, number: int) -> tuple[torch.Tensor, ...]:
         if number == 4:
-            raise ValueError("record 4: is damaged")
+            raise ValueError("record 4 is damaged")
         return (torch.tensor([number]),) * 3
 
 
 @pytest.mark.parametrize(("ahead", "known_at"), [(0, None), (1, 3), (2, 2)])
-def test_a_batch_that_cannot_be_had_is_known_before_and_raised_when_due(ahead, known_at):
+def test_an_unreadable_batch_is_known_before_it_is_due(ahead, known_at):
     loader = BatchLoader({"instance": Stream()}, 8, 1, ahead=ahead)
     seen, known = [], []
-    with pytest.raises(ValueError, match=re.escape("record 4: is damaged")):
+    with pytest.raises(ValueError, match=re.escape("record 4 is damaged")):
         for batch in loader:
             seen.append(int(batch["instance"][0]))
             assert loader.handed_out == len(seen)

@@ -1,4 +1,4 @@
-"""Batch streams: epochs, processes, resuming, workers."""
+"""Batch streams: epochs, processes, resuming and workers."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def records(stream: InstanceStream, number: int) -> list[tuple[float, ...]]:
     return [tuple(vector) for vector in stream.batch(number)[0].tolist()]
 
 
-def test_an_epoch_holds_every_record_at_most_once():
+def test_an_epoch_contains_every_record_at_most_once():
     stream = InstanceStream(DATA, 8)
     assert stream.batches_per_epoch == 8
     epochs = [[r for number in range(8 * e, 8 * e + 8) for r in records(stream, number)] for e in range(2)]
@@ -29,8 +29,8 @@ def test_labels_belong_to_their_records():
     examples, labels, _ = InstanceStream(DATA, 69).batch(0)
     directions = torch.from_numpy(DATA.train.source.directions(np.arange(23)))
     assert torch.equal(torch.bincount(labels), torch.full((23,), 3))
-    own = (examples * directions[labels]).sum(1)
-    assert own.mean() > 0.5 > (examples @ directions.T).mean()
+    cosines = (examples * directions[labels]).sum(1)
+    assert cosines.mean() > 0.5 > (examples @ directions.T).mean()
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -48,14 +48,14 @@ def test_resuming_continues_with_the_next_batch(num_workers):
 
     whole = [batch["instance"][0] for batch in loader()]
     assert len(whole) == 20
-    first = loader()
-    for _, _ in zip(range(7), first, strict=False):
+    interrupted = loader()
+    for _, _ in zip(range(7), interrupted, strict=False):
         pass
-    state = first.state_dict()
-    assert state == {"samples": 56}  # though workers have fetched more
-    second = loader()
-    second.load_state_dict(state)
-    rest = [batch["instance"][0] for batch in second]
+    state = interrupted.state_dict()
+    assert state == {"samples": 56}  # although workers have prepared more
+    resumed = loader()
+    resumed.load_state_dict(state)
+    rest = [batch["instance"][0] for batch in resumed]
     assert len(rest) == 13
     assert all(torch.equal(a, b) for a, b in zip(rest, whole[7:], strict=True))
 
@@ -74,7 +74,7 @@ def test_impossible_batch_sizes_are_refused(batch_size):
         InstanceStream(DATA, batch_size)
 
 
-def test_an_order_made_block_by_block_is_the_whole_permutation(monkeypatch):
+def test_blocks_of_an_order_are_parts_of_the_permutation(monkeypatch):
     monkeypatch.setattr(streams, "BLOCK", 8)
     streams._block.cache_clear()
     whole = permute(np.arange(69), 69, 5, 2)
@@ -83,14 +83,14 @@ def test_an_order_made_block_by_block_is_the_whole_permutation(monkeypatch):
     streams._block.cache_clear()
 
 
-def test_heldout_comes_in_order_and_whole():
+def test_heldout_examples_are_complete_and_in_order():
     source = DATA.heldout.source
     blocks = list(InOrder(source, np.arange(40), block=7))
     assert [len(examples) for examples in blocks] == [7] * 5 + [5]
     assert torch.equal(torch.cat(blocks), source.read(np.arange(40)))
 
 
-def test_an_identity_epoch_holds_every_class_once_with_two_records():
+def test_an_identity_epoch_contains_every_class_once_with_two_records():
     stream = IdentityStream(DATA, 8)
     assert stream.batches_per_epoch == 5  # 23 classes, 4 a batch
     epochs = []
@@ -113,19 +113,19 @@ def test_identity_pairs_are_chosen_uniformly():
     seen: dict[int, int] = {}
     for number in range(600):
         examples, labels, _ = stream.batch(number)
-        (place,) = (labels[:23] == 7).nonzero()[0]
-        pair = frozenset(round(float(examples[at, 0]), 6) for at in (place, place + 23))
+        (index,) = (labels[:23] == 7).nonzero()[0]
+        pair = frozenset(round(float(examples[i, 0]), 6) for i in (index, index + 23))
         seen[pair] = seen.get(pair, 0) + 1
     assert len(seen) == 3 and all(160 < count < 240 for count in seen.values())  # 3 records make 3 pairs
 
 
-def test_a_class_of_one_record_gives_it_twice():
+def test_a_class_of_one_record_returns_it_twice():
     single = sphere(10, size=6, images_per_class=1, num_heldout=5)
     examples, labels, _ = IdentityStream(single, 20).batch(0)
     assert torch.equal(examples[:10], examples[10:]) and len(set(labels.tolist())) == 10
 
 
-def test_classes_without_records_are_left_out():
+def test_classes_without_records_are_skipped():
     tail = sphere(200, size=6, images_per_class=1, tail=1.5, num_heldout=5)
     present = set(tail.train.labels[np.arange(200)].tolist())
     stream = IdentityStream(tail, 2)
@@ -141,13 +141,13 @@ def test_processes_share_the_identities_of_one(world_size):
     for number in (0, 3, 11):
         examples, *_ = whole.batch(number)
         of_ranks = [part.batch(number)[0] for part in parts]
-        first = torch.cat([each[: len(each) // 2] for each in of_ranks])
-        second = torch.cat([each[len(each) // 2 :] for each in of_ranks])
+        first = torch.cat([part[: len(part) // 2] for part in of_ranks])
+        second = torch.cat([part[len(part) // 2 :] for part in of_ranks])
         assert torch.equal(torch.cat([first, second]), examples)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_streams_run_side_by_side_and_the_shorter_starts_over(num_workers):
+def test_streams_run_in_parallel_and_the_shorter_repeats(num_workers):
     streams = {"instance": InstanceStream(DATA, 8), "identity": IdentityStream(DATA, 8)}
     batches = list(BatchLoader(streams, 12, 16, num_workers))
     assert len(batches) == 12

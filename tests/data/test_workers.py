@@ -1,4 +1,4 @@
-"""Worker processes: what they make comes in order, their death is noticed, and they die with their parent."""
+"""Worker processes: results come in order, deaths are detected, and workers die with their parent."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def failing(number: int) -> int:
 
 
 def ending(how: tuple[int, bool]) -> bytes:
-    """End by a signal: at once, or with half of the result handed over."""
+    """End by a signal: at once, or in the middle of sending the result."""
     number, half = how
 
     def write_half(self: Connection, message: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
@@ -34,7 +34,7 @@ def ending(how: tuple[int, bool]) -> bytes:
         os.kill(os.getpid(), number)
 
     if half:
-        Connection._send = write_half  # of this worker only
+        Connection._send = write_half  # in this worker only
     elif number:
         os.kill(os.getpid(), number)
     return bytes(1000)
@@ -46,11 +46,11 @@ def test_results_come_in_the_order_of_the_chunks(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_the_work_raises_comes_in_its_turn(workers):
-    found = map_in_order(failing, range(9), workers)
-    assert [next(found) for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
+def test_errors_of_the_work_are_raised_in_order(workers):
+    results = map_in_order(failing, range(9), workers)
+    assert [next(results) for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
     with pytest.raises(ValueError, match=r"^no 3(\n|$)"):
-        next(found)
+        next(results)
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -61,14 +61,14 @@ def test_what_the_work_raises_comes_in_its_turn(workers):
         (signal.SIGBUS, r"signal 7 \(SIGBUS\), perhaps because faces\.lmdb is damaged"),
     ],
 )
-def test_a_worker_that_dies_is_noticed(number, message, half):
-    """A death that is not noticed makes this wait for ever."""
+def test_a_worker_that_dies_is_detected(number, message, half):
+    """The test waits forever if the death is not detected."""
     chunks = [(0, False), (0, False), (number, half), *[(0, False)] * 9]
     with pytest.raises(ValueError, match=f"a worker process was ended by {message}"):
         list(map_in_order(ending, chunks, 2, "faces.lmdb"))
 
 
-def test_signals_have_names_where_there_are_some():
+def test_signals_are_named():
     assert ended_by(signal.SIGSEGV, "").endswith("(SIGSEGV)") and "unknown" in ended_by(99, "x")
 
 
@@ -87,7 +87,7 @@ list(map_in_order(time.sleep, chunks(), 2))
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_die_with_their_parent(number):
-    """Also in the middle of their work, or while they wait for some."""
+    """One worker is at work, and the other waits for work."""
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         workers = [int(word) for word in parent.stdout.readline().split()]
         assert len(workers) == 2

@@ -1,4 +1,4 @@
-"""Verification sets: lists of pairs, LFW's, and InsightFace's .bin, read and written."""
+"""Verification sets: lists of pairs, LFW's pairs.txt, and InsightFace's .bin, read and written."""
 
 import pickle
 
@@ -34,7 +34,7 @@ def test_pairs_of_a_list(tmp_path):
 
 @pytest.fixture
 def lfw(tmp_path):
-    """Three images of each of two people, and pairs.txt with two folds of two pairs."""
+    """A folder with three images of each of two people, and pairs.txt with two folds of two pairs."""
     for person, ending, first in (("Abel_P", "jpg", 0), ("Zoe", "png", 3)):
         (tmp_path / person).mkdir()
         for number in (1, 2, 3):
@@ -52,12 +52,12 @@ def test_pairs_of_lfw(lfw):
     assert encoded(pairs, "second") == [image(2), image(6, kind="PNG"), image(6, kind="PNG"), image(2)]
 
 
-@pytest.mark.parametrize("shape", [None, (-1,), (-1, 1), (1, -1)])  # of arrays; OpenCV's older versions made columns
+@pytest.mark.parametrize("shape", [None, (-1,), (-1, 1), (1, -1)])  # of arrays; older versions of OpenCV return columns
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_pairs_of_a_bin(shape, protocol, tmp_path):
     images = [image(n) for n in (0, 1, 2, 0)]
-    held = [np.frombuffer(each, np.uint8).reshape(shape) for each in images] if shape else images
-    (tmp_path / "set.bin").write_bytes(pickle.dumps((held, [True, False]), protocol))
+    content = [np.frombuffer(encoded, np.uint8).reshape(shape) for encoded in images] if shape else images
+    (tmp_path / "set.bin").write_bytes(pickle.dumps((content, [True, False]), protocol))
     pairs = read_pairs(tmp_path / "set.bin")
     assert pairs.same.tolist() == [True, False] and len(pairs.images) == 3
     assert encoded(pairs, "first") == [image(0), image(2)] and encoded(pairs, "second") == [image(1), image(0)]
@@ -74,7 +74,7 @@ def test_pairs_of_a_bin(shape, protocol, tmp_path):
         (["/a/v1/lfw.bin", "/b/v1/lfw.bin"], ["a_v1_lfw", "b_v1_lfw"]),
     ],
 )
-def test_lists_are_told_apart_by_their_names(paths, names):
+def test_lists_get_unique_names(paths, names):
     assert names_of("source", paths) == names
     with pytest.raises(ValueError, match=r"source=.*lfw\.bin names a file twice"):
         names_of("source", [*paths, paths[0]])
@@ -92,7 +92,7 @@ def test_lists_are_told_apart_by_their_names(paths, names):
         ("a\t1\t2\t3\t4\n", "line 1"),
     ],
 )
-def test_lists_that_are_none(content, message, tmp_path):
+def test_invalid_lists_are_refused(content, message, tmp_path):
     path = tmp_path / "pairs.txt"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"{path}.*{message}"):
@@ -102,7 +102,7 @@ def test_lists_that_are_none(content, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("held", "message"),
+    ("content", "message"),
     [
         (([b"a", b"b"], [True, False]), "two images for each boolean, but contains 2 and 2"),
         ([b"a", b"b"], "two images for each boolean|contains something else"),
@@ -114,23 +114,23 @@ def test_lists_that_are_none(content, message, tmp_path):
         (([], np.array(True)), "two images for each boolean"),
     ],
 )
-def test_pickles_that_are_no_pairs(held, message, tmp_path):
-    (tmp_path / "set.bin").write_bytes(pickle.dumps(held))
+def test_pickles_without_pairs_are_refused(content, message, tmp_path):
+    (tmp_path / "set.bin").write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match=f"set.bin.* .*({message})"):
         read_pairs(tmp_path / "set.bin")
 
 
-def test_a_bin_is_made_of_pairs(lfw):
+def test_pairs_are_converted_to_a_bin(lfw):
     convert(parse([f"source={lfw / 'pairs.txt'}", f"target={lfw / 'lfw.bin'}"]))
     images, same = pickle.loads((lfw / "lfw.bin").read_bytes())
     pairs = read_pairs(lfw / "pairs.txt")
     assert images[0::2] == encoded(pairs, "first") and images[1::2] == encoded(pairs, "second")
-    assert same == [True, False, True, False] and all(type(each) is bool for each in same)
+    assert same == [True, False, True, False] and all(type(flag) is bool for flag in same)
     again = read_pairs(lfw / "lfw.bin")
     assert np.array_equal(again.first, pairs.first) and np.array_equal(again.second, pairs.second)
-    # Encoded anew, from a .bin.
+    # A .bin as the source, encoded again.
     convert(parse([f"source={lfw / 'lfw.bin'}", f"target={lfw / 'small.bin'}", "encode=jpeg", "size=16"]))
-    assert all(each[:2] == b"\xff\xd8" for each in pickle.loads((lfw / "small.bin").read_bytes())[0])
+    assert all(encoded[:2] == b"\xff\xd8" for encoded in pickle.loads((lfw / "small.bin").read_bytes())[0])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_bin_is_made_of_pairs(lfw):
         (["target={}/none/new.bin"], "cannot be written: the folder .*/none does not exist"),
     ],
 )
-def test_a_bin_that_cannot_be_made(words, message, lfw):
+def test_a_bin_that_cannot_be_written(words, message, lfw):
     (lfw / "lfw.bin").write_bytes(b"there")
     (lfw / "bad.txt").write_text("pairs.txt\tpairs.txt\t1\n")
     words = [f"source={lfw / 'pairs.txt'}", f"target={lfw / 'lfw.bin'}", *(word.format(lfw) for word in words)]

@@ -1,4 +1,4 @@
-"""Pickles of strangers: what is harmless is read as pickle reads it, what is not is refused and runs nothing."""
+"""Untrusted pickles: harmless ones are read like by pickle, others are refused and run nothing."""
 
 import os
 import pickle
@@ -42,12 +42,12 @@ def alike(a, b) -> bool:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("number", range(len(HARMLESS)))
-def test_what_is_harmless_is_read(number, protocol):
+def test_harmless_pickles_are_read(number, protocol):
     assert alike(loads(pickle.dumps(HARMLESS[number], protocol), "f"), HARMLESS[number])
 
 
 def test_a_pickle_of_python_2():
-    """As Python 2.7 with numpy 1.16 writes `(["\\xff\\xd8", array], [True, False])`, at protocols 2 and 0."""
+    """Pickles of `(["\\xff\\xd8", array], [True, False])` by Python 2.7 and numpy 1.16, at protocols 2 and 0."""
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85U\x01b\x87Rq\x04(K\x01K\x03\x85"
         b"cnumpy\ndtype\nq\x05U\x02u1K\x00K\x01\x87Rq\x06(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -80,7 +80,7 @@ class Calls:
     ],
     ids=lambda call: call[0].__name__,
 )
-def test_what_is_malicious_is_refused_and_runs_nothing(call, protocol, tmp_path):
+def test_malicious_pickles_are_refused_and_run_nothing(call, protocol, tmp_path):
     function, *arguments = call
     trap = tmp_path / "trap"
     arguments = [each.format(str(trap)) if isinstance(each, str) else each for each in arguments]
@@ -104,9 +104,9 @@ def test_what_is_malicious_is_refused_and_runs_nothing(call, protocol, tmp_path)
         (b"\x82\x01.", "instruction EXT1"),
         (b"\x80\x04]r\xff\xff\xff\x7f.", "room for 2,147,483,647"),
         (b"\x80\x02cnumpy\nndarray\n.", "contains an object"),
-        # A tuple that is nested too deeply to be hashed, in a dict or a set.
+        # A tuple nested too deeply to be hashed, in a dict or a set.
         (b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s.", "a dict with other keys than text"),
-        # Whole numbers can be chosen so that all of them collide.
+        # Integers chosen so that all of them collide.
         (
             b"\x80\x04}("
             + b"".join(b"\x8a\x09%bN" % (k * (2**61 - 1)).to_bytes(9, "little") for k in range(9))
@@ -116,7 +116,7 @@ def test_what_is_malicious_is_refused_and_runs_nothing(call, protocol, tmp_path)
         (b"\x80\x04(cnumpy\nndarray\nK\x01d.", "a dict with other keys"),
         (b"\x80\x04\x8f.", "instruction EMPTY_SET"),
         (b"\x80\x04)" + b"\x85" * 200_000 + b".", "not a pickle"),
-        # 150 kB of text, made bytes of again and again.
+        # 150 kB of text, converted to bytes repeatedly.
         (
             b"\x80\x02]X"
             + (150_000).to_bytes(4, "little")
@@ -136,18 +136,18 @@ def test_what_is_malicious_is_refused_and_runs_nothing(call, protocol, tmp_path)
         (b"\x80\x02cnumpy\nndarray\n}b.", "not a pickle|contains an object"),
     ],
 )
-def test_instructions_that_no_list_of_images_has(raw, words):
+def test_other_instructions_are_refused(raw, words):
     with pytest.raises(ValueError, match=rf"^f is .*({words})"):
         loads(raw, "f")
 
 
-def test_what_holds_itself_many_times_is_gone_through_once():
-    """A tuple of the same tuple twice, 60 levels deep."""
-    found = loads(b"\x80\x04)" + b"2\x86" * 60 + b".", "f")
-    assert found[0] is found[1]
+def test_shared_objects_are_visited_once():
+    """The pickle is a tuple of the same tuple twice, 60 levels deep."""
+    content = loads(b"\x80\x04)" + b"2\x86" * 60 + b".", "f")
+    assert content[0] is content[1]
 
 
-def test_arrays_are_checked_against_their_bytes():
+def test_shapes_of_arrays_are_compared_with_their_bytes():
     raw = pickle.dumps(np.arange(4, dtype=np.uint8), 2)
     assert loads(raw, "f").tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="f is not a pickle, or is damaged"):
@@ -155,8 +155,8 @@ def test_arrays_are_checked_against_their_bytes():
 
 
 @pytest.mark.parametrize("place", ["code", "order"])
-def test_a_refusal_tells_nothing_that_takes_for_ever_to_write(place):
-    """A list that holds the one before twice, 60 levels deep, in place of numpy's kind of numbers, or their order."""
+def test_a_refusal_does_not_print_nested_objects(place):
+    """A list of the same list twice, 60 levels deep, replaces the kind or the byte order of a dtype."""
     nested = b"]q\x000" + b"".join(b"](h%ch%ceq%c0" % (n, n, n + 1) for n in range(60)) + b"h\x3c"
     dtype = {"code": b"%s\x89\x88\x87R", "order": b"\x8c\x02u1\x89\x88\x87R(K\x03%sNNNK\x01K\x01K\x00tb"}[place]
     with pytest.raises(ValueError, match=r"other values than numbers|unknown byte order") as error:

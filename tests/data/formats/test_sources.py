@@ -1,4 +1,4 @@
-"""Sources that are something else than they should be: special files, files of other kinds, sets of one class."""
+"""Invalid sources: special files, files of other kinds, and sets of one class."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def trained_on(path: Path, format: str):
     return build(format=format, source=str(path), size=SIDE, cache_dir=str(path.parent / "cache"))
 
 
-# Files that block or never end. Where one is opened or read to its end, the test does not end either.
+# Files that block or never end. A test hangs if one is opened, or read to its end.
 
 
 def as_pipe(path: Path) -> None:
@@ -58,12 +58,12 @@ def as_device(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-SPECIAL = pytest.mark.parametrize(("special", "told"), [(as_pipe, "a named pipe"), (as_device, "a device")])
+SPECIAL = pytest.mark.parametrize(("special", "kind"), [(as_pipe, "a named pipe"), (as_device, "a device")])
 
 
 @SPECIAL
-@pytest.mark.parametrize("format", ["folder", "list", "loose"])
-def test_an_image_that_is_no_file(format, special, told, tmp_path):
+@pytest.mark.parametrize("format", ["folder", "list", "files"])
+def test_an_image_that_is_not_a_regular_file(format, special, kind, tmp_path):
     if format == "folder":
         path = write_folder(tmp_path / "set", ITEMS) / "class 000" / "001.jpg"
         found = opened(tmp_path / "set", "folder")
@@ -72,7 +72,7 @@ def test_an_image_that_is_no_file(format, special, told, tmp_path):
     else:
         found, path = ImageFiles([b"%b/%d.jpg" % (os.fsencode(tmp_path), k) for k in range(2)]), tmp_path / "1.jpg"
     special(path)
-    with pytest.raises(UnreadableError, match=rf"1\.jpg: it is {told}, not a regular file"):
+    with pytest.raises(UnreadableError, match=rf"1\.jpg: it is {kind}, not a regular file"):
         list(found.read_all(np.array([1])))
 
 
@@ -92,12 +92,12 @@ def test_an_image_that_is_no_file(format, special, told, tmp_path):
         ("pairs.txt", "pairs"),
     ],
 )
-def test_a_file_of_a_set_that_is_no_file(name, format, special, told, tmp_path):
+def test_a_file_of_a_set_that_is_not_a_regular_file(name, format, special, kind, tmp_path):
     write_rec(tmp_path / "set.rec", ITEMS)
     write_folder(tmp_path / "set", ITEMS)
     write_lmdb(tmp_path / "set.lmdb", ITEMS)
     special(tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{told}|no data\.mdb"):
+    with pytest.raises(ValueError, match=rf"{kind}|no data\.mdb"):
         if format == "pairs":
             read_pairs(tmp_path / name)
         else:
@@ -160,7 +160,7 @@ def test_a_file_of_another_kind(name, write, message, tmp_path):
 
 
 def boxes(path: Path) -> None:
-    """Records as im2rec makes them for detection: 2 numbers in the header, 5 of each box, class and box."""
+    """Write records of im2rec for detection: 2 numbers of header, and for each box its class and 4 coordinates."""
     labels = struct.pack("<7f", 2, 5, 1, 0.1, 0.2, 0.3, 0.4)
     path.write_bytes(b"".join(record(struct.pack("<IfQQ", 7, 0, k, 0) + labels + image(k)) for k in range(6)))
 
@@ -180,7 +180,7 @@ def boxes(path: Path) -> None:
         ("folder", lambda path: write_folder(path, images([1])), "the only folder with images in it is 'class 001'"),
     ],
 )
-def test_one_class_is_not_trained_on(format, write, message, tmp_path):
+def test_a_set_of_one_class_is_refused(format, write, message, tmp_path):
     write(tmp_path / "x")
     with pytest.raises(ValueError, match=rf"data\.source=/.*x has one class: {message}.*two classes or more"):
         trained_on(tmp_path / "x", format)
@@ -189,8 +189,8 @@ def test_one_class_is_not_trained_on(format, write, message, tmp_path):
 # Labels that float32 rounds
 
 
-def test_labels_of_a_rec_that_float32_rounds(tmp_path):
-    """2^24 + 1 is stored as 2^24, so that neither tells its class."""
+def test_labels_rounded_to_float32_are_refused(tmp_path):
+    """The label 2^24 + 1 is stored as 2^24, so both are ambiguous."""
     path = tmp_path / "set.rec"
     labels = (5, EXACT, EXACT + 1, EXACT + 2, 2e7)
     path.write_bytes(b"".join(record(rec_payload(label, image(k), k)) for k, label in enumerate(labels)))
@@ -215,13 +215,13 @@ def saved(kind: str, mode: str = "RGB") -> bytes:
 KINDS = [("a.pgm", saved("PPM", "L")), ("b.PPM", saved("PPM")), ("c.gif", saved("GIF")), ("d.pbm", saved("PPM", "1"))]
 
 
-def test_kinds_of_images_that_are_seldom(tmp_path):
+def test_rare_image_formats(tmp_path):
     for label, (name, encoded) in enumerate(KINDS):
         folder = tmp_path / "set" / f"class {label}"
         folder.mkdir(parents=True)
         (folder / name).write_bytes(encoded)
-    found = opened(tmp_path / "set", "folder")
-    assert [found.read(k) for k in range(4)] == [encoded for _, encoded in KINDS]
+    images_read = opened(tmp_path / "set", "folder")
+    assert [images_read.read(k) for k in range(4)] == [encoded for _, encoded in KINDS]
     assert trained_on(tmp_path / "set", "folder").train.source.read(np.arange(4)).shape == (4, SIDE, SIDE, 3)
     listed = write_base64(tmp_path / "set.txt", [(k, encoded) for k, (_, encoded) in enumerate(KINDS)])
     assert [opened(listed, "list").read(k) for k in range(4)] == [encoded for _, encoded in KINDS]

@@ -1,4 +1,4 @@
-"""Glyphs: what is drawn, the cache, augmentation."""
+"""Glyphs: rendering, cache and augmentation."""
 
 import os
 import pickle
@@ -33,8 +33,8 @@ def test_classes_and_images(folder):
         assert images.shape[1:] == (1, 32, 32) and images.dtype == torch.uint8
         assert (images.flatten(1).amax(1) > 0).all()
         for label in range(0, part.num_classes, 50):
-            own = images[labels == label].flatten(1)
-            assert len(torch.unique(own, dim=0)) == len(own), "an image twice in one class"
+            of_class = images[labels == label].flatten(1)
+            assert len(torch.unique(of_class, dim=0)) == len(of_class), "a class has equal images"
 
 
 def test_train_and_heldout_share_no_class(folder):
@@ -44,21 +44,21 @@ def test_train_and_heldout_share_no_class(folder):
     assert len(set(whole.class_names)) == len(whole.class_names)
 
 
-def test_symbols_can_be_had_too(tmp_path):
+def test_all_characters_include_symbols(tmp_path):
     data = glyphs(characters="all", min_images=8, cache_dir=str(tmp_path))
     assert any(name in data.class_names for name in "+<=>&%")
 
 
 @pytest.mark.parametrize("name", ["data.mdb", "labels.npy", "manifest.json"])
 @pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
-def test_a_damaged_cache_is_made_anew(folder, name, damage, monkeypatch):
+def test_a_damaged_cache_is_rendered_again(folder, name, damage, monkeypatch):
     monkeypatch.setattr(module, "FACES", module.FACES[:5])
     monkeypatch.setattr(module, "VERSION", f"{name}{damage}")
 
-    def path_of() -> Path:
+    def cache_path() -> Path:
         return Path(glyphs(cache_dir=str(folder.parents[1])).train.source.path)
 
-    path = path_of()
+    path = cache_path()
     before = {file: (path / file).read_bytes() for file in ("data.mdb", "labels.npy", "manifest.json")}
     broken = path / name
     if damage == "truncated":
@@ -69,11 +69,11 @@ def test_a_damaged_cache_is_made_anew(folder, name, damage, monkeypatch):
         broken.write_bytes(content)
     else:
         broken.unlink()
-    assert path_of() == path
+    assert cache_path() == path
     assert {file: (path / file).read_bytes() for file in before} == before
 
 
-def test_an_intact_cache_is_left_alone(folder):
+def test_an_intact_cache_is_not_rewritten(folder):
     before = (folder / "data.mdb").stat().st_mtime_ns
     glyphs()
     assert (folder / "data.mdb").stat().st_mtime_ns == before
@@ -99,8 +99,8 @@ def test_sources_survive_pickling(folder):
 
 
 @pytest.mark.parametrize("options", [{"characters": "runes"}, {"min_images": 1}, {"min_images": 17}, {"heldout": 1}])
-def test_bad_options_are_refused(options):
-    with pytest.raises(ValueError, match=f"data.{next(iter(options))}="):
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=f"data.{next(iter(options))}=.* must be "):
         glyphs(**options)
 
 

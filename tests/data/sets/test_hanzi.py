@@ -1,4 +1,4 @@
-"""Chinese characters by typeface: what is found, merged, dropped and held out."""
+"""Chinese characters by typeface: rendering, merged and dropped characters, and splits."""
 
 import unicodedata
 
@@ -18,7 +18,7 @@ from tests.data.fonts import COMPATIBLE, COUNT, FIRST, UNIFIED, installed_for_te
 def fonts(tmp_path, monkeypatch):
     installed_for_tests(tmp_path / "fonts", monkeypatch)
     monkeypatch.setenv("HEADCOUNT_CACHE", str(tmp_path / "cache"))
-    # In this process: starting others takes longer than drawing.
+    # Starting other processes takes longer than rendering.
     monkeypatch.setattr(rendering, "ProcessPoolExecutor", InProcess)
     return tmp_path / "fonts"
 
@@ -36,7 +36,7 @@ class InProcess:
     map = staticmethod(map)
 
 
-def test_typefaces_are_found_by_fontconfig(fonts):
+def test_fontconfig_finds_the_typefaces(fonts):
     faces = installed(PROBES)
     assert sorted({face.family for face in faces}) == [
         "AR PL UMing CN",
@@ -49,9 +49,9 @@ def test_typefaces_are_found_by_fontconfig(fonts):
     assert len(faces) == 7 and all(FIRST in face.glyphs() for face in faces)
 
 
-def test_classes_are_characters_with_enough_different_pictures(fonts):
+def test_classes_are_characters_with_enough_different_images(fonts):
     data = hanzi(heldout=0.1)
-    # The equivalent pair is one class; one that three of its six faces draw blank is none.
+    # The equivalent pair is one class. A character that three of its six typefaces leave blank is dropped.
     assert data.train.num_classes + data.heldout.num_classes == COUNT
     names = data.class_names
     assert all(unicodedata.normalize("NFC", name) == name for name in names)
@@ -59,9 +59,9 @@ def test_classes_are_characters_with_enough_different_pictures(fonts):
     images = data.train.source.read(np.arange(len(labels)))
     assert images.shape[1:] == (1, 32, 32) and images.flatten(1).amax(1).min() > 0
     for label in range(len(names)):
-        own = images[labels == label].flatten(1)
-        assert len(torch.unique(own, dim=0)) == len(own) >= 4
-    # The twin draws what the face it is like draws; blank ones are dropped.
+        of_class = images[labels == label].flatten(1)
+        assert len(torch.unique(of_class, dim=0)) == len(of_class) >= 4
+    # The twin typeface adds no image, and blank images are dropped.
     assert np.bincount(labels).max() == 6
     more = hanzi(heldout=0.1, num_faces=3)
     assert len(more.train) + len(more.heldout) == len(data.train) + len(data.heldout) + 3
@@ -75,24 +75,24 @@ def test_equivalent_characters_are_merged_or_kept_apart(fonts):
     assert conflicts(names).tolist() == [[2, 1]] and conflicts(kept.class_names).shape[1] == 2
     if {chr(COMPATIBLE), chr(UNIFIED)} <= set(kept.class_names):
         ((one, other),) = conflicts(kept.class_names)
-        pictures = [kept.train.source.read(np.flatnonzero(np.asarray(kept.train.labels) == k)) for k in (one, other)]
-        assert torch.equal(*pictures)
+        images = [kept.train.source.read(np.flatnonzero(np.asarray(kept.train.labels) == k)) for k in (one, other)]
+        assert torch.equal(*images)
 
 
 def test_whole_designs_are_held_out(fonts):
     data = hanzi(split="typefaces", heldout=0.3, num_faces=4)
-    train, judged = (
+    train, heldout = (
         {
             tuple(image.flatten().tolist()): int(label)
             for image, label in zip(part.source.read(np.arange(len(part))), part.labels[:], strict=True)
         }
         for part in (data.train, data.heldout)
     )
-    assert not train.keys() & judged.keys()
+    assert not train.keys() & heldout.keys()
     assert np.bincount(data.train.labels[:]).tolist() == [4] * data.train.num_classes  # two of three families
     assert np.bincount(data.heldout.labels[:]).min() >= 2
     assert data.train.num_classes >= COUNT - 1 <= data.heldout.num_classes
-    for seed in range(6):  # whichever comes first, there is enough to judge on
+    for seed in range(6):  # any order of the designs leaves enough to evaluate
         assert len(hanzi(split="typefaces", heldout=0.05, num_faces=4, seed=seed).heldout) > 0.05 * 900
     other = hanzi(split="typefaces", heldout=0.3, num_faces=4, seed=1)
     assert len(other.train) + len(other.heldout) == pytest.approx(len(data.train) + len(data.heldout), abs=10)
@@ -105,7 +105,7 @@ def test_a_long_tail(fonts):
     assert counts.min() == 2 and counts.max() == 6 and (counts == 2).sum() > 0.2 * len(counts)
 
 
-def test_drawn_once_and_anew_for_other_typefaces(fonts, monkeypatch, tmp_path):
+def test_images_are_rendered_once_and_again_for_other_typefaces(fonts, monkeypatch, tmp_path):
     hanzi()
     monkeypatch.setattr(rendering, "render_chunk", None)
     hanzi(heldout=0.2)
@@ -115,7 +115,7 @@ def test_drawn_once_and_anew_for_other_typefaces(fonts, monkeypatch, tmp_path):
     assert np.bincount(hanzi(cache_dir=str(tmp_path / "cache")).train.labels).max() == 8
 
 
-def test_without_typefaces_it_says_in_a_sentence_what_to_install(tmp_path, monkeypatch, capsys):
+def test_missing_typefaces_are_reported_with_the_packages(tmp_path, monkeypatch, capsys):
     write_config(tmp_path / "fonts", monkeypatch)
     with pytest.raises(ValueError, match=r"the 0 installed typefaces .*: apt install fonts-noto-cjk fonts-arphic"):
         hanzi()
@@ -128,7 +128,7 @@ def test_without_typefaces_it_says_in_a_sentence_what_to_install(tmp_path, monke
         main(["--list"])
 
 
-def test_the_list_tells_how_many_classes_result(fonts, capsys, tmp_path):
+def test_the_list_prints_the_numbers_of_classes(fonts, capsys, tmp_path):
     main(["--list", "--picture", str(tmp_path / "sheet.png")])
     printed = capsys.readouterr().out
     assert "AR PL UMing CN" in printed and "│         6 │     151 │" in printed
@@ -138,7 +138,7 @@ def test_the_list_tells_how_many_classes_result(fonts, capsys, tmp_path):
 @pytest.mark.parametrize(
     "wrong", [{"num_faces": 1}, {"size": 8}, {"split": "random"}, {"heldout": 0}, {"conflict": "drop"}]
 )
-def test_wrong_options_are_told(wrong):
+def test_options_out_of_range_are_refused(wrong):
     (name,) = wrong
-    with pytest.raises(ValueError, match=f"data.{name}="):
+    with pytest.raises(ValueError, match=f"data.{name}=.* must be "):
         hanzi(**wrong)

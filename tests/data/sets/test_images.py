@@ -1,5 +1,6 @@
-"""`data=lmdb`, `rec`, `folder`, `list`: decoding, open-set splits, augmentation, noise, and trainings on them."""
+"""Sets of image files: decoding, open-set splits, augmentation, noise, and trainings on them."""
 
+import contextlib
 import gc
 import io
 import os
@@ -22,6 +23,7 @@ from data.sets.images import images as build
 from data.sets.noise import with_noise
 from data.sets.split import hold_out
 from data.streams import BatchLoader, IdentityStream, InstanceStream
+from experiments.instantiate import instantiate
 from experiments.launching.processes import Processes
 from experiments.train import train
 from tests.data.made_sets import SIDE, bomb, image, images, write_folder, write_lmdb, write_rec
@@ -40,7 +42,7 @@ def decoded(encoded: bytes, side: int = SIDE, channels: int = 3, fit: str = "cro
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_are_those_of_pillow(kind, mode, channels):
+def test_pixels_equal_those_of_pillow(kind, mode, channels):
     encoded = image(3, kind=kind, mode=mode)
     expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("L" if channels == 1 else "RGB"))
     difference = np.abs(decoded(encoded, channels=channels).squeeze().astype(int) - expected)
@@ -50,15 +52,15 @@ def test_pixels_are_those_of_pillow(kind, mode, channels):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("shape", "side"), [((250, 250), 140), ((250, 250), 48), ((200, 100), 56), ((100, 200), 112)])
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
-def test_the_middle_of_an_image_is_kept(kind, shape, side, fit):
-    """Also where the file has the size of the model's input already; grey around it is never seen."""
+def test_crop_keeps_the_middle_of_an_image(kind, shape, side, fit):
+    """The grey border is cropped, also if the file already has the size of the model's input."""
     width, height = shape
     inner = (round(0.22 * width), round(0.22 * height), round(0.78 * width), round(0.78 * height))
-    picture = Image.new("RGB", shape, (128, 128, 128))
+    framed = Image.new("RGB", shape, (128, 128, 128))
     middle = Image.linear_gradient("L").convert("RGB").resize((inner[2] - inner[0], inner[3] - inner[1]))
-    picture.paste(middle, inner[:2])
+    framed.paste(middle, inner[:2])
     file = io.BytesIO()
-    picture.save(file, kind, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+    framed.save(file, kind, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
     pixels = np.zeros((side, side, 3), np.uint8)
     Decoder(side, side, 3, fit, 0.56).into(pixels, file.getvalue())
     if fit == "crop":
@@ -91,7 +93,7 @@ def test_sixteen_bits_become_eight():
 
 
 def tiff(bits: int, signed: bool = False) -> bytes:
-    """Four grey pixels of so many bits, from black to white, from the description of the format."""
+    """Return a TIFF of four grey pixels from black to white, built from the description of the format."""
     values = [value - (signed << bits - 1) for value in (0, 2 ** (bits - 2), 2 ** (bits - 1), 2**bits - 1)]
     if bits == 12:
         data = bytes.fromhex(2 * "".join(f"{value:03x}" for value in values))
@@ -104,7 +106,7 @@ def tiff(bits: int, signed: bool = False) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("bits", "signed", "found"),
+    ("bits", "signed", "expected"),
     [
         (8, False, [0, 64, 128, 255]),
         (12, False, [0, 64, 128, 255]),
@@ -114,61 +116,61 @@ def tiff(bits: int, signed: bool = False) -> bytes:
         (32, True, "integers of 32 bits of unknown range"),
     ],
 )
-def test_tiff_of_any_depth(bits, signed, found):
+def test_tiff_of_any_depth(bits, signed, expected):
     pixels = np.zeros((2, 4, 1), np.uint8)
-    if isinstance(found, list):
+    if isinstance(expected, list):
         Decoder(2, 4, 1).into(pixels, tiff(bits, signed))
-        assert pixels[0, :, 0].tolist() == found == pixels[1, :, 0].tolist()
+        assert pixels[0, :, 0].tolist() == expected == pixels[1, :, 0].tolist()
         return
     for attempt in (lambda encoded: Decoder(2, 4, 1).into(pixels, encoded), decodable):
-        with pytest.raises(UnreadableError, match=found):
+        with pytest.raises(UnreadableError, match=expected):
             attempt(tiff(bits, signed))
 
 
 def progressive(scans: int, side: int) -> bytes:
-    """A JPEG that says it has so many pixels on a side, and comes to its last scan again and again."""
+    """Return a JPEG with a declared side that repeats its last scan."""
     file = io.BytesIO()
     Image.open(io.BytesIO(image(0))).save(file, "JPEG", progressive=True)
     encoded = bytearray(file.getvalue())
     size = encoded.index(b"\xff\xc2") + 5
     encoded[size : size + 4] = struct.pack(">HH", side, side)
-    last, there = encoded.rindex(b"\xff\xda"), encoded.count(b"\xff\xda")
-    return bytes(encoded[:-2] + encoded[last:-2] * (scans - there) + encoded[-2:])
+    last, count = encoded.rindex(b"\xff\xda"), encoded.count(b"\xff\xda")
+    return bytes(encoded[:-2] + encoded[last:-2] * (scans - count) + encoded[-2:])
 
 
 def test_a_jpeg_of_many_scans_is_refused():
-    """200 scans of 64 million pixels take 11 seconds. Small images and usual files may have many."""
+    """Decoding 200 scans of 64 million pixels takes 11 seconds. Small images and usual files may have many scans."""
     for attempt in (decoded, decodable):
         with pytest.raises(UnreadableError, match=r"its 200 scans of 8,000 x 8,000 pixels take too long"):
             attempt(progressive(200, 8000))
     assert opened(progressive(16, 8000)).size == (8000, 8000)
     decoded(progressive(200, SIDE))
-    thumbnails = progressive(16, 8000) + b"\xff\xda" * 200  # after its end, as of a film that a telephone adds
+    thumbnails = progressive(16, 8000) + b"\xff\xda" * 200  # data after the end, such as a film that a phone appends
     assert opened(thumbnails).size == (8000, 8000)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
 @pytest.mark.parametrize("size", [(112, 112), (120, 100), (224, 224), (300, 500), (1200, 1000), (40, 50), (1792, 896)])
-def test_jpeg_and_png_of_one_picture_become_the_same_pixels(size, fit, channels):
-    """At every scale, and those of an antialiased filter over the whole picture, by a formula."""
+def test_jpeg_and_png_of_one_picture_give_the_same_pixels(size, fit, channels):
+    """The pixels also equal those of an antialiased filter over the whole picture, computed by a formula."""
     rough = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
     picture = Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC)
-    found = []
+    decodings = []
     for kind, options in (("PNG", {}), ("JPEG", {"quality": 100, "subsampling": 0})):
         picture.save(file := io.BytesIO(), kind, **options)
-        found.append(decoded(file.getvalue(), 112, channels, fit).astype(float) / 127.5 - 1)
-    cosine = (found[0] * found[1]).sum() / np.linalg.norm(found[0]) / np.linalg.norm(found[1])
-    assert cosine > 0.9999 and np.abs(found[0] - found[1]).max() < 6 / 127.5
+        decodings.append(decoded(file.getvalue(), 112, channels, fit).astype(float) / 127.5 - 1)
+    cosine = (decodings[0] * decodings[1]).sum() / np.linalg.norm(decodings[0]) / np.linalg.norm(decodings[1])
+    assert cosine > 0.9999 and np.abs(decodings[0] - decodings[1]).max() < 6 / 127.5
     if fit == "stretch" and channels == 3:
         weights = [triangle(side, 112) for side in size]
         scaled = np.einsum("hi,wj,ijc->hwc", weights[1], weights[0], np.asarray(picture, float), optimize=True)
         expected = scaled / 127.5 - 1
-        assert np.abs(found[0] - expected).max() < 3 / 127.5
+        assert np.abs(decodings[0] - expected).max() < 3 / 127.5
 
 
 def triangle(old: int, new: int) -> np.ndarray:
-    """(new, old): weights that fall linearly to 0 within one new pixel, or one old pixel where it is enlarged."""
+    """Weights (new, old) that fall linearly to 0 within one new pixel, or within one old pixel when enlarging."""
     reach = max(1, old / new)
     distance = np.abs((np.arange(new)[:, None] + 0.5) * old / new - np.arange(old) - 0.5) / reach
     weights = np.maximum(0, 1 - distance)
@@ -177,7 +179,7 @@ def triangle(old: int, new: int) -> np.ndarray:
 
 def test_other_sizes_are_cropped_or_stretched():
     wide = np.zeros((40, 80, 3), np.uint8)
-    wide[:, 20:60] = 255  # the middle, which a crop keeps
+    wide[:, 20:60] = 255  # a crop keeps the middle
     encoded = simplejpeg.encode_jpeg(wide, 100)
     assert decoded(encoded, 20).min() > 200
     stretched = decoded(encoded, 20, fit="stretch")
@@ -198,14 +200,14 @@ def test_other_sizes_are_cropped_or_stretched():
         (bomb("PNG", 9000), "more than 67,108,864"),
     ],
 )
-def test_what_cannot_be_decoded_is_told(encoded, message):
+def test_undecodable_images_are_reported(encoded, message):
     for attempt in (decoded, decodable):
         with pytest.raises(UnreadableError, match=message):
             attempt(encoded)
 
 
-def test_a_bomb_takes_no_memory(tmp_path):
-    """It is refused by its header; 400 million pixels would be 1.2 GB."""
+def test_a_decompression_bomb_needs_no_memory(tmp_path):
+    """The header suffices to refuse it; 400 million pixels would need 1.2 GB."""
     from experiments.benches.measure import PeakOwn, own_memory
 
     before = own_memory()
@@ -216,9 +218,9 @@ def test_a_bomb_takes_no_memory(tmp_path):
     assert peak.peak - before < 2**25
 
 
-def test_what_libjpeg_only_warns_of_is_left_to_pillow():
+def test_pillow_decodes_jpeg_with_warnings_of_libjpeg():
     encoded = bytearray(image(0))
-    encoded[-2:-2] = b"\x00\x01\x02"  # extraneous bytes before the end, as some cameras write
+    encoded[-2:-2] = b"\x00\x01\x02"  # extraneous bytes before the end, which some cameras write
     assert np.abs(decoded(bytes(encoded)).astype(int) - decoded(image(0))).max() <= 2
 
 
@@ -227,7 +229,7 @@ def test_what_libjpeg_only_warns_of_is_left_to_pillow():
 
 @pytest.fixture
 def folder(tmp_path):
-    """60 classes of 2 to 4 images, one of a single one."""
+    """A folder of 60 classes: one with one image, the others with 2 to 4."""
     labels = [label for label in range(60) for _ in range(1 if label == 7 else 2 + label % 3)]
     return write_folder(tmp_path / "set", images(labels))
 
@@ -243,19 +245,19 @@ def options(folder: Path, **more: object) -> dict[str, object]:
     }
 
 
-def test_a_batch_is_what_pillow_and_a_formula_make(folder):
+def test_a_batch_equals_pillow_and_a_formula(folder):
     data = build(**options(folder, num_heldout=0, mean=[0.4, 0.5, 0.6], std=[0.1, 0.2, 0.3]))
     stream = InstanceStream(data, 8, seed=3)
     examples, labels, draws = stream.batch(0)
     catalog = data.train.source.encoded
     assert examples.dtype == torch.uint8 and draws.shape == (8, 0)
     for example, label in zip(data.finish(examples, draws), labels, strict=True):
-        (found,) = [
+        (match,) = [
             index
             for index in np.flatnonzero(np.asarray(data.train.labels) == int(label))
             if torch.allclose(example, expected(catalog.read(int(index))), atol=0.1)
         ]
-        assert catalog.labels[found] == label
+        assert catalog.labels[match] == label
 
 
 def expected(encoded: bytes) -> torch.Tensor:
@@ -269,12 +271,12 @@ def test_an_open_set_split_by_class(folder):
     assert data.train.num_classes == 50 and data.heldout.num_classes == 10
     assert len(data.train) + len(data.heldout) == len(whole.train)
     names = list(data.class_names)
-    assert len(names) == len(set(names)) == 50 and "class 007" in names  # one image cannot be judged on
+    assert len(names) == len(set(names)) == 50 and "class 007" in names  # a class of one image cannot be evaluated
     pixels = {tuple(p.flatten().tolist()): int(label) for p, label in everything(whole.train)}
     for p, label in everything(data.train):
         assert whole.class_names[pixels.pop(tuple(p.flatten().tolist()))] == names[int(label)]
-    judged = [(pixels.pop(tuple(p.flatten().tolist())), int(label)) for p, label in everything(data.heldout)]
-    assert not pixels and len(set(judged)) == 10 == len({label for _, label in judged})
+    heldout = [(pixels.pop(tuple(p.flatten().tolist())), int(label)) for p, label in everything(data.heldout)]
+    assert not pixels and len(set(heldout)) == 10 == len({label for _, label in heldout})
     by_class = data.train.by_class
     labels = data.train.labels[np.arange(len(data.train))]
     starts = by_class.starts[np.arange(51)]
@@ -283,8 +285,8 @@ def test_an_open_set_split_by_class(folder):
         assert (labels[records] == label).all() and len(records) == (labels == label).sum()
     assert names[2:5] == data.class_names[2:5] and names[-1] == data.class_names[-1]
     stream = IdentityStream(data, 100)
-    pairs, of, _ = stream.batch(0)
-    assert of[:50].sort().values.tolist() == list(range(50)) and torch.equal(of[:50], of[50:])
+    pairs, classes, _ = stream.batch(0)
+    assert classes[:50].sort().values.tolist() == list(range(50)) and torch.equal(classes[:50], classes[50:])
     again = pickle.loads(pickle.dumps(data))
     assert torch.equal(IdentityStream(again, 100).batch(0)[0], pairs)
 
@@ -294,7 +296,7 @@ def everything(records: RecordSet):
     return zip(records.source.read(indices), records.labels[indices], strict=True)
 
 
-def test_which_classes_are_held_out_depends_on_the_seed(folder):
+def test_held_out_classes_depend_on_the_seed(folder):
     sets = [set(build(**options(folder, num_heldout=10, seed=seed)).class_names) for seed in (0, 0, 1)]
     assert sets[0] == sets[1] != sets[2]
 
@@ -309,7 +311,7 @@ def test_by_default_a_twentieth_is_held_out(folder, tmp_path):
         build(**options(tmp_path / "single", num_heldout=2))
 
 
-def test_a_split_looks_at_blocks_of_classes(folder, monkeypatch):
+def test_a_split_does_not_depend_on_the_block_size(folder, monkeypatch):
     from data.sets import split
 
     whole = list(build(**options(folder, num_heldout=10)).class_names)
@@ -326,7 +328,7 @@ def test_a_split_looks_at_blocks_of_classes(folder, monkeypatch):
         {"size": 11.5},
         {"size": "112x112"},
         {"size": [1, 2, 3]},
-        {"num_heldout": 2.5},
+        {"num_heldout": -1},
         {"channels": 2},
         {"fit": "pad"},
         {"mean": [0.5, 0.5]},
@@ -338,14 +340,21 @@ def test_a_split_looks_at_blocks_of_classes(folder, monkeypatch):
         {"num_heldout": 59},
     ],
 )
-def test_wrong_options_are_told(folder, wrong):
+def test_options_out_of_range_are_refused(folder, wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"data.{name}="):
         build(**options(folder, **wrong))
 
 
+@pytest.mark.parametrize("option", ["num_heldout=2.5", "channels=rgb", "shared=1", "crop=true", "seed=x"])
+def test_options_of_another_type_are_refused(option, folder):
+    words = ["data=folder", f"data.source={folder}", f"data.cache_dir={folder.parent / 'cache'}", f"data.{option}"]
+    with pytest.raises(ValueError, match=rf"data\.{option} must be "):
+        instantiate(config(*words).data)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_image_that_cannot_be_read_ends_with_its_name(num_workers, folder):
+def test_an_unreadable_image_is_named(num_workers, folder):
     (folder / "class 003" / "010.jpg").write_bytes(image(10)[:300])
     data = build(**options(folder, num_heldout=0))
     loader = BatchLoader({"instance": InstanceStream(data, 16)}, 12, 16, num_workers)
@@ -354,23 +363,35 @@ def test_an_image_that_cannot_be_read_ends_with_its_name(num_workers, folder):
             pass
 
 
-def test_workers_hand_over_the_same_batches_and_memory_stays(folder):
+def test_workers_return_the_same_batches_and_leak_nothing(folder):
     data = build(**options(folder, augment=Faces()))
     stream = InstanceStream(data, 32)
     for number, batch in enumerate(BatchLoader({"instance": stream}, 6, 32, 2)):
-        for got, own in zip(batch["instance"], stream.batch(number), strict=True):
-            assert torch.equal(got, own)
-    gc.collect()  # of what tests before this one left open
-    handles = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        for part, expected_part in zip(batch["instance"], stream.batch(number), strict=True):
+            assert torch.equal(part, expected_part)
+    handles = open_handles()
     for _ in BatchLoader({"instance": stream}, 30, 32, 0):
         pass
-    assert len(os.listdir("/proc/self/fd")) == handles and threading.active_count() < 20  # noqa: PTH208
+    assert open_handles() <= handles and threading.active_count() < 20
+
+
+def open_handles() -> set[tuple[str, str]]:
+    """Return the open file descriptors with their targets.
+
+    Garbage of earlier tests may close descriptors at any time, so only new ones count as a leak.
+    """
+    gc.collect()
+    handles = set()
+    for descriptor in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself is closed again
+            handles.add((descriptor, os.readlink(f"/proc/self/fd/{descriptor}")))  # noqa: PTH115
+    return handles
 
 
 # Augmentation
 
 
-def test_each_part_does_what_it_says():
+def test_each_augmentation_has_its_effect():
     torch.manual_seed(0)
     x = torch.rand(200, 3, 8, 8) * 2 - 1
     keys = np.arange(200, dtype=np.uint64)
@@ -402,7 +423,7 @@ def test_each_part_does_what_it_says():
     assert (cropped[..., -1] - cropped[..., 0]).min() < 1.2 and cropped[..., 0].std() > 0.1
 
 
-def test_draws_depend_on_the_key_alone_and_every_part_at_once():
+def test_augmentation_depends_on_the_key_alone():
     full = Faces(0.5, 0.2, 0.2, 0.3, 0.3, 0.2, 0.3, 0.3)
     x = torch.rand(6, 3, 16, 16)
     keys = np.arange(6, dtype=np.uint64)
@@ -436,7 +457,7 @@ def test_without_noise_nothing_changes():
     assert with_noise(data) is data
 
 
-def test_a_long_tail_follows_zipfs_law():
+def test_long_tail_follows_zipfs_law():
     data = labelled(list(range(100)) * 50, 100)
     tail = with_noise(data, tail=1.0, seed=1)
     labels = np.asarray(tail.train.labels)
@@ -473,7 +494,7 @@ def test_flipped_labels():
 
 
 @pytest.mark.parametrize("wrong", [{"tail": -1}, {"conflict": 1.1}, {"flip": -0.1}])
-def test_wrong_noise_is_told(wrong):
+def test_noise_out_of_range_is_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"noise.{name}="):
         with_noise(labelled([0, 1], 2), **wrong)
@@ -481,7 +502,7 @@ def test_wrong_noise_is_told(wrong):
         with_noise(labelled([0, 0], 1), flip=0.5)
 
 
-def test_nothing_to_hold_out_from():
+def test_classes_of_one_record_cannot_be_held_out():
     records = RecordSet(labelled([0, 1], 2).train.source, np.array([0, 1]), 2, ByClass(np.arange(2), np.arange(3)))
     with pytest.raises(ValueError, match=r"num_heldout=2"):
         hold_out(records, (), 2, 0)
@@ -512,8 +533,8 @@ def test_training_and_resuming_with_noise(head, folder, tmp_path):
     words += ["noise.flip=0.1", "noise.conflict=0.2", "data.augment.crop=0.1", "num_workers=1"]
     words += ["queue_size=20"] if head == "ffc" else ["sample_rate=0.5"]
     assert trained(words, tmp_path / "run") == 0
-    found = summary(tmp_path / "run")
-    assert 54 < found["num_classes"] < 75 and found["val/rank1"] > 0
+    result = summary(tmp_path / "run")
+    assert 54 < result["num_classes"] < 75 and result["val/rank1"] > 0
 
 
 def test_training_without_held_out_classes(tmp_path):
@@ -522,18 +543,18 @@ def test_training_without_held_out_classes(tmp_path):
     assert trained(words, tmp_path / "run") == 0
     with pytest.raises(ValueError, match=r"checkpoint.best=val/rank1: no classes are held out"):
         trained([*words, "checkpoint.best=val/rank1"], tmp_path / "best")
-    found = summary(tmp_path / "run")
-    assert found["num_classes"] == 20 and not any(name.startswith("val/") for name in found)
+    result = summary(tmp_path / "run")
+    assert result["num_classes"] == 20 and not any(name.startswith("val/") for name in result)
 
 
-def test_processes_that_find_different_sets_do_not_train(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Processes, "gather", lambda self, found: [found, (61, 180, 0)])
+def test_processes_with_different_sets_do_not_train(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Processes, "gather", lambda self, figures: [figures, (61, 180, 0)])
     with pytest.raises(ValueError, match=r"process 1 finds 180 training records of 61 classes and 0 held out"):
         trained([*SHORT, "data=folder", f"data.source={folder}", "data.num_heldout=0"], tmp_path / "run")
 
 
 def test_class_names_are_in_the_checkpoint(folder, tmp_path, capsys):
-    """So that another training with some of the classes can begin with their rows."""
+    """Another training with some of the classes can start from their rows."""
     words = [*SHORT, "head=full", "data=folder", f"data.source={folder}"]
     assert trained([*words, "data.num_heldout=0"], tmp_path / "run") == 0
     more = write_lmdb(tmp_path / "more.lmdb", images([0, 1, 2]))

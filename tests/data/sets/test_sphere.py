@@ -1,20 +1,22 @@
-"""The sphere: any number of classes, noise, tail, conflict."""
+"""The sphere: number of classes, noise, long tail and conflict."""
 
 import numpy as np
 import pytest
 
 from data.sets.sphere import sphere
+from experiments.instantiate import instantiate
+from tests.experiments.commands import config
 
 
-def test_ten_million_classes_cost_nothing():
-    data = sphere(1e7)  # as a command line gives it
+def test_ten_million_classes_need_no_memory():
+    data = instantiate(config("data=sphere", "data.num_classes=1e7").data)
     assert len(data.train) == 10**8 and data.train.num_classes == 10**7
     indices = np.array([0, 10**8 - 1])
     assert data.train.source.read(indices).shape == (2, 128)
     assert data.train.labels[indices].tolist() == [0, 10**7 - 1]
 
 
-def test_noise_sets_how_close_a_class_lies():
+def test_noise_determines_the_similarity_within_a_class():
     indices = np.arange(2000)
     for noise, expected in ((0.0, 1.0), (1.0, 0.5), (2.0, 0.2)):
         data = sphere(100, images_per_class=20, noise=noise)
@@ -44,7 +46,7 @@ def test_conflict_splits_classes_in_two():
     assert (apart[::2] * apart[1::2]).sum(1).max() < 0.5
 
 
-def test_heldout_classes_are_others():
+def test_heldout_classes_have_other_directions():
     data = sphere(50, num_heldout=20, noise=0.0)
     train = data.train.source.read(np.arange(50)).numpy()
     heldout = data.heldout.source.read(np.arange(20)).numpy()
@@ -52,8 +54,16 @@ def test_heldout_classes_are_others():
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_classes": 1}, {"noise": -1}, {"tail": -1}, {"conflict": 2}, {"size": 1}, {"num_classes": 2.5}]
+    "option",
+    ["num_classes=1", "noise=-1", "tail=-1", "conflict=2", "size=1", "num_heldout=1", "images_per_class=0"],
 )
-def test_bad_options_are_refused(options):
-    with pytest.raises(ValueError, match=f"data.{next(iter(options))}="):
-        sphere(**{"num_classes": 10, **options})
+def test_options_out_of_range_are_refused(option):
+    name, value = option.split("=")
+    with pytest.raises(ValueError, match=rf"data\.{option} must be (at least|in)"):
+        sphere(**{"num_classes": 10, name: int(value)})
+
+
+@pytest.mark.parametrize("option", ["num_classes=2.5", "size=two", "noise=much", "conflict=true"])
+def test_options_of_another_type_are_refused(option):
+    with pytest.raises(ValueError, match=rf"data\.{option} must be a"):
+        instantiate(config("data=sphere", f"data.{option}").data)
