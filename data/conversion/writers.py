@@ -1,4 +1,4 @@
-"""Writers of sets of encoded images: an LMDB folder, a .rec file, or a folder for each class.
+"""Files of encoded images, written in each format: an LMDB folder, a .rec file, or a folder for each class.
 
 A writer appends. `flush` makes everything durable and returns a state. A writer opened with that state discards all
 that was written later.

@@ -186,7 +186,7 @@ def test_damaged_records_are_named_and_can_be_skipped(content, message, tmp_path
 
 
 def test_a_damaged_record_does_not_hide_the_next_ones(tmp_path):
-    """Without an index, the reader searches the next magic number."""
+    """The reader searches the next magic number if there is no index."""
     path = write_rec(tmp_path / "set.rec", ITEMS, index=False)
     stored = bytearray(path.read_bytes())
     second = stored.index(MAGIC, 4)
@@ -198,7 +198,7 @@ def test_a_damaged_record_does_not_hide_the_next_ones(tmp_path):
 
 
 def test_a_header_rounded_to_float32(tmp_path, monkeypatch):
-    """Above 2^24, here 4, the header may state a few more or fewer images."""
+    """A header may state a few images more or fewer above 2^24, here above 4."""
     from data.formats import recordio
 
     monkeypatch.setattr(recordio, "EXACT", 4)
