@@ -25,9 +25,9 @@ Batch = Mapping[str, tuple[Tensor, Tensor]]
 ARGUMENTS = {
     "num_classes": "C, the number of classes over all processes.",
     "embedding_size": "D, the number of columns of an embedding.",
-    "process_group": "the processes that share the head. None for the default group if torch.distributed is "
+    "process_group": "The processes that share the head. None for the default group if torch.distributed is "
     "initialized, else for this process alone.",
-    "device": "where the head computes; `head.to(device)` changes it.",
+    "device": "Where the head computes; `head.to(device)` changes it.",
 }
 
 

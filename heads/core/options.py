@@ -7,6 +7,7 @@ declared there and nowhere else.
 import dataclasses
 import difflib
 import inspect
+import re
 import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -106,7 +107,9 @@ def documented(owner: Owner, arguments: Mapping[str, str] = MappingProxyType({})
 
 def _entry(parameter: inspect.Parameter, help: str) -> str:
     """Return the line of a docstring about one argument."""
-    kind = "" if parameter.annotation is parameter.empty else f" ({inspect.formatannotation(parameter.annotation)})"
+    kind = ""
+    if parameter.annotation is not parameter.empty:  # classes by their names without modules
+        kind = f" ({re.sub(r'[a-z_0-9.]+[.](?=[A-Z])', '', inspect.formatannotation(parameter.annotation))})"
     default = "" if parameter.default is parameter.empty else f" Default: {parameter.default!r}."
     return textwrap.fill(
         f"{parameter.name}{kind}: {help}{default}", 100, initial_indent=4 * " ", subsequent_indent=8 * " "
