@@ -54,8 +54,7 @@ def loss_fidelity(
 
     Returns:
         mass, hardest_recall: as in `selection_fidelity`.
-        class_means_cosine, class_means_norm_ratio: cosine and ratio of lengths between the gradient and that of the
-            full head over class means.
+        class_means_cosine, class_means_norm_ratio: of the gradient and that of the full head over class means.
 
     Raises:
         ValueError: a margin that does not normalize, or an option that is less than 1 or no whole number.

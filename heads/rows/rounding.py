@@ -14,9 +14,9 @@ def stochastic(values: Tensor, ids: Tensor, *key: int) -> Tensor:
     """Round float32 (k, width) to bfloat16; values that bfloat16 represents exactly do not change.
 
     Args:
-        values: the numbers to round.
-        ids: int64 (k,). The draw of a row depends on its id
-        key: and on these numbers, not on the other rows.
+        values: numbers to round.
+        ids: int64 (k,), an id of each row.
+        key: seed, step and so on. The draw of a row depends on key and id, not on the other rows.
     """
     bits = values.view(torch.int32) + counter_rng.uniform16(ids, values.shape[1], "rounding", *key)
     # Uniform over 0 .. 2^16 - 1 in units of the lowest float32 bit, then cut to the upper 16 bits.

@@ -1,11 +1,11 @@
-"""Keyed draws: what they depend on, and that they are uniform."""
+"""Random draws by key: their dependence on the key, and their uniform distribution."""
 
 import torch
 
 from heads.core.counter_rng import generator, uniform16
 
 
-def test_a_row_depends_on_its_id_and_the_key_alone():
+def test_a_row_depends_on_its_id_and_key_only():
     ids = torch.tensor([3, 99, 10**10])
     draws = uniform16(ids, 7, "test", 1, 2)
     assert draws.shape == (3, 7) and draws.dtype == torch.int16
@@ -24,7 +24,7 @@ def test_draws_are_uniform_and_uncorrelated():
         draws = uniform16(ids, 256, "test")
         counts = torch.bincount(draws.flatten().long() + 2**15, minlength=2**16).double()
         mean = counts.mean()
-        # Chi-square over 65,535 degrees of freedom: its mean is 1 a degree, its deviation 0.0055.
+        # Chi-square over 65,535 degrees of freedom: its mean is 1 per degree, its standard deviation 0.0055.
         assert abs(float(((counts - mean) ** 2 / mean).mean()) - 1) < 0.03
         unit = draws.float() / 2**15 * 3**0.5
         assert abs(float(unit.mean())) < 2e-3 and abs(float(unit.square().mean()) - 1) < 2e-3

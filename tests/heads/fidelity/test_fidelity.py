@@ -215,7 +215,7 @@ def test_uniform_negatives_hold_their_expected_mass():
 
 
 def test_a_corrected_sample_has_less_bias():
-    """With log_q the mean of the denominator is that of the full softmax."""
+    """The log_q correction makes the mean of the denominator that of the full softmax."""
     embeddings, labels = batch()
     bias = []
     for log_q in (False, True):
@@ -277,7 +277,7 @@ def test_measuring_changes_nothing(make):
 
 
 def test_measuring_does_not_refresh_an_index_in_the_background():
-    """Only training collects a finished index and starts another build."""
+    """Training alone collects a finished index and starts another build."""
     head = HashingForest(200, D, num_active=40, index=Exact(), interval=1, build="background")
     embeddings, labels = batch()
     head(embeddings.requires_grad_(), labels)
