@@ -1,9 +1,8 @@
-"""`python -m experiments.run`: trains one head, or with `-m` every combination of a sweep.
+"""`python -m experiments.run`: train one head, or with `-m` every combination of a sweep.
 
 This process resolves the config, writes it to the run's folder, and starts `experiments.train` on it, or
-`experiments.launch` where a run has several processes.
-So each run of a sweep has processes, memory and loggers of its own, and the training code knows
-neither Hydra nor how it was started.
+`experiments.launch` for several processes. Each run of a sweep therefore has its own processes, memory and loggers, and
+the training code depends neither on Hydra nor on how it was started.
 """
 
 if __name__ == "__main__":
@@ -43,67 +42,49 @@ from .launching.machine import check_batch, check_processes
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def job(config: DictConfig) -> float | None:
-    """One run: of this command, or of its sweep. Returns its `sweep_metric` for sweepers."""
+    """Run one training, alone or as a part of a sweep. Return its `sweep_metric` for sweepers that ask for it."""
     settings = HydraConfig.get()
-    folder = Path(settings.runtime.output_dir)
-    sweeping = settings.mode == RunMode.MULTIRUN
-    if settings.sweeper.get("params") and not sweeping:
-        sys.exit(f"error: experiment={settings.runtime.choices['experiment']}: is a study of several runs; add -m")
-    if sweeping:
+    folder, is_sweep = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
+    if settings.sweeper.get("params") and not is_sweep:
+        sys.exit(f"error: experiment={settings.runtime.choices['experiment']} is a study of several runs; add -m")
+    if is_sweep:
         print(f"\nRun {settings.job.num} of the sweep: {' '.join(settings.overrides.task)}", flush=True)
-    if config.logger.wandb.group is None:
-        config.logger.wandb.group = study(settings)
-    if config.resume is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
-        config.resume = "auto"  # a job that was put back into the queue
-    OmegaConf.resolve(config)
-    record_head_name(config, settings)
-    if sweeping and config.checkpoint.dir is not None:
-        config.checkpoint.dir += f"/{settings.job.num}"  # none removes the checkpoints of another
-    # What an earlier run left stays what it is until this one trains: `experiments.train` then renames the file.
+    complete(config, settings)
+    # An earlier config of this folder stays until this run trains: `experiments.train` then renames the file.
     pending = folder / pending_config()
     try:
-        options.check(config)
-        check_batch(config)
-        program = "train" if check_processes(config) == 1 else "launch"
-        check_free(folder, "hydra.run.dir")
-        if config.checkpoint.dir is not None and "://" not in config.checkpoint.dir:
-            check_free(Path(config.checkpoint.dir), "checkpoint.dir")
+        program = check(config, folder)
         write_whole(pending, OmegaConf.to_yaml(config))
     except ValueError as error:
-        if sweeping:  # its other runs go on
+        if is_sweep:  # the other runs of the sweep continue
             raise RuntimeError(f"run {settings.job.num} was refused: {error}") from None
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: hydra.run.dir={folder}: config.yaml could not be written ({error})")
-    # Read when wandb is imported. How to upload an offline run is in the README.
-    silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
-    words = [str(folder), *(["train"] if program == "launch" else []), pending.name]
-    try:
-        status = start([sys.executable, *child(program), *words], {**silent, **os.environ})
-    finally:
-        if pending.exists():  # it did not come to train
-            with suppress(OSError):
-                os.link(pending, folder / CONFIG)  # never in place of another's
-            pending.unlink()
-    if status == -signal.SIGTERM:  # before training had begun
-        status = TERMINATED
-    if status < 0:
-        print(f"error: the training was ended by {ended(-status, config)}; {how_to_resume(config, folder)}")
-        status = 128 - status
-    if status in (INTERRUPTED, TERMINATED) or (status and not sweeping):
-        sys.exit(status)  # of the sweep too: whoever sent the signal wants it to end
+    status = train(config, folder, program, pending)
+    if status in (INTERRUPTED, TERMINATED) or (status and not is_sweep):
+        sys.exit(status)  # a signal ends the sweep too
     if status:
         raise RuntimeError(f"run {settings.job.num} failed with status {status}: {folder}")
-    if not sweeping or settings.sweeper._target_.endswith("BasicSweeper"):
+    if not is_sweep or settings.sweeper._target_.endswith("BasicSweeper"):
         return None
-    found = json.loads((folder / "summary.json").read_text())
-    if config.sweep_metric not in found:
-        raise ValueError(f"sweep_metric={config.sweep_metric}: the run tells none; it has {', '.join(found)}")
-    return float(found[config.sweep_metric])
+    return sweep_metric(config.sweep_metric, folder)
+
+
+def complete(config: DictConfig, settings: HydraConf) -> None:
+    """Set the options that depend on how the run was started."""
+    if config.logger.wandb.group is None:
+        config.logger.wandb.group = study(settings)
+    if config.resume is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        config.resume = "auto"  # SLURM has put the job back into the queue
+    OmegaConf.resolve(config)
+    record_head_name(config, settings)
+    if settings.mode == RunMode.MULTIRUN and config.checkpoint.dir is not None:
+        config.checkpoint.dir += f"/{settings.job.num}"  # so that no run removes the checkpoints of another
 
 
 def study(settings: HydraConf) -> str:
-    """What this run is compared with: the group of Weights & Biases. A sweep's folder, with its experiment."""
+    """Return the group of Weights & Biases that a run is compared in: its experiment and the folder of its sweep."""
     words = [settings.runtime.choices.get("experiment")]
     if settings.mode == RunMode.MULTIRUN:
         folder = Path(settings.sweep.dir).resolve()
@@ -111,10 +92,53 @@ def study(settings: HydraConf) -> str:
     return " ".join(word for word in words if word) or "single runs"
 
 
-def start(command: list[str], environment: dict[str, str]) -> int:
-    """Runs the command, passing on Ctrl-C and SIGTERM; its exit status, negative if a signal ended it.
+def check(config: DictConfig, folder: Path) -> str:
+    """Return the program that trains: `train` in one process, or `launch`.
 
-    It gets a process group of its own, so that Ctrl-C at a terminal reaches it once, through here.
+    Raises:
+        ValueError: an option is wrong, the machine is too small, or another training uses a folder.
+    """
+    options.check(config)
+    check_batch(config)
+    program = "train" if check_processes(config) == 1 else "launch"
+    check_free(folder, "hydra.run.dir")
+    if config.checkpoint.dir is not None and "://" not in config.checkpoint.dir:
+        check_free(Path(config.checkpoint.dir), "checkpoint.dir")
+    return program
+
+
+def train(config: DictConfig, folder: Path, program: str, pending: Path) -> int:
+    """Run the training with the config in the file `pending`. Return its exit status."""
+    # wandb reads this when it is imported. The README says how to upload an offline run.
+    silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
+    words = [str(folder), *(["train"] if program == "launch" else []), pending.name]
+    try:
+        status = start([sys.executable, *child(program), *words], {**silent, **os.environ})
+    finally:
+        if pending.exists():  # training did not begin
+            with suppress(OSError):
+                os.link(pending, folder / CONFIG)  # fails if the folder has the config of an earlier run
+            pending.unlink()
+    if status == -signal.SIGTERM:  # before training began
+        return TERMINATED
+    if status < 0:
+        print(f"error: the training was ended by {ended(-status, config)}; {how_to_resume(config, folder)}")
+        return 128 - status
+    return status
+
+
+def sweep_metric(name: str, folder: Path) -> float:
+    """Return a metric of a run's summary."""
+    summary = json.loads((folder / "summary.json").read_text())
+    if name not in summary:
+        raise ValueError(f"sweep_metric={name} is not in summary.json of the run; available: {', '.join(summary)}")
+    return float(summary[name])
+
+
+def start(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command and return its exit status, negative if a signal ended it. Pass Ctrl-C and SIGTERM on to it.
+
+    The command gets its own process group. Ctrl-C at a terminal therefore reaches it once, through this process.
     """
     process = subprocess.Popen(command, env=environment, process_group=0)
     previous = {
@@ -131,14 +155,16 @@ def start(command: list[str], environment: dict[str, str]) -> int:
 
 
 def check_folders(words: Sequence[str]) -> None:
-    """End with a sentence where the folder of a run cannot be made: Hydra makes it before it calls `job`."""
+    """Exit with a message if the folder of a run cannot be created: Hydra creates it before it calls `job`."""
     for option, _, value in (word.partition("=") for word in words):
         if option not in ("hydra.run.dir", "hydra.sweep.dir"):
             continue
         folder = Path(value.strip("'\"")).absolute()
-        there = next(each for each in (folder, *folder.parents) if each.exists() or each.is_symlink())
-        if "${" not in value and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            sys.exit(f"error: {option}={value}: {there} is no folder that can be written to; choose another folder")
+        parent = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+        if "${" not in value and not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+            sys.exit(
+                f"error: {option}={value} cannot be used: {parent} is not a writable folder; choose another folder"
+            )
 
 
 def main() -> None:
@@ -148,7 +174,7 @@ def main() -> None:
         job()
     finally:
         if sweep.folder is not None:
-            with suppress(ValueError):  # none of them has begun
+            with suppress(ValueError):  # no run has begun
                 compare.show([sweep.folder])
                 print(f"As a page: python -m experiments.compare {sweep.folder}")
 

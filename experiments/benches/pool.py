@@ -1,7 +1,7 @@
-"""`bench=pool`: classes through the pool of `head=ffc`, a batch at a time, beside plain LRUs, a key at a time."""
+"""`bench=pool`: the class pool of `head=ffc`, a batch at a time, compared with plain LRU caches, a key at a time."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -24,31 +24,21 @@ def pool(
     warmup: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """A line for each combination; classes uniform at random. `step_ms` is of a batch, planned and committed.
+    """Return a line for each combination; classes are uniform at random.
 
-    `speedup` is over an OrderedDict, `over_linked_list` over a dictionary with a linked list in Python, which
-    is what FFC's published code does. `head_bytes` is what `head=ffc` holds with a pool of this size.
+    `step_ms` is the time to plan and commit a batch. `speedup` is relative to an OrderedDict, `over_linked_list` to a
+    dictionary with a linked list in Python, as in FFC's published code. `head_bytes` is the memory of `head=ffc` with a
+    pool of this size.
     """
     lines = []
     for slots, C, N in product(capacity, num_classes, batch):
-        random = np.random.default_rng(0)
         ours = ClassPool(slots)
         touches: dict[str, Touch] = {
             "ours": lambda keys, ours=ours: ours.commit(ours.plan(keys)),  # type: ignore[misc]
             "ordered": OrderedLRU(slots).touch,
             "linked": LinkedLRU(slots).touch,
         }
-        for _ in range(-(-2 * slots // N)):  # until all slots are taken, and more
-            keys = random.integers(0, C, N)
-            for touch in touches.values():
-                touch(keys)
-        times: dict[str, list[float]] = {name: [] for name in touches}
-        for repeat in range(warmup + repeats):
-            batches = random.integers(0, C, (200, N))
-            for name, touch in touches.items():
-                milliseconds = timed(lambda touch=touch, batches=batches: [touch(keys) for keys in batches])[0]  # type: ignore[misc]
-                if repeat >= warmup:
-                    times[name].append(milliseconds / len(batches))
+        times = _interleaved(touches, slots, C, N, warmup, repeats)
         milliseconds, spread = median_and_spread(times["ours"])
         lines.append(
             {
@@ -67,8 +57,27 @@ def pool(
     return lines
 
 
+def _interleaved(
+    touches: Mapping[str, Touch], slots: int, C: int, N: int, warmup: int, repeats: int
+) -> dict[str, list[float]]:
+    """Return the milliseconds per batch of each pool, measured in turns once all slots are taken."""
+    random = np.random.default_rng(0)
+    for _ in range(-(-2 * slots // N)):  # until all slots are taken, and more
+        keys = random.integers(0, C, N)
+        for touch in touches.values():
+            touch(keys)
+    times: dict[str, list[float]] = {name: [] for name in touches}
+    for repeat in range(warmup + repeats):
+        batches = random.integers(0, C, (200, N))
+        for name, touch in touches.items():
+            milliseconds = timed(lambda touch=touch, batches=batches: [touch(keys) for keys in batches])[0]  # type: ignore[misc]
+            if repeat >= warmup:
+                times[name].append(milliseconds / len(batches))
+    return times
+
+
 class OrderedLRU:
-    """collections.OrderedDict, one key after the other."""
+    """An LRU cache as an OrderedDict, one key after the other."""
 
     def __init__(self, capacity: int):
         self.capacity, self.slots = capacity, OrderedDict[int, int]()
@@ -96,7 +105,7 @@ class _Node:
 
 
 class LinkedLRU:
-    """A dictionary and a doubly linked list, one key after the other."""
+    """An LRU cache as a dictionary and a doubly linked list, one key after the other."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity

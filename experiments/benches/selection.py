@@ -1,10 +1,10 @@
-"""`bench=selection`: what finding the nearest classes costs, and how many of them are found, on trained centers.
+"""`bench=selection`: time and recall of each index on trained centers.
 
-An MLP with `head=forest index=ivf` trains on `data=sphere`. Then each index is built from its centers and asked for
-the classes nearest to a batch of embeddings. `uniform` is PartialFC's draw of as many classes as all the answers hold.
+An MLP with `head=forest index=ivf` trains on `data=sphere`. Then each index is built from the centers and queried for
+the classes nearest to a batch of embeddings. `uniform` is PartialFC's draw of as many classes as all answers hold.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -40,62 +40,76 @@ def selection(
     repeats: int,
     picture: str,
 ) -> list[dict[str, Any]]:
-    """A line for each index with its options, for each C and D, and a picture of recall against time.
+    """Return a line for each index with its options, for each C and D, and plot recall against time.
 
-    `recall_share` is of an embedding's k nearest in its own answer; `mass_share` is what all answers of the batch
-    together, `active` classes, hold of an embedding's negative softmax.
+    `recall_share` is the share of an embedding's k nearest classes in the index's answer. `mass_share` is the share of
+    an embedding's negative softmax that the `active` classes hold: the answers for the batch together.
 
     Args:
-        search_k: None for trees x k.
-        k: classes that an embedding asks for.
-        batch: embeddings.
-        changed: rows that an index takes in where it can be refreshed.
+        search_k: candidates of a query; None for trees x k.
+        k: classes per query.
+        batch: number of embeddings.
+        changed: rows that a refresh takes in, for indexes that can be refreshed.
         s: scale of the logits, in training and for the softmax mass.
-        steps, lr: of the training.
+        steps: of the training.
+        lr: learning rate of the training.
     """
     lines = []
     for C, D in product(map(int, num_classes), embedding_size):
         head, x_ND, labels = trained(C, D, batch, s, steps, lr)
-        vectors = CenterVectors(head.centers)
         kinds: dict[str, tuple[dict[str, Any], Index]] = {"exact": ({}, Exact())}
         for trees, search in product(num_trees, search_k):
             kinds[f"annoy {trees} {search}"] = ({"num_trees": trees, "search_k": search}, Annoy(trees, search))
         for probe in nprobe:
             kinds[f"ivf {probe}"] = ({"nprobe": probe}, IVF(nprobe=probe))
-        built = {name: timed(partial(index.build, vectors))[0] / 1e3 for name, (_, index) in kinds.items()}
-        asks = {name: partial(index.query, x_ND, k) for name, (_, index) in kinds.items()}
-        asks["uniform"] = partial(_uniform, C, batch * k)
-        times = _in_turns(asks, warmup, repeats)
-        mass_NC, nearest_Nk = _truth(head, x_ND, labels, k)
-        for name, ask in asks.items():
-            answer = ask()
-            found = answer.expand(batch, -1) if name == "uniform" else answer
-            active = torch.unique(answer[answer >= 0])
-            options, index = kinds.get(name, ({}, None))
-            milliseconds, spread = median_and_spread(times[name])
-            line: dict[str, Any] = {"index": name.split()[0], "num_classes": C, "embedding_size": D, **options}
-            if index is not None:
-                line["build_seconds"] = built[name]
-                if index.refreshable:
-                    rows = torch.randperm(C)[:changed]
-                    line["refresh_ms"] = timed(partial(index.refresh, vectors, rows))[0]
-            lines.append(
-                {
-                    **line,
-                    "query_ms": milliseconds,
-                    "spread_ms": spread,
-                    "speedup": ratio(times["exact"], times[name]),
-                    "recall_share": _recall(found, nearest_Nk),
-                    "active": len(active),
-                    "mass_share": float(mass_NC[:, active].sum(1).mean()),
-                }
-            )
+        for line in _compare(kinds, head, x_ND, labels, k, changed, warmup, repeats):
+            lines.append({"index": line.pop("index"), "num_classes": C, "embedding_size": D, **line})
     plot(lines, k, Path(picture))
     return lines
 
 
+def _compare(
+    kinds: Mapping[str, tuple[dict[str, Any], Index]],
+    head: HashingForest,
+    x_ND: Tensor,
+    labels: Tensor,
+    k: int,
+    changed: int,
+    warmup: int,
+    repeats: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each index, and of a uniform draw, on one batch."""
+    C, batch, vectors = head.centers.shard.num_classes, len(x_ND), CenterVectors(head.centers)
+    built = {name: timed(partial(index.build, vectors))[0] / 1e3 for name, (_, index) in kinds.items()}
+    queries = {name: partial(index.query, x_ND, k) for name, (_, index) in kinds.items()}
+    queries["uniform"] = partial(_uniform, C, batch * k)
+    times = _in_turns(queries, warmup, repeats)
+    mass_NC, nearest_Nk = _truth(head, x_ND, labels, k)
+    for name, query in queries.items():
+        answer = query()
+        answers = answer.expand(batch, -1) if name == "uniform" else answer
+        active = torch.unique(answer[answer >= 0])
+        options, index = kinds.get(name, ({}, None))
+        milliseconds, spread = median_and_spread(times[name])
+        line: dict[str, Any] = {"index": name.split()[0], **options}
+        if index is not None:
+            line["build_seconds"] = built[name]
+            if index.refreshable:
+                rows = torch.randperm(C)[:changed]
+                line["refresh_ms"] = timed(partial(index.refresh, vectors, rows))[0]
+        yield {
+            **line,
+            "query_ms": milliseconds,
+            "spread_ms": spread,
+            "speedup": ratio(times["exact"], times[name]),
+            "recall_share": _recall(answers, nearest_Nk),
+            "active": len(active),
+            "mass_share": float(mass_NC[:, active].sum(1).mean()),
+        }
+
+
 def trained(C: int, D: int, batch: int, s: float, steps: int, lr: float) -> tuple[HashingForest, Tensor, Tensor]:
-    """A head, and a batch of unit embeddings with their labels."""
+    """Return a trained head, and a batch of unit embeddings with their labels."""
     num_active = min(C, max(C // 100, 4 * batch))
     head = HashingForest(C, D, num_active=num_active, index=IVF(), build="blocking", margin=CosFace(s=s, m=0.2))
     training = SphereTraining(head, batch, lr, steps)
@@ -108,7 +122,7 @@ def trained(C: int, D: int, batch: int, s: float, steps: int, lr: float) -> tupl
 
 
 def plot(lines: list[dict[str, Any]], k: int, path: Path) -> None:
-    """Recall against milliseconds, a line for each index and number of trees."""
+    """Plot recall against milliseconds, with a line for each index and number of trees."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -141,25 +155,25 @@ def _uniform(C: int, count: int) -> Tensor:
     return ids
 
 
-def _in_turns(asks: Mapping[str, Callable[[], Tensor]], warmup: int, repeats: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in asks}
+def _in_turns(queries: Mapping[str, Callable[[], Tensor]], warmup: int, repeats: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in queries}
     for repeat in range(warmup + repeats):
-        for name, ask in asks.items():
-            ask()  # finds the caches full of the one before
-            milliseconds = timed(ask)[0]
+        for name, query in queries.items():
+            query()  # fills the caches, which hold the data of the query before
+            milliseconds = timed(query)[0]
             if repeat >= warmup:
                 times[name].append(milliseconds)
     return times
 
 
 def _truth(head: HashingForest, x_ND: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The softmax over all negatives (N, C), and the k nearest classes (N, k)."""
+    """Return the softmax over all negatives (N, C), and the k nearest classes (N, k)."""
     cos_NC = x_ND @ torch.nn.functional.normalize(head.centers.rows).T
     nearest_Nk = cos_NC.topk(k).indices
     cos_NC[torch.arange(len(labels)), labels] = -torch.inf
     return (head.margin.s * cos_NC).softmax(1), nearest_Nk
 
 
-def _recall(found: Tensor, nearest_Nk: Tensor) -> float:
-    hits = [float(torch.isin(near, each).float().mean()) for each, near in zip(found, nearest_Nk, strict=True)]
+def _recall(answers: Tensor, nearest_Nk: Tensor) -> float:
+    hits = [float(torch.isin(near, answer).float().mean()) for answer, near in zip(answers, nearest_Nk, strict=True)]
     return sum(hits) / len(hits)

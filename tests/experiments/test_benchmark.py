@@ -204,7 +204,7 @@ def test_plain_lrus_do_what_the_pool_does():
         assert all(other.touch(keys) == plan.slots.tolist() for other in others)
 
 
-def test_filter_below_before_and_after_training():
+def test_min_probability_before_and_after_training():
     lines = min_probability(200, 16, 8, [1e-3, 0.01], steps=3, lr=0.1, warmup=0, repeats=2, device="cpu")
     assert [(line["after_steps"], line["min_probability"]) for line in lines] == [
         (0, 1e-3),

@@ -329,7 +329,7 @@ def test_optuna_is_told_what_a_run_gave(tmp_path):
 
 def test_a_study_is_no_single_run(tmp_path):
     printed = call("experiments.run", "experiment=heads", f"hydra.run.dir={tmp_path}", status=1)
-    assert "experiment=heads: is a study of several runs; add -m" in printed
+    assert "experiment=heads is a study of several runs; add -m" in printed
 
 
 def test_a_terminated_sweep_starts_no_other_run(tmp_path):

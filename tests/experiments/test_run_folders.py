@@ -14,7 +14,7 @@ from experiments.run import check_folders
 @pytest.mark.parametrize("below", ["", "/sub/deeper"])
 def test_a_folder_that_cannot_be_made(option, below, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=f"error: {option}=.*/file is no folder that can be written to"):
+    with pytest.raises(SystemExit, match=f"error: {option}=.*/file is not a writable folder; choose another folder"):
         check_folders(["head=pfc", f"{option}={tmp_path}/file{below}"])
     check_folders(["head=pfc", f"{option}={tmp_path}/new/folder", f"{option}=outputs/${{now:%Y}}"])
 
