@@ -79,11 +79,14 @@ def _check_types(config: DictConfig) -> None:
             config[name] = checked(config._get_full_key(name), value, declared[str(name)])
 
 
-def _check_keywords(made: partial[Any], config: DictConfig) -> None:
+def _check_keywords(call: partial[Any], config: DictConfig) -> None:
     """Raise ValueError for options that the target does not take, before a call raises TypeError for them."""
-    known = inspect.signature(made.func).parameters
+    target, given = call.func, list(call.keywords)
+    while isinstance(target, partial):  # Hydra's own
+        target, given = target.func, [*given, *target.keywords]
+    known = inspect.signature(target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
-    for name in made.keywords:
+    for name in given:
         if name not in known:
             raise ValueError(f"{config._target_} has no option {name}; it takes {', '.join(known)}")

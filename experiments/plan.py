@@ -139,12 +139,18 @@ def plans(config: DictConfig) -> list[Plan]:
 
 
 def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cost]:
-    """Return the formula of a head and its row optimizer, of any case."""
-    from heads.core.options import make_options
+    """Return the formula of a head and its row optimizer, of any case.
+
+    Raises:
+        NotImplementedError: the head declares no options, so that its cost is unknown.
+    """
+    from heads.core.options import make_options, options_of
 
     options = {str(name): each for name, each in with_checked_types(config).items() if name != "_target_"}
     built = {name: instantiate(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
     head: type[Head] = get_class(config._target_)
+    if options_of(head) is None:
+        raise NotImplementedError(f"{config._target_} declares no options")
     made = instantiate(rule) if rule else None
     state = cache(lambda width: row_state(made, width) if made else {})
     try:

@@ -71,7 +71,7 @@ class Mute(Head):
     ("words", "told"),
     [
         (["fidelity.interval=0"], r"fidelity\.interval=0 must be a whole number of at least 1"),
-        (["fidelity.probes=0"], r"fidelity\.probes=0 must be at least 1"),
+        (["fidelity.probes=0"], r"fidelity\.probes=0 must be a whole number of at least 1"),
         (["fidelity.class_images=0"], r"fidelity\.class_images=0"),
         (
             ["fidelity.interval=2", f"head._target_={__name__}.Mute"],
