@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -21,11 +22,10 @@ from .core import dtypes
 from .core.cost import Case, Cost
 from .core.options import make_options, whole
 from .core.row_state import RowState
-from .group.batch import batch_fault, directions
-from .group.collectives import default_group, gather_sizes
+from .group.collectives import default_group
 from .head import Batch, Encode, Head
 from .margins.cosface import CosFace
-from .pool.class_pool import ClassPool
+from .pool.class_pool import ClassPool, Plan
 from .pool.cost import pool_cost
 from .pool.feature_queue import FeatureQueue, QueueChange
 from .pool.gather import gather_gallery
@@ -33,8 +33,6 @@ from .pool.loss import pool_loss
 from .pool.options import FFCOptions
 from .pool.step_counter import StepCounter
 from .rows.optimizers import RowSGD
-
-PUBLISHED_MOMENTUM = 0.99  # of the gallery
 
 
 class FFC(Head):
@@ -172,42 +170,46 @@ class FFC(Head):
         self.check_group()
         device = self.queue.device
         with self.timer("forward", device), torch.autocast(device.type, enabled=False):
-            fault = batch_fault(probe, labels, None, self.embedding_size, device) or batch_fault(
-                gallery, gallery_labels, None, self.embedding_size, device
-            )
-            sizes = gather_sizes(0 if fault else len(gallery), device, self.process_group, fault)
-            x_nD = directions(probe.float())
-            features, classes, probe_classes = gather_gallery(
-                x_nD,
+            batch = gather_gallery(
+                probe,
                 labels,
                 gallery,
                 gallery_labels,
-                sizes,
+                embedding_size=self.embedding_size,
                 num_classes=self.num_classes,
                 checksum=self.features.checksum,
                 step=self.step,
+                device=device,
                 group=self.process_group,
             )
-            self._check_room(len(classes))
-            plan = self.pool.plan(classes)
-            change = QueueChange(self.features, plan, features)
-            slots = self.pool.lookup(probe_classes, plan)
-            loss = pool_loss(
-                x_nD,
-                torch.from_numpy(slots),
-                change.views(),
-                margin=self.margin,
-                outlier_weight=self.options.outlier_weight,
-                num_nearest=self.num_nearest,
-                group=self.process_group,
-            )
+            self._check_room(len(batch.classes))
+            plan = self.pool.plan(batch.classes)
+            change = QueueChange(self.features, plan, batch.features)
+            slots = self.pool.lookup(batch.probe_classes, plan)
+            loss = self._loss(batch.x_nD, slots, change)
             if self.training:
-                self._counts["in_pool_share"] = float((slots >= 0).mean()) if len(slots) else 0.0
-                self._counts["gallery_images"] = float(2 * len(classes))
+                self._record(slots, plan, kept=keep)
                 if keep:
-                    self._counts["evicted_classes"] = float(len(plan.evicted))
                     change.commit()
             return loss
+
+    def _loss(self, x_nD: Tensor, slots: NDArray[np.int64], change: QueueChange) -> Tensor:
+        return pool_loss(
+            x_nD,
+            torch.from_numpy(slots),
+            change.views(),
+            margin=self.margin,
+            outlier_weight=self.options.outlier_weight,
+            num_nearest=self.num_nearest,
+            group=self.process_group,
+        )
+
+    def _record(self, slots: NDArray[np.int64], plan: Plan, *, kept: bool) -> None:
+        """Record the numbers that `stats` returns."""
+        self._counts["in_pool_share"] = float((slots >= 0).mean()) if len(slots) else 0.0
+        self._counts["gallery_images"] = float(2 * len(plan.slots))
+        if kept:
+            self._counts["evicted_classes"] = float(len(plan.evicted))
 
     def optimizer(self, lr: float, *, rule: Callable[..., Any] = RowSGD, **options: Any) -> torch.optim.Optimizer:
         """Return an optimizer that counts the steps, so that loops and schedulers work as with other heads.
@@ -247,9 +249,7 @@ class FFC(Head):
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
-        pool = self.pool.state_dict()
-        arrays = {name: torch.from_numpy(pool[name]) for name in ("slots", "classes")}  # torch.load reads no arrays
-        return {"step": self.step, "pool": {**pool, **arrays}, **self.features.state_dict()}
+        return {"step": self.step, **self.features.state_dict()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["queue"].shape != self.queue.shape:
@@ -257,9 +257,6 @@ class FFC(Head):
                 f"the pool of queue_size={self.pool.capacity} and embedding_size={self.embedding_size} cannot load a "
                 f"pool of {list(state['queue'].shape[1:])}; resume with the options of the saved head"
             )
-        pool = state["pool"]
-        arrays = {name: np.array(torch.as_tensor(pool[name]).numpy()) for name in ("slots", "classes")}
-        self.pool.load_state_dict({**pool, **arrays})
         self.features.load_state_dict(state)
         self.step, self.micro_batch = state["step"], 0
 
@@ -273,15 +270,8 @@ class FFC(Head):
 
     @property
     def momentum(self) -> float:
-        """The momentum of this step.
-
-        A copy with a constant momentum of 0.99 is about 100 steps behind the backbone. Early in training its features
-        then come from a backbone that has learned little. Without a constant, the copy is a ninth of the steps so far
-        behind, and at most 100.
-        """
-        if self.options.gallery_momentum is not None:
-            return self.options.gallery_momentum
-        return min(PUBLISHED_MOMENTUM, (1 + self.step) / (10 + self.step))
+        """Momentum of the copy of the backbone in this step."""
+        return self.options.momentum(self.step)
 
     @torch.no_grad()
     def _update_gallery(self) -> None:

@@ -56,14 +56,19 @@ class FeatureQueue:
         return self.rows.nbytes + self.next_row.nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        """Return rows, next rows and checksum as tensors and numbers, which `torch.load` reads without pickle."""
+        """Return pool, rows, next rows and checksum as tensors and numbers, which `torch.load` reads without pickle."""
+        pool = self.pool.state_dict()
         return {
+            "pool": {**pool, **{name: torch.from_numpy(pool[name]) for name in ("slots", "classes")}},
             "queue": self.rows.cpu(),
             "next_row": torch.from_numpy(self.next_row),
             "checksum": self.checksum,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        pool = state["pool"]
+        arrays = {name: np.array(torch.as_tensor(pool[name]).numpy()) for name in ("slots", "classes")}
+        self.pool.load_state_dict({**pool, **arrays})
         self.rows.copy_(state["queue"])
         self.next_row = np.array(torch.as_tensor(state["next_row"]).numpy())
         self.checksum = state["checksum"]

@@ -8,6 +8,8 @@ from ..core import dtypes
 from ..core.options import number, option, whole
 from ..margins.margin import Margin, checked_margin
 
+PUBLISHED_MOMENTUM = 0.99  # of the published code
+
 
 @dataclass(frozen=True, kw_only=True)
 class FFCOptions:
@@ -50,6 +52,17 @@ class FFCOptions:
             )
         dtypes.named("dtype", self.dtype)
         object.__setattr__(self, "seed", whole("seed", self.seed, 0))
+
+    def momentum(self, step: int) -> float:
+        """Return the momentum of the copy of the backbone in a step.
+
+        A copy with a constant momentum of 0.99 is about 100 steps behind the backbone. Early in training its features
+        then come from a backbone that has learned little. Without a constant, the copy is a ninth of the steps so far
+        behind, and at most 100.
+        """
+        if self.gallery_momentum is not None:
+            return self.gallery_momentum
+        return min(PUBLISHED_MOMENTUM, (1 + step) / (10 + step))
 
     def slots(self, num_classes: int) -> int:
         """Return the number of slots of the pool.
