@@ -203,7 +203,7 @@ def test_a_header_that_announces_other_pairs_is_refused(header, tmp_path):
     same = np.tile(np.repeat([True, False], 3), 4)
     if header.startswith("2"):
         same = np.sort(same)
-    with pytest.raises(ValueError, match=r"pairs.txt: its first line announces .*; delete that line"):
+    with pytest.raises(ValueError, match=r"pairs.txt: the first line announces .*; delete that line"):
         listed(tmp_path, same, header)
 
 
@@ -248,7 +248,7 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
     [
         ({"source": None}, "protocol.lfw.source=null"),
         ({"folds": 1}, "protocol.lfw.folds=1"),
-        ({"folds": 2.5}, "protocol.lfw.folds=2.5: a whole number"),
+        ({"folds": 2.5}, "protocol.lfw.folds=2.5 must be a whole number"),
         ({"folds": 25}, "has 24 pairs for 25 folds"),
         ({"far": None}, "protocol.lfw.far=None"),
         ({"far": [0.0]}, r"protocol.lfw.far=\[0.0\] must have at least one rate, each in"),
@@ -258,7 +258,7 @@ def test_images_on_any_number_of_processes(workers, tmp_path):
         ({"mirrored": "no"}, "protocol.lfw.mirrored=no must be true or false"),
         ({"root": ["a"]}, "protocol.lfw.root=.* must be one path"),
         ({"source": 5}, "5 does not exist; a list of pairs is expected"),
-        ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "one of these files is given twice"),
+        ({"source": ["{}/pairs.txt", "{}/pairs.txt"]}, "names a file twice"),
     ],
 )
 def test_wrong_options(options, words, tmp_path):
@@ -272,7 +272,7 @@ def test_wrong_options(options, words, tmp_path):
 def test_unreadable_images_are_reported(tmp_path):
     written_for("lfw", tmp_path)
     (tmp_path / "3.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"3\.jpg: it is no image"):
+    with pytest.raises(ValueError, match=r"3\.jpg: it is not an image"):
         Verification(str(tmp_path / "pairs.txt"), folds=3)(of_pixels())
 
 
