@@ -1,7 +1,7 @@
-"""`python -m experiments.dashboard project=NAME`: a workspace of Weights & Biases that compares the heads of a project.
+"""`python -m experiments.dashboard project=NAME`: create a Weights & Biases workspace that compares heads.
 
-The same figures as `experiments.compare`, which all heads log by the same names: curves with the spread over seeds,
-costs, quality against cost, options against both, and what differs between runs.
+It shows the figures of `experiments.compare`, which all heads log by the same names: curves with the deviation over
+seeds, costs, quality against cost, options against both, and the options in which runs differ.
 """
 
 if __name__ == "__main__":
@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from rich.tree import Tree
 
 from .cli import command, needed
-from .comparing.comparison import FIGURES, TIME, Figure
+from .comparing.figures import FIGURES, TIME, Figure
 from .tables import console
 
 STEP = "trainer/global_step"
@@ -29,34 +29,44 @@ OPTIONS = ("sample_rate", "queue_size", "num_active")
 
 
 def dashboard(config: DictConfig, folder: Path) -> None:
-    """Creates it, or prints it."""
+    """Print the panels of the workspace, and create it unless `dry_run` is true."""
     needed(config, "project")
-    made = workspace(config.project, config.entity or "", config.name, config.study)
-    console().print(shown(made))
+    created = workspace(config.project, config.entity or "", config.name, config.study)
+    console().print(panel_tree(created))
     if config.dry_run:
         print("Nothing was created: dry_run=true")
         return
-    if not made.entity:
-        made.entity = _own_entity()
+    if not created.entity:
+        created.entity = _default_entity()
     try:
-        made.save()
-    except Exception as error:  # of the server, the network, or the library's own
-        raise ValueError(f"project={config.project}: the workspace could not be saved ({error})") from error
-    print(f"Created: {made.url}")
+        created.save()
+    except Exception as error:  # the library has many types of errors
+        raise ValueError(f"the workspace of project={config.project} could not be saved ({error})") from error
+    print(f"Created: {created.url}")
 
 
 def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
-    """The workspace, not saved yet. Raises ValueError where its library is missing."""
+    """Return the workspace, which is not saved yet.
+
+    Args:
+        project: whose runs are shown.
+        entity: user or team; empty for the default one.
+        name: of the workspace.
+        study: group of runs to show; None for all.
+
+    Raises:
+        ValueError: its library is not installed.
+    """
     try:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as spaces
     except ImportError as error:
-        raise ValueError(f"experiments.dashboard: {error}; pip install -e '.[dashboard]'") from error
+        raise ValueError(f"experiments.dashboard needs its library ({error}); pip install -e '.[dashboard]'") from error
 
     quality, cost, fidelity = (
-        [each for each in FIGURES if each.kind == kind] for kind in ("quality", "cost", "fidelity")
+        [figure for figure in FIGURES if figure.kind == kind] for kind in ("quality", "cost", "fidelity")
     )
-    cost.remove(TIME)  # of a comparison
+    cost.remove(TIME)  # computed by a comparison, not logged
 
     by_head: dict[str, Any] = {"groupby": panels.Config(HEAD), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
 
@@ -87,7 +97,7 @@ def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
         entity=entity,
         project=project,
         name=name,
-        sections=[spaces.Section(name=title, panels=each, is_open=True) for title, each in sections.items()],
+        sections=[spaces.Section(name=title, panels=panel, is_open=True) for title, panel in sections.items()],
         settings=spaces.WorkspaceSettings(x_axis=STEP, max_runs=100),
         runset_settings=spaces.RunsetSettings(
             groupby=[spaces.Config(HEAD)], filters=spaces.And(spaces.Metric("Group") == study) if study else []
@@ -95,33 +105,35 @@ def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
     )
 
 
-def shown(made: Any) -> Tree:
-    """Sections and panels, as a tree."""
-    tree = Tree(f"{made.name}: project {'/'.join(filter(None, (made.entity, made.project)))}, runs grouped by head")
-    for section in made.sections:
+def panel_tree(created: Any) -> Tree:
+    """Return sections and panels as a tree."""
+    project = "/".join(filter(None, (created.entity, created.project)))
+    tree = Tree(f"{created.name}: project {project}, runs grouped by head")
+    for section in created.sections:
         branch = tree.add(section.name)
         for panel in section.panels:
-            told = [getattr(panel, "title", None), f"{type(panel).__name__}", ", ".join(_metrics(panel))]
-            branch.add(": ".join(filter(None, told)))
+            parts = [getattr(panel, "title", None), f"{type(panel).__name__}", ", ".join(_metrics(panel))]
+            branch.add(": ".join(filter(None, parts)))
     return tree
 
 
 def _metrics(panel: Any) -> list[str]:
-    """The names that a panel shows."""
-    of_lines = [
+    """Return the names of the metrics that a panel shows."""
+    metrics = [
         *(getattr(panel, "metrics", None) or []),
-        *(each.metric for each in getattr(panel, "columns", None) or []),
+        *(column.metric for column in getattr(panel, "columns", None) or []),
     ]
-    axes = [getattr(panel, "y", None) or [], getattr(panel, "x", None)]
-    flat = [each for axis in axes for each in (axis if isinstance(axis, list) else [axis]) if each is not None]
-    return [str(getattr(each, "name", each)) for each in (*of_lines, *flat)]
+    for axis in (getattr(panel, "y", None) or [], getattr(panel, "x", None)):
+        metrics += axis if isinstance(axis, list) else [axis]
+    return [str(getattr(metric, "name", metric)) for metric in metrics if metric is not None]
 
 
-def _own_entity() -> str:
+def _default_entity() -> str:
+    """Return the entity of the user who is logged in."""
     try:
         entity = wandb.Api().default_entity
     except Exception as error:
-        raise ValueError(f"entity=null: no one is logged in ({error}); wandb login, or WANDB_API_KEY") from error
+        raise ValueError(f"entity=null needs a login ({error}); run wandb login, or set WANDB_API_KEY") from error
     return str(entity)
 
 

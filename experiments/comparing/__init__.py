@@ -1,1 +1,1 @@
-"""Finished runs, read from their folders and held against each other."""
+"""Comparison of finished runs: reading them, grouping them, their differences, and the page."""

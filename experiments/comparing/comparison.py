@@ -1,165 +1,90 @@
-"""Runs side by side: grouped by head and options, at a point that all have reached, with the noise over seeds.
+"""A comparison of runs: groups by head and options, at a point that all runs have reached, with the noise over seeds.
 
-Figures are compared within one problem only: the same classes, data and faults. Runs of others stand beside them.
+Figures are compared within one problem only: the same classes, data and faults. The table has groups of all problems.
 """
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .differences import Difference, difference
-from .runs import Run, differing, normalized
+from .figures import FIGURES, TIME, Figure, figure_of_protocol
+from .groups import PROBLEM_OPTIONS, Group, grouped
+from .runs import Run, differing_options
 
 AXES = {"images": "images", "steps": "steps", "seconds": "s of training"}
-OF_THE_PROBLEM = ("data.", "noise.", "protocol.", "evaluate.far")  # beginnings of options
 POINTS = 300  # of a curve that is drawn
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What is told of a run.
-
-    Args:
-        name: in summary.json.
-        title: of its column.
-        more_is_better: None where neither is.
-        along: measured again and again while training, so that it can be told at any point.
-    """
-
-    name: str
-    title: str
-    more_is_better: bool | None
-    along: bool = False
-
-    @property
-    def kind(self) -> str:
-        """quality, fidelity or cost."""
-        first = self.name.partition("/")[0]
-        return {"val": "quality", "train": "quality", "fidelity": "fidelity"}.get(first, "cost")
-
-
-TIME = Figure("time", "training s", False)  # to the point of the comparison
-FIGURES = (
-    Figure("val/rank1", "rank-1", True, along=True),
-    Figure("val/tar_at_far_1e-3", "TAR@FAR 1e-3", True, along=True),
-    Figure("val/verification_accuracy", "verification", True, along=True),
-    Figure("train/exact_loss", "exact loss", False, along=True),
-    Figure("train/top1", "top-1", True, along=True),
-    Figure("train/loss", "loss", None, along=True),  # each head has its own
-    TIME,
-    Figure("throughput/images_per_second", "images/s", True),
-    Figure("head/step_ms", "head ms/step", False),
-    Figure("head/active_classes", "active classes", None),
-    Figure("memory/head_bytes", "head MiB", False),
-    Figure("memory/peak_bytes", "peak MiB", False),
-    Figure("fidelity/mass", "mass", True, along=True),
-    Figure("fidelity/gradient_cosine", "gradient cosine", True, along=True),
-    Figure("fidelity/gradient_norm_ratio", "gradient norm ratio", None, along=True),
-    Figure("fidelity/gradient_bias", "gradient bias", False, along=True),
-    Figure("fidelity/gradient_variance", "gradient variance", False, along=True),
-    Figure("fidelity/hardest_recall", "hardest recall", True, along=True),
-    Figure("fidelity/class_means_cosine", "cosine to class means", None, along=True),
-    Figure("fidelity/class_means_norm_ratio", "norm ratio to class means", None, along=True),
-)
-# Of protocols, as val/SET/..., and at other rates: by how the last part begins.
-MORE_IS_BETTER = ("accuracy", "rank", "tar_at", "val_at", "tpir", "map", "auc", "top")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs of one head with the same options, but for their seeds.
-
-    Attributes:
-        head: its name, or its class with its module where heads of two classes have one name.
-        options: those in which groups differ, where the head has them.
-        problem: what it was trained on, as far as groups differ in that.
-    """
-
-    head: str
-    options: dict[str, Any]
-    problem: str
-    runs: list[Run] = field(default_factory=list)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether this is the full head, the reference of all others."""
-        return self.runs[0].target.endswith(".FullFC")
-
-    @property
-    def label(self) -> str:
-        return " ".join([self.head, *(f"{name}={plain(value)}" for name, value in self.options.items())])
+ROUNDING = 1e-9  # of the clock, as a share
 
 
 class Comparison:
-    """
+    """Runs compared at one point.
+
     Args:
         runs: at least one.
-        axis: at equal "images", "steps" or "seconds" of training.
-        at: how many of these; as many as all runs of a problem have reached, unless given.
+        axis: compare at equal "images", "steps" or "seconds" of training.
+        at: the point; None for the last point that all runs of a problem have reached.
 
     Attributes:
-        groups: of one head side by side.
+        options: options in which groups differ.
+        groups: groups of runs; those of one head are neighbours.
+        problems: names of the problems.
         at: the point of each problem.
+        figures: figures that any run has.
 
     Raises:
-        ValueError: an unknown axis; a point that is not positive.
+        ValueError: an unknown axis, or a point that is not positive.
     """
 
     def __init__(self, runs: list[Run], axis: str = "images", at: float | None = None):
         if axis not in AXES:
-            raise ValueError(f"--equal {axis}: must be one of {', '.join(AXES)}")
+            raise ValueError(f"--equal {axis} must be one of {', '.join(AXES)}")
         if at is not None and not 0 < at < float("inf"):
-            raise ValueError(f"--at {at}: a number above 0 is needed")
+            raise ValueError(f"--at {at} must be a number above 0")
         if axis == "seconds" and not any("train/seconds" in run.curves for run in runs):
-            raise ValueError("--equal seconds: no run tells its time (train/seconds in metrics.csv); --equal images")
+            raise ValueError("--equal seconds needs train/seconds in metrics.csv, which no run has; use --equal images")
         self.runs, self.axis, self.asked = runs, axis, at
-        self.options = differing(runs, OF_THE_PROBLEM, without=True)
-        self.groups = self._grouped()
+        self.options = differing_options(runs, PROBLEM_OPTIONS, without=True)
+        self.groups = grouped(runs, self.options)
         self.problems = list(dict.fromkeys(group.problem for group in self.groups))
         self.at = {problem: at or self._reached_by_all(problem) for problem in self.problems}
         known = {figure.name for figure in FIGURES}
         others = sorted({name for run in runs for name in run.summary if name.startswith("val/")} - known)
-        of_protocols = [Figure(name, name.removeprefix("val/"), True, along=True) for name in others if _is_rate(name)]
+        of_protocols = [figure for name in others if (figure := figure_of_protocol(name))]
         self._columns: dict[str, list[list[float]]] = {}
-        self.figures = [each for each in (*FIGURES, *of_protocols) if any(map(len, self.columns(each)))]
-
-    def values(self, group: Group, figure: Figure) -> list[float]:
-        """Of the runs that have it, at the point of the comparison."""
-        found = [self.value(run, figure, self.at[group.problem]) for run in group.runs]
-        return [value for value in found if value is not None]
+        self.figures = [figure for figure in (*FIGURES, *of_protocols) if any(map(len, self.columns(figure)))]
 
     def columns(self, figure: Figure) -> list[list[float]]:
-        """The values of each group."""
+        """Return the values of each group at the point of the comparison, of the runs that have the figure."""
         if figure.name not in self._columns:
-            self._columns[figure.name] = [self.values(group, figure) for group in self.groups]
+            self._columns[figure.name] = [
+                [value for run in group.runs if (value := self.value(run, figure, self.at[group.problem])) is not None]
+                for group in self.groups
+            ]
         return self._columns[figure.name]
 
     def value(self, run: Run, figure: Figure, at: float) -> float | None:
-        """Interpolated between two measurements; None where the run has none, or not at this point."""
+        """Return a figure at a point, interpolated between two measurements; None if the run has none there."""
         if figure is TIME:
             return self._time(run, at)
-        if not figure.along:
-            found = run.summary.get(figure.name)
-            return None if found is None or not np.isfinite(found) else float(found)
+        if not figure.is_curve:
+            value = run.summary.get(figure.name)
+            return None if value is None or not np.isfinite(value) else float(value)
         steps, values = run.curves.get(figure.name, (np.empty(0), np.empty(0)))
-        places = run.along(self.axis, steps)
-        there = ~np.isnan(places)
-        # Of the last measurement a rounding of the clock must not take anything away.
-        if not there.any() or not places[there][0] * (1 - 1e-9) <= at <= places[there][-1] * (1 + 1e-9):
+        places = run.axis_values(self.axis, steps)
+        known = ~np.isnan(places)
+        # The clock's rounding must not exclude the last measurement.
+        if not known.any() or not places[known][0] * (1 - ROUNDING) <= at <= places[known][-1] * (1 + ROUNDING):
             return None
-        value = float(np.interp(at, places[there], values[there]))
+        value = float(np.interp(at, places[known], values[known]))
         return value if np.isfinite(value) else None
 
     @cached_property
     def differences(self) -> dict[str, dict[tuple[int, int], Difference]]:
-        """By figure, of each two groups of one problem that have it: first minus second."""
+        """Differences by figure and by two groups of one problem that have it: first minus second."""
         result: dict[str, dict[tuple[int, int], Difference]] = {}
         for figure in self.figures:
             columns = self.columns(figure)
@@ -171,17 +96,17 @@ class Comparison:
         return result
 
     def between(self, figure: Figure, first: int, second: int) -> Difference | None:
-        """Of two groups, first minus second; None where there is none."""
-        found = self.differences[figure.name]
-        if (first, second) in found:
-            return found[first, second]
-        if (turned := found.get((second, first))) is None:
+        """Return the difference of two groups, first minus second; None if they are not compared."""
+        pairs = self.differences[figure.name]
+        if (first, second) in pairs:
+            return pairs[first, second]
+        if (reverse := pairs.get((second, first))) is None:
             return None
-        ends = turned.interval
-        return Difference(-turned.mean, None if ends is None else (-ends[1], -ends[0]))
+        ends = reverse.interval
+        return Difference(-reverse.mean, None if ends is None else (-ends[1], -ends[0]))
 
     def best(self, figure: Figure, problem: str) -> int | None:
-        """The group with the best mean; None where there is nothing to choose."""
+        """Return the group with the best mean; None if there is no choice."""
         means = {
             number: statistics.fmean(values)
             for number, values in enumerate(self.columns(figure))
@@ -192,146 +117,63 @@ class Comparison:
         return (max if figure.more_is_better else min)(means, key=lambda number: means[number])
 
     def curve(self, group: Group, name: str) -> dict[str, list[float | None]]:
-        """Mean and deviation over the runs that have it, where any of them was measured while all went on."""
+        """Return mean and deviation over the runs that have a curve, where all of them were being measured.
+
+        Returns:
+            Lists for "mean", "deviation" and each axis; an empty dict if the runs have no common steps.
+        """
         runs = [run for run in group.runs if name in run.curves]
         curves = [run.curves[name] for run in runs]
         if not curves:
             return {}
-        first, last = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+        begin, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
         steps = np.unique(np.concatenate([steps for steps, _ in curves]))
-        steps = steps[(steps >= first) & (steps <= last)]
+        steps = steps[(steps >= begin) & (steps <= end)]
         if not len(steps):
             return {}
         steps = steps[np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).astype(np.int64))]
-        values = np.array([np.interp(steps, *each) for each in curves])
+        values = np.array([np.interp(steps, *curve) for curve in curves])
         timed = [run for run in runs if "train/seconds" in run.curves] or runs
-        places = {axis: np.mean([run.along(axis, steps) for run in timed], axis=0) for axis in AXES}
+        places = {axis: np.mean([run.axis_values(axis, steps) for run in timed], axis=0) for axis in AXES}
         deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(steps))
         return {
-            **{axis: _numbers(each) for axis, each in places.items()},
-            "mean": _numbers(values.mean(0)),
-            "deviation": _numbers(deviation),
+            **{axis: _for_json(axis_values) for axis, axis_values in places.items()},
+            "mean": _for_json(values.mean(0)),
+            "deviation": _for_json(deviation),
         }
 
-    def notes(self, names: dict[Path, str]) -> list[str]:
-        """What a reader should know before comparing."""
-        notes = []
-        silent = [names[run.folder] for run in self.runs if not run.validated]
-        if silent:
-            notes.append(f"Without any evaluation, so costs only: {', '.join(silent)}")
-        if len(self.problems) > 1:
-            notes.append(
-                f"{len(self.problems)} problems ({'; '.join(self.problems)}): best figures and differences are of each "
-                "alone"
-            )
-        for problem in self.problems:
-            ends = {names[run.folder]: self._last(run) for run in self._runs_of(problem)}
-            beyond = [name for name, end in ends.items() if end > self.at[problem] * 1.001]
-            if beyond and self.asked is None:
-                first = min(ends, key=lambda name: ends[name])
-                notes.append(
-                    f"At {self.point(problem)}, where {first} ended, though {len(beyond)} of {len(ends)} went on; --at "
-                    "sets another point"
-                )
-            if short := [name for name, end in ends.items() if end < self.at[problem] * (1 - 1e-9)]:
-                notes.append(f"Ended before {self.point(problem)}: {', '.join(short)}")
-        if lone := [group.label for group in self.groups if len(group.runs) == 1]:
-            several = len(lone) < len(self.groups)
-            notes.append(f"One run tells no noise: {', '.join(lone) if several else 'give each several seeds'}")
-        timeless = [names[run.folder] for run in self.runs if "train/seconds" not in run.curves]
-        if timeless and self.axis == "seconds":
-            notes.append(f"Their metrics.csv tells no time, so they are not at equal seconds: {', '.join(timeless)}")
-        late = [
-            names[run.folder]
-            for group in self.groups
-            for run in group.runs
-            if run.validated
-            and all(
-                self.value(run, figure, self.at[group.problem]) is None
-                for figure in self.figures
-                if figure.name.startswith("val/")
-            )
-        ]
-        if late:
-            notes.append(f"Not evaluated by then (evaluate.interval sets when): {', '.join(late)}")
-        return notes
-
     def point(self, problem: str) -> str:
+        """Return the point of a problem with its unit."""
         at = self.at[problem]
         return f"{at:,.0f} {AXES[self.axis]}" if at >= 10 else f"{at:.3g} {AXES[self.axis]}"
 
     @property
     def where(self) -> str:
-        """At which point, in words."""
+        """The point of the comparison in words."""
         points = list(dict.fromkeys(self.point(problem) for problem in self.problems))
         return f"at {points[0]}" if len(points) == 1 else f"at equal {self.axis}"
 
-    def _grouped(self) -> list[Group]:
-        of_problem = differing(self.runs, OF_THE_PROBLEM)
-        several = len({run.summary.get("num_classes") for run in self.runs}) > 1
-        names = [name for _, name in {(run.target, run.head) for run in self.runs}]
-        ambiguous = {name for name in names if names.count(name) > 1}
-        groups: dict[tuple[str, ...], Group] = {}
-        for run in self.runs:
-            head = run.target if run.head in ambiguous else run.head
-            options = {name: run.options[name] for name in self.options if name in run.options}
-            told = [f"{name}={run.options[name]}" for name in of_problem if name in run.options]
-            classes = [f"{run.summary['num_classes']:,} classes"] if several and "num_classes" in run.summary else []
-            problem = ", ".join([*classes, *told])
-            key = (head, problem, *(f"{name}={normalized(value)}" for name, value in options.items()))
-            groups.setdefault(key, Group(head, options, problem)).runs.append(run)
-        # The full head first, the yardstick, then the others by name; their options by size.
-        return sorted(
-            groups.values(),
-            key=lambda group: (
-                not group.is_full,
-                group.head,
-                [_order(group.options.get(name)) for name in self.options],
-                _order(group.runs[0].summary.get("num_classes")),
-            ),
-        )
-
-    def _runs_of(self, problem: str) -> list[Run]:
+    def runs_of(self, problem: str) -> list[Run]:
+        """Return the runs of a problem."""
         return [run for group in self.groups if group.problem == problem for run in group.runs]
 
-    def _last(self, run: Run) -> float:
-        """How far it came."""
+    def end(self, run: Run) -> float:
+        """Return the last point of a run."""
         steps = float(run.summary["steps"])
-        return float(run.along(self.axis, np.array([steps]))[0])
+        return float(run.axis_values(self.axis, np.array([steps]))[0])
 
     def _reached_by_all(self, problem: str) -> float:
-        ends = [self._last(run) for run in self._runs_of(problem)]
+        """Return the last point that all runs of a problem have reached."""
+        ends = [self.end(run) for run in self.runs_of(problem)]
         return float(np.nanmin(ends)) if not np.isnan(ends).all() else float("nan")
 
     def _time(self, run: Run, at: float) -> float | None:
-        """Seconds of training to the point."""
+        """Return the seconds of training up to a point."""
         per_step = run.images_per_step if self.axis == "images" else 1
-        found = at if self.axis == "seconds" else float(run.along("seconds", np.array([at / per_step]))[0])
-        return found if at <= self._last(run) * (1 + 1e-9) and not np.isnan(found) else None
+        seconds = at if self.axis == "seconds" else float(run.axis_values("seconds", np.array([at / per_step]))[0])
+        return seconds if at <= self.end(run) * (1 + ROUNDING) and not np.isnan(seconds) else None
 
 
-def _order(value: Any) -> tuple[int, float, str]:
-    """Nothing, then numbers, then words."""
-    if value is None:
-        return (-1, 0.0, "")
-    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
-
-
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and deviation; one value has none."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def plain(value: Any) -> str:
-    """An option as people write it."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _is_rate(name: str) -> bool:
-    last = name.rpartition("/")[2]
-    return last.startswith(MORE_IS_BETTER) and not last.endswith(("_low", "_high", "_se"))
-
-
-def _numbers(values: NDArray[np.float64]) -> list[float | None]:
-    """Numbers as JSON has them: six digits, and nothing for NaN."""
+def _for_json(values: NDArray[np.float64]) -> list[float | None]:
+    """Return numbers with six digits, and None for NaN."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]

@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file with its data, its plots and plotly inside."""
+"""The page of a comparison: one HTML file that contains its data, its plots and plotly."""
 
 import html
 import json
@@ -8,39 +8,48 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from . import runs
-from .comparison import AXES, Comparison, Figure, plain, spread
+from .comparison import AXES, Comparison
+from .figures import Figure, format_option, spread
+from .loading import LeftOut
+from .notes import notes_on
+from .runs import short_names
 
 PARTS = Path(__file__).with_name("page")
-CURVES = ("val/", "train/", "fidelity/", "throughput/", "head/step_ms")  # beginnings of what is drawn against time
+SCRIPTS = ("values", "plots", "tables", "controls")  # in the order in which the page runs them
+CURVES = ("val/", "train/", "fidelity/", "throughput/", "head/step_ms")  # prefixes of the curves that are drawn
 
 
-def page(comparison: Comparison, left_out: list[tuple[Path, str]]) -> str:
-    """The HTML."""
+def page(comparison: Comparison, left_out: LeftOut) -> str:
+    """Return the HTML."""
     from plotly.offline import get_plotlyjs
 
-    parts = {name: (PARTS / f"page.{name}").read_text() for name in ("html", "css", "js")}
-    # No tag, not of the end of a script nor any other, must stand in one.
+    # In JSON "<" is escaped, so that the data cannot contain a tag such as the end of the script.
     data = json.dumps(content(comparison, left_out), allow_nan=False).replace("<", "\\u003c")
-    filled = {"style": parts["css"], "plotly": get_plotlyjs(), "data": data, "script": parts["js"]}
-    filled["title"] = html.escape(title(comparison))
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], parts["html"])
+    filled = {
+        "title": html.escape(title(comparison)),
+        "style": (PARTS / "page.css").read_text(),
+        "plotly": get_plotlyjs(),
+        "data": data,
+        "script": "\n".join((PARTS / f"{name}.js").read_text() for name in SCRIPTS),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], (PARTS / "page.html").read_text())
 
 
 def title(comparison: Comparison) -> str:
+    """Return the names of the heads and the number of runs."""
     heads = list(dict.fromkeys(group.head for group in comparison.groups))
     return f"{', '.join(heads)}: {len(comparison.runs)} runs"
 
 
-def content(comparison: Comparison, left_out: list[tuple[Path, str]]) -> dict[str, Any]:
-    """What the page's script draws: figures, groups with their values and curves, and differences."""
-    names = runs.names([run.folder for run in comparison.runs] + [folder for folder, _ in left_out])
+def content(comparison: Comparison, left_out: LeftOut) -> dict[str, Any]:
+    """Return what the script draws: figures, groups with their values and curves, and differences."""
+    names = short_names([run.folder for run in comparison.runs] + [folder for folder, _ in left_out])
     figures = {figure.name: figure for figure in comparison.figures}
     curves = sorted({name for run in comparison.runs for name in run.curves if name.startswith(CURVES)})
     curves = [name for name in curves if name not in ("train/seconds", "train/lr")]
     return {
         "title": title(comparison),
-        "made": f"{datetime.now():%Y-%m-%d %H:%M}",
+        "created": f"{datetime.now():%Y-%m-%d %H:%M}",
         "equal": comparison.axis,
         "where": comparison.where,
         "axes": AXES,
@@ -58,17 +67,19 @@ def content(comparison: Comparison, left_out: list[tuple[Path, str]]) -> dict[st
                 "problem": comparison.problems.index(group.problem),
                 "runs": [{"seed": run.summary.get("seed"), "folder": str(run.folder)} for run in group.runs],
                 "values": {name: _spread(comparison.columns(figure)[number]) for name, figure in figures.items()},
-                "curves": {name: found for name in curves if (found := comparison.curve(group, name))},
+                "curves": {name: curve for name in curves if (curve := comparison.curve(group, name))},
             }
             for number, group in enumerate(comparison.groups)
         ],
         "curves": [{"name": name, "title": figures[name].title if name in figures else name} for name in curves],
         "differences": {
-            name: [[i, j, found.mean, *(found.interval or (None, None))] for (i, j), found in pairs.items()]
+            name: [
+                [i, j, difference.mean, *(difference.interval or (None, None))] for (i, j), difference in pairs.items()
+            ]
             for name, pairs in comparison.differences.items()
         },
-        "notes": comparison.notes(names),
-        "leftOut": [{"name": names[folder], "why": why} for folder, why in left_out],
+        "notes": notes_on(comparison, names),
+        "leftOut": [{"name": names[folder], "reason": reason} for folder, reason in left_out],
     }
 
 
@@ -79,9 +90,9 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 
 def _option(value: Any) -> Any:
-    """A number, or how it is written."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if number else plain(value)
+    """Return a number as it is, and any other value as text."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else format_option(value)
 
 
 def _spread(values: list[float]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Run folders as trainings leave them, with figures that a test chooses."""
+"""Run folders as a training writes them, with figures that a test chooses."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def made_run(
     options: Mapping[str, Any] | None = None,
     figures: Mapping[str, float] | None = None,
 ) -> Path:
-    """Evaluated ten times, its rank-1 rising in a line from 0; `rank1=None` for never."""
+    """Write a run that was evaluated ten times, with rank-1 rising linearly from 0; `rank1=None` for no evaluation."""
     folder.mkdir(parents=True)
     config: dict[str, Any] = {
         "seed": seed,

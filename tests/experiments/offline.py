@@ -1,4 +1,4 @@
-"""What an offline run of Weights & Biases holds, read from its file: records in the log format of LevelDB."""
+"""Content of an offline run of Weights & Biases, read from its file: records in the log format of LevelDB."""
 
 import json
 import struct
@@ -13,12 +13,12 @@ FULL, LAST = 1, 4  # kinds of fragments that end a record
 
 
 def ids(folder: Path) -> list[str]:
-    """The run ids of all parts in a run's folder."""
+    """Return the run ids of all parts in the folder of a run."""
     return [path.name.rpartition("-")[2] for path in sorted(folder.glob("wandb/offline-run-*"))]
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The one offline run of a run's folder: project, group, name, job_type, config, history, summary, exit."""
+    """Return project, group, name, job_type, config, history, summary and exit of the only offline run in a folder."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     found: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
     for record in _records(path.read_bytes()):

@@ -1,4 +1,4 @@
-"""Finished runs side by side: grouping, the point of the comparison, marks, files, and what is told apart."""
+"""Comparison of finished runs: grouping, the point of the comparison, marks, files, and runs that are left out."""
 
 import csv
 import io
@@ -13,7 +13,10 @@ from rich.console import Console
 
 from experiments import compare
 from experiments.comparing import runs
-from experiments.comparing.comparison import FIGURES, TIME, Comparison, Figure
+from experiments.comparing.comparison import Comparison
+from experiments.comparing.figures import FIGURES, TIME, Figure
+from experiments.comparing.loading import load
+from experiments.comparing.notes import notes_on
 from experiments.comparing.page import page
 from tests.experiments.made_runs import BATCH, CLASSES, made_run
 
@@ -32,7 +35,7 @@ def printed(capsys, *paths: Path, **how) -> str:
 
 
 def compared(folder: Path, *arguments) -> Comparison:
-    return Comparison(runs.load([folder])[0], *arguments)
+    return Comparison(load([folder])[0], *arguments)
 
 
 def rates(folder: Path, figures: dict[float, tuple[float, ...]]) -> Path:
@@ -48,12 +51,12 @@ def test_means_over_seeds_and_marks(tmp_path, capsys, wide):
     lines = [line for line in out.splitlines() if "pfc" in line]
     assert "0.5100 ± 0.0100 │" in lines[0]
     assert "0.9100 ± 0.0100 *" in lines[1] and "0.8967 ± 0.0153 ≈" in lines[2]
-    assert "≈ no further from it than the noise" in out
+    assert "≈ as good as the best within the noise" in out
     assert out.count("sample_rate") == 1 and "seed " not in out and "at 1,000 images" in out
 
 
 def test_at_equal_images_steps_and_seconds(tmp_path):
-    """One run is twice as long, the other twice as fast; rank-1 rises in a line."""
+    """One run is twice as long, the other twice as fast. rank-1 rises linearly."""
     made_run(tmp_path / "fast", "full", steps=100, rank1=0.6, seconds_per_step=0.05)
     made_run(tmp_path / "long", "pfc", steps=200, rank1=0.8, seconds_per_step=0.1)
     for axis in ("images", "steps"):
@@ -68,36 +71,37 @@ def test_at_equal_images_steps_and_seconds(tmp_path):
     assert comparison.columns(SPEED) == [[200.0], [100.0]]
 
 
-def test_at_a_point_of_ones_own(tmp_path, capsys, wide):
+def test_at_a_chosen_point(tmp_path, capsys, wide):
     made_run(tmp_path / "long", "full", steps=200)
     made_run(tmp_path / "short", "pfc", steps=100)
-    note = "At 100 steps, where short ended, though 1 of 2 went on; --at sets another point"
+    note = "Compared at 100 steps, the end of short; 1 of 2 runs are longer. --at sets another point"
     assert note in printed(capsys, tmp_path, axis="steps")
     comparison = compared(tmp_path, "steps", 150)
     assert comparison.columns(RANK1) == [[pytest.approx(0.6)], []]
-    assert "Ended before 150 steps: short" in printed(capsys, tmp_path, axis="steps", at=150)
-    assert "Not evaluated by then (evaluate.interval sets when): long, short" in printed(
+    assert "Runs that ended before 150 steps: short" in printed(capsys, tmp_path, axis="steps", at=150)
+    assert "Runs not evaluated by then (evaluate.interval sets when): long, short" in printed(
         capsys, tmp_path, axis="steps", at=5
     )
     for point in (-1, float("inf")):
-        with pytest.raises(ValueError, match=f"--at {point}: a number above 0"):
+        with pytest.raises(ValueError, match=f"--at {point} must be a number above 0"):
             compared(tmp_path, "steps", point)
 
 
 def test_a_run_that_its_clock_ended_is_compared(tmp_path):
-    """At fewer steps than it might have had; one that goes on is left out."""
+    """The run is compared at the steps that it has. A run in progress is left out."""
     made_run(tmp_path / "1", steps=50, status="out of time", options={"trainer.max_steps": 100})
     made_run(tmp_path / "2", steps=50, seed=1, status="out of time")
     with (tmp_path / "2" / "metrics.csv").open("a") as file:
         file.write("60,0,train/loss,9.0\n")
-    found, left_out = runs.load([tmp_path])
+    found, left_out = load([tmp_path])
     assert [run.folder.name for run in found] == ["1"]
     assert [reason for _, reason in left_out] == [
-        "its summary is of step 50: it goes on, or was killed, last heard of at step 60 of 50"
+        "its summary is of step 50: the run was resumed and is in progress or was killed, its last entry is of step 60 "
+        "of 50"
     ]
 
 
-def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, wide):
+def test_unfinished_runs_are_left_out_with_the_reason(tmp_path, capsys, wide):
     made_run(tmp_path / "9")
     made_run(tmp_path / "10", rank1=0.1, seed=1, status="failed")
     made_run(tmp_path / "11", rank1=0.1, seed=2)
@@ -113,13 +117,13 @@ def test_runs_that_did_not_finish_are_told_apart(tmp_path, capsys, wide):
     reasons = [line.split("(")[1] for line in out.splitlines() if line.startswith("Left out")]
     assert reasons[:2] == [
         "failed at step 100)",
-        "no summary.json: still running, or killed, last heard of at step 100 of 100)",
+        "no summary.json: the run is in progress or was killed, its last entry is of step 100 of 100)",
     ]
     assert reasons[2].startswith("summary.json is damaged: ") and reasons[3].startswith("config.yaml is damaged: ")
     assert len(reasons) == 4
 
 
-def test_many_that_never_began_do_not_hide_what_did(tmp_path, capsys, wide):
+def test_many_runs_that_never_began_do_not_hide_others(tmp_path, capsys, wide):
     for number in range(20):
         run = made_run(tmp_path / str(number), seed=number, status="failed" if number == 19 else "finished")
         if number < 18:
@@ -129,8 +133,8 @@ def test_many_that_never_began_do_not_hide_what_did(tmp_path, capsys, wide):
     assert len(out) == 13 and out[0].endswith("19 (failed at step 100)") and out[-1] == "Left out: 7 more"
 
 
-def test_odd_folders_are_told_and_stop_nothing(tmp_path, capsys, wide):
-    """What other programs leave, what a kill cut off, what no program wrote."""
+def test_odd_folders_are_reported_and_ignored(tmp_path, capsys, wide):
+    """Files of other programs, files that a kill truncated, and files that no program wrote."""
     made_run(tmp_path / "good")
     cut = made_run(tmp_path / "cut", seed=1)
     (cut / "summary.json").unlink()
@@ -150,8 +154,8 @@ def test_odd_folders_are_told_and_stop_nothing(tmp_path, capsys, wide):
     out = printed(capsys, tmp_path)
     told = {Path(line.split()[2]).name: line for line in out.splitlines() if line.startswith("Left out")}
     assert set(told) == {"cut", "odd", "small", "word", "words"} and "0.8000" in out
-    assert "last heard of at step 100" in told["cut"] and "batch_size must be a whole number" in told["small"]
-    assert "it holds no options" in told["word"] and "val/rank1 is no number" in told["words"]
+    assert "its last entry is of step 100" in told["cut"] and "batch_size must be a whole number" in told["small"]
+    assert "it holds no options" in told["word"] and "val/rank1 is not a number" in told["words"]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,7 @@ def test_odd_folders_are_told_and_stop_nothing(tmp_path, capsys, wide):
     ],
 )
 def test_no_cell_is_a_formula(value, cell, tmp_path):
-    """Text that a spreadsheet would compute is quoted; negative numbers stay numbers."""
+    """Text that a spreadsheet would run as a formula is quoted. Negative numbers stay numbers."""
     for number, option in enumerate((value, "other")):
         made_run(tmp_path / str(number), options={"=option": option})
     text = compare._csv(compare.group_lines(compared(tmp_path)))
@@ -177,7 +181,7 @@ def test_no_cell_is_a_formula(value, cell, tmp_path):
     assert found["'=option"] == cell
 
 
-def test_rows_on_disk_do_not_tell_seeds_apart(tmp_path):
+def test_folders_of_rows_do_not_separate_seeds(tmp_path):
     for seed in range(3):
         folder = tmp_path / str(seed)
         made_run(folder, seed=seed, options={"store_dir": f"{folder}/rows", "head.store_dir": f"{folder}/rows"})
@@ -191,7 +195,7 @@ def test_an_option_of_the_data_makes_a_problem_though_another_agrees_with_it(tmp
     assert comparison.problems == ["data.size=64", "data.size=128"] and comparison.options == ["embedding_size"]
 
 
-def test_an_option_that_only_some_runs_of_a_head_have_tells_them_apart(tmp_path):
+def test_an_option_that_only_some_runs_of_a_head_have_separates_them(tmp_path):
     made_run(tmp_path / "0")
     made_run(tmp_path / "1", options={"backbone_width": 64})
     made_run(tmp_path / "2", "full", options={"min_probability": 0})
@@ -199,13 +203,13 @@ def test_an_option_that_only_some_runs_of_a_head_have_tells_them_apart(tmp_path)
     assert [group.label for group in comparison.groups] == ["full", "pfc", "pfc backbone_width=64"]
 
 
-def test_heads_of_the_same_name_are_told_apart(tmp_path):
+def test_heads_of_the_same_name_are_distinguished(tmp_path):
     made_run(tmp_path / "0")
     made_run(tmp_path / "1", options={"head._target_": "mine.PartialFC"})
     assert [group.head for group in compared(tmp_path).groups] == ["heads.pfc.PartialFC", "mine.PartialFC"]
 
 
-def test_names_of_one_class_are_told_apart(tmp_path):
+def test_two_names_of_one_class_are_distinguished(tmp_path):
     """Two choices of the group `head` that build the same class."""
     made_run(tmp_path / "0", "forest", options={"build": "background"})
     made_run(tmp_path / "1", "forest", options={"build": "blocking", "head_name": "forest_blocking"})
@@ -223,7 +227,7 @@ def test_runs_without_a_recorded_name_are_compared_by_class(tmp_path):
     assert [group.head for group in compared(tmp_path).groups] == ["FullFC", "PartialFC"]
 
 
-def test_an_option_named_objective_tells_runs_apart(tmp_path):
+def test_an_option_named_objective_separates_runs(tmp_path):
     """The metric of the sweeper does not, and no option that merely begins as an ignored one is ignored."""
     for place, objective in enumerate(("softmax", "triplet")):
         made_run(tmp_path / str(place), options={"objective": objective, "sweep_metric": f"val/{place}"})
@@ -231,24 +235,24 @@ def test_an_option_named_objective_tells_runs_apart(tmp_path):
     assert not runs.matters("sweep_metric") and runs.matters("sweep_metric_2") and runs.matters("seeds")
 
 
-def test_a_run_that_goes_on_is_not_finished(tmp_path, capsys, wide):
-    """Resumed in place for more steps: its summary is of before."""
+def test_a_run_in_progress_is_left_out(tmp_path, capsys, wide):
+    """The run was resumed in place for more steps, and its summary is older."""
     folder = made_run(tmp_path / "0")
     made_run(tmp_path / "1", seed=1)
     with (folder / "metrics.csv").open("a") as file:
         file.write("150,0,train/loss,1\n")
-    assert "its summary is of step 100: it goes on, or was killed, last heard of at step 150" in printed(
-        capsys, tmp_path
-    )
+    out = printed(capsys, tmp_path)
+    assert "its summary is of step 100: the run was resumed and is in progress or was killed" in out
+    assert "its last entry is of step 150" in out
 
 
-def test_how_fidelity_would_have_been_asked_does_not_matter(tmp_path):
+def test_options_of_a_fidelity_that_is_off_do_not_matter(tmp_path):
     made_run(tmp_path / "0", options={"fidelity.interval": None, "fidelity.probes": 8})
     made_run(tmp_path / "1", seed=1, options={"fidelity.interval": None, "fidelity.probes": 16.0})
     assert [len(group.runs) for group in compared(tmp_path).groups] == [2]
 
 
-def test_options_that_look_alike_are_told_apart(tmp_path):
+def test_similar_values_of_options_are_distinguished(tmp_path):
     for place, flip in enumerate((0.1234561, 0.1234562)):
         made_run(tmp_path / str(place), options={"optimizer.lr": flip})
     assert [len(group.runs) for group in compared(tmp_path).groups] == [1, 1]
@@ -259,7 +263,7 @@ def test_runs_without_evaluation_count_for_costs_only(tmp_path, capsys, wide):
     made_run(tmp_path / "1", seed=1, rank1=None)
     comparison = compared(tmp_path)
     assert comparison.columns(RANK1) == [[0.8]] and comparison.columns(SPEED) == [[100.0, 100.0]]
-    assert "Without any evaluation, so costs only: 1" in printed(capsys, tmp_path)
+    assert "Runs without an evaluation, compared by costs only: 1" in printed(capsys, tmp_path)
 
 
 def test_other_classes_are_another_problem(tmp_path, capsys, wide):
@@ -286,7 +290,7 @@ def test_faults_of_the_data_are_another_problem(tmp_path):
     assert compared(tmp_path).problems == ["noise.flip=0.0", "noise.flip=0.2"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys, wide):
+def test_runs_of_one_name_are_distinguished_by_their_folders(tmp_path, capsys, wide):
     made_run(tmp_path / "morning" / "0", seed=0, rank1=None)
     made_run(tmp_path / "evening" / "0", seed=1, rank1=None)
     assert "costs only: evening/0, morning/0" in printed(capsys, tmp_path)
@@ -301,16 +305,18 @@ def test_the_same_run_twice_is_one(tmp_path, capsys, wide):
 
 
 def test_paths_without_runs_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no run under"):
+    with pytest.raises(ValueError, match="there is no run under"):
         compare.show([tmp_path])
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="nothing is not a folder"):
         compare.show([tmp_path / "nothing"])
 
 
-def test_one_run_has_no_best_and_tells_no_noise(tmp_path, capsys, wide):
+def test_one_run_has_no_best_and_no_error_bar(tmp_path, capsys, wide):
     made_run(tmp_path / "0")
     out = printed(capsys, tmp_path)
-    assert "0.8000" in out and "0.8000 *" not in out and "One run tells no noise: give each several seeds" in out
+    assert (
+        "0.8000" in out and "0.8000 *" not in out and "One run gives no error bar; run several seeds: all groups" in out
+    )
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -352,7 +358,7 @@ def test_the_files(tmp_path, monkeypatch, capsys):
     assert "comparison.html" in capsys.readouterr().out
 
 
-def test_the_page_holds_its_data_and_needs_nothing_else(tmp_path):
+def test_the_page_contains_its_data(tmp_path):
     made_run(tmp_path / "0", rank1=0.5, options={"backbone": "</script>"})
     made_run(tmp_path / "1", rank1=0.7, options={"backbone": "<b> {{data}} <!--<script>", "clip": float("inf")}, seed=3)
     made_run(tmp_path / "2", status="interrupted", seed=4)
@@ -363,12 +369,12 @@ def test_the_page_holds_its_data_and_needs_nothing_else(tmp_path):
         "pfc backbone=<b> {{data}} <!--<script> clip=inf",
     ]
     assert data["groups"][1]["values"]["val/rank1"] == {"mean": 0.7, "deviation": None}
-    assert data["leftOut"][0]["why"] == "interrupted at step 100" and data["groups"][1]["runs"][0]["seed"] == 3
+    assert data["leftOut"][0]["reason"] == "interrupted at step 100" and data["groups"][1]["runs"][0]["seed"] == 3
 
 
-def test_wrong_words_end_with_a_sentence(tmp_path, monkeypatch):
+def test_wrong_arguments_end_with_a_message(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "nothing")])
-    with pytest.raises(SystemExit, match=r"error: .*nothing: no such folder"):
+    with pytest.raises(SystemExit, match=r"error: .*nothing is not a folder"):
         compare.main()
 
 
@@ -385,23 +391,23 @@ def test_curves_are_means_where_all_runs_were_measured(tmp_path):
 
 def test_figures_of_protocols_are_compared_too(tmp_path):
     made_run(tmp_path / "0", figures={"val/lfw/accuracy": 0.9, "val/lfw/accuracy_low": 0.8, "val/lfw/eer": 0.1})
-    run = runs.load([tmp_path])[0][0]
+    run = load([tmp_path])[0][0]
     with (run.folder / "metrics.csv").open("a") as file:
         file.write("100,0,val/lfw/accuracy,0.9\n")
     names = [figure.name for figure in compared(tmp_path).figures]
     assert "val/lfw/accuracy" in names and not {"val/lfw/eer", "val/lfw/accuracy_low"} & set(names)
 
 
-def test_what_metrics_do_not_tell_is_no_number(tmp_path):
-    """A run of before, without times; a loss that is no number."""
+def test_missing_times_and_nan_have_no_value(tmp_path):
+    """An old run has no times, and a figure of a run is NaN."""
     folder = made_run(tmp_path / "0", figures={"head/step_ms": float("nan")})
     lines = (folder / "metrics.csv").read_text().splitlines()
     (folder / "metrics.csv").write_text("\n".join(line for line in lines if "seconds" not in line) + "\n7,0,val/ra")
-    with pytest.raises(ValueError, match="--equal seconds: no run tells its time"):
+    with pytest.raises(ValueError, match=r"--equal seconds needs train/seconds in metrics.csv, which no run has"):
         compared(tmp_path, "seconds")
     other = made_run(tmp_path / "1", "full")
     comparison = compared(tmp_path, "seconds")
     assert comparison.columns(RANK1) == [[0.8], []] and comparison.columns(TIME) == [[10.0], []]
     assert comparison.columns(FIGURES[8]) == [[5.0], []]
-    assert any("tells no time" in note for note in comparison.notes({folder: "0", other: "1"}))
+    assert any("without times in metrics.csv" in note for note in notes_on(comparison, {folder: "0", other: "1"}))
     json.dumps(comparison.curve(comparison.groups[1], "val/rank1"), allow_nan=False)

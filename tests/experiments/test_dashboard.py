@@ -1,4 +1,4 @@
-"""The workspace of Weights & Biases: what it would be, and what is sent."""
+"""The workspace of Weights & Biases: its panels, and the request that creates it."""
 
 import json
 
@@ -7,13 +7,13 @@ import wandb_workspaces.workspaces.internal as internal
 from wandb_workspaces.workspaces import Workspace
 
 from experiments import dashboard
-from experiments.comparing.comparison import FIGURES, TIME
+from experiments.comparing.figures import FIGURES, TIME
 from tests.experiments.commands import config
 
 
 @pytest.fixture
 def sent(monkeypatch) -> list[internal.View]:
-    """What would go to the server."""
+    """Return a list that collects the views sent to the server."""
     views: list[internal.View] = []
 
     def take(view: internal.View) -> dict:
@@ -37,7 +37,7 @@ def test_a_dry_run_prints_all_panels_and_sends_nothing(sent, tmp_path, capsys):
         assert figure is TIME or figure.name in printed
 
 
-def test_what_is_created_is_what_a_dry_run_prints(sent, tmp_path, capsys):
+def test_the_created_panels_are_those_of_a_dry_run(sent, tmp_path, capsys):
     dashboard.dashboard(options("entity=me", "study=heads", "name=Mine"), tmp_path)
     printed = capsys.readouterr().out
     assert "Created: https://wandb.example/me/headcount" in printed
@@ -54,18 +54,18 @@ def test_what_is_created_is_what_a_dry_run_prints(sent, tmp_path, capsys):
     assert "heads" in json.dumps(spec["section"]["runSets"][0]["filters"])
 
 
-def test_who_is_not_logged_in_is_told(tmp_path, monkeypatch):
+def test_a_missing_login_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(ValueError, match="entity=null: no one is logged in"):
+    with pytest.raises(ValueError, match="entity=null needs a login"):
         dashboard.dashboard(options(), tmp_path)
 
 
-def test_a_server_that_refuses_is_told(sent, tmp_path, monkeypatch):
+def test_a_refusing_server_is_reported(sent, tmp_path, monkeypatch):
     def refuse(view: internal.View) -> None:
         raise RuntimeError("permission denied")
 
     monkeypatch.setattr(internal, "upsert_view2", refuse)
-    with pytest.raises(ValueError, match=r"project=faces: the workspace could not be saved \(permission denied\)"):
+    with pytest.raises(ValueError, match=r"the workspace of project=faces could not be saved \(permission denied\)"):
         dashboard.dashboard(options("entity=me"), tmp_path)

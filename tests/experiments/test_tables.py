@@ -33,7 +33,7 @@ def test_a_comparison(tmp_path, capsys):
         made_run(tmp_path / ODD / str(number), options={"backbone": f"{ODD} {rate}"}, rank1=rate)
     made_run(tmp_path / ODD / "left out", status=ODD)
     found = compare.show([tmp_path / ODD])
-    compare.leave(*found, tmp_path / "page" / ODD)
+    compare.write_files(*found, tmp_path / "page" / ODD)
     printed = capsys.readouterr().out
     assert f"│ {ODD} 0.1 " in printed and f"Left out: {tmp_path / ODD / 'left out'} ({ODD} at step 100)" in printed
     assert f"In {tmp_path / 'page' / ODD}: comparison.html" in printed

@@ -1,4 +1,4 @@
-"""The page of a comparison in a real browser, with the network off."""
+"""The page of a comparison in a real browser without a network."""
 
 import shutil
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """All heads with three seeds, a sweep over sample_rate, another problem, a run that crashed, a bad name."""
+    """Create a page of all heads with three seeds, a sweep, another problem, a crashed run and an odd name."""
     folder = tmp_path_factory.mktemp("page")
     runs = folder / "runs"
     for place, head in enumerate(HEADS):
@@ -45,13 +45,13 @@ def made(tmp_path_factory) -> Path:
     made_run(runs / "</script><b>odd", seed=8, options={"backbone": "</script><b>odd<!--<script>"})
     found = compare.show([runs])
     assert found is not None
-    compare.leave(*found, folder)
+    compare.write_files(*found, folder)
     return folder / "comparison.html"
 
 
 @pytest.fixture(params=SIZES)
 def page(request, browser, made) -> Iterator[Page]:
-    """Opened without a network; whatever the console says is an error."""
+    """Open the page without a network; any message of the console is an error."""
     width, height = SIZES[request.param]
     context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
     page = context.new_page()
@@ -67,7 +67,7 @@ def page(request, browser, made) -> Iterator[Page]:
 
 
 def drawn(page: Page, plot: str) -> int:
-    """How many points a plot shows."""
+    """Return the number of points in a plot."""
     return page.locator(f"#{plot} .scatterlayer .points path").count()
 
 
@@ -89,16 +89,16 @@ def test_all_heads_are_shown_and_all_plots_drawn(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
-def test_a_point_tells_of_itself_under_the_mouse(page):
+def test_a_point_has_a_hover_text(page):
     page.locator("#against-time").scroll_into_view_if_needed()
     point = page.locator("#against-time .scatterlayer .points path").first.bounding_box()
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
-    told = page.locator("#against-time .hoverlayer .hovertext")
-    expect(told).to_contain_text("rank-1")
-    expect(told).to_contain_text("runs")
+    hover_text = page.locator("#against-time .hoverlayer .hovertext")
+    expect(hover_text).to_contain_text("rank-1")
+    expect(hover_text).to_contain_text("runs")
 
 
-def test_filters_take_heads_and_lines_out_of_plots(page):
+def test_filters_remove_heads_and_groups_from_plots(page):
     page.locator("#heads input[data-head=pfc]").uncheck()
     assert drawn(page, "against-time") == 3 and drawn(page, "curves") == 30
     assert page.locator("#figures tr.hidden").count() == 4
@@ -136,11 +136,11 @@ def test_a_column_sorts(page):
         expect(page.locator("#figures tbody tr").first).to_contain_text(name)
 
 
-def test_differences_and_what_is_left_out_are_told(page):
+def test_differences_and_left_out_runs_are_reported(page):
     lines = {line.split("\t")[0].strip(): line for line in page.locator("#differences tbody tr").all_inner_texts()}
     assert "the reference" in lines["full backbone=tiny"]
     assert "more than noise" in lines["forest backbone=tiny"]
-    assert "too few runs to tell" in lines["pfc backbone=</script><b>odd<!--<script>"]
+    assert "too few runs to decide" in lines["pfc backbone=</script><b>odd<!--<script>"]
     notes = page.locator("#notes").inner_text()
     assert "Left out: crashed (failed at step 100)" in notes and "2 problems" in notes
 

@@ -1,4 +1,4 @@
-"""One odd run folder among good ones: it is left out and named, and the others are compared."""
+"""One odd run folder among good ones: it is left out and reported, and the others are compared."""
 
 import json
 import os
@@ -17,18 +17,22 @@ BOMB = "a: &a [x, x]\n" + "".join(
 TRAINER, STEPS = {"accumulate_grad_batches": None}, {"max_steps": "many"}
 NO_TEXT = b"\xff\xfe\x00"
 ODD = {
-    # What the file holds instead (text, bytes, changed values, or a function that makes it), and the reason told.
-    "401 digits in the summary": ("summary.json", {"val/rank1": int(DIGITS)}, "val/rank1 is no number, or too large"),
+    # The file, its content (text, bytes, changed values, or a function that creates it), and the reported reason.
+    "401 digits in the summary": (
+        "summary.json",
+        {"val/rank1": int(DIGITS)},
+        "val/rank1 is not a number, or too large",
+    ),
     "401 digits of a step": ("summary.json", {"steps": int(DIGITS)}, "steps must be a whole number"),
     "401 digits of a seed": ("summary.json", {"seed": int(DIGITS)}, "seed must be a whole number"),
     "more digits than Python reads": ("summary.json", '{"steps": ' + "9" * 5000 + "}", "summary.json is damaged: "),
     "401 digits in the metrics": ("metrics.csv", f"step,time,name,value\n{DIGITS},0,val/rank1,1\n", "is damaged"),
-    "401 digits of an option": ("config.yaml", {"optimizer": {"lr": int(DIGITS)}}, "optimizer.lr is no number"),
+    "401 digits of an option": ("config.yaml", {"optimizer": {"lr": int(DIGITS)}}, "optimizer.lr is not a number"),
     "9000 hexadecimal digits": ("config.yaml", "head: {_target_: x}\nbatch_size: 0x" + "f" * 9000, "batch_size must"),
     "deep JSON": ("summary.json", '{"a":' * 100_000, "summary.json is damaged: "),
     "deep YAML": ("config.yaml", "a: " + "[" * 100_000, "it is nested over 50 levels"),
     "an alias bomb": ("config.yaml", BOMB, "it has aliases (*a)"),
-    "a null metric": ("summary.json", {"val/rank1": None}, "val/rank1 is no number"),
+    "a null metric": ("summary.json", {"val/rank1": None}, "val/rank1 is not a number"),
     "null steps": ("summary.json", {"steps": None}, "steps must be a whole number"),
     "null classes": ("summary.json", {"num_classes": None}, "num_classes must be a whole number"),
     "null head": ("summary.json", {"head": None}, "it has no status or no head"),
@@ -36,7 +40,7 @@ ODD = {
     "infinite steps": ("summary.json", {"steps": float("inf")}, "steps must be a whole number"),
     "a list": ("summary.json", "[1, 2]", "it holds no object"),
     "null batch": ("config.yaml", {"batch_size": None}, "batch_size must be a whole number"),
-    "no batch": ("config.yaml", {"batch_size": 0}, "batch_size must be a whole number, at least 1"),
+    "no batch": ("config.yaml", {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
     "a batch beyond all numbers": ("config.yaml", {"batch_size": 1e308}, "batch_size must be a whole number"),
     "null accumulation": ("config.yaml", {"trainer": TRAINER}, "trainer.accumulate_grad_batches must be"),
     "steps in words": ("config.yaml", {"trainer": STEPS}, "trainer.max_steps must be a whole number"),
@@ -59,7 +63,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_run_is_left_out_and_named(name, tmp_path, capsys, monkeypatch):
+def test_an_odd_run_is_left_out_and_reported(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     file, held, reason = ODD[name]
     for seed in range(2):
@@ -75,7 +79,7 @@ def test_an_odd_run_is_left_out_and_named(name, tmp_path, capsys, monkeypatch):
         held(path)
     else:
         path.write_bytes(held if isinstance(held, bytes) else held.encode())
-    compare.leave(*compare.show([tmp_path]), tmp_path / "page")
+    compare.write_files(*compare.show([tmp_path]), tmp_path / "page")
     out = capsys.readouterr().out
     (told,) = (line for line in out.splitlines() if line.startswith("Left out"))
     assert told.startswith(f"Left out: {tmp_path / 'odd'} (") and file in told and reason in told and len(told) < 400

@@ -1,0 +1,74 @@
+"""Figures that are compared: their names in summary.json and metrics.csv, and how they are shown."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a run.
+
+    Args:
+        name: in summary.json.
+        title: of its column.
+        more_is_better: None if neither more nor less is.
+        is_curve: whether it is measured repeatedly while training, so that it has a value at any point.
+    """
+
+    name: str
+    title: str
+    more_is_better: bool | None
+    is_curve: bool = False
+
+    @property
+    def kind(self) -> str:
+        """One of quality, fidelity and cost."""
+        group = self.name.partition("/")[0]
+        return {"val": "quality", "train": "quality", "fidelity": "fidelity"}.get(group, "cost")
+
+
+TIME = Figure("time", "training s", False)  # up to the point of the comparison
+FIGURES = (
+    Figure("val/rank1", "rank-1", True, is_curve=True),
+    Figure("val/tar_at_far_1e-3", "TAR@FAR 1e-3", True, is_curve=True),
+    Figure("val/verification_accuracy", "verification", True, is_curve=True),
+    Figure("train/exact_loss", "exact loss", False, is_curve=True),
+    Figure("train/top1", "top-1", True, is_curve=True),
+    Figure("train/loss", "loss", None, is_curve=True),  # the losses of two heads are not comparable
+    TIME,
+    Figure("throughput/images_per_second", "images/s", True),
+    Figure("head/step_ms", "head ms/step", False),
+    Figure("head/active_classes", "active classes", None),
+    Figure("memory/head_bytes", "head MiB", False),
+    Figure("memory/peak_bytes", "peak MiB", False),
+    Figure("fidelity/mass", "mass", True, is_curve=True),
+    Figure("fidelity/gradient_cosine", "gradient cosine", True, is_curve=True),
+    Figure("fidelity/gradient_norm_ratio", "gradient norm ratio", None, is_curve=True),
+    Figure("fidelity/gradient_bias", "gradient bias", False, is_curve=True),
+    Figure("fidelity/gradient_variance", "gradient variance", False, is_curve=True),
+    Figure("fidelity/hardest_recall", "hardest recall", True, is_curve=True),
+    Figure("fidelity/class_means_cosine", "cosine to class means", None, is_curve=True),
+    Figure("fidelity/class_means_norm_ratio", "norm ratio to class means", None, is_curve=True),
+)
+# How the last part of a protocol's metric begins, if more of it is better. The metrics are named val/SET/METRIC.
+MORE_IS_BETTER = ("accuracy", "rank", "tar_at", "val_at", "tpir", "map", "auc", "top")
+
+
+def figure_of_protocol(name: str) -> Figure | None:
+    """Return the figure of a protocol's metric; None for interval ends, errors and metrics of which less is better."""
+    metric = name.rpartition("/")[2]
+    if not metric.startswith(MORE_IS_BETTER) or metric.endswith(("_low", "_high", "_se")):
+        return None
+    return Figure(name, name.removeprefix("val/"), True, is_curve=True)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and standard deviation; None for the deviation of one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def format_option(value: Any) -> str:
+    """Format the value of an option as a user writes it."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,73 @@
+"""Groups of runs that differ in their seed only, by head, options and problem."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .figures import format_option
+from .runs import Run, differing_options, normalized
+
+# Options of the problem by how they begin. Figures are compared within one problem only.
+PROBLEM_OPTIONS = ("data.", "noise.", "protocol.", "evaluate.far")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one head with the same options but different seeds.
+
+    Attributes:
+        head: its name, or its class with the module if heads of two classes have one name.
+        options: the options in which groups differ, if the head has them.
+        problem: classes, data and faults, as far as groups differ in them.
+        runs: the runs.
+    """
+
+    head: str
+    options: dict[str, Any]
+    problem: str
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def is_full(self) -> bool:
+        """True for the full head, the reference of all others."""
+        return self.runs[0].target.endswith(".FullFC")
+
+    @property
+    def label(self) -> str:
+        """The head with its options."""
+        return " ".join([self.head, *(f"{name}={format_option(value)}" for name, value in self.options.items())])
+
+
+def grouped(runs: list[Run], options: list[str]) -> list[Group]:
+    """Group runs by head, problem and these options.
+
+    The full head comes first, then the others by name. Groups of one head are sorted by their options.
+    """
+    problem_options = differing_options(runs, PROBLEM_OPTIONS)
+    several_sizes = len({run.summary.get("num_classes") for run in runs}) > 1
+    names = [name for _, name in {(run.target, run.head) for run in runs}]
+    groups: dict[tuple[str, ...], Group] = {}
+    for run in runs:
+        head = run.target if names.count(run.head) > 1 else run.head
+        own_options = {name: run.options[name] for name in options if name in run.options}
+        parts = [f"{name}={run.options[name]}" for name in problem_options if name in run.options]
+        if several_sizes and "num_classes" in run.summary:
+            parts.insert(0, f"{run.summary['num_classes']:,} classes")
+        problem = ", ".join(parts)
+        key = (head, problem, *(f"{name}={normalized(value)}" for name, value in own_options.items()))
+        groups.setdefault(key, Group(head, own_options, problem)).runs.append(run)
+    return sorted(
+        groups.values(),
+        key=lambda group: (
+            not group.is_full,
+            group.head,
+            [_sort_key(group.options.get(name)) for name in options],
+            _sort_key(group.runs[0].summary.get("num_classes")),
+        ),
+    )
+
+
+def _sort_key(value: Any) -> tuple[int, float, str]:
+    """Return a key that sorts None first, then numbers, then text."""
+    if value is None:
+        return (-1, 0.0, "")
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))

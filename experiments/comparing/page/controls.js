@@ -1,0 +1,75 @@
+// The controls, and what a change of them draws again.
+function choices(id, list, chosen) {
+  const select = $(id);
+  select.replaceChildren(...list.map(([value, text]) => element("option", text, { value })));
+  if (list.some(([value]) => value === chosen)) select.value = chosen;
+}
+
+function drawHeads() {
+  const present = heads.filter((name) => groupsOfProblem().some((i) => data.groups[i].head === name));
+  $("heads").replaceChildren(
+    ...present.map((name) => {
+      const members = groupsOfProblem().filter((i) => data.groups[i].head === name);
+      const box = element("label"), check = element("input", null, { type: "checkbox", "data-head": name });
+      check.checked = members.some((i) => shown[i]);
+      check.indeterminate = check.checked && !members.every((i) => shown[i]);
+      check.addEventListener("change", () => { for (const i of members) shown[i] = check.checked; update(); $("heads").querySelector(`input[data-head="${CSS.escape(name)}"]`).focus(); });
+      box.append(check, " ", swatch(data.groups[members[0]]), name);
+      return box;
+    }),
+  );
+}
+
+function update() {
+  drawHeads();
+  scatter("against-time", $("time-axis").value);
+  scatter("against-memory", $("memory-axis").value);
+  drawTable();
+  drawOption();
+  drawCurves();
+  drawDifferences();
+}
+
+// The full head is the reference, if there is one.
+function chooseReference() {
+  const groups = groupsOfProblem();
+  const full = groups.find((i) => data.groups[i].isFull) ?? groups[0];
+  choices("reference", groups.map((i) => [String(i), data.groups[i].label]), String(full));
+}
+
+function begin() {
+  $("about").textContent = `${data.title}, compared ${data.where}. Created ${data.created}.`;
+  const titled = (list) => list.map((figure) => [figure.name, figure.title]);
+  const measured = data.figures.filter((figure) => figure.better);
+  choices("quality", titled([...measured.filter((f) => f.kind === "quality"), ...measured.filter((f) => f.kind === "fidelity"), ...measured.filter((f) => f.kind === "cost")]));
+  choices("problem", data.problems.map((problem, i) => [String(i), `${problem.name}, at ${problem.point}`]));
+  $("problem").parentElement.hidden = data.problems.length === 1;
+  const timed = ["time", "head/step_ms", "throughput/images_per_second"].filter((name) => figures[name]);
+  choices("time-axis", titled(timed.map((name) => figures[name])), data.equal === "seconds" ? "head/step_ms" : "time");
+  const rest = measured.filter((figure) => figure.kind !== "quality" && !timed.includes(figure.name));
+  rest.sort((a, b) => (b.unit === "bytes") - (a.unit === "bytes"));
+  choices("memory-axis", titled(rest));
+  const costs = data.figures.filter((figure) => figure.kind === "cost");
+  choices("cost", titled(costs), "head/step_ms");
+  const swept = data.options.filter((option) => heads.some((head) => {
+    const values = data.groups.filter((group) => group.head === head && option in group.options).map((group) => group.options[option]);
+    return new Set(values).size > 1 && values.every((value) => typeof value === "number");
+  }));
+  choices("option", swept.map((option) => [option, option]));
+  choices("curve", data.curves.map((curve) => [curve.name, curve.title]), $("quality").value);
+  choices("curve-axis", Object.entries(data.axes), data.equal);
+  chooseReference();
+  const notes = [...data.notes, ...data.leftOut.map((run) => `Left out: ${run.name} (${run.reason})`)];
+  $("notes").replaceChildren(...(notes.length ? notes : ["All runs are finished and compared."]).map((text) => element("li", text)));
+  $("runs").replaceChildren(...data.groups.flatMap((group) => group.runs.map((run) => element("li", `${group.label}, seed ${run.seed}: ${run.folder}`))));
+  for (const id of ["quality", "problem", "time-axis", "memory-axis", "option", "cost", "curve", "curve-axis", "reference"])
+    $(id).addEventListener("change", () => {
+      if (id === "problem") chooseReference();
+      update();
+    });
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  update();
+  document.documentElement.dataset.ready = "yes";
+}
+
+begin();

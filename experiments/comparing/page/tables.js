@@ -1,0 +1,76 @@
+// The tables: all figures, and the differences from a reference.
+function drawTable() {
+  const table = $("figures"), groups = groupsOfProblem();
+  const columns = data.figures.filter((figure) => groups.some((i) => data.groups[i].values[figure.name]));
+  const head = element("tr");
+  head.append(element("th", "Head", { scope: "col" }));
+  for (const figure of columns) {
+    const cell = element("th", null, { scope: "col" });
+    const direction = sorting.name === figure.name ? sorting.direction : 0;
+    cell.setAttribute("aria-sort", direction ? (direction > 0 ? "descending" : "ascending") : "none");
+    const button = element("button", figure.title + (direction ? (direction > 0 ? " ▾" : " ▴") : ""), { type: "button", "data-figure": figure.name });
+    button.addEventListener("click", () => {
+      sorting = { name: figure.name, direction: sorting.name === figure.name ? -sorting.direction : 1 };
+      drawTable();
+      table.querySelector(`button[data-figure="${CSS.escape(figure.name)}"]`).focus();
+    });
+    cell.append(button);
+    head.append(cell);
+  }
+  const order = [...groups];
+  if (sorting.name) {
+    const mean = (i) => data.groups[i].values[sorting.name]?.mean ?? -Infinity;
+    order.sort((a, b) => sorting.direction * (mean(b) - mean(a)));
+  }
+  const lines = order.map((i) => {
+    const group = data.groups[i], line = element("tr", null, shown[i] ? {} : { class: "hidden" });
+    const cell = element("th", null, { scope: "row" }), box = element("label");
+    const check = element("input", null, { type: "checkbox", "data-group": i });
+    check.checked = shown[i];
+    check.addEventListener("change", () => { shown[i] = check.checked; update(); $("figures").querySelector(`input[data-group="${i}"]`).focus(); });
+    box.append(check, " ", swatch(group), `${group.label} (${group.runs.length})`);
+    cell.append(box);
+    line.append(cell);
+    for (const figure of columns) {
+      const value = group.values[figure.name], winner = best(figure.name);
+      const text = value ? formatted(figure, value.mean) + (value.deviation !== null ? ` ± ${formatted(figure, value.deviation)}` : "") : "–";
+      const gap = winner !== null && winner !== i && value ? difference(figure.name, i, winner) : null;
+      const mark = winner === i ? " ★" : !gap || allSingle ? "" : { true: "", false: " ≈", null: " ?" }[beyondNoise(gap)];
+      line.append(element("td", text + mark, winner === i ? { class: "best" } : {}));
+    }
+    return line;
+  });
+  const header = element("thead"), body = element("tbody");
+  header.append(head);
+  body.append(...lines);
+  table.replaceChildren(header, body);
+}
+
+function swatch(group) {
+  const dot = element("span", null, { class: "swatch", "aria-hidden": "true" });
+  dot.style.background = colour(group);
+  return dot;
+}
+
+function drawDifferences() {
+  const figure = figures[$("quality").value], reference = Number($("reference").value);
+  const header = element("thead"), titles = element("tr"), body = element("tbody");
+  for (const [text, kind] of [["Head", "text"], [figure ? figure.title : "", ""], ["difference", ""], ["interval", ""], ["verdict", "text"]])
+    titles.append(element("th", text, { scope: "col", class: kind }));
+  header.append(titles);
+  for (const i of visible()) {
+    const value = figure && data.groups[i].values[figure.name], line = element("tr");
+    if (!value) continue;
+    const name = element("th", null, { scope: "row" });
+    name.append(swatch(data.groups[i]), data.groups[i].label);
+    line.append(name, element("td", formatted(figure, value.mean)));
+    const gap = i === reference ? null : difference(figure.name, i, reference);
+    const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + formatted(figure, Math.abs(value));
+    line.append(element("td", gap ? signed(gap.mean) : "–"));
+    line.append(element("td", gap && gap.low !== null ? `${signed(gap.low)} to ${signed(gap.high)}` : "–"));
+    const verdict = i === reference ? "the reference" : !gap ? "not compared" : beyondNoise(gap) === null ? "too few runs to decide" : beyondNoise(gap) ? "more than noise" : "within the noise";
+    line.append(element("td", verdict, { class: gap && beyondNoise(gap) ? "text beyond" : "text" }));
+    body.append(line);
+  }
+  $("differences").replaceChildren(header, body);
+}
