@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 Factor = Callable[[int], float]
 
 
-def polynomial(num_steps: int, warmup: float = 0.0, power: float = 2.0) -> Factor:
+def polynomial(num_steps: int, warmup: float = 0.05, power: float = 2.0) -> Factor:
     """Return a schedule with polynomial decay to zero.
 
     Args:
