@@ -1,8 +1,7 @@
-"""One tester for every head that keeps class centers: the step against the float64 reference.
+"""One tester for every head with class centers: the step compared with the float64 reference.
 
-`check(workers, Case(...))` runs a few training steps on 1, 2 or 3 processes and compares each step's
-loss, embedding gradients and updated rows with the dense reference, given the rows before the step and
-the classes that the head selected.
+`check(workers, Case(...))` runs a few training steps on 1, 2 or 3 processes. It compares each step's loss, embedding
+gradients and updated rows with the dense reference, which gets the rows before the step and the selected classes.
 """
 
 import copy
@@ -24,10 +23,10 @@ SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 @dataclass(frozen=True)
 class Case:
-    """A head with its options, and what it is fed.
+    """A head with its options and its input.
 
-    `batches` holds, for each step, the micro-batches, and for each of them the size of the global batch;
-    the processes get unequal parts of it.
+    `batches` contains the size of the global batch for each micro-batch of each step. The processes get unequal parts
+    of it.
     """
 
     head: type[CenterHead]
@@ -39,15 +38,15 @@ class Case:
     batches: tuple[tuple[int, ...], ...] = ((8,), (5,), (6, 3))
     weighted: bool = False
     dtype: torch.dtype = torch.float32
-    chunk_rows: int = 8  # so that small cases have many chunks
+    chunk_rows: int = 8  # small, so that small cases have many chunks
     optimizer: Callable[..., Any] = RowSGD
     optimizer_options: Mapping[str, Any] = field(default_factory=lambda: SGD)
 
 
 def check(group: WorkerGroup, case: Case) -> None:
-    """All steps of the case against the reference; all processes agree."""
+    """Compare all steps of the case with the reference, and the processes with each other."""
     results = group.run(train, case)
-    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"loss": [], "gradient": [], "rows": []}
+    compared: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"loss": [], "gradient": [], "rows": []}
     for step, micro_batches in enumerate(case.batches):
         of_ranks = [result[step] for result in results]
         before = torch.cat([part["before"] for part in of_ranks])
@@ -56,33 +55,33 @@ def check(group: WorkerGroup, case: Case) -> None:
         exact = expected(case, step, of_ranks, before.double(), {k: v.double() for k, v in state.items()}, orders[0])
         naive = [expected(case, step, of_ranks, before, state, order) for order in orders]
         for micro in range(len(micro_batches)):
-            losses = [each["losses"][micro] for each in naive]
+            losses = [result["losses"][micro] for result in naive]
             for part in of_ranks:
-                found["loss"].append((part["losses"][micro], exact["losses"][micro], torch.stack(losses)))
+                compared["loss"].append((part["losses"][micro], exact["losses"][micro], torch.stack(losses)))
                 assert torch.equal(part["losses"][micro], of_ranks[0]["losses"][micro]), "ranks disagree on the loss"
             ours = torch.cat([part["gradients"][micro] for part in of_ranks])
             world_size = len(of_ranks)
-            gradients = torch.stack([each["gradients"][micro] for each in naive])
-            found["gradient"].append((ours, world_size * exact["gradients"][micro], world_size * gradients))
+            gradients = torch.stack([result["gradients"][micro] for result in naive])
+            compared["gradient"].append((ours, world_size * exact["gradients"][micro], world_size * gradients))
         ours = torch.cat([part["after"] for part in of_ranks])
-        found["rows"].append((ours, exact["after"], torch.stack([each["after"] for each in naive])))
+        compared["rows"].append((ours, exact["after"], torch.stack([result["after"] for result in naive])))
         idle = torch.ones(case.num_classes, dtype=torch.bool)
         idle[exact["touched"]] = False
         assert torch.equal(ours[idle], before[idle]), "a row that took no part changed"
         for name, old in state.items():
             new = torch.cat([part["state_after"][name] for part in of_ranks])
             assert torch.equal(new[idle], old[idle]), f"the {name} of a row that took no part changed"
-    # The naive error is the largest of the case: that of one step may be small by luck.
-    for what, parts in found.items():
+    # The naive error is the largest of the case, because that of one step may be small by chance.
+    for what, parts in compared.items():
         ours, exact = (torch.cat([part[which].flatten() for part in parts]) for which in (0, 1))
         naive = torch.cat([part[2].flatten(1) if part[2].ndim > 1 else part[2][:, None] for part in parts], dim=1)
         reference.close(ours, exact, naive, what)
 
 
 def column_orders(embedding_size: int, width: int) -> list[Tensor]:
-    """Return orders of the columns, the first as they are: each sums in another order and so rounds otherwise.
+    """Return orders of the columns, the unchanged order first. Each sums in another order, and so rounds differently.
 
-    How a product is rounded depends on the processor; the largest error over several orders hardly does.
+    The rounding of a product depends on the processor. The largest error over several orders hardly depends on it.
     """
     generator = torch.Generator().manual_seed(0)
     shuffled = [torch.randperm(embedding_size, generator=generator) for _ in range(4)]
@@ -122,7 +121,7 @@ def expected(
 
 
 def updated(case: Case, rows: Tensor, touched: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """The namesake from torch.optim, or the formula, on the touched rows alone, each with the state it had."""
+    """Return the rows after the torch.optim optimizer of the same name, or its formula, on the touched rows alone."""
     assert rows.grad is not None
     after = rows.detach().clone()
     if case.optimizer is RowAdagrad:
@@ -148,7 +147,7 @@ def updated(case: Case, rows: Tensor, touched: Tensor, state: dict[str, Tensor])
 
 
 def global_batch(case: Case, step: int, micro: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings, labels and weights of all processes, the same wherever it is called."""
+    """Return embeddings, labels and weights of all processes, the same on every process."""
     size = case.batches[step][micro]
     generator = torch.Generator().manual_seed(1000 * step + micro)
     embeddings = 3 * torch.randn(size, case.embedding_size, generator=generator, dtype=case.dtype)
@@ -159,13 +158,13 @@ def global_batch(case: Case, step: int, micro: int) -> tuple[Tensor, Tensor, Ten
 
 
 def part_of(size: int, rank: int, world_size: int) -> slice:
-    """Unequal parts; the last process may get nothing."""
+    """Return the part of a process. The parts are unequal, and that of the last process may be empty."""
     bounds = [0, *sorted(min(size, 3 * (r + 1) + r) for r in range(world_size - 1)), size]
     return slice(bounds[rank], bounds[rank + 1])
 
 
 def train(case: Case) -> list[dict[str, Any]]:
-    """In a worker: the steps of the case, with everything the reference needs to know."""
+    """Run the steps of the case in a worker; return everything that the reference needs."""
     rank, world_size = rank_and_world()
     heads.objectives.softmax.CHUNK_ROWS = case.chunk_rows
     head = case.head(
@@ -217,7 +216,7 @@ def _record_selections(head: CenterHead) -> list[Any]:
 
 
 def round_trip(case: Case) -> None:
-    """In a worker: state saved after two steps and loaded into a new head continues bit for bit."""
+    """Assert in a worker that state saved after two steps and loaded into a new head continues bit for bit."""
     rank, world_size = rank_and_world()
     heads.objectives.softmax.CHUNK_ROWS = case.chunk_rows
 
@@ -252,7 +251,7 @@ def round_trip(case: Case) -> None:
 
 
 def abandoned(case: Case) -> None:
-    """In a worker: a backward whose step never comes leaves no trace in what comes after."""
+    """Assert in a worker that a backward pass without a step leaves no trace in later steps."""
     rank, world_size = rank_and_world()
     embeddings, labels, _ = global_batch(case, 0, 0)
     mine = part_of(len(labels), rank, world_size)
@@ -263,7 +262,7 @@ def abandoned(case: Case) -> None:
         if extra:
             head(torch.randn(2, case.embedding_size, requires_grad=True), torch.tensor([0, 1])).backward()
             optimizer.zero_grad()
-            head.micro_batch = 0  # the same selection as without
+            head.micro_batch = 0  # the same selection as without the extra pass
         head(embeddings[mine].clone().requires_grad_(), labels[mine]).backward()
         optimizer.step()
         after.append(head.centers.rows.clone())

@@ -10,7 +10,9 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--system", action="store_true", help="also tests that need more than pip brings: chromium")
+    parser.addoption(
+        "--system", action="store_true", help="also run the tests that need more than pip installs: chromium"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -21,27 +23,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With -n the tests are collected by workers: what they left out goes to the process that prints."""
+    """Send the tests that were left out to the process that prints; with -n, workers collect the tests."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, [])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    if not error:  # of a worker that died there is nothing to tell
+    if not error:  # a worker that died has no output
         node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if left_out := config.stash.get(LEFT_OUT, []):
-        terminalreporter.section("left out: these need Debian's chromium, and --system")
+        terminalreporter.section("left out; these tests need Debian's chromium and --system")
         for name in left_out:
             terminalreporter.line(name)
 
 
 @pytest.fixture(scope="session")
 def workers() -> Iterator[Callable[[int], WorkerGroup]]:
-    """world size -> its group of processes, started when first asked for."""
+    """Yield a function from a world size to its group of processes, which starts at the first call."""
     groups: dict[int, WorkerGroup] = {}
 
     def group(world_size: int) -> WorkerGroup:
@@ -56,7 +58,7 @@ def workers() -> Iterator[Callable[[int], WorkerGroup]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Rendered glyphs of this session, also for the commands it starts."""
+    """Set a cache of rendered glyphs for this session and the commands that it starts."""
     folder = str(tmp_path_factory.mktemp("cache"))
     before = os.environ.get("HEADCOUNT_CACHE")
     os.environ["HEADCOUNT_CACHE"] = folder

@@ -1,9 +1,9 @@
-"""Kills a training at random moments, resumes it, and compares with one that nothing disturbed.
+"""Kill a training at random moments, resume it, and compare it with an undisturbed one.
 
     python -m tests.kill_and_resume --kills 20
 
-Every resume must go on from the newest complete checkpoint, and the losses must be those of the undisturbed training,
-bit for bit. How long a training may take to begin follows from how long the undisturbed one took on this machine.
+Every resume must continue from the newest complete checkpoint. The losses must be those of the undisturbed training,
+bit for bit. The time that a training may take to begin follows from the duration of the undisturbed one on this machine.
 """
 
 import argparse
@@ -27,13 +27,13 @@ OFTEN = ("checkpoint.interval=2", "trainer.log_interval=1", "evaluate.interval=n
 def kill_and_resume(
     folder: Path, kills: int, steps: int, devices: int, seed: int, seconds: float = float("inf")
 ) -> list[tuple[int, int, bool]]:
-    """For each kill the last step trained, the step it goes on from, and whether it struck a save.
+    """Return for each kill the last step trained, the step to resume from, and whether it interrupted a save.
 
     Args:
-        seconds: after so many there is no further kill; the losses are compared all the same.
+        seconds: time after which no further kill follows; the losses are compared all the same.
 
     Raises:
-        AssertionError: a resume failed, went on from an older step, or trained otherwise.
+        AssertionError: a resume failed, continued from an older step, or trained with other losses.
     """
     moments, begun = random.Random(seed), time.monotonic()
     words = [*DATA, *OFTEN, f"trainer.max_steps={steps}", f"trainer.devices={devices}"]
@@ -46,23 +46,23 @@ def kill_and_resume(
         run = Run([*words, "resume=auto"], disturbed)
         share = (steps - saved) // (kills - len(struck) + 1)
         if not run.reach(saved + moments.randint(1, max(1, share)), patience):
-            break  # it has trained to its end
+            break  # the training has finished
         time.sleep(moments.uniform(0, 3 * run.seconds_per_step))
         kill_all(disturbed)
         run.process.wait()
         checkpoints = Folder(disturbed / "checkpoints")
         in_a_save = any(checkpoints.path.glob(".step-*"))
         complete, latest = checkpoints.complete(), checkpoints.resolve_alias("latest")
-        # A kill may strike between a checkpoint and its pointer, also those of the first.
+        # A kill may come between a checkpoint and its pointer, also those of the first checkpoint.
         assert latest in complete[-2:] or (latest is None and len(complete) < 2), f"latest is {latest} of {complete}"
         newest = step_of(complete[-1]) if complete else 0
-        assert newest >= saved, f"step {saved} was saved, and {complete} are left"
+        assert newest >= saved, f"step {saved} was saved, but only {complete} are left"
         trained = list(metrics(disturbed, "train/loss"))
         assert trained == list(range(1, len(trained) + 1)), "metrics.csv has a gap"
         saved = newest
         struck.append((len(trained), saved, in_a_save))
     Run([*words, "resume=auto"], disturbed).finish(patience)
-    losses, resumed = (metrics(each, "train/loss") for each in (whole, disturbed))
+    losses, resumed = (metrics(run, "train/loss") for run in (whole, disturbed))
     assert len(losses) == steps and losses == resumed, "the losses differ"
     return struck
 
@@ -85,44 +85,46 @@ class Run:
             )
 
     def reach(self, step: int, patience: float) -> bool:
-        """Wait until it has trained so far, or has ended; whether it still trains.
+        """Wait until the training has reached a step or has ended; return whether it still trains.
 
         Raises:
-            AssertionError: it failed, or began no step for so many seconds.
+            AssertionError: it failed, or began no step for `patience` seconds.
         """
         first: tuple[float, int] | None = None
         reached, deadline = -1, time.monotonic() + patience
         while True:
-            # A training puts a new metrics.csv in place of that before.
-            there = 0 if inode(self.path) == self.before else max(metrics(self.path.parent, "train/loss"), default=0)
-            if there > reached:
-                reached, deadline = there, time.monotonic() + patience
-            if there and first is None:
-                first = time.monotonic(), there
-            if there >= step:
+            # A training replaces the metrics.csv of an earlier one.
+            latest = 0 if inode(self.path) == self.before else max(metrics(self.path.parent, "train/loss"), default=0)
+            if latest > reached:
+                reached, deadline = latest, time.monotonic() + patience
+            if latest and first is None:
+                first = time.monotonic(), latest
+            if latest >= step:
                 assert first is not None
-                self.seconds_per_step = (time.monotonic() - first[0]) / max(1, there - first[1])
+                self.seconds_per_step = (time.monotonic() - first[0]) / max(1, latest - first[1])
                 return True
             if self.process.poll() is not None:
                 self._check()
                 return False
-            assert time.monotonic() < deadline, f"no step after {reached} within {patience:.0f} s\n{self._told()}"
+            assert time.monotonic() < deadline, f"no step after {reached} within {patience:.0f} s\n{self._output()}"
             time.sleep(0.02)
 
     def finish(self, patience: float | None) -> None:
-        """Wait until it has ended. Raise AssertionError where it fails, or takes more seconds."""
+        """Wait until the training has ended. Raise AssertionError if it fails or takes longer than `patience`."""
         try:
             self.process.wait(patience)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"no end within {patience:.0f} s\n{self._told()}") from None
+            raise AssertionError(f"the training did not end within {patience:.0f} s\n{self._output()}") from None
         finally:
             self.process.terminate()
         self._check()
 
     def _check(self) -> None:
-        assert self.process.returncode == 0, f"it ended with status {self.process.returncode}\n{self._told()}"
+        assert self.process.returncode == 0, (
+            f"the training ended with status {self.process.returncode}\n{self._output()}"
+        )
 
-    def _told(self) -> str:
+    def _output(self) -> str:
         return self.printed.read_text()[-2000:]
 
 
@@ -131,7 +133,7 @@ def inode(path: Path) -> int:
 
 
 def kill_all(folder: Path) -> None:
-    """The command and all that it started."""
+    """Kill the command and all processes that it started."""
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if int(path.name) != os.getpid() and str(folder) in (path / "cmdline").read_text():
@@ -144,7 +146,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=30, help="after so many there is no further kill")
+    parser.add_argument("--minutes", type=float, default=30, help="time after which no further kill follows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -155,9 +157,9 @@ def main() -> None:
             kill_all(Path(folder))
             sys.exit(f"error: {error}")
     print(
-        f"{len(struck)} kills of {options.kills}, after steps {', '.join(str(each[0]) for each in struck)}, "
-        f"{sum(each[2] for each in struck)} of them in a save: all {options.steps} losses are those of the undisturbed "
-        "training"
+        f"{len(struck)} kills of {options.kills}, after steps {', '.join(str(kill[0]) for kill in struck)}, "
+        f"{sum(kill[2] for kill in struck)} of them during a save; all {options.steps} losses equal those of the "
+        "undisturbed training"
     )
 
 

@@ -1,6 +1,6 @@
-"""What the heads compute, in a few lines of plain dense torch that a reader can check by eye.
+"""The computation of the heads, in a few lines of plain dense torch that a reader can check by eye.
 
-Written for float64; run in float32 it is the naive implementation whose error ours is held against.
+It is the reference in float64. In float32 it is the naive implementation, whose error is the yardstick.
 """
 
 import math
@@ -48,7 +48,7 @@ def plain(cos: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """A margin by its formula."""
+    """The formula of a margin."""
 
     target: TargetRule = plain
     negative: Callable[[Tensor, Tensor], Tensor] = unchanged
@@ -59,7 +59,7 @@ class Rule:
 
 
 def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: Tensor, log_q: Tensor | None) -> Tensor:
-    """Mean over the batch; `rows` are the active ones and `targets` positions among them."""
+    """Return the mean loss of the batch; `rows` are the active rows, and `targets` are positions among them."""
     if rule.normalized:
         cos = normalize(embeddings) @ normalize(rows).T
     else:
@@ -79,7 +79,7 @@ def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: 
 
 
 def close(ours: Tensor, exact: Tensor, naive: Tensor, what: str) -> None:
-    """At most twice the largest error of the naive implementation, plus 4 ulp of the largest value."""
+    """Assert that the error is at most twice the largest naive error, plus 4 ulp of the largest value."""
     error, allowed = largest(ours.double() - exact), 2 * largest(naive.double() - exact)
     if ours.dtype == torch.float64:
         allowed = 1e-13 * largest(exact)  # the reference itself is no better

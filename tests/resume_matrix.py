@@ -1,10 +1,10 @@
-"""Resumes trainings of every kind on every number of processes, and compares all bytes with an undisturbed training.
+"""Resume trainings of every kind on every number of processes, and compare all bytes with an undisturbed training.
 
     python -m tests.resume_matrix
 
-The matrix: world sizes 1, 2 and 3 to save and to load; heads, stores and dtypes. On as many processes the losses, the
-rows with their state, and the backbone must be the same bits at the end; on another number the rows and their state
-right after loading. Cases that no time is left for are named; anything else that is printed is a fault.
+The matrix has world sizes 1, 2 and 3 to save and to load, heads, stores and dtypes. On the same number of processes,
+the losses, the rows with their state, and the backbone must be the same bits at the end. On another number, the rows and
+their state must be the same right after loading. Cases without time left are listed. All other output is a fault.
 """
 
 import argparse
@@ -52,11 +52,11 @@ States = dict[str, Any]  # "saved", "loaded", "end": name -> tensor
 
 
 class LoadedError(Exception):
-    """Ends a training that has loaded its checkpoint, and should do no more."""
+    """The end of a training that has loaded its checkpoint and should do nothing else."""
 
 
 def cases() -> Iterator[tuple[str, list[str]]]:
-    """Name and options of each training; ffc keeps no rows in a store."""
+    """Yield the name and the options of each training; ffc keeps no rows in a store."""
     for head, store, dtype in itertools.product(HEADS, ("device", "host", "disk"), ("fp32", "bf16")):
         if head != "ffc":
             yield f"{head} store={store} dtype={dtype}", [*HEADS[head], f"store={store}", f"dtype={dtype}"]
@@ -65,7 +65,7 @@ def cases() -> Iterator[tuple[str, list[str]]]:
 
 
 def state_of(module: HeadModule) -> dict[str, Tensor]:
-    """Copies of what stands for the classes of this process, and of what its optimizer keeps of them."""
+    """Return copies of the rows and row state of this process, or of its pool."""
     head = module.head
     if not hasattr(head, "centers"):
         state = head.get_extra_state()
@@ -76,7 +76,7 @@ def state_of(module: HeadModule) -> dict[str, Tensor]:
 
 
 def watched(words: list[str], folder: Path, only_load: bool) -> tuple[int, States, str]:
-    """In a worker: train, and return the exit status, the states on the way, and what was printed."""
+    """Train in a worker; return the exit status, the states during the training, and the output."""
     seen: States = {}
     original = HeadModule.on_save_checkpoint, HeadModule.on_train_end
 
@@ -110,7 +110,7 @@ def watched(words: list[str], folder: Path, only_load: bool) -> tuple[int, State
 
 
 def joined(of_ranks: list[tuple[int, States, str]], when: str, name: str) -> Tensor:
-    """Return a tensor of all classes: the parts of all processes, or what they hold alike."""
+    """Return a tensor of all classes: the parts of all processes, or the tensor that all hold."""
     parts = [seen[when][name] for _, seen, _ in of_ranks]
     return parts[0] if len({tuple(part.shape) for part in parts}) == 1 and name not in SHARDED else torch.cat(parts)
 
@@ -119,7 +119,7 @@ SHARDED = ("rows", "momentum")
 
 
 def differing(one: list[Any], when: str, other: list[Any], then: str) -> list[str]:
-    """Names of tensors whose bytes differ."""
+    """Return the names of tensors whose bytes differ."""
     names = one[0][1][when]
     assert names.keys() == other[0][1][then].keys()
     return [name for name in names if bytes_of(joined(one, when, name)) != bytes_of(joined(other, then, name))]
@@ -130,7 +130,7 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 
 def check(options: list[str], group: Callable[[int], WorkerGroup], saved_on: int, folder: Path) -> list[str]:
-    """Train on `saved_on` processes, resume on every number of them; return what differs."""
+    """Train on `saved_on` processes and resume on every number of processes; return the differences."""
 
     def run(world_size: int, name: str, *more: str, only_load: bool = False) -> list[Any]:
         words = [*options, *DATA, *SHORT, *STEPS, *WHERE, *more]
@@ -159,7 +159,7 @@ def check(options: list[str], group: Callable[[int], WorkerGroup], saved_on: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=7, help="no case begins later than this")
+    parser.add_argument("--minutes", type=float, default=7, help="time after which no further case begins")
     options = parser.parse_args()
     begin, groups = time.monotonic(), {}
 
@@ -169,7 +169,7 @@ def main() -> None:
         return groups[world_size]
 
     failed, done, left = 0, 0, []
-    # Every head, store and dtype comes early: one world size after the other.
+    # One world size after the other, so that every head, store and dtype comes early.
     for saved_on, (name, words) in itertools.product(WORLD_SIZES[::-1], cases()):
         if time.monotonic() - begin > 60 * options.minutes:
             left.append(f"{name} saved on {saved_on}")
@@ -186,7 +186,7 @@ def main() -> None:
     for started in groups.values():
         started.close()
     if left:
-        print(f"No time was left for {len(left)}: {'; '.join(left)}")
+        print(f"No time was left for {len(left)} cases: {'; '.join(left)}")
     print(f"{done} trainings resumed on {len(WORLD_SIZES)} numbers of processes each; {failed} with faults")
     sys.exit(bool(failed or left))
 

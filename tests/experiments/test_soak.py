@@ -1,13 +1,13 @@
-"""What the soak finds, on figures made up; the soak itself is run by hand."""
+"""The checks of the soak test, on artificial figures. The soak test itself is run by hand."""
 
 from dataclasses import replace
 
 import pytest
 
 from tests.experiments.commands import config
-from tests.soak import CASES, SMALL, Look, check_flat
+from tests.soak import CASES, SMALL, Usage, check_flat
 
-FLAT = Look(memory=400 * 2**20, descriptors=30, threads=9, children=1, files=0)
+FLAT = Usage(memory=400 * 2**20, descriptors=30, threads=9, children=1, files=0)
 
 
 def test_flat_figures_pass():
@@ -16,7 +16,7 @@ def test_flat_figures_pass():
 
 
 @pytest.mark.parametrize(
-    ("what", "a_look", "words"),
+    ("what", "growth", "words"),
     [
         ("memory", 2**18, "memory grew by 12.5 MiB"),
         ("descriptors", 1, "descriptors: 129 at the end, 79 before"),
@@ -25,17 +25,17 @@ def test_flat_figures_pass():
         ("files", 1, "files: 99 at the end"),
     ],
 )
-def test_what_grows_is_told(what, a_look, words):
-    looks = [replace(FLAT, **{what: getattr(FLAT, what) + number * a_look}) for number in range(100)]
+def test_growing_resources_are_reported(what, growth, words):
+    measured = [replace(FLAT, **{what: getattr(FLAT, what) + number * growth}) for number in range(100)]
     with pytest.raises(AssertionError, match=words):
-        check_flat(looks)
+        check_flat(measured)
 
 
-def test_too_few_looks_are_told():
-    with pytest.raises(AssertionError, match="only 15 looks"):
+def test_too_few_measurements_are_reported():
+    with pytest.raises(AssertionError, match="only 15 measurements"):
         check_flat([FLAT] * 15)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_its_trainings_compose(name):
+def test_the_configs_of_its_trainings_compose(name):
     assert config(*SMALL, *CASES[name]).batch_size == 16
