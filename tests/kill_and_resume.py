@@ -3,7 +3,7 @@
     python -m tests.kill_and_resume --kills 20
 
 Every resume must continue from the newest complete checkpoint. The losses must be those of the undisturbed training,
-bit for bit. The time that a training may take to begin follows from the duration of the undisturbed one on this machine.
+bit for bit. The time allowed to begin a training follows from the duration of the undisturbed one.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python -m tests.resume_matrix
 
 The matrix has world sizes 1, 2 and 3 to save and to load, heads, stores and dtypes. On the same number of processes,
-the losses, the rows with their state, and the backbone must be the same bits at the end. On another number, the rows and
-their state must be the same right after loading. Cases without time left are listed. All other output is a fault.
+the losses, the rows with their state, and the backbone must be the same bits at the end. On another number, the rows
+and their state must be the same right after loading. Cases without time left are listed. All other output is a fault.
 """
 
 import argparse
