@@ -28,9 +28,9 @@ BYTES_PER_TREE = 11  # for each vector, as measured
 @documented
 @dataclass(eq=False)
 class Annoy(Index):
-    """A forest of random hyperplane trees for angular distance (github.com/spotify/annoy), as in HF-Softmax.
+    """A forest of random hyperplane trees for angular distance (github.com/spotify/annoy).
 
-    The trees approximate the nearest vectors. A forest cannot be changed: `rebuilt` builds all trees again.
+    It finds approximate neighbours, as in HF-Softmax (Zhang et al., AAAI 2018). A forest cannot be changed: `rebuilt` builds all trees again.
 
     Raises:
         TypeError: an unknown option.

@@ -15,7 +15,10 @@ from .vectors import READ_ROWS, Vectors, padded
 
 @dataclass(eq=False)
 class Exact(Index):
-    """Exact nearest vectors, by a matrix product with a copy of all vectors on their device; the reference."""
+    """Exact nearest vectors, by a matrix product with a copy of all vectors on their device.
+
+    It is the reference of the approximate indexes, and has no options.
+    """
 
     def __post_init__(self) -> None:
         self.rows_CD = torch.empty(0, 0)

@@ -18,7 +18,8 @@ from .vectors import Vectors
 class Index(Configured, ABC):
     """Find the vectors of highest cosine: `build` once, then `query`.
 
-    A subclass is a dataclass of its options, `@dataclass(eq=False)`.
+    Vectors are float32 of unit length, embeddings float32 (n, D), positions int64. A subclass is a dataclass of its
+    options, `@dataclass(eq=False)`.
     """
 
     refreshable: ClassVar[bool] = True  # whether `refresh` works

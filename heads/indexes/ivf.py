@@ -22,7 +22,8 @@ POINTS_PER_CENTROID = 64  # that k-means looks at
 class IVF(Index):
     """Inverted lists around centroids, with exact search within a list (faiss, IndexIVFFlat).
 
-    See github.com/facebookresearch/faiss. A refresh moves changed vectors from list to list; every `retrain` refreshes
+    See Johnson et al., "Billion-scale similarity search with GPUs", 2017, and github.com/facebookresearch/faiss. It
+    finds approximate neighbours. A refresh moves changed vectors from list to list; every `retrain` refreshes
     k-means computes new centroids.
 
     Raises:

@@ -53,6 +53,8 @@ class RowSGDOptions:
 class RowSGD(RowRule):
     """SGD as in torch.optim.SGD, for the rows that take part in a step.
 
+    Momentum and weight decay default to the values of `optimizer=sgd`, not to 0 as in torch.
+
     Raises:
         TypeError: an unknown option.
         ValueError: an option out of range.
@@ -105,7 +107,7 @@ class RowAdamWOptions:
 
 
 class RowAdamW(RowRule):
-    """AdamW as in torch.optim.AdamW, for the rows that take part in a step.
+    """AdamW as in torch.optim.AdamW (Loshchilov and Hutter, ICLR 2019), for the rows that take part in a step.
 
     Raises:
         TypeError: an unknown option.
@@ -147,9 +149,10 @@ class RowAdagradOptions:
 
 
 class RowAdagrad(RowRule):
-    """Adagrad with one number of state per row: the sum over steps of the mean square of its gradient.
+    """Adagrad (Duchi et al., JMLR 2011) with one number of state per row instead of one per column.
 
-    For rows of one column it is torch.optim.Adagrad.
+    The number is the sum over steps of the mean square of the row's gradient. For rows of one column this is
+    torch.optim.Adagrad.
 
     Raises:
         TypeError: an unknown option.
