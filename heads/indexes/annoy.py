@@ -30,7 +30,8 @@ BYTES_PER_TREE = 11  # for each vector, as measured
 class Annoy(Index):
     """A forest of random hyperplane trees for angular distance (github.com/spotify/annoy).
 
-    It finds approximate neighbours, as in HF-Softmax (Zhang et al., AAAI 2018). A forest cannot be changed: `rebuilt` builds all trees again.
+    It finds approximate neighbours, as in HF-Softmax (Zhang et al., AAAI 2018). A forest cannot be changed: `rebuilt`
+    builds all trees again.
 
     Raises:
         TypeError: an unknown option.
