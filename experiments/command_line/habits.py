@@ -49,5 +49,7 @@ RENAMED = {
     "filter_above": "max_negative_cosine",
     "objective": "sweep_metric",
 }
+# An option that one choice had before version 0.3 -> the option that does the same for all choices.
+MERGED = {"data.tail": "noise.tail"}
 # A choice of a group before version 0.3 -> its present name.
 RENAMED_CHOICES = {"bench=filter_below": "bench=min_probability"}

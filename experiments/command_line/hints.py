@@ -21,7 +21,7 @@ from .config_files import (
     owners_of,
     with_defaults,
 )
-from .habits import HABITS, REASONS, RENAMED, RENAMED_CHOICES
+from .habits import HABITS, MERGED, REASONS, RENAMED, RENAMED_CHOICES
 
 CUTOFF = 0.8  # of difflib's ratio: glyph and glyphs have 0.91, memory and memory_gb 0.80, node and mode 0.75
 SHOWN = 3
@@ -53,6 +53,8 @@ def unknown_option(key: str, value: str | None, config: DictConfig, chosen: list
     parent, _, last = key.rpartition(".")
     if last in RENAMED:
         return _renamed(key, value, config, chosen, primary)
+    if key in MERGED and has(config, MERGED[key]):
+        return f"{key} is not an option of {' '.join(chosen) or 'this config'}; write {_assigned(MERGED[key], value)}"
     if parent and has(config, parent) and OmegaConf.select(config, parent) is None:
         return f"{key} is not an option of {' '.join(chosen) or 'this config'}, where {parent} is null"
     if owners := owners_of(key, chosen, primary):

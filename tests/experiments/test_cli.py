@@ -125,7 +125,7 @@ def test_a_protocol_that_fails_ends_no_training(tmp_path, capfd):
     words = written_for("lfw", tmp_path)
     (tmp_path / "3.jpg").write_bytes(b"no picture")
     short = ["trainer.max_steps=4", "evaluate.interval=2", "logger.wandb.mode=disabled"]
-    with pytest.raises(ValueError, match=r"3\.jpg: it is no image.*; the training is complete, and exp"):
+    with pytest.raises(ValueError, match=r"3\.jpg: it is not an image.*; the training is complete, and exp"):
         train(config(*SMOKE, *short, "protocol=[lfw,identification]", *words), tmp_path)
     assert capfd.readouterr().out.count("Training continues without these metrics") == 1
     found = summary(tmp_path)
@@ -659,7 +659,7 @@ def test_folders_with_images_beside_folders(trained, tmp_path):
     (tmp_path / "set" / ".thumbs" / "t.jpg").write_bytes(image(9))
     (tmp_path / "set" / "cover.jpg").write_bytes(image(5))
     told = embed_config(trained, tmp_path / "set", tmp_path / "out.npy")
-    with pytest.raises(ValueError, match="images both in it and in folders; format=folder"):
+    with pytest.raises(ValueError, match="images both in it and in subfolders; format=folder"):
         embed(told, tmp_path)
     assert not list(tmp_path.glob("out*"))
     cluster(config(f"checkpoint={trained}", f"source={tmp_path / 'set'}", name="cluster"), tmp_path)

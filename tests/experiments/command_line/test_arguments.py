@@ -146,6 +146,7 @@ MISTYPED = [
         "filter_above=0.3",
         "filter_above was renamed to max_negative_cosine; max_negative_cosine is not an option; write",
     ),
+    ("data=hanzi data.tail=1.0", "data.tail is not an option of data=hanzi; write noise.tail=1.0"),
     ("objective=val/rank1", "objective was renamed; write sweep_metric=val/rank1"),
     ("benchmark: bench=filter_below", "bench=filter_below was renamed; write bench=min_probability"),
     # Values of another type.
