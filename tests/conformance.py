@@ -67,7 +67,7 @@ def check(group: WorkerGroup, case: Case) -> None:
         compared["rows"].append((ours, exact["after"], torch.stack([result["after"] for result in naive])))
         idle = torch.ones(case.num_classes, dtype=torch.bool)
         idle[exact["touched"]] = False
-        assert torch.equal(ours[idle], before[idle]), "a row that took no part changed"
+        assert torch.equal(ours[idle], before[idle]), "a row that was not selected changed"
         for name, old in state.items():
             new = torch.cat([part["state_after"][name] for part in of_ranks])
             assert torch.equal(new[idle], old[idle]), f"the {name} of a row that took no part changed"
@@ -152,7 +152,7 @@ def global_batch(case: Case, step: int, micro: int) -> tuple[Tensor, Tensor, Ten
     generator = torch.Generator().manual_seed(1000 * step + micro)
     embeddings = 3 * torch.randn(size, case.embedding_size, generator=generator, dtype=case.dtype)
     labels = torch.randint(case.num_classes, (size,), generator=generator)
-    labels[-1] = labels[0]  # a class twice
+    labels[-1] = labels[0]  # two samples of a class
     weight = torch.rand(size, generator=generator, dtype=case.dtype) if case.weighted else torch.ones(size)
     return embeddings, labels, weight.to(case.dtype)
 
@@ -181,15 +181,15 @@ def train(case: Case) -> list[dict[str, Any]]:
         for micro in range(len(micro_batches)):  # all forwards before the first backward
             embeddings, labels, weight = global_batch(case, step, micro)
             mine = part_of(len(labels), rank, world_size)
-            given = [embeddings[mine].clone().requires_grad_(), labels[mine].clone(), weight[mine].clone()]
-            copies = [tensor.detach().clone() for tensor in given]
-            loss = head(*given) if case.weighted else head(*given[:2])
-            graphs.append((loss, given, copies))
-        for loss, given, copies in graphs:
+            inputs = [embeddings[mine].clone().requires_grad_(), labels[mine].clone(), weight[mine].clone()]
+            copies = [tensor.detach().clone() for tensor in inputs]
+            loss = head(*inputs) if case.weighted else head(*inputs[:2])
+            graphs.append((loss, inputs, copies))
+        for loss, inputs, copies in graphs:
             (loss / len(micro_batches)).backward()
-            assert all(torch.equal(now, old) for now, old in zip(given, copies, strict=True)), "an input was changed"
+            assert all(torch.equal(now, old) for now, old in zip(inputs, copies, strict=True)), "an input was changed"
             result["losses"].append(loss.detach())
-            result["gradients"].append(given[0].grad)
+            result["gradients"].append(inputs[0].grad)
         assert torch.equal(head.centers.rows, result["before"]), "backward changed a row"
         optimizer.step()
         optimizer.zero_grad()

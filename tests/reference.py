@@ -73,7 +73,7 @@ def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: 
         logits = logits - log_q
     if rule.min_probability:
         negligible = (logits.softmax(1).amax(0) < rule.min_probability) & ~own.any(0)
-        logits = torch.where(negligible, logits.detach(), logits)  # in the loss, but not in its gradient
+        logits = torch.where(negligible, logits.detach(), logits)  # part of the loss, but not of its gradient
     losses = cross_entropy(logits, targets, reduction="none")
     return (weight * losses).sum() / weight.sum()
 
@@ -82,7 +82,7 @@ def close(ours: Tensor, exact: Tensor, naive: Tensor, what: str) -> None:
     """Assert that the error is at most twice the largest naive error, plus 4 ulp of the largest value."""
     error, allowed = largest(ours.double() - exact), 2 * largest(naive.double() - exact)
     if ours.dtype == torch.float64:
-        allowed = 1e-13 * largest(exact)  # the reference itself is no better
+        allowed = 1e-13 * largest(exact)  # the precision of the reference itself
     ulp = torch.finfo(ours.dtype).eps * 2 ** math.floor(math.log2(max(largest(exact), 1e-30)))
     assert error <= allowed + 4 * ulp, f"{what}: error {error:.3g}, naive {allowed / 2:.3g}, ulp {ulp:.3g}"
 

@@ -1,4 +1,4 @@
-"""The code of docs/own_loop.md runs, block by block: one after another, or in processes of their own."""
+"""Run the code of docs/own_loop.md, block by block: in this process, or in several processes."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""FFC against a float64 reference that takes one gallery image after the other."""
+"""FFC against a float64 reference that processes one gallery image after the other."""
 
 import copy
 from collections import OrderedDict
@@ -39,12 +39,12 @@ CASES = {
 D = 32
 
 
-class OneAtATime:
-    """The pool and both losses, an image at a time; `queue` is [row][slot]."""
+class Sequential:
+    """Reference of the pool and both losses, one image at a time; `queue` is [row][slot]."""
 
     def __init__(self, case: Case, queue: Tensor, dtype: torch.dtype):
         self.case, self.dtype = case, dtype
-        self.slot_of: OrderedDict[int, int] = OrderedDict()  # the least recently used first
+        self.slot_of: OrderedDict[int, int] = OrderedDict()  # least recently used first
         self.queue = [list(row) for row in queue.to(dtype)]
         self.next_row = [0] * case.queue_size
 
@@ -89,7 +89,7 @@ class OneAtATime:
 
 
 def batch(case: Case, step: int, which: int) -> tuple[Tensor, Tensor]:
-    """Of all processes: embeddings or features, and labels with repeats."""
+    """Return embeddings or features of all processes, and labels with repeats."""
     generator = torch.Generator().manual_seed(10 * step + which)
     labels = torch.randint(case.num_classes, (9,), generator=generator)
     if step % 3 == 0:
@@ -99,7 +99,7 @@ def batch(case: Case, step: int, which: int) -> tuple[Tensor, Tensor]:
 
 
 def steps(case: Case) -> list[dict[str, Any]]:
-    """In a worker: both passes of each step."""
+    """In a worker: run both passes of each step, and return the results."""
     rank, world_size = rank_and_world()
     mine = part_of(9, rank, world_size)
     head = FFC(case.num_classes, D, queue_size=case.queue_size, margin=case.margin, **case.options)
@@ -108,14 +108,14 @@ def steps(case: Case) -> list[dict[str, Any]]:
     for step in range(case.steps):
         (x, x_labels), (y, y_labels) = batch(case, step, 0), batch(case, step, 1)
         probes = [tensor[mine].clone().requires_grad_() for tensor in (x, y)]
-        what_if = head(probes[0], x_labels[mine], y[mine], y_labels[mine], keep=False)
+        unkept = head(probes[0], x_labels[mine], y[mine], y_labels[mine], keep=False)
         kept = head(probes[1], y_labels[mine], x[mine], x_labels[mine])
-        (what_if + kept).backward()
+        (unkept + kept).backward()
         optimizer.step()
         state = head.pool.state_dict()
         results.append(
             {
-                "loss": torch.stack([what_if.detach(), kept.detach()]),
+                "loss": torch.stack([unkept.detach(), kept.detach()]),
                 "gradients": [probe.grad for probe in probes],
                 "pool": dict(zip(state["classes"].tolist(), state["slots"].tolist(), strict=True)),
                 "queue": head.queue.clone(),
@@ -131,23 +131,23 @@ def steps(case: Case) -> list[dict[str, Any]]:
 def test_fifty_steps_match_the_reference(name, world_size, workers):
     case = CASES[name]
     of_ranks = workers(world_size).run(steps, case)
-    plain = {d: OneAtATime(case, of_ranks[0][0]["queue"], d) for d in (torch.float64, torch.float32)}
-    found: dict[str, list[Any]] = {"loss": [], "gradient": []}
+    plain = {d: Sequential(case, of_ranks[0][0]["queue"], d) for d in (torch.float64, torch.float32)}
+    compared: dict[str, list[Any]] = {"loss": [], "gradient": []}
     evicted = 0
     for step in range(case.steps):
         parts = [results[step + 1] for results in of_ranks]
         (x, x_labels), (y, y_labels) = batch(case, step, 0), batch(case, step, 1)
         losses, gradients = {}, {}
-        for dtype, each in plain.items():
+        for dtype, sequential in plain.items():
             probes = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, y)]
-            what_if = each.loss(probes[0], x_labels, y, y_labels, keep=False)
-            kept = each.loss(probes[1], y_labels, x, x_labels, keep=True)
-            (what_if + kept).backward()
-            losses[dtype] = torch.stack([what_if.detach(), kept.detach()])
+            unkept = sequential.loss(probes[0], x_labels, y, y_labels, keep=False)
+            kept = sequential.loss(probes[1], y_labels, x, x_labels, keep=True)
+            (unkept + kept).backward()
+            losses[dtype] = torch.stack([unkept.detach(), kept.detach()])
             gradients[dtype] = torch.cat([probe.grad for probe in probes]) * world_size
         ours = torch.cat([torch.cat([part["gradients"][which] for part in parts]) for which in (0, 1)])
-        found["loss"].append((parts[0]["loss"], *losses.values()))
-        found["gradient"].append((ours, *gradients.values()))
+        compared["loss"].append((parts[0]["loss"], *losses.values()))
+        compared["gradient"].append((ours, *gradients.values()))
         exact = plain[torch.float64]
         for part in parts:
             assert torch.equal(part["loss"], parts[0]["loss"]) and torch.equal(part["queue"], parts[0]["queue"])
@@ -156,7 +156,7 @@ def test_fifty_steps_match_the_reference(name, world_size, workers):
             queue = torch.stack([torch.stack(row) for row in exact.queue])
             torch.testing.assert_close(part["queue"].double(), queue, rtol=0, atol=1e-6)
             evicted += part["stats"]["evicted_classes"]
-    for what, columns in found.items():
+    for what, columns in compared.items():
         ours, exact, naive = (torch.cat([part.flatten() for part in column]) for column in zip(*columns, strict=True))
         reference.close(ours, exact, naive, what)
     assert evicted > 50 or case.queue_size == case.num_classes
@@ -180,7 +180,7 @@ def some_batch(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def test_the_gallery_follows_and_gets_no_gradient():
+def test_the_momentum_copy_is_updated_and_gets_no_gradient():
     head, backbone = small(gallery_momentum=0.9)
     optimizers = [torch.optim.SGD(backbone.parameters(), lr=0.1), head.optimizer(lr=0.1)]
     for step in range(3):
@@ -213,7 +213,7 @@ def test_the_gallery_follows_and_gets_no_gradient():
     ],
 )
 def test_the_momentum_grows_with_the_step_unless_given(given, step, momentum):
-    """So that the gallery of a short training is not that of a backbone that has learned nothing."""
+    """Otherwise the features of a short training would come from an untrained backbone."""
     head, backbone = small(gallery_momentum=given)
     head.step = step
     with torch.no_grad():
@@ -225,7 +225,7 @@ def test_the_momentum_grows_with_the_step_unless_given(given, step, momentum):
         torch.testing.assert_close(ours, momentum * old + (1 - momentum) * new.detach())
 
 
-def test_accumulation_moves_the_gallery_once():
+def test_accumulation_updates_the_momentum_copy_once():
     head, backbone = small(gallery_momentum=0.5)
     optimizer = head.optimizer(lr=0.1)
     with torch.no_grad():
@@ -240,7 +240,7 @@ def test_accumulation_moves_the_gallery_once():
     assert not any(torch.equal(a, b) for a, b in zip(moved, head.gallery.parameters(), strict=True))
 
 
-def test_both_passes_are_those_of_training_loss():
+def test_training_loss_is_the_sum_of_both_passes():
     head, backbone = small()
     again = copy.deepcopy(head)
     again._encoder = head._encoder
@@ -255,7 +255,7 @@ def test_both_passes_are_those_of_training_loss():
     assert torch.equal(loss, expected) and torch.equal(head.queue, again.queue)
 
 
-def test_nothing_in_the_pool_or_nothing_outside_gives_zero_not_nan():
+def test_no_probe_in_the_pool_or_none_outside_gives_zero_not_nan():
     head = FFC(20, 8, queue_size=12)
     gallery, labels = torch.randn(4, 8), torch.arange(4)
     probe = torch.randn(3, 8, requires_grad=True)
@@ -271,7 +271,7 @@ def test_nothing_in_the_pool_or_nothing_outside_gives_zero_not_nan():
     assert empty == 0
 
 
-def test_eval_and_what_if_leave_no_trace():
+def test_eval_and_keep_false_change_nothing():
     head = FFC(20, 8, queue_size=12)
     head(torch.randn(4, 8), torch.arange(4), torch.randn(4, 8), torch.arange(4))
     before = copy.deepcopy(head.get_extra_state())
@@ -334,12 +334,12 @@ def test_a_share_below_one_class_is_reported():
 
 
 def test_memory_does_not_grow_with_classes():
-    held = {FFC(c, 16, queue_size=1000).stats()["memory_bytes"] for c in (10_000, 10_000_000)}
-    assert len(held) == 1
+    sizes = {FFC(c, 16, queue_size=1000).stats()["memory_bytes"] for c in (10_000, 10_000_000)}
+    assert len(sizes) == 1
 
 
 def _bad_batches() -> list[str]:
-    """In a worker: every process raises, whoever's batch is bad."""
+    """In a worker: give process 0 bad batches, and return the errors, which every process raises."""
     rank, _ = rank_and_world()
     messages = []
     for kind in ("label", "nan", "gallery label", "room"):

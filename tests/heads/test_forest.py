@@ -1,4 +1,4 @@
-"""The hashing forest: the same tester as the full head, its selection, index refreshes and state."""
+"""The hashing forest against the float64 reference; its selection, index refreshes and state."""
 
 import contextlib
 import copy
@@ -22,7 +22,7 @@ CASES = {
     "annoy": Case(HashingForest, OPTIONS),
     "ivf": Case(HashingForest, {**OPTIONS, "index": IVF(nprobe=2)}, num_classes=1000),
     "exact": Case(HashingForest, {**OPTIONS, "index": Exact()}),
-    "exact renewed every step": Case(HashingForest, {**OPTIONS, "index": Exact(), "interval": 1}),
+    "exact refreshed every step": Case(HashingForest, {**OPTIONS, "index": Exact(), "interval": 1}),
     "half uniform, log q": Case(HashingForest, {**OPTIONS, "neighbours_share": 0.5, "log_q": True}),
     "recomputing": Case(HashingForest, {**OPTIONS, "logits_budget_mb": 0, "log_q": True}),
     "seven": Case(HashingForest, {**OPTIONS, "num_active": 6}, num_classes=7),
@@ -46,7 +46,7 @@ def test_state_round_trip(name, world_size, workers):
     workers(world_size).run(conformance.round_trip, Case(HashingForest, {**case.options, **margin}, num_classes=100))
 
 
-def test_abandoned_backward_leaves_no_trace(workers):
+def test_an_abandoned_backward_changes_nothing(workers):
     workers(2).run(conformance.abandoned, Case(HashingForest, OPTIONS))
 
 
@@ -59,7 +59,7 @@ def forest(num_classes: int = 200, **options: Any) -> HashingForest:
     return HashingForest(num_classes, 8, **{**defaults, **options})
 
 
-def test_all_classes_active_are_the_full_head():
+def test_with_all_classes_active_it_is_the_full_head():
     labels = torch.tensor([1, 2, 3, 1])
     results = []
     for head in (FullFC(50, 8), forest(50, num_active=50), forest(50, num_active=1.0)):
@@ -72,7 +72,7 @@ def test_all_classes_active_are_the_full_head():
 
 
 def test_almost_all_classes_give_almost_the_loss_of_the_full_head():
-    """What is left out by an exact index is what weighs least."""
+    """An exact index leaves out the classes that weigh least."""
     labels = torch.tensor([1, 2, 3, 1])
     full, most = FullFC(200, 8), forest(num_active=190)
     full.centers.rows *= 100
@@ -81,7 +81,7 @@ def test_almost_all_classes_give_almost_the_loss_of_the_full_head():
     assert exact * (1 - 1e-6) < ours <= exact
 
 
-def test_selection_is_positives_then_nearest_by_turns_then_uniform():
+def test_selection_takes_positives_then_nearest_by_turns_then_uniform():
     head, x, labels = forest(neighbours_share=0.5), embeddings(), torch.tensor([7, 7, 190, 0])
     ids = head.select_classes(x, labels).ids
     assert len(ids) == 40 and torch.equal(ids, torch.unique(ids)) and {0, 7, 190} <= set(ids.tolist())
@@ -89,20 +89,20 @@ def test_selection_is_positives_then_nearest_by_turns_then_uniform():
     ranked = (x @ normalize(head.centers.rows).T).argsort(dim=1, descending=True)
     asked = -(-count // 4) + 1
     wanted: list[int] = []
-    for row in ranked[:, :asked].T.flatten().tolist():  # all first neighbours, then all second ones
+    for row in ranked[:, :asked].T.flatten().tolist():  # all nearest neighbours, then all second nearest
         if row not in (0, 7, 190) and row not in wanted:
             wanted.append(row)
     assert set(wanted[:count]) <= set(ids.tolist()) and head.nearest_negatives == len(wanted[:count])
 
 
-def test_no_neighbours_are_partial_fc():
+def test_without_neighbours_it_is_partial_fc():
     labels = torch.tensor([7, 7, 190, 0])
     ids = forest(neighbours_share=0, num_active=0.2).select_classes(embeddings(), labels).ids
     assert torch.equal(ids, PartialFC(200, 8, sample_rate=0.2).select_classes(embeddings(), labels).ids)
 
 
-def test_corrected_uniform_negatives_stand_for_all_others():
-    """The mean over many draws of the corrected denominator is the full one."""
+def test_corrected_uniform_negatives_represent_all_others():
+    """The mean over many draws of the corrected denominator equals the full denominator."""
     head, x, labels = forest(neighbours_share=0.5, log_q=True), embeddings(), torch.tensor([7, 7, 190, 0])
     head.centers.rows *= 100
     exp = (4 * x @ normalize(head.centers.rows).T).exp().double()
@@ -119,7 +119,7 @@ def test_corrected_uniform_negatives_stand_for_all_others():
 
 
 class Slow(Exact):
-    """Waits for a word before it is built."""
+    """An index whose build waits for `go`."""
 
     go = threading.Event()
     fails = False
@@ -130,7 +130,7 @@ class Slow(Exact):
             raise MemoryError("no room")
         super().build(*arguments, **options)
 
-    rebuilt = Index.rebuilt  # built anew each time
+    rebuilt = Index.rebuilt  # builds all again
 
     def empty_copy(self) -> "Slow":
         return type(self)()
@@ -142,25 +142,25 @@ def until_built(head: HashingForest) -> None:
     Slow.go.clear()
 
 
-def test_in_the_background_the_old_index_serves_until_the_new_one_is_there():
+def test_in_the_background_the_current_index_serves_until_the_next_is_ready():
     Slow.go.clear()
     head, x, labels = forest(build="background", index=Slow(), interval=2), embeddings(), torch.tensor([1, 2, 3, 4])
     head.select_classes(x, labels)
-    assert head.nearest_negatives == 0 and "index_age" not in head.stats()  # uniform until the first is there
+    assert head.nearest_negatives == 0 and "index_age" not in head.stats()  # uniform until the first is ready
     until_built(head)
     head.step = 1
     head.select_classes(x, labels)
     assert head.nearest_negatives > 0 and head.stats()["index_age"] == 1
-    first = head.index_refresh.current
+    initial = head.index_refresh.current
     head.step = 2  # due
     head.select_classes(x, labels)
-    assert head.index_refresh.running and head.index_refresh.current is first
+    assert head.index_refresh.running and head.index_refresh.current is initial
     head.step = 5
     head.select_classes(x, labels)
-    assert head.index_refresh.current is first and head.stats()["index_age"] == 5
+    assert head.index_refresh.current is initial and head.stats()["index_age"] == 5
     until_built(head)
     head.select_classes(x, labels)
-    assert head.index_refresh.current is not first and head.index_refresh.as_of == 2
+    assert head.index_refresh.current is not initial and head.index_refresh.as_of == 2
 
 
 def selected(head: HashingForest, step: int) -> None:
@@ -168,41 +168,42 @@ def selected(head: HashingForest, step: int) -> None:
     head.select_classes(embeddings(), torch.tensor([1, 2, 3, 4]))
 
 
-def test_a_failed_build_is_an_error_where_training_waits_for_it(monkeypatch):
+def test_a_failed_blocking_build_is_an_error(monkeypatch):
     monkeypatch.setattr(Slow, "fails", True)
     Slow.go.set()
     with pytest.raises(RuntimeError, match="index of nearest classes could not be built: no room"):
         selected(forest(build="blocking", index=Slow()), 0)
 
 
-def test_in_the_background_the_old_index_serves_on_and_is_built_again(monkeypatch):
+def test_after_a_failed_background_build_the_current_index_serves_and_is_built_again(monkeypatch):
     head = forest(build="background", index=Slow(), interval=10)
     selected(head, 0)
     until_built(head)
-    first = head.index_refresh.current
+    initial = head.index_refresh.current
     monkeypatch.setattr(Slow, "fails", True)
     Slow.go.set()
     tried = []
     for step in range(1, 45):
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             selected(head, step)
             tried += [step] * head.index_refresh.running
             head.index_refresh.wait()
-        assert head.nearest_negatives > 0 and head.index_refresh.current is first and head.failure is None
+        assert head.nearest_negatives > 0 and head.index_refresh.current is initial and head.failure is None
         assert all(
-            "no room; the previous index is used until a new build succeeds" in str(each.message) for each in told
+            "no room; the previous index is used until a new build succeeds" in str(warning.message)
+            for warning in caught
         )
-        assert len(told) == (step in tried)
-    assert tried == [10, 11, 12, 22, 32, 42]  # at once, then at the interval
+        assert len(caught) == (step in tried)
+    assert tried == [10, 11, 12, 22, 32, 42]  # three attempts at once, then at the interval
     monkeypatch.setattr(Slow, "fails", False)
     selected(head, 52)
     head.index_refresh.wait()
-    assert head.index_refresh.current is not first and head.index_refresh.failures == 0
+    assert head.index_refresh.current is not initial and head.index_refresh.failures == 0
 
 
-def test_without_any_index_training_ends_after_some_attempts(monkeypatch):
-    """The step of the last attempt is complete, so that a checkpoint of it can be written."""
+def test_without_any_index_training_ends_after_three_attempts(monkeypatch):
+    """The step of the last attempt completes, so that its checkpoint can be written."""
     monkeypatch.setattr(Slow, "fails", True)
     Slow.go.set()
     head = forest(build="background", index=Slow())
@@ -219,7 +220,7 @@ def test_without_any_index_training_ends_after_some_attempts(monkeypatch):
 
 @pytest.mark.parametrize("index", [Exact(), IVF(num_lists=5, nprobe=5)])
 @pytest.mark.parametrize("saved", ["while it is built", "after it failed", "as a copy"])
-def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monkeypatch):
+def test_a_failed_refresh_forgets_no_changed_row(index, saved, monkeypatch):
     head = forest(index=index, build="background", interval=1)
     selected(head, 0)
     head.index_refresh.wait()
@@ -243,21 +244,21 @@ def test_an_index_that_fails_to_be_renewed_forgets_no_change(index, saved, monke
         go.set()
         with contextlib.suppress(RuntimeWarning):
             head.index_refresh.wait()
-    again = copied
+    restored = copied
     if saved != "as a copy":
-        again = forest(index=index, build="background", interval=1)
-        again.load_state_dict(state)
-    for each in (head, again):
+        restored = forest(index=index, build="background", interval=1)
+        restored.load_state_dict(state)
+    for refreshed in (head, restored):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            selected(each, 2)
-            each.index_refresh.wait()
-        found = each.index_refresh.current.query(normalize(torch.ones(1, 8)), 2)
-        assert set(found[0].tolist()) == {3, 150}
+            selected(refreshed, 2)
+            refreshed.index_refresh.wait()
+        nearest = refreshed.index_refresh.current.query(normalize(torch.ones(1, 8)), 2)
+        assert set(nearest[0].tolist()) == {3, 150}
 
 
 @pytest.mark.parametrize("index", [Exact(), IVF(num_lists=5, nprobe=5)])
-def test_a_renewed_index_knows_the_rows_that_training_changed(index):
+def test_a_refreshed_index_has_the_rows_that_training_changed(index):
     head = forest(index=index, interval=1)
     optimizer = head.optimizer(lr=5.0)
     for seed in range(4):
@@ -271,7 +272,7 @@ def test_a_renewed_index_knows_the_rows_that_training_changed(index):
     assert torch.equal(head.index_refresh.current.query(x, 10), best)
 
 
-def test_softmax_rows_may_outgrow_the_radius():
+def test_softmax_rows_may_grow_beyond_the_radius():
     head = forest(margin=Softmax(), interval=1)
     for growth in (1, 10):
         head.centers.rows *= growth
@@ -283,7 +284,7 @@ def test_softmax_rows_may_outgrow_the_radius():
         assert torch.equal(head.index_refresh.current.query(head.index_refresh.queries(x), 10), best)
 
 
-def test_an_index_of_other_rows_is_not_taken_over():
+def test_an_index_of_other_rows_is_not_loaded():
     head = forest()
     head.select_classes(embeddings(), torch.tensor([1, 2, 3, 4]))
     state = head.get_extra_state()
@@ -292,7 +293,7 @@ def test_an_index_of_other_rows_is_not_taken_over():
         other.set_extra_state({**state, "index": {**state["index"], name: value}})
         assert other.index_refresh.current is None and other.index_refresh.next_refresh == other.step
     other = forest()
-    other.load_state_dict(FullFC(200, 8).state_dict())  # of a head that has none
+    other.load_state_dict(FullFC(200, 8).state_dict())  # state of a head without an index
     assert other.index_refresh.current is None
 
 
@@ -308,7 +309,7 @@ def test_a_target_moves_the_number_of_classes():
     assert active[0] == 20 and active[-1] > 60 and head.stats()["mass_covered"] > 0.6
 
 
-def test_probes_are_made_when_they_are_due():
+def test_probes_run_at_their_interval():
     head = forest(num_active=100, neighbours_share=0, probe_interval=2)
     optimizer = head.optimizer(lr=0.0)
     seen = []

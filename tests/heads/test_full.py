@@ -8,7 +8,7 @@ from tests import conformance, reference
 from tests.conformance import Case
 from tests.reference import Rule
 
-# With a small eps the sign of a gradient of almost nothing, in which both round, would move a row by lr.
+# With a small eps, rounding decides the sign of a tiny gradient, and moves a row by lr.
 ADAMW = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1.0, "weight_decay": 0.1}
 
 CASES = {
@@ -33,10 +33,10 @@ CASES = {
     "adamw": Case(FullFC, optimizer=RowAdamW, optimizer_options=ADAMW),
     "nesterov": Case(FullFC, optimizer_options={"lr": 0.1, "momentum": 0.9, "weight_decay": 0, "nesterov": True}),
     "adagrad": Case(FullFC, optimizer=RowAdagrad, optimizer_options={"lr": 0.1}),
-    "filter below": Case(
+    "min probability": Case(
         FullFC, {"min_probability": 0.01}, rule=Rule(reference.cosface, min_probability=0.01), num_classes=1000
     ),
-    "filter below recomputing": Case(
+    "min probability recomputing": Case(
         FullFC,
         {"min_probability": 0.005, "logits_budget_mb": 0},
         margin=ArcFace(s=16),
@@ -61,12 +61,12 @@ def test_state_round_trip(world_size, workers):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_abandoned_backward_leaves_no_trace(world_size, workers):
+def test_an_abandoned_backward_changes_nothing(world_size, workers):
     workers(world_size).run(conformance.abandoned, Case(FullFC))
 
 
 @pytest.mark.parametrize("budget", [512, 0])
-def test_filter_below_leaves_out_most_rows_and_keeps_the_loss(budget):
+def test_min_probability_leaves_out_most_rows_and_keeps_the_loss(budget):
     torch.manual_seed(0)
     embeddings, labels = torch.randn(8, 32), torch.arange(8)
     options = {"margin": CosFace(s=16)}  # with s = 64 some gradients are too small for float32
@@ -85,7 +85,7 @@ def test_filter_below_leaves_out_most_rows_and_keeps_the_loss(budget):
     assert moved[0] == 5000 and 8 < moved[1] < 2500
 
 
-def test_a_second_backward_through_a_filtered_loss_adds_the_same_again():
+def test_a_second_backward_through_a_filtered_loss_gives_the_same_gradient():
     head = FullFC(300, 8, min_probability=0.01)
     embeddings = torch.randn(4, 8, requires_grad=True)
     loss = head(embeddings, torch.arange(4))
@@ -94,14 +94,14 @@ def test_a_second_backward_through_a_filtered_loss_adds_the_same_again():
     torch.testing.assert_close(once, again)
 
 
-def test_bad_filter_is_refused():
+def test_bad_min_probability_is_refused():
     for value in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="min_probability="):
             FullFC(10, 4, min_probability=value)
 
 
 def test_bf16_products_stay_close():
-    """Inputs to 8 bits: a cosine moves by some 2^-9 of itself, a logit by s times that."""
+    """With inputs rounded to 8 bits a cosine moves by about 2^-9 of itself, and a logit by s times that."""
     torch.manual_seed(0)
     embeddings, labels = torch.randn(16, 64), torch.arange(16)
     results = []

@@ -1,4 +1,4 @@
-"""What all heads share: the gradient rule, bad input, evaluation, top-k, modes of use."""
+"""Behaviour that all heads share: the gradient rule, bad input, evaluation, top-k, modes of use."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ LABELS = torch.tensor([0, 6, 3, 3, 1, 5, 2, 4, 6, 0, 2, 3])
 
 
 def _step(rate: float, selected: list[int] | None) -> dict[str, torch.Tensor]:
-    """In a worker: one step on this process's share of the global batch; what all processes then hold."""
+    """In a worker: take one step on this process's share of the global batch, and return the results."""
     rank, world_size = rank_and_world()
     heads.objectives.softmax.CHUNK_ROWS = 2
     head = PartialFC(7, 8, sample_rate=rate) if rate < 1 else FullFC(7, 8)
@@ -41,8 +41,8 @@ def _step(rate: float, selected: list[int] | None) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("rate", [0.999, 1])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_together_do_what_one_does(rate, world_size, workers):
-    """The gradient rule: after DDP's division by the number of processes, all is as on one process."""
+def test_several_processes_give_the_result_of_one(rate, world_size, workers):
+    """The gradient rule: after DDP's division by the number of processes, results equal those of one process."""
     selected = [0, 1, 2, 3, 4, 5, 6] if rate < 1 else None
     (one,) = workers(1).run(_step, rate, selected)
     many = workers(world_size).run(_step, rate, selected)
@@ -67,13 +67,13 @@ def _topk(k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return FullFC(7, 8).topk(EMBEDDINGS, k)
 
 
-def test_topk_refuses_more_than_there_are():
+def test_topk_refuses_more_than_all_classes():
     with pytest.raises(ValueError, match="k=8 must be between 1 and the number of classes, 7"):
         FullFC(7, 8).topk(EMBEDDINGS, 8)
 
 
 def _bad(kind: str) -> str:
-    """In a worker: only the last process has bad input, yet every process raises."""
+    """In a worker: give only the last process bad input, and return the error, which every process raises."""
     rank, world_size = rank_and_world()
     bad_here = rank == world_size - 1
     embeddings, labels, weight = torch.randn(3, 8), torch.tensor([0, 1, 2]), torch.ones(3)
@@ -164,7 +164,7 @@ def test_unknown_options_are_refused():
         PartialFC(7, 8, sample_rte=0.1)
 
 
-def test_eval_is_exact_and_leaves_no_trace():
+def test_eval_is_exact_and_changes_nothing():
     head, exact = PartialFC(50, 8, sample_rate=0.1), FullFC(50, 8)
     optimizer = head.optimizer(lr=0.1)
     head.eval()
@@ -209,7 +209,7 @@ def test_no_grad_keeps_nothing():
 
 
 @pytest.mark.parametrize("margin", [CosFace(), Softmax()])
-def test_autocast_does_not_reach_the_head(margin):
+def test_autocast_does_not_affect_the_head(margin):
     def run(enabled: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         head = FullFC(7, 8, margin=margin)
         optimizer = head.optimizer(lr=0.1)
@@ -242,7 +242,7 @@ def test_rows_follow_the_device_but_not_the_dtype():
     assert optimizer.head is head and not list(head.parameters())
 
 
-def test_logits_budget_counts_what_is_already_kept():
+def test_logits_budget_counts_pending_gradients():
     head = FullFC(1024, 8, logits_budget_mb=1024 * 12 * 4 / 2**20)  # room for one batch of 12
     for _ in range(2):
         head(EMBEDDINGS.clone().requires_grad_(), LABELS).backward()
@@ -251,7 +251,7 @@ def test_logits_budget_counts_what_is_already_kept():
 
 
 def test_step_of_unequal_selections_is_the_sum(monkeypatch):
-    """Two micro-batches with other rows each, in chunks that cut both: as one dense gradient."""
+    """Two micro-batches with different rows, in chunks that cut both, equal one dense gradient."""
     monkeypatch.setattr(heads.objectives.softmax, "CHUNK_ROWS", 3)
     selections = [torch.tensor([0, 2, 3, 5, 8, 9]), torch.tensor([0, 1, 3, 9])]
     labels = [torch.tensor([2, 9]), torch.tensor([0, 1])]
@@ -279,7 +279,7 @@ def test_a_selection_without_a_positive_is_a_bug():
 @pytest.mark.parametrize("budget", [0, 512])
 @pytest.mark.parametrize("rate", [0.6, 1])
 def test_backward_after_a_step_is_refused(rate, budget):
-    """The gradient would mix rows before the step with rows after it."""
+    """Otherwise the gradient would mix rows before the step with rows after it."""
     options = {"logits_budget_mb": budget}
     head = FullFC(7, 8, **options) if rate == 1 else PartialFC(7, 8, sample_rate=rate, **options)
     optimizer = head.optimizer(lr=0.5)
@@ -292,16 +292,16 @@ def test_backward_after_a_step_is_refused(rate, budget):
 
 
 @pytest.mark.parametrize("budget", [0, 512])
-def test_asking_for_a_gradient_leaves_none_behind(budget):
-    """As of parameters, `torch.autograd.grad` accumulates nothing; `backward` does, also after it."""
+def test_autograd_grad_leaves_no_gradient_of_rows(budget):
+    """`torch.autograd.grad` accumulates no gradient, as for parameters; `backward` does, also after it."""
     rows = []
-    for asked in (False, True):
+    for with_grad in (False, True):
         head = FullFC(7, 8, logits_budget_mb=budget)
         optimizer = head.optimizer(lr=0.5)
         x = EMBEDDINGS.clone().requires_grad_()
         loss = head(x, LABELS)
         before = head.centers.rows.clone()
-        if asked:
+        if with_grad:
             torch.autograd.grad(loss, x, retain_graph=True)
             optimizer.step()
             assert torch.equal(head.centers.rows, before)
@@ -315,7 +315,7 @@ def test_asking_for_a_gradient_leaves_none_behind(budget):
 
 @pytest.mark.parametrize("length", [0.0, 1e-9])
 def test_an_embedding_without_direction_gets_no_gradient(length):
-    """And those of the others stay what they are."""
+    """The gradients of the other embeddings do not change."""
     x = EMBEDDINGS.clone()
     x[3] *= length / x[3].norm()
     x.requires_grad_()

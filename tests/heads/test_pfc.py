@@ -1,4 +1,4 @@
-"""PartialFC: the same tester as the full head, and its sampling."""
+"""PartialFC against the float64 reference, and its sampling."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_state_round_trip(world_size, workers):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_abandoned_backward_leaves_no_trace(world_size, workers):
+def test_an_abandoned_backward_changes_nothing(world_size, workers):
     workers(world_size).run(conformance.abandoned, Case(PartialFC, {"sample_rate": 0.3}))
 
 
@@ -62,7 +62,7 @@ def test_selection_holds_positives_and_its_quota(rate):
     assert set(labels.tolist()) <= set(ids.tolist())
 
 
-def test_positives_beyond_the_quota_are_all_kept_and_warned_of():
+def test_positives_beyond_the_quota_are_all_kept_with_a_warning():
     head = PartialFC(200, 8, sample_rate=0.01)
     labels = torch.arange(50)
     with pytest.warns(UserWarning, match="no negative was sampled"):
@@ -79,7 +79,7 @@ def test_selection_is_keyed_by_seed_step_and_micro_batch():
 
     assert ids() == ids()
     different = [ids(), ids(seed=1), ids(step=1), ids(micro_batch=1)]
-    assert len({tuple(found) for found in different}) == 4
+    assert len({tuple(selected) for selected in different}) == 4
 
 
 @pytest.mark.parametrize(("population", "count"), [(30, 2), (30, 9), (30, 12), (30, 29), (30, 30), (5, 0)])
@@ -87,32 +87,32 @@ def test_sampling_without_replacement_is_uniform(population, count):
     assert chi_square(sample_without_replacement, population, count) < 1.6
 
 
-def test_the_uniformity_test_fails_on_a_biased_sampler():
+def test_the_uniformity_test_fails_for_a_biased_sampler():
     def truncated(population: int, count: int, source: torch.Generator) -> torch.Tensor:
         draws = torch.randint(population, (2 * count,), generator=source)
-        return torch.unique(draws)[:count]  # of a sorted draw the small numbers survive
+        return torch.unique(draws)[:count]  # keeps the small numbers of a sorted draw
 
     assert chi_square(truncated, 30, 9) > 10
 
 
 def chi_square(sampler, population: int, count: int, rounds: int = 4000) -> float:
-    """Of how often each number is drawn, per degree of freedom, scaled for draws without replacement."""
+    """Return the chi-square of the counts of draws per degree of freedom, scaled for draws without replacement."""
     counts = torch.zeros(population)
     for round_number in range(rounds):
         drawn = sampler(population, count, generator("test", round_number))
         assert len(drawn) <= count
         counts[drawn] += 1
     share = count / population
-    variance = rounds * share * (1 - share)  # of one number's count
+    variance = rounds * share * (1 - share)  # variance of one number's count
     if variance == 0:
         assert torch.equal(counts, torch.full_like(counts, rounds * share))
         return 0.0
-    # The counts sum to rounds x count, which costs the degree of freedom that population - 1 takes off.
+    # Each count has this variance, so the mean over numbers is 1 for a uniform sampler.
     return float(((counts - rounds * share) ** 2).sum() / variance / population)
 
 
 def test_log_q_makes_the_denominator_unbiased():
-    """Mean over many selections of the corrected sampled sum of exp equals the full sum."""
+    """The mean over many selections of the corrected sampled sum of exp equals the full sum."""
     head = PartialFC(300, 8, sample_rate=0.2, log_q=True, margin=CosFace(s=4, m=0), dtype=torch.float64)
     embeddings, labels = torch.randn(2, 8, dtype=torch.float64), torch.tensor([5, 250])
     x = torch.nn.functional.normalize(embeddings)

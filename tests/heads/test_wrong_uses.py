@@ -1,4 +1,4 @@
-"""Uses that would give a wrong number: each ends with the right one, or with an error that says what to do."""
+"""Wrong uses of heads: each gives the right number, or an error that says what to do."""
 
 import copy
 import io
@@ -32,12 +32,12 @@ def ffc(**options) -> FFC:
 
 
 def loss_of(head, x=X, y=Y):
-    """The loss of embeddings that require a gradient, and these."""
+    """Return the loss of embeddings that require a gradient, and the embeddings."""
     x = x.clone().requires_grad_()
     return (head(x, y, normalize(x.detach() + 0.1), y) if isinstance(head, FFC) else head(x, y)), x
 
 
-# --- gradients belong to the rows they were computed from
+# --- gradients apply to the rows they were computed from only
 
 
 @pytest.mark.parametrize("budget", [0, 512])
@@ -70,7 +70,7 @@ def normalise_in_place(head):
 
 @pytest.mark.parametrize("change", [load, normalise_in_place])
 @pytest.mark.parametrize("store", ["device", "host", "disk"])
-def test_rows_that_change_between_backward_and_step_are_noticed(change, store, tmp_path):
+def test_rows_that_change_between_backward_and_step_are_detected(change, store, tmp_path):
     head = FullFC(C, D, store=store, store_dir=tmp_path if store == "disk" else None)
     optimizer = head.optimizer(lr=0.1)
     loss_of(head)[0].backward()
@@ -100,7 +100,7 @@ def test_zero_grad_of_the_head_drops_the_gradients_of_its_rows():
 def scaled_training(
     scale: float, steps: int, overflow_at: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """In a worker: rows, momentum and the head's count of steps after each, with a GradScaler unless scale is 0."""
+    """In a worker: return rows, momentum and the head's step after each step; with a GradScaler unless scale is 0."""
     rank, world_size = rank_and_world()
     torch.manual_seed(0)
     backbone = torch.nn.Linear(D, D)
@@ -112,10 +112,10 @@ def scaled_training(
         own = slice(rank * N // world_size, (rank + 1) * N // world_size)
         loss = head(backbone(X[own]), Y[own])
         if step == overflow_at and rank == world_size - 1:
-            loss = loss * torch.tensor(1e38)  # on one process alone
+            loss = loss * torch.tensor(1e38)  # on one process only
         scaler.scale(loss).backward()
         for parameter in backbone.parameters():
-            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # each optimizer decides for itself: let this one step
+            parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # each optimizer decides for itself; this one must step
         for optimizer in optimizers:
             scaler.step(optimizer)
         scaler.update()
@@ -126,8 +126,8 @@ def scaled_training(
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_grad_scaler_scales_rows_back(world_size, workers):
-    """A power of two is exact: the rows are those of a training without it, bit for bit."""
+def test_a_grad_scaler_unscales_the_gradient_of_rows(world_size, workers):
+    """Scaling by a power of two is exact: the rows equal those of a training without a scaler, bit for bit."""
     plain = workers(world_size).run(scaled_training, 0.0, 3)
     for (rows, momentum, _), scaled in zip(plain, workers(world_size).run(scaled_training, 2.0**16, 3), strict=True):
         assert torch.equal(scaled[0], rows) and torch.equal(scaled[1], momentum)
@@ -169,7 +169,7 @@ def test_a_grad_scaler_counts_the_steps_of_ffc():
 
 @pytest.mark.parametrize("exponent", [110, 116, 120, 127])
 def test_no_scale_puts_inf_or_nan_into_rows(exponent):
-    """The gradient of rows is larger than that of embeddings, by one over the length of a row, and overflows first."""
+    """The gradient of rows is larger than that of embeddings, by one over the norm of a row, and overflows first."""
     head = FullFC(C, D)
     optimizer, scaler = head.optimizer(lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**exponent)
     before = head.centers.rows.clone()
@@ -183,7 +183,7 @@ def test_no_scale_puts_inf_or_nan_into_rows(exponent):
     "drop",
     [lambda o: torch.optim.Optimizer.zero_grad(o), lambda o: setattr(o.param_groups[0]["params"][0], "grad", None)],
 )
-def test_whoever_takes_the_gradient_away_drops_it(drop):
+def test_removing_the_gradient_of_the_proxy_drops_that_of_the_rows(drop):
     head = FullFC(C, D)
     optimizer = head.optimizer(lr=0.1)
     before = head.centers.rows.clone()
@@ -220,18 +220,18 @@ def test_a_step_inside_autocast(budget):
 
 def test_an_optimizer_that_was_replaced_refuses_to_step():
     head = FullFC(C, D)
-    first, second = head.optimizer(lr=0.1, momentum=0.9), head.optimizer(lr=0.1, momentum=0.9)
+    replaced, current = head.optimizer(lr=0.1, momentum=0.9), head.optimizer(lr=0.1, momentum=0.9)
     loss_of(head)[0].backward()
     with pytest.raises(RuntimeError, match="another optimizer has been made for this head"):
-        first.step()
-    second.step()
+        replaced.step()
+    current.step()
     for use in (copy.deepcopy, pickle.dumps):
         with pytest.raises(ValueError, match="cannot be copied or pickled; copy the head"):
-            use(second)
+            use(current)
     with pytest.raises(ValueError, match="has one group"):
-        second.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+        current.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
     with pytest.raises(ValueError, match="no state of a RowSGD"):
-        second.load_state_dict(
+        current.load_state_dict(
             torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9).state_dict() | {"param_groups": []}
         )
 
@@ -261,7 +261,7 @@ def test_features_of_a_frozen_backbone_in_inference_mode():
     optimizer.step()
 
 
-def test_a_pool_is_loaded_without_the_rights_of_a_pickle():
+def test_a_pool_is_loaded_without_unpickling_objects():
     head = ffc()
     loss_of(head)[0].backward()
     file = io.BytesIO()
@@ -273,10 +273,10 @@ def test_a_pool_is_loaded_without_the_rights_of_a_pickle():
 
 
 def made_before_the_group() -> list[str]:
-    """In a worker."""
+    """In a worker: return the errors of heads made before the process group."""
     messages = []
     for head in (PartialFC(C, D), ffc()):
-        head.process_group = None  # as made before init_process_group
+        head.process_group = None  # the state of a head made before init_process_group
         try:
             loss_of(head)
         except RuntimeError as error:
@@ -286,14 +286,14 @@ def made_before_the_group() -> list[str]:
 
 def test_a_head_made_before_the_process_group_is_refused(workers):
     for messages in workers(2).run(made_before_the_group):
-        assert len(messages) == 2 and all("made before torch.distributed" in each for each in messages)
+        assert len(messages) == 2 and all("made before torch.distributed" in message for message in messages)
 
 
 # --- a head whose optimizer never steps
 
 
 @pytest.mark.parametrize("name", CENTER_HEADS)
-def test_a_head_that_never_steps_is_reported_once_and_keeps_little(name):
+def test_a_head_without_steps_is_reported_once_and_keeps_few_gradients(name):
     head = CENTER_HEADS[name]()
     with pytest.warns(UserWarning, match=r"make one with head.optimizer\(lr\)") as caught:
         for _ in range(30):
@@ -308,7 +308,7 @@ def test_a_head_that_never_steps_is_reported_once_and_keeps_little(name):
     optimizer.step()
 
 
-def test_an_optimizer_that_never_steps_is_reported_and_ends(monkeypatch):
+def test_an_optimizer_without_steps_is_reported_and_then_refused(monkeypatch):
     monkeypatch.setattr("heads.rows.pending.MOST", 300)
     head = FullFC(C, D)
     head.optimizer(lr=0.1)
@@ -319,7 +319,7 @@ def test_an_optimizer_that_never_steps_is_reported_and_ends(monkeypatch):
         loss_of(head)[0].backward()
 
 
-def test_a_momentum_copy_that_never_follows_is_reported():
+def test_a_momentum_copy_that_is_never_updated_is_reported():
     backbone = torch.nn.Linear(D, D)
     head = ffc()
     head.prepare(backbone)
@@ -333,13 +333,13 @@ def test_a_momentum_copy_that_never_follows_is_reported():
 
 
 @pytest.mark.parametrize("name", [*CENTER_HEADS, "ffc"])
-def test_inference_mode_around_an_evaluation_leaves_no_trace(name):
+def test_an_evaluation_in_inference_mode_changes_nothing(name):
     results = []
-    for looked in (False, True):
+    for evaluated in (False, True):
         head = {**CENTER_HEADS, "ffc": ffc}[name]()
         optimizer = head.optimizer(lr=0.1)
         for _ in range(3):
-            if looked:
+            if evaluated:
                 with torch.inference_mode():
                     head.eval()
                     loss_of_eval = loss_of_plain(head)
@@ -375,13 +375,13 @@ def test_fidelity_in_inference_mode():
 
 
 @pytest.mark.parametrize("name", ["pfc", "forest"])
-def test_a_training_forward_under_no_grad_moves_nothing(name):
+def test_a_training_forward_under_no_grad_changes_nothing(name):
     losses = []
-    for looked in (False, True):
+    for evaluated in (False, True):
         head = CENTER_HEADS[name]()
         optimizer = head.optimizer(lr=0.1)
         for _ in range(3):
-            if looked:
+            if evaluated:
                 with torch.no_grad():
                     head(X, Y)
             loss, _ = loss_of(head)
@@ -392,7 +392,7 @@ def test_a_training_forward_under_no_grad_moves_nothing(name):
     assert torch.equal(torch.stack(losses[:3]), torch.stack(losses[3:]))
 
 
-def test_ffc_computes_no_gradient_that_nobody_wants(monkeypatch):
+def test_ffc_computes_no_gradient_without_need(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a gradient was computed")
 
@@ -445,7 +445,7 @@ def test_copies_train_like_the_original(index, again):
     head = (HashingForest if index else PartialFC)(C, D, **options)
     optimizer = head.optimizer(lr=0.1, momentum=0, weight_decay=0)
     train(head, optimizer, 3)
-    loss_of(head)[0].backward()  # like parameters, a copy has no gradient
+    loss_of(head)[0].backward()  # a copy has no gradient, as copies of parameters
     head.micro_batch = 0
     other = again(head)
     optimizer.zero_grad()
@@ -458,15 +458,15 @@ def test_copies_train_like_the_original(index, again):
     assert train(head, optimizer, 3) == losses
 
 
-def test_a_copy_while_an_index_is_built():
+def test_a_copy_made_during_an_index_build():
     head = HashingForest(C, D, num_active=0.5, index=Annoy(2), interval=1, build="background")
     optimizer = head.optimizer(lr=0.1)
     train(head, optimizer, 1)
     other = copy.deepcopy(head)
     assert not other.index_refresh.running
     train(other, other.optimizer(lr=0.1), 3)
-    for each in (head, other):
-        each.index_refresh.wait()
+    for forest in (head, other):
+        forest.index_refresh.wait()
 
 
 def test_rows_on_disk_are_not_copied(tmp_path):
@@ -476,7 +476,7 @@ def test_rows_on_disk_are_not_copied(tmp_path):
 
 
 def copy_and_foreign_file(path: str) -> list[str]:
-    """In a worker: copies on two processes, and what becomes of a state dict that one process saved alone."""
+    """In a worker: copy a head, load the state dict that one process saved alone, and return the error."""
     rank, _ = rank_and_world()
     head = PartialFC(C, D, seed=rank + 1)
     head.optimizer(lr=0.1, momentum=0.9)
@@ -509,11 +509,11 @@ def copy_and_foreign_file(path: str) -> list[str]:
     return []
 
 
-def test_a_state_dict_of_one_process_does_not_pass_for_that_of_another(workers, tmp_path):
-    """The part of process 0 has the shape of that of process 1, and was loaded as its own without a word."""
-    first, second = workers(2).run(copy_and_foreign_file, str(tmp_path))
-    assert first == []
-    (message,) = second
+def test_a_state_dict_of_one_process_is_refused_by_another(workers, tmp_path):
+    """The shards of processes 0 and 1 have the same shape, so that only a check tells them apart."""
+    of_rank_0, of_rank_1 = workers(2).run(copy_and_foreign_file, str(tmp_path))
+    assert of_rank_0 == []
+    (message,) = of_rank_1
     for words in (f"holds only rows 0 to 19 of [{C}, {D}]", "torch.distributed.checkpoint", "full_state_dict()"):
         assert words in message
     alone = PartialFC(C, D)
@@ -523,10 +523,12 @@ def test_a_state_dict_of_one_process_does_not_pass_for_that_of_another(workers, 
     alone.load_state_dict(torch.load(tmp_path / "whole.pt"))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, at any break
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # from torch, at any graph break
 @pytest.mark.parametrize("name", [*CENTER_HEADS, "ffc"])
 def test_heads_inside_torch_compile(name):
-    """The backbone may be compiled with the head in one function; the head then runs as it is."""
+    """The backbone may be compiled together with the head; the head then runs uncompiled."""
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -551,14 +553,14 @@ def test_heads_inside_torch_compile(name):
 
 
 def test_momentum_set_later_is_used():
-    """Momentum acts as in torch: also set by schedulers such as OneCycleLR, and switched off again."""
+    """Momentum acts as in torch, also if a scheduler such as OneCycleLR sets it or switches it off."""
     ours = FullFC(C, D, dtype="fp64")
     optimizer = ours.optimizer(lr=0.1, momentum=0, weight_decay=0)
     parameter = torch.nn.Parameter(ours.centers.rows.clone())
     theirs = torch.optim.SGD([parameter], lr=0.1)
     for momentum in (0.0, 0.9, 0.9, 0.0, 0.5):
-        for each in (optimizer, theirs):
-            each.param_groups[0]["momentum"] = momentum
+        for rule in (optimizer, theirs):
+            rule.param_groups[0]["momentum"] = momentum
         loss_of(ours)[0].backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -636,18 +638,18 @@ def test_an_empty_pool_and_an_empty_gallery():
         (lambda: ffc()(X.to("meta"), Y, X, Y), ValueError, "embeddings on device meta .* head's device, cpu"),
     ],
 )
-def test_wrong_options_and_input_are_answered(make, error, words):
+def test_wrong_options_and_input_are_refused_with_a_remedy(make, error, words):
     with pytest.raises(error, match=words):
         make()
 
 
-def test_whole_numbers_of_other_types_are_taken():
+def test_whole_numbers_of_other_types_are_accepted():
     assert FullFC(2000.0, D).centers.shard.num_classes == 2000
     assert FullFC(torch.tensor(7), D).centers.shard.num_classes == 7
 
 
 def one_bad_process(kind: str) -> list[str]:
-    """In a worker: the last process passes unusable input once; then all train on."""
+    """In a worker: the last process passes unusable input once; then all processes continue to train."""
     rank, world_size = rank_and_world()
     head, pool = PartialFC(C, D, sample_rate=0.5), ffc()
     bad = rank == world_size - 1
@@ -673,14 +675,14 @@ def one_bad_process(kind: str) -> list[str]:
 @pytest.mark.parametrize("kind", ["dtype", "shape", "labels"])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_bad_input_of_one_process_raises_on_all(kind, world_size, workers):
-    *others, last = workers(world_size).run(one_bad_process, kind)
-    for messages in others:
+    *of_others, of_last = workers(world_size).run(one_bad_process, kind)
+    for messages in of_others:
         assert all(f"process {world_size - 1} cannot use its input" in words for words in messages[:-1])
-        assert messages[-1] == last[-1], "the processes no longer agree"
-    assert all("must be" in words for words in last[:-1])
+        assert messages[-1] == of_last[-1], "the processes no longer agree"
+    assert all("must be" in words for words in of_last[:-1])
 
 
-def test_what_the_package_offers():
+def test_exports_of_the_package():
     assert heads.fidelity.selection_fidelity is selection_fidelity
     assert {"Annoy", "Exact", "IVF", "fidelity", "RowSGD", "RowAdamW"} <= set(heads.__all__)
     assert all(hasattr(heads, name) for name in heads.__all__)

@@ -1,4 +1,4 @@
-"""Margins: finite differences, the ends of the cosine, the guard beyond theta + m = pi."""
+"""Margins: finite differences, the ends of the range of the cosine, the continuation beyond theta + m = pi."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_target_never_falls_when_the_cosine_rises(margin):
 
 
 @pytest.mark.parametrize("m", [2.0, 2.33, 2.4, 2.8, 3.1])
-def test_arcface_never_falls_whatever_its_margin(m):
+def test_arcface_never_falls_for_any_margin(m):
     cos = torch.linspace(-1, 1, 20001, dtype=torch.float64)
     assert (ArcFace(m=m).target(cos).diff() >= -1e-12).all()
 
@@ -62,8 +62,8 @@ def test_formulas():
     torch.testing.assert_close(ours, reference.combined(cos))
 
 
-def test_arcface_beyond_pi_goes_on_falling():
-    """The ancestor puts cos -0.90 below cos -0.99."""
+def test_arcface_beyond_pi_continues_to_fall():
+    """The uncontinued formula puts cos -0.90 below cos -0.99."""
     target = ArcFace(m=0.5).target(torch.tensor([-0.99, -0.90], dtype=torch.float64))
     assert target[0] < target[1]
     torch.testing.assert_close(target[0], torch.tensor(-0.99 - 0.5 * math.sin(0.5), dtype=torch.float64))
@@ -75,21 +75,21 @@ def test_combined_contains_the_others():
     torch.testing.assert_close(CombinedMargin(m3=0.4).target(cos), CosFace(m=0.4).target(cos))
 
 
-def test_combined_heeds_m1_and_m2_also_when_m3_is_given():
+def test_combined_applies_m1_and_m2_also_with_m3():
     cos = torch.tensor([0.3])
     both, subtracted = CombinedMargin(m1=1.1, m2=0.2, m3=0.1), CombinedMargin(m3=0.1)
     assert both.target(cos) < subtracted.target(cos) - 0.05
 
 
-def test_filter_masks_out_instead_of_setting_to_zero():
+def test_max_negative_cosine_masks_instead_of_setting_to_zero():
     cos = torch.tensor([[0.5], [0.3]])
     logits = CosFace(s=2, max_negative_cosine=0.4).negative_logits(cos, torch.tensor([0.9]))
     assert logits.flatten().tolist() == pytest.approx([-math.inf, 0.6])
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_everything_filtered_is_no_nan(world_size, workers):
-    """Also where one process then holds nothing but filtered rows."""
+def test_a_batch_with_all_negatives_filtered_gives_zero_not_nan(world_size, workers):
+    """The same holds if all rows of one process are filtered."""
     for loss, gradient in workers(world_size).run(_all_filtered):
         assert loss == 0 and torch.equal(gradient, torch.zeros_like(gradient))
 
@@ -104,7 +104,7 @@ def _all_filtered() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_margin_inside_the_log_sum_exp():
-    """The loss that a correction after the fact gets wrong: s = 64, m = 0.4, cos = 0.5 in float32."""
+    """A correction of the log-sum-exp afterwards is wrong here in float32: s = 64, m = 0.4, cos = 0.5."""
     head = FullFC(1000, 2, margin=CosFace(s=64, m=0.4))
     head.centers.rows[:] = torch.tensor([-1.0, 0])
     head.centers.rows[0] = torch.tensor([0.5, math.sqrt(0.75)])
