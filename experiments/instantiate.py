@@ -81,8 +81,9 @@ def _check_types(config: DictConfig) -> None:
 
 def _check_keywords(call: partial[Any], config: DictConfig) -> None:
     """Raise ValueError for options that the target does not take, before a call raises TypeError for them."""
-    target, given = call.func, list(call.keywords)
-    while isinstance(target, partial):  # Hydra's own
+    target: Any = call.func
+    given = list(call.keywords)
+    while isinstance(target, partial):  # the partial call of Hydra
         target, given = target.func, [*given, *target.keywords]
     known = inspect.signature(target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):

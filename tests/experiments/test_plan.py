@@ -109,7 +109,7 @@ def test_the_command(tmp_path):
     assert "100,000,000 classes of 512" in printed and "classes at most" in printed
     assert len(json.loads((tmp_path / "plan.json").read_text())) == 20
     for words, sentence in (
-        (["batch=0.5"], "error: batch=0.5: a whole number"),
+        (["batch=0.5"], "error: batch=0.5 must be a whole number"),
         (["num_classes=5"], "num_classes=5: too few for devices=8"),
         (["memory=3"], "memory is not an option; did you mean 'memory_gb'?"),
     ):
