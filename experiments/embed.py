@@ -1,7 +1,7 @@
-"""`python -m experiments.embed checkpoint=RUN source=IMAGES target=FILE.npy`: embeddings of images, as an array.
+"""`python -m experiments.embed checkpoint=RUN source=IMAGES target=FILE.npy`: write embeddings to an array.
 
-Row i of FILE.npy, (n, D), is of the image that line i of FILE.txt names: `key<TAB>class`. Both are made in
-`FILE.npy.partial`; the same command goes on with one that was stopped, with any number of processes.
+Row i of FILE.npy, (n, D), belongs to the image in line i of FILE.txt: `key<TAB>class`. Both files are written in
+`FILE.npy.partial`. After an interruption the same command continues, with any number of processes.
 """
 
 if __name__ == "__main__":  # before torch is imported
@@ -15,7 +15,7 @@ if __name__ == "__main__":  # before torch is imported
 import json
 import os
 import shutil
-from functools import partial as partial_of
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,87 +37,131 @@ from .tables import console
 
 BLOCK = 1024  # images between two safe states
 DTYPES = ("float32", "float16")
-ABOUT = "about.json"  # of the partial folder: what is made in it
 
 
 def embed(config: DictConfig, folder: Path) -> None:
-    """Writes both files. Raises ValueError for options and images that do not allow it."""
+    """Write both files.
+
+    Raises:
+        ValueError: an option does not fit, or an image cannot be read.
+    """
     needed(config, "checkpoint", "source", "target")
     path, target = absolute(config.source), Path(absolute(config.target))
-    keys, partial = target.with_suffix(".txt"), target.with_name(f"{target.name}.partial")
     if target.suffix != ".npy":
-        raise ValueError(f"target={target}: must end in .npy")
+        raise ValueError(f"target={target} must end in .npy")
     if config.dtype not in DTYPES:
-        raise ValueError(f"dtype={config.dtype}: must be one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype={config.dtype} must be one of {', '.join(DTYPES)}")
     source = images_at(path, config.format, root=config.root, labels=config.labels)
     with joined(config) as processes:
         embedder = model(config, processes)
         images, prepare = embedder.view(source)
         shape = (len(source), embedder.embedding_size)
-        # What goes on must be of the same images and model.
+        # An interrupted command continues only with the same images, model and options.
         options = [config.mirrored, config.unit, config.dtype, config.trainer.precision]
-        about = json.dumps([source.fingerprint, shape, embedder.name, *options])
-        if not (partial / ABOUT).exists():
-            for there in (target, keys):
-                if there.exists():
-                    raise ValueError(f"target={target}: there is {there.name} already; remove it or name another")
-        elif (partial / ABOUT).read_text() != about:
-            raise ValueError(
-                f"target={target}: {partial.name} is of other images, options or another checkpoint; remove it"
-            )
-        lock = FileLock(partial / "lock")
-        if not processes.rank_zero_call(lambda: _locked(lock, partial)):
-            raise ValueError(f"target={target}: another command is writing there")
+        files = Files(target, json.dumps([source.fingerprint, shape, embedder.name, *options]))
+        files.check()
+        if not processes.rank_zero_call(files.lock):
+            raise ValueError(f"target={target} cannot be written: another command is writing it; wait or stop that one")
         try:
-            if processes.rank_zero_call(lambda: _begin(partial, about, target, shape, config.dtype)):
-                fill = partial_of(_fill, partial, len(source), images, prepare, embedder, config)
-                embedder.together(fill)  # all are done
-            processes.rank_zero_call(lambda: _finish(partial, source, target, keys))
+            if processes.rank_zero_call(lambda: files.begin(shape, config.dtype)):
+                # Returns when all processes are done.
+                embedder.together(partial(_fill, files, len(source), images, prepare, embedder, config))
+            processes.rank_zero_call(lambda: files.finish(source))
         finally:
-            lock.release()
+            files.unlock()
         if processes.is_rank_zero:
-            told = f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {keys.name}: key and class of each"
-            console().print(told, soft_wrap=True, highlight=False)
+            message = (
+                f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {files.keys.name}: their keys and classes"
+            )
+            console().print(message, soft_wrap=True, highlight=False)
 
 
-def _locked(lock: FileLock, partial: Path) -> bool:
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    return True
+class Files:
+    """The files of a target: an array, a text file of keys, and a folder for both until they are complete.
+
+    Args:
+        target: path of the array.
+        description: of what is computed, which a continued command must have too.
+    """
+
+    def __init__(self, target: Path, description: str):
+        self.target, self.keys, self.description = target, target.with_suffix(".txt"), description
+        self.partial = target.with_name(f"{target.name}.partial")
+        self.rows, self.done, self.about = (self.partial / name for name in ("rows.npy", "done", "about.json"))
+        self._lock = FileLock(self.partial / "lock")
+
+    def check(self) -> None:
+        """Raise ValueError if the target exists, or the folder belongs to another computation."""
+        if not self.about.exists():
+            for path in (self.target, self.keys):
+                if path.exists():
+                    raise ValueError(
+                        f"target={self.target} cannot be written: {path.name} exists already; remove it or give "
+                        "another name"
+                    )
+        elif self.about.read_text() != self.description:
+            raise ValueError(
+                f"target={self.target} cannot be continued: {self.partial.name} has other images, options or another "
+                "checkpoint; remove it"
+            )
+
+    def lock(self) -> bool:
+        """Lock the folder; return whether no other command holds it."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
+    def unlock(self) -> None:
+        self._lock.release()
+
+    def begin(self, shape: tuple[int, int], dtype: str) -> bool:
+        """Allocate the array if needed; return whether any rows may be missing. The description is written last."""
+        if not self.about.exists():
+            np.lib.format.open_memmap(self.rows, "w+", dtype, shape)
+            self.done.write_bytes(bytes(-(-shape[0] // BLOCK)))
+            write_whole(self.about, self.description)
+        elif not self.rows.exists() and not self.target.exists():  # it was complete, and the target was removed since
+            self.about.unlink()
+            return self.begin(shape, dtype)
+        return self.rows.exists()
+
+    def finish(self, source: Labelled) -> None:
+        """Rename the files, the array last. A command killed in this method continues in it."""
+        if self.rows.exists():
+            names, keys = source.names, self.partial / "keys.txt"
+            with keys.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+                for index, label in enumerate(source.labels):
+                    file.write(f"{one_line(source.key(index))}\t{one_line(names[label])}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(keys, self.keys)
+            os.replace(self.rows, self.target)
+        self.about.unlink()
+        shutil.rmtree(self.partial)
 
 
-def _begin(partial: Path, about: str, target: Path, shape: tuple[int, int], dtype: str) -> bool:
-    """Room for all, unless it is there; whether there is something to be done. `about` comes last."""
-    if not (partial / ABOUT).exists():
-        np.lib.format.open_memmap(partial / "rows.npy", "w+", dtype, shape)
-        (partial / "done").write_bytes(bytes(-(-shape[0] // BLOCK)))
-        write_whole(partial / ABOUT, about)
-    elif not (partial / "rows.npy").exists() and not target.exists():  # finished once, and removed since
-        (partial / ABOUT).unlink()
-        return _begin(partial, about, target, shape, dtype)
-    return (partial / "rows.npy").exists()
+def _fill(files: Files, count: int, images: Source, prepare: Prepare, embedder: Model, config: DictConfig) -> None:
+    """Compute this process's missing blocks.
 
-
-def _fill(partial: Path, count: int, images: Source, prepare: Prepare, embedder: Model, config: DictConfig) -> None:
-    """This process's blocks, as far as they are not done. Written to files, not to mapped memory: a full disk is told
-    of, and does not end the process."""
-    offset = np.load(partial / "rows.npy", mmap_mode="r").offset
-    processes, done = embedder.processes, (partial / "done").read_bytes()
-    own = [number for number in range(processes.rank, len(done), processes.world_size) if not done[number]]
-    with (partial / "rows.npy").open("r+b") as rows, (partial / "done").open("r+b") as marks:
-        for number in embedder.track(own, "Embedding"):
+    They are written to a file and not to mapped memory, so that a full disk is reported and does not kill the process.
+    """
+    offset = np.load(files.rows, mmap_mode="r").offset
+    processes, done = embedder.processes, files.done.read_bytes()
+    missing = [number for number in range(processes.rank, len(done), processes.world_size) if not done[number]]
+    with files.rows.open("r+b") as rows, files.done.open("r+b") as marks:
+        for number in embedder.track(missing, "Embedding"):
             indices = np.arange(number * BLOCK, min((number + 1) * BLOCK, count))
             try:
-                found = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
+                embeddings = embedder.embed(images, prepare, indices, mirrored=config.mirrored)
             except UnreadableError as error:
                 hint = "python -m data.convert on_corrupt=skip verify=true makes a copy without such images"
                 raise ValueError(f"{error}; {hint}") from None
-            found = unit(found, config.source) if config.unit else found
-            found = finite(found.to(getattr(torch, config.dtype)), config.source)  # float16 holds up to 65,504
-            block = found.cpu().numpy()
+            embeddings = unit(embeddings, config.source) if config.unit else embeddings
+            embeddings = finite(embeddings.to(getattr(torch, config.dtype)), config.source)  # float16 ends at 65,504
+            block = embeddings.cpu().numpy()
             rows.seek(offset + block[:1].nbytes * number * BLOCK)
             rows.write(block.tobytes())
             rows.flush()
@@ -125,21 +169,6 @@ def _fill(partial: Path, count: int, images: Source, prepare: Prepare, embedder:
             marks.seek(number)
             marks.write(b"\1")
             marks.flush()
-
-
-def _finish(partial: Path, source: Labelled, target: Path, keys: Path) -> None:
-    """The array gets its name last. One that is killed here goes on here."""
-    if (partial / "rows.npy").exists():
-        names = source.names
-        with (partial / "keys.txt").open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            for index, label in enumerate(source.labels):
-                file.write(f"{one_line(source.key(index))}\t{one_line(names[label])}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial / "keys.txt", keys)
-        os.replace(partial / "rows.npy", target)
-    (partial / ABOUT).unlink()
-    shutil.rmtree(partial)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`python -m experiments.evaluate checkpoint=RUN protocol=NAME`: evaluate a model by the protocols of the field.
 
-Prints a table with 95% intervals, and leaves evaluation.json and a picture of each result. With `trainer.devices=N`
-it is N processes that share the images; the figures are the same.
+Prints a table with 95% intervals, and writes evaluation.json and a plot of each result. With `trainer.devices=N`, N
+processes share the images; the results are the same.
 """
 
 if __name__ == "__main__":  # before torch is imported
@@ -30,66 +30,76 @@ from .tables import console, readable
 
 
 def evaluate(config: DictConfig, folder: Path) -> list[Result]:
-    """What all protocols find, on the first process; written there too.
+    """Evaluate a model by all chosen protocols; return the results on process 0, which writes them to the folder.
 
     Raises:
-        ValueError: options, files or a model that do not fit.
+        ValueError: an option, a file or the model does not fit.
     """
     if not config.protocol:
         names = ", ".join(path.stem for path in sorted((arguments.CONF / "protocol").glob("*.yaml")))
-        raise ValueError(f"protocol=[]: choose of {names}")
+        raise ValueError(f"protocol=[] must name a protocol; choose from {names}")
     with joined(config) as processes:
         protocols = build_protocols(config)
-        judged = model(config, processes)
+        evaluated = model(config, processes)
         for protocol in protocols:
-            protocol.check(judged)
-        results = [result for protocol in protocols for result in protocol(judged)]
+            protocol.check(evaluated)
+        results = [result for protocol in protocols for result in protocol(evaluated)]
         if processes.is_rank_zero:
-            leave(results, config.checkpoint, folder)
+            print_results(results)
+            write_results(results, config.checkpoint, folder)
     return results
 
 
-def leave(results: list[Result], checkpoint: str | None, folder: Path) -> None:
-    """evaluation.json, a picture of each result, and tables on the screen."""
+def print_results(results: list[Result]) -> None:
+    """Print the counts, a table and the notes of each result."""
     screen = console()
-    told = []
     for result in results:
-        curves: dict[str, Any] = {}
-        if "rates" in result.curves:
-            rates = result.curves["rates"]
-            cuts = thinned(rates)
-            curves["roc"] = {"far": rates.far[cuts].tolist(), "tar": rates.tar[cuts].tolist()}
-            curves["roc"]["threshold"] = [None, *rates.thresholds[cuts][1:].tolist()]
-        if "cmc" in result.curves:
-            curves["cmc"] = dict(zip(("rank", "share"), (each.tolist() for each in result.curves["cmc"]), strict=True))
-        told.append(
-            {
-                "name": result.name,
-                "metrics": result.metrics,
-                "intervals_95": result.intervals,
-                "counts": result.counts,
-                "notes": result.notes,
-                "curves": curves,
-            }
-        )
         counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
         screen.print(f"\n{result.name}: {counts}")
         screen.print(table(result))
         for note in result.notes:
             screen.print(note)
-        plot(result, folder / f"{result.name}.png")
-    write_whole(folder / "evaluation.json", json.dumps({"checkpoint": checkpoint, "results": told}, indent=2) + "\n")
-    pictures = ", ".join(f"{each.name}.png" for each in results)
-    screen.print(f"In {folder}: evaluation.json, {pictures}", soft_wrap=True)
 
 
 def table(result: Result) -> Table:
-    made = Table("", "", "95% interval")
-    made.columns[1].justify = "right"
+    """Return the metrics of a result with their intervals."""
+    rows = Table("", "", "95% interval")
+    rows.columns[1].justify = "right"
     for name, value in result.metrics.items():
         ends = [readable("", end) for end in result.intervals.get(name, ())]
-        made.add_row(name, readable("", value), " .. ".join(ends))
-    return made
+        rows.add_row(name, readable("", value), " .. ".join(ends))
+    return rows
+
+
+def write_results(results: list[Result], checkpoint: str | None, folder: Path) -> None:
+    """Write evaluation.json, and a plot of each result."""
+    for result in results:
+        plot(result, folder / f"{result.name}.png")
+    content = {"checkpoint": checkpoint, "results": [as_json(result) for result in results]}
+    write_whole(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
+    plots = ", ".join(f"{result.name}.png" for result in results)
+    console().print(f"In {folder}: evaluation.json, {plots}", soft_wrap=True)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """Return the entry of a result in evaluation.json."""
+    curves: dict[str, Any] = {}
+    if "rates" in result.curves:
+        rates = result.curves["rates"]
+        cuts = thinned(rates)
+        curves["roc"] = {"far": rates.far[cuts].tolist(), "tar": rates.tar[cuts].tolist()}
+        curves["roc"]["threshold"] = [None, *rates.thresholds[cuts][1:].tolist()]
+    if "cmc" in result.curves:
+        ranks, shares = result.curves["cmc"]
+        curves["cmc"] = {"rank": ranks.tolist(), "share": shares.tolist()}
+    return {
+        "name": result.name,
+        "metrics": result.metrics,
+        "intervals_95": result.intervals,
+        "counts": result.counts,
+        "notes": result.notes,
+        "curves": curves,
+    }
 
 
 if __name__ == "__main__":

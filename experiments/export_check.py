@@ -1,4 +1,4 @@
-"""Images prepared as the metadata of an exported model says, and held against those that the model was trained on."""
+"""Comparison of images prepared by an exported model's metadata with images prepared by this program."""
 
 import io
 import json
@@ -14,43 +14,43 @@ from torch.nn.functional import cosine_similarity
 
 from data.preprocessing import Preprocessing
 
-SIMILAR = 0.9999  # least cosine between embeddings of an image prepared here and as the metadata says
-SCALES = (1, 2, 3.7)  # of test pictures, in sizes of the model's input
+SIMILAR = 0.9999  # least cosine between the embeddings of an image prepared in both ways
+SCALES = (1, 2, 3.7)  # of test images, as multiples of the model's input size
 
-Run = Callable[[Tensor], list[NDArray[np.float32]]]  # an exported model: images to embeddings, and perhaps scores
+Run = Callable[[Tensor], list[NDArray[np.float32]]]  # an exported model: images to embeddings, and scores if any
 
 
-def check_preprocessing(run: Run, preprocessing: Preprocessing, about: Mapping[str, str]) -> None:
-    """Raise ValueError where images that are prepared as the metadata says give other embeddings than here."""
+def check_preprocessing(run: Run, preprocessing: Preprocessing, metadata: Mapping[str, str]) -> None:
+    """Raise ValueError if images prepared by the metadata have other embeddings than images prepared here."""
     least = 1.0
-    for encoded in pictures(preprocessing.width, preprocessing.height):
+    for encoded in test_images(preprocessing.width, preprocessing.height):
         pixels = np.empty((1, preprocessing.height, preprocessing.width, preprocessing.channels), np.uint8)
         preprocessing.decoder.into(pixels[0], encoded)
-        ours, theirs = run(preprocessing.normalize(torch.from_numpy(pixels))), run(documented(encoded, about))
+        ours, theirs = run(preprocessing.normalize(torch.from_numpy(pixels))), run(documented(encoded, metadata))
         least = min(least, float(cosine_similarity(torch.from_numpy(ours[0]), torch.from_numpy(theirs[0]))))
-    print(f"Images of other sizes, prepared as the metadata says: cosine {least:.6f} or more", flush=True)
+    print(f"Images of other sizes, prepared by the metadata: cosine {least:.6f} or more", flush=True)
     if not least >= SIMILAR:
         raise ValueError(
-            f"the metadata does not say how images become the input: their embeddings have a cosine of {least:.6f}, "
-            f"and {SIMILAR} is needed; nothing was written"
+            f"the metadata does not describe how images become the input: embeddings have a cosine of {least:.6f}, and "
+            f"it must be at least {SIMILAR}; nothing was written"
         )
 
 
-def documented(encoded: bytes, about: Mapping[str, str]) -> Tensor:
-    """Prepare an image as docs/evaluation.md says, with Pillow and the metadata alone."""
-    told: dict[str, Any] = {name: value if value.isalpha() else json.loads(value) for name, value in about.items()}
-    size = told["width"], told["height"]
-    image = Image.open(io.BytesIO(encoded)).convert("RGB" if told["channels"] == 3 else "L")
-    left, top = (side * (1 - told.get("crop", 1)) / 2 for side in image.size)
+def documented(encoded: bytes, metadata: Mapping[str, str]) -> Tensor:
+    """Prepare an image as in docs/evaluation.md, with Pillow and the metadata alone."""
+    values: dict[str, Any] = {key: text if text.isalpha() else json.loads(text) for key, text in metadata.items()}
+    size = values["width"], values["height"]
+    image = Image.open(io.BytesIO(encoded)).convert("RGB" if values["channels"] == 3 else "L")
+    left, top = (side * (1 - values.get("crop", 1)) / 2 for side in image.size)
     image = image.crop((left, top, image.width - left, image.height - top))
     bilinear = Image.Resampling.BILINEAR
-    image = ImageOps.fit(image, size, bilinear) if told["fit"] == "crop" else image.resize(size, bilinear)
+    image = ImageOps.fit(image, size, bilinear) if values["fit"] == "crop" else image.resize(size, bilinear)
     pixels = np.asarray(image).reshape(*size[::-1], -1) / 255
-    return torch.from_numpy(((pixels - told["mean"]) / told["std"]).transpose(2, 0, 1)[None].astype(np.float32))
+    return torch.from_numpy(((pixels - values["mean"]) / values["std"]).transpose(2, 0, 1)[None].astype(np.float32))
 
 
-def pictures(width: int, height: int) -> Iterator[bytes]:
-    """Make encoded pictures of several sizes, as JPEG and PNG, with detail down to the model's pixels."""
+def test_images(width: int, height: int) -> Iterator[bytes]:
+    """Yield encoded images of several sizes, as JPEG and PNG, with details as small as the model's pixels."""
     coarse = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     for scale in SCALES:
         size = round(scale * width), round(scale * height)

@@ -1,7 +1,7 @@
-"""`python -m experiments.verify CHECKPOINT`: whether a checkpoint is what was written, byte for byte.
+"""`python -m experiments.verify CHECKPOINT`: verify that a checkpoint holds the bytes that were written.
 
-CHECKPOINT is a run's folder (its newest), a checkpoint, or a URL; several may be given. Each file is read once and held
-against the digests in the manifest; nothing in it is used. The exit status is 1 where anything is damaged.
+CHECKPOINT is a run's folder (its newest checkpoint), a checkpoint, or a URL; several may be given. Each file is read
+once and compared with the digests in the manifest. The exit status is 1 if anything is damaged.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -17,49 +17,48 @@ from rich.table import Table
 from rich.text import Text
 
 from .checkpoints.finding import find
-from .checkpoints.manifest import Block, DamageError, checked, manifest_of, wrong_sizes
+from .checkpoints.manifest import Block, DamageError, check_block, read_manifest, wrong_sizes
 from .checkpoints.storage import CheckpointStore, open_store
 from .tables import console, shown
 
 
 def verify(path: str) -> bool:
-    """Print a table of the files of a checkpoint; return whether all are as they were written.
+    """Print a table of the files of a checkpoint; return whether all are intact.
 
     Raises:
-        ValueError: there is no checkpoint, or none that this version reads.
+        ValueError: there is no checkpoint, or this version does not read it.
     """
-    found = find(path, Path(), None, "checkpoint") if path != "auto" else None
-    if found is None:
-        raise ValueError(f"{path}: the folder of a run, or one of its checkpoints, is needed")
-    folder, _, name = found.rpartition("/")
-    where = open_store(folder)
+    checkpoint = find(path, Path(), None, "checkpoint") if path != "auto" else None
+    if checkpoint is None:
+        raise ValueError(f"{path} must be the folder of a run, or one of its checkpoints")
+    folder, _, name = checkpoint.rpartition("/")
+    store = open_store(folder)
     try:
-        manifest = manifest_of(where, name)
+        manifest = read_manifest(store, name)
     except DamageError as error:
-        raise ValueError(f"{found}: {error}") from error
-    wrong = dict(wrong_sizes(manifest, where.sizes(name)))
-    table = Table("file", "bytes", "", title=Text(found), title_justify="left")
+        raise ValueError(f"{checkpoint} cannot be verified: {error}") from error
+    wrong = dict(wrong_sizes(manifest, store.sizes(name)))
+    table = Table("file", "bytes", "", title=Text(checkpoint), title_justify="left")
     table.columns[1].justify = "right"
     damaged = 0
     for file, blocks in shown(manifest.by_file().items(), "Verifying", len(manifest.by_file())):
-        faults = [wrong[file]] if file in wrong else _faults(where, name, blocks)
+        faults = [wrong[file]] if file in wrong else _faults(store, name, blocks)
         damaged += bool(faults)
         size = sum(block.length for _, block in blocks)
-        table.add_row(Text(file), f"{size:,}", Text("\n".join(faults) or "as it was written"))
+        table.add_row(Text(file), f"{size:,}", Text("\n".join(faults) or "intact"))
     screen = console()
     screen.print(table)
     written_by = f"version {manifest.program['version']}, commit {manifest.program['commit'] or 'unknown'}"
-    of_all = f"{damaged} of {len(manifest.by_file())} files are damaged"
-    told = of_all if damaged else "All files are as they were written"
-    screen.print(f"{told}, by {written_by}", markup=False, highlight=False)
+    result = f"{damaged} of {len(manifest.by_file())} files are damaged" if damaged else "All files are intact"
+    screen.print(f"{result}; written by {written_by}", markup=False, highlight=False)
     return not damaged
 
 
-def _faults(where: CheckpointStore, name: str, blocks: Sequence[tuple[str, Block]]) -> list[str]:
+def _faults(store: CheckpointStore, name: str, blocks: Sequence[tuple[str, Block]]) -> list[str]:
     faults = []
     for tensor, block in blocks:
         try:
-            checked(where.read(name, block.file, block.begin, block.length), tensor, block)
+            check_block(store.read(name, block.file, block.begin, block.length), tensor, block)
         except DamageError as error:
             faults.append(str(error))
     return faults

@@ -12,8 +12,9 @@ import torch
 from heads import CenterHead, HashingForest, PartialFC
 from heads.indexes import IVF, Annoy
 
-from ..checkpoints.checkpoint import Stored, write
+from ..checkpoints.checkpoint import write
 from ..checkpoints.storage import Folder
+from ..checkpoints.stored import Stored
 from ..launching.processes import Processes
 from ..training.strategy import rows_of
 from .group import on_processes

@@ -1,4 +1,4 @@
-"""Tensors go into a checkpoint in blocks of rows, and come out of it by any stretch of rows."""
+"""Planners of torch.distributed.checkpoint: tensors are written in blocks of rows and read by any range of rows."""
 
 import io
 from dataclasses import replace
@@ -10,11 +10,11 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-BLOCK_BYTES = 2**23  # written, and read, at a time
+BLOCK_BYTES = 2**23  # written or read at a time
 
 
-class InBlocks(dcp.DefaultSavePlanner):
-    """Cuts what a process writes into blocks of rows, so that a reader need not hold a whole shard beside its own."""
+class BlockSavePlanner(dcp.DefaultSavePlanner):
+    """A planner that divides a process's tensors into blocks, so that a reader needs no memory for whole shards."""
 
     def create_local_plan(self) -> SavePlan:
         plan = super().create_local_plan()
@@ -51,8 +51,8 @@ def _blocks(item: WriteItem) -> list[WriteItem]:
     return blocks
 
 
-class Stretch(dcp.DefaultLoadPlanner):
-    """Reads some rows of one tensor."""
+class RowRangePlanner(dcp.DefaultLoadPlanner):
+    """A planner that reads some rows of one tensor."""
 
     def __init__(self, name: str, start: int, rows: Tensor):
         super().__init__()

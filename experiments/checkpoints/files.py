@@ -1,12 +1,13 @@
-"""The files of a checkpoint, as torch.distributed.checkpoint asks for them: blocks of bytes, each with its digest.
+"""Storage of torch.distributed.checkpoint in files of blocks, each block with its digest.
 
-A process writes one file. Digests are computed beside writing and reading, by other threads, and a block is checked
-before anything of it is used, whichever rows of it are wanted.
+A process writes one file. Other threads compute digests during writing and reading. A complete block is checked before
+any of its rows is used.
 """
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,24 +26,26 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import provenance
-from .manifest import Block, Manifest, StoredTensor, checked, digest
+from .manifest import Block, Manifest, StoredTensor, check_block, digest
 from .storage import COMPLETE, CheckpointStore
 
-TOGETHER = 2  # blocks that are read, and checked, at the same time
+READ_THREADS = 2  # each reads and checks a block
 
-Mend = Callable[[str, Block, Tensor], None]
+Repair = Callable[[str, Block, Tensor], None]
 
 
 class Writer(StorageWriter):
-    """Writes the blocks of this process to a file, and the manifest of all processes' once they are there.
+    """A writer of the blocks of this process to a file, and of the manifest once all processes have written.
 
     Args:
+        store: that holds the checkpoint.
+        name: of the checkpoint.
         rank: of this process, which names its file.
         initial: see `Manifest`.
     """
 
-    def __init__(self, where: CheckpointStore, name: str, rank: int, initial: dict[str, int] | None):
-        self.where, self.name, self.file, self.initial = where, name, f"process-{rank}.bin", initial
+    def __init__(self, store: CheckpointStore, name: str, rank: int, initial: dict[str, int] | None):
+        self.store, self.name, self.file, self.initial = store, name, f"process-{rank}.bin", initial
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...
 
@@ -56,12 +59,12 @@ class Writer(StorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results, begin = [], 0
-        with self.where.create(self.name, self.file) as file, ThreadPoolExecutor(1) as beside:
+        with self.store.create(self.name, self.file) as file, ThreadPoolExecutor(1) as other_thread:
             for item in plan.items:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor) and item.tensor_data is not None
                 content = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
-                checksum = beside.submit(digest, content)
+                checksum = other_thread.submit(digest, content)
                 file.write(content)
                 chunk = item.tensor_data.chunk
                 block = Block(
@@ -73,14 +76,14 @@ class Writer(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         blocks: dict[str, list[Block]] = {}
-        for result in (each for of_process in results for each in of_process):
+        for result in chain(*results):
             blocks.setdefault(result.index.fqn, []).append(result.storage_data)
         tensors = {}
-        for name, each in metadata.state_dict_metadata.items():
-            assert isinstance(each, TensorStorageMetadata)
-            dtype = str(each.properties.dtype).removeprefix("torch.")
-            tensors[name] = StoredTensor(dtype, tuple(each.size), blocks[name])
-        self.where.put(self.name, COMPLETE, Manifest(provenance.about(), self.initial, tensors).written())
+        for name, tensor in metadata.state_dict_metadata.items():
+            assert isinstance(tensor, TensorStorageMetadata)
+            dtype = str(tensor.properties.dtype).removeprefix("torch.")
+            tensors[name] = StoredTensor(dtype, tuple(tensor.size), blocks[name])
+        self.store.put(self.name, COMPLETE, Manifest(provenance.about(), self.initial, tensors).to_bytes())
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -88,15 +91,15 @@ class Writer(StorageWriter):
 
 
 class Reader(StorageReader):
-    """Reads and checks blocks.
+    """A reader that checks blocks.
 
     Args:
-        metadata: of `metadata_of`.
-        mend: is given each block with the name of its tensor, to refuse it or to change it in place.
+        metadata: result of `metadata_of`.
+        repair: called with each block and its tensor's name, to refuse the block or change it in place.
     """
 
-    def __init__(self, where: CheckpointStore, name: str, metadata: Metadata, mend: Mend):
-        self.where, self.name, self.metadata, self.mend = where, name, metadata, mend
+    def __init__(self, store: CheckpointStore, name: str, metadata: Metadata, repair: Repair):
+        self.store, self.name, self.metadata, self.repair = store, name, metadata, repair
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...
 
@@ -120,22 +123,22 @@ class Reader(StorageReader):
             target.copy_(tensor)
             planner.commit_tensor(item, target)
 
-        with ThreadPoolExecutor(TOGETHER) as pool:
-            for _ in pool.map(read, plan.items):  # raises what one of them raises, and cancels the rest
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for _ in pool.map(read, plan.items):  # raise the first error and cancel the rest
                 pass
         return _done(None)
 
     def _tensor(self, item: ReadItem) -> Tensor:
-        """Return the block that a part is wanted of."""
+        """Read and check the block that holds the requested rows."""
         name, block = item.storage_index.fqn, self.metadata.storage_data[item.storage_index]
-        content = self.where.read(self.name, block.file, block.begin, block.length)
-        checked(content, name, block)
+        content = self.store.read(self.name, block.file, block.begin, block.length)
+        check_block(content, name, block)
         dtype = self.metadata.state_dict_metadata[name].properties.dtype  # type: ignore[union-attr]
         if not content:
             return torch.empty(block.sizes, dtype=dtype)
         writable = content if isinstance(content, bytearray) else bytearray(content)
         tensor = torch.frombuffer(writable, dtype=dtype).view(block.sizes)
-        self.mend(name, block, tensor)
+        self.repair(name, block, tensor)
         return tensor
 
     @classmethod
@@ -144,20 +147,20 @@ class Reader(StorageReader):
 
 
 def metadata_of(manifest: Manifest) -> Metadata:
-    """Return the manifest as torch.distributed.checkpoint takes it."""
+    """Return the manifest as metadata of torch.distributed.checkpoint."""
     tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     blocks: dict[MetadataIndex, Block] = {}
-    for name, each in manifest.tensors.items():
-        chunks = [ChunkStorageMetadata(torch.Size(block.offsets), torch.Size(block.sizes)) for block in each.blocks]
-        tensors[name] = TensorStorageMetadata(TensorProperties(dtype_of(each.dtype)), torch.Size(each.size), chunks)
-        blocks |= {MetadataIndex(name, block.offsets): block for block in each.blocks}
+    for name, tensor in manifest.tensors.items():
+        chunks = [ChunkStorageMetadata(torch.Size(block.offsets), torch.Size(block.sizes)) for block in tensor.blocks]
+        tensors[name] = TensorStorageMetadata(TensorProperties(dtype_of(tensor.dtype)), torch.Size(tensor.size), chunks)
+        blocks |= {MetadataIndex(name, block.offsets): block for block in tensor.blocks}
     return Metadata(tensors, storage_data=blocks)
 
 
 def dtype_of(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{name} is no dtype")
+        raise ValueError(f"{name} is not a dtype")
     return dtype
 
 

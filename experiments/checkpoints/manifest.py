@@ -1,14 +1,17 @@
-"""The manifest of a checkpoint: what it holds, where each block of it lies, and the digest of each block.
+"""The manifest of a checkpoint: its tensors, the position of each of their blocks, and the digest of each block.
 
-It is JSON, is written last, and carries a digest of itself. Imports no torch, so that `experiments.verify` needs none.
+It is JSON, is written last, and contains its own digest. Importing this module does not import torch, so that
+`experiments.verify` needs none.
 
-    {"format": 2, "sha256": digest of the content, "content": {
+    {"format": 3, "sha256": digest of the content, "content": {
         "version": of this project, "commit": of its repository, or null,
-        "initial": {"seed": ..., "embedding_size": ...}, or null without class centers: how rows of zeros are drawn,
+        "initial": {"seed": ..., "embedding_size": ...}, or null without class centers: source of the initial rows,
         "tensors": {name: {"dtype": ..., "size": [...], "blocks": [
             [file, begin, length, digest, offsets in the tensor, sizes], ...]}}}}
 
 The blocks of a file follow each other without gaps, so their digests cover the file.
+
+Formats: 3 since version 0.3 (modules and saved state were renamed), 2 in version 0.2. Version 0.1 wrote pickles.
 """
 
 import hashlib
@@ -21,12 +24,12 @@ from typing import Any
 
 from .storage import COMPLETE, OLD_COMPLETE, CheckpointStore
 
-FORMAT = 2
+FORMAT = 3
 FILE = re.compile(r"process-\d+\.bin")  # a name and never a path: a reader stays in its folder
 
 
 class DamageError(Exception):
-    """A checkpoint does not hold what was written; one sentence that says where."""
+    """A checkpoint does not hold what was written. The message is a clause about "it", the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Block:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a checkpoint holds it."""
+    """A tensor in a checkpoint."""
 
     dtype: str
     size: tuple[int, ...]
@@ -52,65 +55,69 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """
+    """The content of a checkpoint.
+
     Args:
         program: version and commit of the project that wrote the checkpoint.
-        initial: seed and embedding_size of the class centers; None without any.
+        initial: seed and embedding_size of the class centers; None without class centers.
+        tensors: by name.
     """
 
     program: dict[str, str | None]
     initial: dict[str, int] | None
     tensors: dict[str, StoredTensor]
 
-    def written(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """Return the content of the file."""
         content = {
             **self.program,
             "initial": self.initial,
             "tensors": {
                 name: {
-                    "dtype": each.dtype,
-                    "size": each.size,
-                    "blocks": [[*vars(block).values()] for block in each.blocks],
+                    "dtype": tensor.dtype,
+                    "size": tensor.size,
+                    "blocks": [[*vars(block).values()] for block in tensor.blocks],
                 }
-                for name, each in self.tensors.items()
+                for name, tensor in self.tensors.items()
             },
         }
         text = _canonical(content)
         return f'{{"format": {FORMAT}, "sha256": "{digest(text.encode())}", "content": {text}}}\n'.encode()
 
     def by_file(self) -> dict[str, list[tuple[str, Block]]]:
-        """Return the tensor's name and the block for all blocks of each file, in their order."""
-        found: dict[str, list[tuple[str, Block]]] = {}
-        for name, each in self.tensors.items():
-            for block in each.blocks:
-                found.setdefault(block.file, []).append((name, block))
-        return {file: sorted(found[file], key=lambda pair: pair[1].begin) for file in sorted(found)}
+        """Return (tensor name, block) for all blocks of each file, in their order in the file."""
+        blocks: dict[str, list[tuple[str, Block]]] = {}
+        for name, tensor in self.tensors.items():
+            for block in tensor.blocks:
+                blocks.setdefault(block.file, []).append((name, block))
+        return {file: sorted(blocks[file], key=lambda pair: pair[1].begin) for file in sorted(blocks)}
 
 
-def manifest_of(where: CheckpointStore, name: str) -> Manifest:
+def read_manifest(store: CheckpointStore, name: str) -> Manifest:
     """Read the manifest of a checkpoint.
 
     Raises:
-        DamageError: it is missing, damaged, or of another format.
+        DamageError: it is missing or damaged, or has another format.
     """
-    if COMPLETE not in (files := where.sizes(name)):
+    if COMPLETE not in (files := store.sizes(name)):
         if OLD_COMPLETE in files:
             raise DamageError(
-                "it was written by version 0.1, whose checkpoints can hold programs and are not read any more; finish "
-                "or export it with that version, or train (or import) again with this one"
+                "it was written by version 0.1, whose checkpoints can hold programs and are no longer read; finish or "
+                "export it with that version, or train (or import) again with this one"
             )
-        raise DamageError(f"it has no {COMPLETE}, so it is no checkpoint or was never finished")
+        raise DamageError(f"it has no {COMPLETE}, so it is not a checkpoint or was never completed")
     try:
-        told = json.loads(bytes(where.read(name, COMPLETE)))
-        if (found := told["format"]) != FORMAT:
+        parsed = json.loads(bytes(store.read(name, COMPLETE)))
+        content = parsed["content"]
+        if (written_format := parsed["format"]) != FORMAT:
+            version = str(content["version"])[:20]
             raise DamageError(
-                f"it is of format {found}, and this version reads format {FORMAT}; use the version that wrote it"
+                f"it was written by version {version} in format {written_format}, and this version reads format "
+                f"{FORMAT}; finish or export it with version {version}, or train (or import) again with this one"
             )
-        content = told["content"]
-        if digest(_canonical(content).encode()) != told["sha256"]:
-            raise DamageError(f"its {COMPLETE} is damaged: it does not have the digest that it was written with")
-        tensors = {str(name): _stretches(name, each) for name, each in content["tensors"].items()}
+        if digest(_canonical(content).encode()) != parsed["sha256"]:
+            raise DamageError(f"its {COMPLETE} is damaged: its content does not have the digest that was written")
+        tensors = {str(name): _tensor(name, tensor) for name, tensor in content["tensors"].items()}
         initial = content["initial"]
         if initial is not None:
             initial = {name: int(initial[name]) for name in ("seed", "embedding_size")}
@@ -119,43 +126,44 @@ def manifest_of(where: CheckpointStore, name: str) -> Manifest:
         raise DamageError(f"its {COMPLETE} is damaged ({type(error).__name__}: {error})") from error
 
 
-def _stretches(name: str, told: Any) -> StoredTensor:
-    size = _numbers(told["size"])
+def _tensor(name: str, parsed: Any) -> StoredTensor:
+    size = _sizes(parsed["size"])
     blocks = []
-    for file, begin, length, checksum, offsets, sizes in told["blocks"]:
-        _numbers([begin, length])
-        blocks.append(Block(file, begin, length, str(checksum), _numbers(offsets), _numbers(sizes)))
+    for file, begin, length, checksum, offsets, sizes in parsed["blocks"]:
+        _sizes([begin, length])
+        blocks.append(Block(file, begin, length, str(checksum), _sizes(offsets), _sizes(sizes)))
     for block in blocks:
         if not isinstance(block.file, str) or not FILE.fullmatch(block.file):
             raise ValueError(f"a block of {name} is in {block.file!r}")
     if sum(prod(block.sizes) for block in blocks) != prod(size):
-        raise ValueError(f"the blocks of {name} are not all of it")
-    return StoredTensor(str(told["dtype"]), size, blocks)
+        raise ValueError(f"the blocks of {name} do not make up the tensor")
+    return StoredTensor(str(parsed["dtype"]), size, blocks)
 
 
-def _numbers(told: Any) -> tuple[int, ...]:
-    if not all(type(each) is int and each >= 0 for each in told):
-        raise ValueError(f"{told} are no sizes")
-    return tuple(told)
+def _sizes(parsed: Any) -> tuple[int, ...]:
+    if not all(type(number) is int and number >= 0 for number in parsed):
+        raise ValueError(f"{parsed} are not sizes")
+    return tuple(parsed)
 
 
-def checked(content: bytes | bytearray, tensor: str, block: Block) -> None:
+def check_block(content: bytes | bytearray, tensor: str, block: Block) -> None:
     """Raise DamageError unless these are the bytes that were written."""
     if len(content) < block.length:
-        raise DamageError(f"damaged: its file {block.file} ends early, within {tensor}")
+        raise DamageError(f"its file {block.file} is damaged: it ends early, within {tensor}")
     if digest(content) != block.digest:
         raise DamageError(
-            f"damaged: its file {block.file} does not have the bytes that were written, {_rows(tensor, block)}"
+            f"its file {block.file} is damaged: it does not hold the bytes that were written, {_rows(tensor, block)}"
         )
 
 
 def wrong_sizes(manifest: Manifest, sizes: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield each file that is missing or cut short, and a sentence that says so."""
+    """Yield each file that is missing or cut short, and a clause that says so."""
     for file, blocks in manifest.by_file().items():
         end = max(block.begin + block.length for _, block in blocks)
-        if (size := sizes.get(file, -1)) < end:
-            found = "is missing" if size < 0 else f"has {size:,} bytes"
-            yield file, f"damaged: its file {file} of {end:,} bytes {found}"
+        if (size := sizes.get(file, -1)) < 0:
+            yield file, f"its file {file} of {end:,} bytes is missing"
+        elif size < end:
+            yield file, f"its file {file} is damaged: it has {size:,} of {end:,} bytes"
 
 
 def digest(content: Any) -> str:

@@ -1,6 +1,6 @@
-"""State as JSON, with tensors aside: what a checkpoint holds is data and never a program.
+"""State as JSON with separate tensors: a checkpoint holds data and never a program.
 
-Integer keys, tuples, bytes and numpy arrays survive: they are objects with one key that begins with `!`.
+Integer keys, tuples, bytes and numpy arrays are preserved, as objects with one key that begins with `!`.
 """
 
 import json
@@ -12,27 +12,27 @@ import torch
 from torch import Tensor
 
 
-def packed(state: Any, prefix: str) -> dict[str, Tensor]:
-    """Return the state as tensors: those in it as they are, not copied, and all else as JSON in one.
+def pack(state: Any, prefix: str) -> dict[str, Tensor]:
+    """Return the state as tensors: its own tensors, not copied, and one of JSON that holds everything else.
 
     Raises:
-        ValueError: it holds something else than numbers, text, bytes, tensors, arrays, lists, tuples and dicts.
+        ValueError: the state holds anything but numbers, text, bytes, tensors, arrays, lists, tuples and dicts.
     """
     aside: list[Tensor] = []
-    text = json.dumps(_encoded(state, aside, prefix)).encode()
+    text = json.dumps(_encode(state, aside, prefix)).encode()
     tensors = {f"{prefix}/{number}": tensor for number, tensor in enumerate(aside)}
     return {prefix: torch.frombuffer(bytearray(text), dtype=torch.uint8), **tensors}
 
 
-def unpacked(tensors: Mapping[str, Tensor], prefix: str) -> Any:
-    """Return what `packed` got. Raises ValueError for anything that it does not write."""
+def unpack(tensors: Mapping[str, Tensor], prefix: str) -> Any:
+    """Return the state that `pack` was given. Raise ValueError for anything that `pack` does not write."""
     try:
-        return _decoded(json.loads(tensors[prefix].numpy().tobytes()), tensors, prefix)
+        return _decode(json.loads(tensors[prefix].numpy().tobytes()), tensors, prefix)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"its state {prefix} is not what this program writes ({error})") from error
 
 
-def _encoded(value: Any, aside: list[Tensor], where: str) -> Any:
+def _encode(value: Any, aside: list[Tensor], where: str) -> Any:
     def put(tag: str, tensor: Tensor) -> dict[str, int]:
         aside.append(tensor)
         return {tag: len(aside) - 1}
@@ -43,7 +43,7 @@ def _encoded(value: Any, aside: list[Tensor], where: str) -> Any:
         return value
     for kind in (int, float, str):
         if isinstance(value, kind):
-            return kind(value)  # without what a subclass adds
+            return kind(value)  # without the additions of a subclass
     if isinstance(value, Tensor):
         return put("!tensor", value.detach())
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
@@ -51,32 +51,32 @@ def _encoded(value: Any, aside: list[Tensor], where: str) -> Any:
     if isinstance(value, bytes | bytearray):
         return put("!bytes", torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else _NO_BYTES)
     if isinstance(value, list | tuple):
-        items = [_encoded(each, aside, f"{where}[{number}]") for number, each in enumerate(value)]
+        items = [_encode(item, aside, f"{where}[{number}]") for number, item in enumerate(value)]
         return items if isinstance(value, list) else {"!tuple": items}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("!") for key in value):
-            return {key: _encoded(each, aside, f"{where}.{key}") for key, each in value.items()}
-        pairs = [[_encoded(key, aside, where), _encoded(each, aside, f"{where}.{key}")] for key, each in value.items()]
+            return {key: _encode(item, aside, f"{where}.{key}") for key, item in value.items()}
+        pairs = [[_encode(key, aside, where), _encode(item, aside, f"{where}.{key}")] for key, item in value.items()]
         return {"!dict": pairs}
     raise ValueError(
-        f"{where}: a {type(value).__name__} cannot be stored in a checkpoint, which holds numbers, text, bytes, "
-        "tensors, arrays, lists, tuples and dicts of them"
+        f"{where} is a {type(value).__name__}, which a checkpoint cannot store; use numbers, text, bytes, tensors, "
+        "arrays, or lists, tuples and dicts of them"
     )
 
 
-def _decoded(value: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
+def _decode(value: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
     if isinstance(value, list):
-        return [_decoded(each, tensors, prefix) for each in value]
+        return [_decode(item, tensors, prefix) for item in value]
     if not isinstance(value, dict):
         return value
     tag = next(iter(value)) if len(value) == 1 else ""
     if not tag.startswith("!"):
-        return {key: _decoded(each, tensors, prefix) for key, each in value.items()}
+        return {key: _decode(item, tensors, prefix) for key, item in value.items()}
     held = value[tag]
     if tag == "!tuple":
-        return tuple(_decoded(held, tensors, prefix))
+        return tuple(_decode(held, tensors, prefix))
     if tag == "!dict":
-        return {_decoded(key, tensors, prefix): _decoded(each, tensors, prefix) for key, each in held}
+        return {_decode(key, tensors, prefix): _decode(item, tensors, prefix) for key, item in held}
     tensor = tensors[f"{prefix}/{held}"]
     if tag == "!tensor":
         return tensor
@@ -84,7 +84,7 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], prefix: str) -> Any:
         return tensor.numpy()
     if tag == "!bytes":
         return tensor.numpy().tobytes()
-    raise ValueError(f"unknown {tag}")
+    raise ValueError(f"{tag} is unknown")
 
 
 _NO_BYTES = torch.empty(0, dtype=torch.uint8)

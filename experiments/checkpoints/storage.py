@@ -1,8 +1,8 @@
-"""Where checkpoints lie: a folder, or any URL that fsspec knows, such as s3:// or hdfs://.
+"""Stores of checkpoints: a folder, or any URL that fsspec knows, such as s3:// or hdfs://.
 
 A checkpoint is a folder `step-N`. It is complete once it has its `manifest.json`, which is written last, and only
-complete ones are ever listed. `latest` (and `best`) point to one of them. Imports no torch: the launcher and
-`experiments.verify` read here too.
+complete checkpoints are listed. The aliases `latest` and `best` lead to one of them. Importing this module does not
+import torch, because the launcher and `experiments.verify` use it too.
 """
 
 import os
@@ -17,66 +17,71 @@ from typing import Any, BinaryIO, Protocol
 from fsspec.core import url_to_fs
 
 COMPLETE = "manifest.json"
-OLD_COMPLETE = ".metadata"  # of version 0.1; such checkpoints are listed, so that none is removed or mixed with others
+# Of version 0.1, whose checkpoints are listed too, so that they are neither removed nor mixed with others.
+OLD_COMPLETE = ".metadata"
 NAME = re.compile(r"step-(\d{8,})")
 ASIDE = re.compile(rf"\.{NAME.pattern}\.partial")
 
 
 class CheckpointStore(Protocol):
-    """A folder or a URL with checkpoints. All but `create` and `read` are for one process to call."""
+    """A folder or a URL with checkpoints. One process calls the methods; all processes may call `create` and `read`."""
 
-    retry_seconds: tuple[float, ...]  # waits before each further attempt to write or read
+    retry_seconds: tuple[float, ...]  # wait before each further attempt to write or read
 
     def complete(self) -> list[str]:
-        """Names of the complete checkpoints, by step."""
+        """Return the names of the complete checkpoints, by step."""
         ...
 
     def begin(self, name: str) -> None:
-        """Makes room for a new checkpoint, and removes what a killed save left behind."""
+        """Begin a new checkpoint, and remove the remains of a killed save."""
         ...
 
     def create(self, name: str, file: str) -> AbstractContextManager[BinaryIO]:
-        """The binary file of a checkpoint that has begun, open for writing; safe on disk at its end."""
+        """Open a binary file of a begun checkpoint for writing; it is flushed to disk when closed."""
         ...
 
     def put(self, name: str, file: str, content: bytes) -> None:
-        """Write a small file of a checkpoint that has begun, whole or not at all."""
+        """Write a small file of a begun checkpoint, completely or not at all."""
         ...
 
     def commit(self, name: str) -> None:
-        """All processes have written: from here on it is there."""
+        """Complete a checkpoint that all processes have written."""
         ...
 
     def abandon(self, name: str) -> None:
-        """Remove what a failed save has written, where that takes room from what is written next."""
+        """Remove the files of a failed save if they take space from the next one."""
         ...
 
     def remove(self, name: str) -> None: ...
 
-    def set_alias(self, pointer: str, name: str) -> None:
-        """`pointer` leads to `name`, and at no moment to nothing."""
+    def set_alias(self, alias: str, name: str) -> None:
+        """Make `alias` lead to checkpoint `name`. It always leads to a checkpoint, also during the change."""
         ...
 
-    def resolve_alias(self, pointer: str) -> str | None:
-        """The complete checkpoint that a pointer leads to."""
+    def resolve_alias(self, alias: str) -> str | None:
+        """Return the complete checkpoint that an alias leads to, or None."""
         ...
 
     def read(self, name: str, file: str, begin: int = 0, length: int | None = None) -> bytes | bytearray:
-        """Bytes of a file of a complete checkpoint; fewer than `length` where the file ends before."""
+        """Return bytes of a file of a complete checkpoint; fewer than `length` if the file ends earlier."""
         ...
 
     def sizes(self, name: str) -> dict[str, int]:
-        """Bytes of each file of a checkpoint; none if it is missing."""
+        """Return the size in bytes of each file of a checkpoint; empty if it is missing."""
         ...
 
 
 def open_store(url: str | Path) -> CheckpointStore:
-    """Raises ValueError for a URL of no known protocol, or one whose library is not installed."""
+    """Return the store of a folder or URL.
+
+    Raises:
+        ValueError: the protocol of the URL is unknown, or its library is not installed.
+    """
     return Remote(str(url)) if "://" in str(url) else Folder(Path(url))
 
 
 class Folder:
-    """Checkpoints are written aside, flushed and renamed."""
+    """A local folder: checkpoints are written under another name, flushed and renamed."""
 
     retry_seconds: tuple[float, ...] = ()
 
@@ -87,8 +92,8 @@ class Folder:
         return str(self.path)
 
     def complete(self) -> list[str]:
-        found = {path.parent.name for mark in (COMPLETE, OLD_COMPLETE) for path in self.path.glob(f"*/{mark}")}
-        return sorted((name for name in found if NAME.fullmatch(name)), key=step_of)
+        names = {path.parent.name for mark in (COMPLETE, OLD_COMPLETE) for path in self.path.glob(f"*/{mark}")}
+        return sorted((name for name in names if NAME.fullmatch(name)), key=step_of)
 
     def begin(self, name: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -118,21 +123,21 @@ class Folder:
         shutil.rmtree(self._aside(name), ignore_errors=True)
 
     def remove(self, name: str) -> None:
-        for mark in (COMPLETE, OLD_COMPLETE):  # first: what is half removed is not complete
+        for mark in (COMPLETE, OLD_COMPLETE):  # first, so that a half-removed checkpoint is not complete
             (self.path / name / mark).unlink(missing_ok=True)
         shutil.rmtree(self.path / name)
 
-    def set_alias(self, pointer: str, name: str) -> None:
-        link = self.path / f".{pointer}.new"
+    def set_alias(self, alias: str, name: str) -> None:
+        link = self.path / f".{alias}.new"
         link.unlink(missing_ok=True)
         link.symlink_to(name)
-        os.replace(link, self.path / pointer)
+        os.replace(link, self.path / alias)
         flush(self.path)
 
-    def resolve_alias(self, pointer: str) -> str | None:
-        target = self.path / pointer
-        there = any((target / mark).exists() for mark in (COMPLETE, OLD_COMPLETE))
-        return target.resolve().name if there else None
+    def resolve_alias(self, alias: str) -> str | None:
+        target = self.path / alias
+        is_complete = any((target / mark).exists() for mark in (COMPLETE, OLD_COMPLETE))
+        return target.resolve().name if is_complete else None
 
     def read(self, name: str, file: str, begin: int = 0, length: int | None = None) -> bytes | bytearray:
         with (self.path / name / file).open("rb", buffering=0) as opened:
@@ -147,8 +152,10 @@ class Folder:
 
 
 class Remote:
-    """Object stores have neither rename nor links: files go straight to their place, the manifest last, and a pointer
-    is a file with a name in it."""
+    """A URL. Object stores have neither rename nor links.
+
+    Files are therefore written to their final place, the manifest last, and an alias is a file that contains a name.
+    """
 
     retry_seconds: tuple[float, ...] = (1.0, 5.0, 25.0)
 
@@ -157,7 +164,7 @@ class Remote:
         try:
             self.files, self.path = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise ValueError(f"{url}: {error}") from error
+            raise ValueError(f"{url} cannot be opened: {error}") from error
 
     def __str__(self) -> str:
         return self.url
@@ -183,49 +190,49 @@ class Remote:
         self.files.pipe_file(f"{self.path}/{name}/{file}", content)
 
     def commit(self, name: str) -> None:
-        """It is complete already."""
+        """Do nothing: the manifest has completed it."""
 
     def abandon(self, name: str) -> None:
-        """The next save removes it."""
+        """Do nothing: the next save removes it."""
 
     def remove(self, name: str) -> None:
         for mark in {COMPLETE, OLD_COMPLETE} & {*self._listed(name)}:
             self.files.rm(f"{self.path}/{name}/{mark}")
         self.files.rm(f"{self.path}/{name}", recursive=True)
 
-    def set_alias(self, pointer: str, name: str) -> None:
-        self.files.pipe_file(f"{self.path}/{pointer}", name.encode())
+    def set_alias(self, alias: str, name: str) -> None:
+        self.files.pipe_file(f"{self.path}/{alias}", name.encode())
 
-    def resolve_alias(self, pointer: str) -> str | None:
-        if self._listed("").get(pointer, {}).get("type") != "file":
+    def resolve_alias(self, alias: str) -> str | None:
+        if self._listed("").get(alias, {}).get("type") != "file":
             return None
-        name: str = self.files.cat_file(f"{self.path}/{pointer}").decode()
+        name: str = self.files.cat_file(f"{self.path}/{alias}").decode()
         return name if name in self.complete() else None
 
     def read(self, name: str, file: str, begin: int = 0, length: int | None = None) -> bytes:
         if length == 0:
-            return b""  # a range of nothing is an error to some stores
+            return b""  # some stores refuse an empty range
         end = None if length is None else begin + length
         content: bytes = self.files.cat_file(f"{self.path}/{name}/{file}", start=begin, end=end)
         return content
 
     def sizes(self, name: str) -> dict[str, int]:
-        return {file: each["size"] or 0 for file, each in self._listed(name).items()}
+        return {file: entry["size"] or 0 for file, entry in self._listed(name).items()}
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
-        """What is in a folder, by name; nothing where it is missing, but never because the store does not answer."""
-        self.files.invalidate_cache()  # others write here too
+        """Return the entries of a folder by name, none if it is missing. Raise ValueError if the store is silent."""
+        self.files.invalidate_cache()  # other programs write to the store too
         try:
             details = self.files.ls(f"{self.path}/{folder}".rstrip("/"), detail=True)
         except FileNotFoundError:
             return {}
-        except Exception as error:  # whatever its library has for no connection, no permission, no bucket
-            raise ValueError(f"{self.url}: cannot be listed ({error})") from error
-        return {each["name"].rstrip("/").rpartition("/")[2]: each for each in details}
+        except Exception as error:  # the library's own types for no connection, no permission, no bucket
+            raise ValueError(f"{self.url} cannot be listed ({error})") from error
+        return {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in details}
 
 
 def _read(file: FileIO, length: int) -> bytearray:
-    """Read so many bytes, or those up to the end of the file; a system call may give fewer than it was asked for."""
+    """Read `length` bytes, or up to the end of the file; one system call may return fewer bytes than requested."""
     content, got = bytearray(length), 0
     with memoryview(content) as view:
         while got < length and (count := file.readinto(view[got:])):
@@ -245,7 +252,7 @@ def step_of(name: str) -> int:
 
 
 def flush(folder: Path) -> None:
-    """Names in a folder are safe from a crash once the folder itself is flushed."""
+    """Flush a folder, so that the names in it survive a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

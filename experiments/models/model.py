@@ -40,7 +40,7 @@ class Centers(Protocol):
 
     @property
     def normalize(self) -> bool:
-        """Whether embeddings and centers have unit length; otherwise the last column of the centers is a bias."""
+        """True if embeddings and centers have unit length; otherwise the last column of the centers is a bias."""
         ...
 
     @property

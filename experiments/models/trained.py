@@ -14,8 +14,8 @@ from yaml import YAMLError
 from data.preprocessing import Preprocessing
 from data.records import DataSet
 
-from ..checkpoints.checkpoint import ROWS, Stored
 from ..checkpoints.finding import find
+from ..checkpoints.stored import ROWS, Stored
 from ..instantiate import instantiate
 from ..launching.processes import Processes
 from . import targets
@@ -112,7 +112,7 @@ class Trained:
 
     @property
     def normalize(self) -> bool:
-        """Whether embeddings and rows have unit length; otherwise the last column of the rows is a bias.
+        """True if embeddings and rows have unit length; otherwise the last column of the rows is a bias.
 
         Only a head with class centers has this property.
         """

@@ -43,7 +43,7 @@ class FolderClaim(L.Callback):
 
     @property
     def is_refused(self) -> bool:
-        """Whether the folder belongs to an earlier run, and this run must not write to it."""
+        """True if the folder belongs to an earlier run, and this run must not write to it."""
         return self._was_used and not self._has_started
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -86,12 +86,12 @@ class HeadModule(L.LightningModule):
 
     @property
     def step_is_complete(self) -> bool:
-        """Whether no micro-batch waits for the optimizers."""
+        """True if no micro-batch waits for the optimizers."""
         return self.loader.handed_out % self.accumulate == 0
 
     @property
     def is_last_step(self) -> bool:
-        """Whether the last step is complete: of the training, or of its time."""
+        """True if the last step of the training, or of its time, is complete."""
         return self.step == self.num_steps or (self.out_of_time and self.step_is_complete)
 
     @property

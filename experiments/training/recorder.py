@@ -43,7 +43,7 @@ class Recorder(L.Callback):
 
     @property
     def has_trained(self) -> bool:
-        """Whether this process has trained on a batch."""
+        """True if this process has trained on a batch."""
         return self._batches > 0
 
     @property

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which of them are kept."""
+"""The schedule by which checkpoints are written and removed."""
 
 import time
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig
 
-from ..checkpoints.checkpoint import CheckpointError
+from ..checkpoints.attempts import CheckpointError
 from ..checkpoints.storage import CheckpointStore, name_of
 from .module import HeadModule
 from .recorder import Recorder

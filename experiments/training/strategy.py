@@ -9,8 +9,10 @@ from torch import Tensor
 
 from heads import CenterHead, Head
 
-from ..checkpoints.checkpoint import CheckpointError, Stored, write
+from ..checkpoints.attempts import CheckpointError
+from ..checkpoints.checkpoint import write
 from ..checkpoints.storage import open_store
+from ..checkpoints.stored import Stored
 from ..launching.processes import Processes
 from .module import HeadModule
 

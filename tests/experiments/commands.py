@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments.checkpoints.checkpoint import Stored
+from experiments.checkpoints.stored import Stored
 from experiments.command_line.arguments import CONF
 
 ROOT = Path(__file__).resolve().parents[2]

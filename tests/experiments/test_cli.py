@@ -28,10 +28,12 @@ from experiments import export_check
 from experiments.cluster import cluster, grouped
 from experiments.embed import embed
 from experiments.evaluate import evaluate
-from experiments.export import METADATA, export, metadata
+from experiments.export import export, metadata_of
+from experiments.export_formats import METADATA
 from experiments.launching.processes import Processes
+from experiments.models.foreign_weights import translate_name
 from experiments.models.trained import Trained, model_of
-from experiments.pretrained import our_name, pretrained
+from experiments.pretrained import pretrained
 from experiments.train import train
 from tests.data.made_sets import SIDE, image, images, write_folder, write_lmdb, write_rec
 from tests.experiments.commands import ROOT, call, config, summary
@@ -43,7 +45,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A run on glyphs, judged by a protocol at its end."""
+    """A run on glyphs that protocols evaluate at its end."""
     folder = tmp_path_factory.mktemp("trained")
     words = written_for("lfw", folder)
     assert train(config(*SMOKE, "protocol=[lfw,identification]", *words), folder) == 0
@@ -60,19 +62,19 @@ def model_in(folder: Path, batch_size: int = 512):
     return model_of(Trained(str(folder)), ALONE, "32-true", 0, batch_size)
 
 
-def test_protocols_judge_a_training(trained):
+def test_protocols_evaluate_a_training(trained):
     found = summary(trained)
     assert found["val/pairs/auc_low"] <= found["val/pairs/auc"] <= found["val/pairs/auc_high"]
     assert 0 < found["val/identification/rank1"] <= found["val/identification/rank5"] <= 1
     assert "val/rank1" in found
 
 
-def test_the_command_finds_what_the_training_found(trained, tmp_path):
+def test_the_command_has_the_results_of_the_training(trained, tmp_path):
     words = written_for("lfw", tmp_path)
     options = [f"checkpoint={trained}", "protocol=[lfw,identification,closed_set]", *words]
     evaluate(config(*options, "protocol.closed_set.records=200", name="evaluate"), tmp_path)
-    told = json.loads((tmp_path / "evaluation.json").read_text())
-    by_name = {each["name"]: each for each in told["results"]}
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    by_name = {each["name"]: each for each in content["results"]}
     assert list(by_name) == ["pairs", "identification", "closed_set"]
     for name in ("pairs", "identification"):
         for metric, value in by_name[name]["metrics"].items():
@@ -84,7 +86,7 @@ def test_the_command_finds_what_the_training_found(trained, tmp_path):
 
 
 def test_the_command_on_two_processes(trained, pictures, tmp_path):
-    """As a user calls it; the figures are the same as of one."""
+    """A user's command gives the same results on two processes as on one."""
     words = [f"checkpoint={trained}", "protocol=identification", f"protocol.identification.gallery={pictures}"]
     printed = call("experiments.evaluate", *words, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'two'}")
     assert "rank1" in printed and "95% interval" in printed
@@ -96,21 +98,21 @@ def test_the_command_on_two_processes(trained, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"protocol=\[\]: choose of closed_set, identification, ijb, lfw"),
+        ([], r"protocol=\[\] must name a protocol; choose from closed_set, identification, ijb, lfw"),
         (["protocol=lfw"], "protocol.lfw.source=null"),
-        (["protocol=closed_set", "checkpoint=/nowhere"], "checkpoint=/nowhere: holds no checkpoint"),
+        (["protocol=closed_set", "checkpoint=/nowhere"], "checkpoint=/nowhere holds no checkpoint"),
         (["protocol=closed_set", "checkpoint=null"], "checkpoint= is missing"),
         (["protocol=identification", "checkpoint=null"], "checkpoint=null: without a model"),
         (["protocol=closed_set", "batch_size=0"], "batch_size=0"),
-        (["protocol=closed_set", "trainer.precision=8"], "trainer.precision='?8"),
+        (["protocol=closed_set", "trainer.precision=8"], "trainer.precision=8"),
     ],
 )
-def test_what_cannot_be_judged_is_told(words, message, trained, tmp_path):
+def test_invalid_evaluations_are_refused(words, message, trained, tmp_path):
     with pytest.raises(ValueError, match=message):
         evaluate(config(f"checkpoint={trained}", *words, name="evaluate"), tmp_path)
 
 
-def test_protocols_of_one_name_are_told(trained, tmp_path):
+def test_protocols_of_one_name_are_refused(trained, tmp_path):
     words = written_for("lfw", tmp_path)
     (tmp_path / "pairs.txt").rename(tmp_path / "closed_set.txt")
     words[0] = words[0].replace("pairs.txt", "closed_set.txt")
@@ -121,7 +123,7 @@ def test_protocols_of_one_name_are_told(trained, tmp_path):
 
 
 def test_a_protocol_that_fails_ends_no_training(tmp_path, capfd):
-    """An image that cannot be decoded, not the first: it is told of, all is saved, and then the command fails."""
+    """An image that cannot be decoded is reported, everything is saved, and then the command fails."""
     words = written_for("lfw", tmp_path)
     (tmp_path / "3.jpg").write_bytes(b"no picture")
     short = ["trainer.max_steps=4", "evaluate.interval=2", "logger.wandb.mode=disabled"]
@@ -136,8 +138,8 @@ def test_a_protocol_that_fails_ends_no_training(tmp_path, capfd):
     assert evaluate(config("protocol=lfw", *words, name="evaluate"), tmp_path)[0].metrics["auc"] > 0
 
 
-def test_noise_is_of_the_data_too(tmp_path):
-    """A class that was split in two is two classes afterwards, as it was in training."""
+def test_noise_is_part_of_the_data(tmp_path):
+    """A class that was split for the training is also two classes in the evaluation."""
     words = ["noise.conflict=0.2", "protocol=closed_set", "protocol.closed_set.records=100"]
     assert train(config(*SMOKE, *words), tmp_path) == 0
     evaluate(config(f"checkpoint={tmp_path}", *words[1:], name="evaluate"), tmp_path)
@@ -148,7 +150,7 @@ def test_noise_is_of_the_data_too(tmp_path):
 
 
 def test_embeddings_do_not_depend_on_the_batch(trained, pictures, tmp_path):
-    """Nor are they far from what float64 gives."""
+    """Embeddings are also close to those in float64."""
     files = ImageFiles([str(path).encode() for path in sorted(pictures.rglob("*.jpg"))])
     found = []
     for batch_size in (1, 5, 512):
@@ -165,7 +167,7 @@ def test_embeddings_do_not_depend_on_the_batch(trained, pictures, tmp_path):
 def test_embeddings_of_large_networks_do_not_depend_on_the_batch(backbone):
     network = {"iresnet": IResNet, "mobilefacenet": MobileFaceNet}[backbone](embedding_size=32)
     with torch.no_grad():
-        for module in network.modules():  # as after a training: every layer's output is of size one
+        for module in network.modules():  # as after a training: outputs of layers have unit variance
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.momentum = None
         pictures = torch.randn(8, 3, 112, 112, generator=torch.Generator().manual_seed(0))
@@ -204,33 +206,33 @@ def test_embeddings_of_every_format(format, trained, pictures, tmp_path):
     assert len(lines) == 12 and lines[-1][1] == wanted and len({key for key, _ in lines}) == 12
 
 
-def test_embedding_goes_on_where_it_was(trained, pictures, tmp_path, monkeypatch):
+def test_embedding_continues_after_an_interruption(trained, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "BLOCK", 5)
-    told = embed_config(trained, pictures, tmp_path / "out.npy", "mirrored=true", "unit=false", "dtype=float16")
+    options = embed_config(trained, pictures, tmp_path / "out.npy", "mirrored=true", "unit=false", "dtype=float16")
     broken = shutil.copytree(pictures, tmp_path / "broken")
     last = sorted(broken.rglob("*.jpg"))[-1]
     good = last.read_bytes()
     last.write_bytes(good[:-100])
-    told.source = str(broken)
+    options.source = str(broken)
     with pytest.raises(ValueError, match=r"011\.jpg: it cannot be decoded"):
-        embed(told, tmp_path)
+        embed(options, tmp_path)
     assert (tmp_path / "out.npy.partial" / "done").read_bytes() == b"\1\1\0"
     assert not (tmp_path / "out.npy").exists()
-    with pytest.raises(ValueError, match="of other images, options or another checkpoint"):
+    with pytest.raises(ValueError, match="has other images, options or another checkpoint"):
         embed(embed_config(trained, pictures, tmp_path / "out.npy"), tmp_path)
     rows = np.load(tmp_path / "out.npy.partial" / "rows.npy", mmap_mode="r+")
-    rows[0] = 7  # is not computed again
+    rows[0] = 7  # rows that are done are not computed again
     rows.flush()
     last.write_bytes(good)
-    embed(told, tmp_path)
+    embed(options, tmp_path)
     found = np.load(tmp_path / "out.npy")
     assert found.dtype == np.float16 and (found[0] == 7).all() and not (tmp_path / "out.npy.partial").exists()
     model = model_in(trained)
     files = ImageFiles([str(path).encode() for path in sorted(pictures.rglob("*.jpg"))])
     expected = model.embed(*model.view(files), np.arange(12), mirrored=True).numpy()
     assert np.abs(found[1:] - expected[1:]).max() < 0.01
-    with pytest.raises(ValueError, match=r"there is out\.npy already"):
-        embed(told, tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be written: out\.npy exists already"):
+        embed(options, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -243,13 +245,13 @@ def test_embedding_goes_on_where_it_was(trained, pictures, tmp_path, monkeypatch
         (["format=zip"], "format=zip"),
     ],
 )
-def test_what_cannot_be_embedded_is_told(words, message, trained, pictures, tmp_path):
+def test_unreadable_images_and_options_are_reported(words, message, trained, pictures, tmp_path):
     with pytest.raises(ValueError, match=message):
         embed(embed_config(trained, pictures, tmp_path / "x.npy", *words), tmp_path)
 
 
 def with_statistics(backbone: str, embedding_size: int, folder: Path) -> Path:
-    """A checkpoint of a network whose batch norm has seen something."""
+    """Write a checkpoint of a network with batch-norm statistics."""
     network = {"iresnet": IResNet, "mobilefacenet": MobileFaceNet}[backbone](embedding_size=embedding_size)
     for module in network.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
@@ -288,7 +290,7 @@ def test_onnx_agrees_with_torch(backbone, trained, pictures, tmp_path):
 
 
 def test_the_script_of_the_documentation(trained, pictures, tmp_path, caplog):
-    """It verifies two images with onnxruntime alone, and comes to our cosine."""
+    """The script verifies two images with onnxruntime alone, and gets the same cosine."""
     text = (ROOT / "docs" / "evaluation.md").read_text()
     script = text.split("```python\n")[1].split("```")[0]
     (tmp_path / "verify.py").write_text(script)
@@ -313,7 +315,7 @@ SIZES = [(32, 32), (20, 30), (64, 64), (67, 71), (500, 375), (1024, 512)]  # the
 
 
 def test_the_script_of_the_documentation_and_embed_agree(trained, tmp_path, monkeypatch):
-    """On JPEG and PNG of any size."""
+    """JPEG and PNG images of any size have the same embeddings."""
     (tmp_path / "set").mkdir()
     for number, size in enumerate(SIZES):
         coarse = np.random.default_rng(number).integers(0, 256, (11, 11, 3), np.uint8)
@@ -333,15 +335,15 @@ def test_the_script_of_the_documentation_and_embed_agree(trained, tmp_path, monk
         assert found @ row / np.linalg.norm(found) >= 0.9999, name
 
 
-def test_a_model_whose_preprocessing_is_told_wrong_is_not_exported(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_check, "documented", lambda encoded, about: torch.zeros(1, 1, 32, 32))
-    with pytest.raises(ValueError, match=r"metadata does not say how images become the input.*nothing was written"):
+def test_a_model_with_wrong_preprocessing_metadata_is_not_exported(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_check, "documented", lambda encoded, metadata: torch.zeros(1, 1, 32, 32))
+    with pytest.raises(ValueError, match=r"does not describe how images become the input.*nothing was written"):
         export(config(f"checkpoint={trained}", f"target={tmp_path / 'model.onnx'}", name="export"), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_crop_of_a_training_goes_with_its_model(pictures, tmp_path):
-    """Whoever uses the model sees the middle of images, as its training did."""
+def test_the_crop_of_a_training_is_part_of_its_model(pictures, tmp_path):
+    """A used model sees the middle of images, as in its training."""
     words = ["data=folder", f"data.source={pictures}", "data.size=24", "data.crop=0.5", "data.num_heldout=0"]
     words += ["head=full", "batch_size=6", "trainer.max_steps=1", "evaluate.train_records=null", "data.channels=1"]
     (tmp_path / "run").mkdir()
@@ -359,9 +361,9 @@ def test_the_crop_of_a_training_goes_with_its_model(pictures, tmp_path):
         expected = normalize(model.backbone.eval()(model.preprocessing.normalize(pixels)))
     assert torch.allclose(torch.from_numpy(np.load(target)), expected, atol=1e-5)
     checkpoint = Trained(str(tmp_path / "run"))
-    assert json.loads(metadata(checkpoint, scores=False)["crop"]) == 0.5
+    assert json.loads(metadata_of(checkpoint, False)["crop"]) == 0.5
     older = {name: value for name, value in asdict(checkpoint.preprocessing).items() if name != "crop"}
-    assert Preprocessing.from_dict(older).crop == 1  # of checkpoints written before there was a crop
+    assert Preprocessing.from_dict(older).crop == 1  # in checkpoints from before the option crop
 
 
 def test_pt2_with_scores_of_all_classes(trained, tmp_path):
@@ -405,16 +407,16 @@ def test_centers_to_safetensors(margin, trained, tmp_path):
     ("words", "message"),
     [
         (["checkpoint=null"], "checkpoint=null: is needed"),
-        (["format=tf"], "format=tf: must be one of onnx, pt2, safetensors"),
+        (["format=tf"], "format=tf must be one of onnx, pt2, safetensors"),
         (["target=x.zip"], "must end in .onnx"),
-        (["target=/nowhere/x.onnx"], "there is no folder /nowhere"),
-        (["format=safetensors", "tolerance=1"], "tolerance=1: is an option of format=onnx"),
-        (["tolerance=small"], "tolerance=small: a number is needed"),
+        (["target=/nowhere/x.onnx"], "the folder /nowhere does not exist"),
+        (["format=safetensors", "tolerance=1"], "tolerance=1 applies to format=onnx and format=pt2 only"),
+        (["tolerance=small"], "tolerance=small must be a number"),
         (["format=safetensors", "scores=true"], "scores=True"),
-        (["format=pt2", "tolerance=-1"], "tolerance=-1: the exported model differs"),
+        (["format=pt2", "tolerance=-1"], "tolerance=-1 is exceeded: the exported model differs"),
     ],
 )
-def test_what_cannot_be_exported_is_told(words, message, trained, tmp_path):
+def test_invalid_exports_are_refused(words, message, trained, tmp_path):
     with pytest.raises(ValueError, match=message):
         export(config(f"checkpoint={trained}", *words, name="export"), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -443,12 +445,12 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("theirs", "ours"), NAMES)
-def test_names_of_plsc(theirs, ours):
-    assert our_name(theirs) == ours and ours in IResNet(depth=50, embedding_size=8).state_dict()
+def test_names_in_plsc(theirs, ours):
+    assert translate_name(theirs) == ours and ours in IResNet(depth=50, embedding_size=8).state_dict()
 
 
-def of_plsc_2_2(network: IResNet) -> dict[str, torch.Tensor]:
-    """As version 2.2 names and shapes it; PReLUs are counted, and have one number for all channels or (1, C, 1, 1)."""
+def in_plsc_2_2(network: IResNet) -> dict[str, torch.Tensor]:
+    """Return weights as version 2.2 stores them; PReLUs are numbered, and have one value or (1, C, 1, 1)."""
     stored, prelus = {}, 0
     kinds = {"weight": "scale", "bias": "offset", "running_mean": "mean", "running_var": "variance"}
     norms = {"bn1": "before", "bn2": "branch2a", "bn3": "branch2b", "downsample.1": "branch1"}
@@ -484,8 +486,8 @@ def network() -> IResNet:
     return made.eval()
 
 
-def of_plsc(network: IResNet) -> dict[str, np.ndarray]:
-    """As PLSC's last versions store it."""
+def in_plsc(network: IResNet) -> dict[str, np.ndarray]:
+    """Return weights as the latest versions of PLSC store them."""
     stored = {}
     for name, value in network.state_dict().items():
         if "tracked" not in name:
@@ -502,10 +504,10 @@ def test_weights_of_others(kind, network, tmp_path):
     path = tmp_path / FILES[kind]
     if kind == "plsc 2.2":
         path.mkdir()
-        for number, (name, value) in enumerate(of_plsc_2_2(network).items()):
+        for number, (name, value) in enumerate(in_plsc_2_2(network).items()):
             (path / f"{number}.pdparam").write_bytes(pickle.dumps((name, np.ascontiguousarray(value.numpy())), 4))
     elif kind == "plsc":
-        held = {**of_plsc(network), "head.weight": np.zeros((9, 8)), "StructuredToParameterName@@": {"fc.weight": "x"}}
+        held = {**in_plsc(network), "head.weight": np.zeros((9, 8)), "StructuredToParameterName@@": {"fc.weight": "x"}}
         path.write_bytes(pickle.dumps(held, 4))
     elif kind == "safetensors":
         save_file(network.state_dict(), path)
@@ -526,14 +528,14 @@ def test_weights_of_others(kind, network, tmp_path):
 def test_weights_that_do_not_fit(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "a.pth")
     words = [f"weights={tmp_path / 'a.pth'}", f"target={tmp_path / 'imported'}"]
-    with pytest.raises(ValueError, match=r"240 weights of .*IResNet are not in it.*layer1\.2.*strict=false"):
+    with pytest.raises(ValueError, match=r"lacks 240 weights of .*IResNet .*, such as layer1\.2.*strict=false"):
         pretrained(config(*words, name="pretrained"), tmp_path)
     with pytest.raises(ValueError, match="6 weights"):
         pretrained(config(*words, "backbone.depth=18", "embedding_size=16", name="pretrained"), tmp_path)
     deeper = {f"module.{name}": each for name, each in IResNet(depth=34, embedding_size=8).state_dict().items()}
     torch.save({**deeper, "module.head.weight": torch.ones(9, 8)}, tmp_path / "r34.pth")
     words = [f"weights={tmp_path / 'r34.pth'}", "backbone.depth=18", words[1]]
-    with pytest.raises(ValueError, match=r"weights more than .*IResNet has, layer\d\..*they are of another depth"):
+    with pytest.raises(ValueError, match=r"weights that .*IResNet lacks, such as layer\d\..*; set another depth"):
         pretrained(config(*words, name="pretrained"), tmp_path)
     words[0] = f"weights={tmp_path / 'a.pth'}"
     (tmp_path / "empty").mkdir()
@@ -547,7 +549,7 @@ def test_weights_that_do_not_fit(network, tmp_path):
     for name, content, message in (
         ("bad.pth", b"x", "cannot be read"),
         ("bad.pdparams", b"cos\nsystem\n(S'true'\ntR.", r"names os\.system"),
-        ("none.pth", None, "no such file"),
+        ("none.pth", None, "none.pth does not exist"),
     ):
         if content:
             (tmp_path / name).write_bytes(content)
@@ -556,7 +558,7 @@ def test_weights_that_do_not_fit(network, tmp_path):
 
 
 def test_groups(trained, tmp_path):
-    """Two pictures of each of five classes, and one alone: equal pictures are in one group."""
+    """Equal images are in one group: five classes have two images each, and one image is alone."""
     held = [(n // 2, image(n // 2)) for n in range(10)] + [(5, image(77))]
     write_folder(tmp_path / "set", held)
     for method in ("hdbscan", "average"):
@@ -578,14 +580,14 @@ def test_groups(trained, tmp_path):
     assert float(best[0][1]) == pytest.approx(1) and float(best[2][1]) < 1
 
 
-def test_groups_go_by_size():
+def test_groups_are_ordered_by_size():
     points = np.repeat(np.eye(4, dtype=np.float32), [2, 5, 1, 3], axis=0)
     found = grouped(points, config("method=average", name="cluster"))
     assert found.tolist() == [2, 2, 0, 0, 0, 0, 0, -1, 1, 1, 1]
 
 
-def test_one_group_is_found_where_all_are_alike():
-    """And none where they are not."""
+def test_one_group_is_found_if_all_images_are_alike():
+    """No group is found if they are not alike."""
     apart = np.eye(9, 32)
     for points, group in ((np.ones((9, 32)), 0), (apart, -1)):
         unit = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
@@ -596,20 +598,20 @@ def test_one_group_is_found_where_all_are_alike():
     ("words", "message"),
     [
         (["method=kmeans"], "method=kmeans"),
-        (["query=/nowhere.jpg"], "query=/nowhere.jpg: there is no such image"),
+        (["query=/nowhere.jpg"], "query=/nowhere.jpg does not exist"),
         (["method=average", "similarity=2"], "similarity=2"),
-        (["similarity=0.5"], "similarity=0.5: is an option of method=average"),
+        (["similarity=0.5"], "similarity=0.5 applies to method=average only"),
         (["min_size=1"], "min_size=1"),
         (["columns=many"], "columns=many"),
-        (["rows=100000"], "rows=100000: a contact sheet takes 500 at most"),
+        (["rows=100000"], "rows=100000 must be at most 500"),
     ],
 )
-def test_wrong_options_of_groups(words, message, trained, pictures, tmp_path):
+def test_invalid_options_of_groups_are_refused(words, message, trained, pictures, tmp_path):
     with pytest.raises(ValueError, match=message):
         cluster(config(f"checkpoint={trained}", f"source={pictures}", *words, name="cluster"), tmp_path)
 
 
-def test_a_protocol_that_cannot_judge_a_model_is_told_before_it_trains(tmp_path):
+def test_a_protocol_that_does_not_fit_the_model_is_refused_before_training(tmp_path):
     words = ["data=sphere", "backbone=mlp", "trainer.max_steps=2", "logger.wandb.mode=disabled"]
     for more, message in (
         (["protocol=lfw", *written_for("lfw", tmp_path)], "no model that takes images"),
@@ -626,9 +628,9 @@ def test_a_protocol_that_cannot_judge_a_model_is_told_before_it_trains(tmp_path)
 
 
 @pytest.mark.parametrize("moment", ["keys named", "array named", "all but removed"])
-def test_embedding_killed_at_its_end_goes_on(moment, trained, pictures, tmp_path, monkeypatch):
-    """What a kill leaves: each file is named, or not, and the partial folder is still there."""
-    told = embed_config(trained, pictures, tmp_path / "out.npy")
+def test_embedding_killed_at_its_end_continues(moment, trained, pictures, tmp_path, monkeypatch):
+    """A kill may leave any of the files renamed, and the partial folder."""
+    options = embed_config(trained, pictures, tmp_path / "out.npy")
     done = embedding.os.replace
     killed = {"keys named": "rows.npy", "array named": None, "all but removed": None}[moment]
 
@@ -643,24 +645,24 @@ def test_embedding_killed_at_its_end_goes_on(moment, trained, pictures, tmp_path
     if moment == "array named":
         monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        embed(told, tmp_path)
+        embed(options, tmp_path)
     monkeypatch.undo()
-    if moment == "all but removed":  # and its owner has taken the files away since
+    if moment == "all but removed":  # and the user has moved the files since
         (tmp_path / "out.npy").rename(tmp_path / "elsewhere.npy")
         (tmp_path / "out.txt").unlink()
-    embed(told, tmp_path)
+    embed(options, tmp_path)
     assert np.load(tmp_path / "out.npy").shape == (12, 128) and not (tmp_path / "out.npy.partial").exists()
     assert len((tmp_path / "out.txt").read_text().splitlines()) == 12
 
 
-def test_folders_with_images_beside_folders(trained, tmp_path):
+def test_folders_with_images_and_folders_are_refused(trained, tmp_path):
     write_folder(tmp_path / "set", images([0, 0]))
     (tmp_path / "set" / ".thumbs").mkdir()
     (tmp_path / "set" / ".thumbs" / "t.jpg").write_bytes(image(9))
     (tmp_path / "set" / "cover.jpg").write_bytes(image(5))
-    told = embed_config(trained, tmp_path / "set", tmp_path / "out.npy")
+    options = embed_config(trained, tmp_path / "set", tmp_path / "out.npy")
     with pytest.raises(ValueError, match="images both in it and in subfolders; format=folder"):
-        embed(told, tmp_path)
+        embed(options, tmp_path)
     assert not list(tmp_path.glob("out*"))
     cluster(config(f"checkpoint={trained}", f"source={tmp_path / 'set'}", name="cluster"), tmp_path)
     keys = [line.split("\t")[0] for line in (tmp_path / "groups.tsv").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Trainings that lose a process or cannot go on: what dies is replaced, and else they end in good order."""
+"""Trainings that lose a process or cannot continue: data workers are replaced, other failures end with a checkpoint."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def test_a_killed_data_worker_changes_nothing(tmp_path, monkeypatch):
         return batch(stream, number)
 
     assert train(config(*SHORT), tmp_path / "a") == 0
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))  # seconds until it looks
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))  # seconds between checks
     monkeypatch.setattr(InstanceStream, "batch", dies)
     with pytest.warns(RuntimeWarning, match="num_workers=1: a process that prepares batches died; new ones go on at"):
         assert train(config(*SHORT, "num_workers=1"), tmp_path / "b") == 0
@@ -38,7 +38,7 @@ def test_a_killed_data_worker_changes_nothing(tmp_path, monkeypatch):
 
 
 def damaged(stream: InstanceStream, number: int):
-    """Batch 7 of the last process."""
+    """Raise for batch 7 of the last process."""
     rank, world_size = rank_and_world()
     if number == 7 and rank == world_size - 1:
         raise ValueError("record 9: is damaged")
@@ -59,7 +59,7 @@ def test_data_that_cannot_be_read_ends_a_training_with_a_checkpoint(accumulate, 
 
 
 def fails(folder: Path) -> str:
-    """In a worker."""
+    """Train in a worker; return the error."""
     InstanceStream.batch = damaged
     try:
         trained(SHORT, folder)
@@ -70,7 +70,7 @@ def fails(folder: Path) -> str:
     return "trained"
 
 
-def test_all_processes_end_where_one_cannot_go_on(workers, tmp_path):
+def test_all_processes_end_if_one_cannot_continue(workers, tmp_path):
     saved = tmp_path / "checkpoints" / "step-00000007"
     assert workers(2).run(fails, tmp_path) == [f"record 9: is damaged; resume={saved} is complete"] * 2
 

@@ -1,4 +1,4 @@
-"""What a run measures of itself."""
+"""Memory that a run measures, on different systems."""
 
 import resource
 import types
@@ -8,10 +8,10 @@ import pytest
 from experiments.training import recorder
 
 
-@pytest.mark.parametrize(("platform", "told"), [("linux", 3 * 2**20), ("darwin", 3 * 2**10)])
-def test_peak_memory_is_in_bytes_on_every_system(platform, told, monkeypatch):
-    """Linux tells KiB, macOS bytes."""
+@pytest.mark.parametrize(("platform", "expected"), [("linux", 3 * 2**20), ("darwin", 3 * 2**10)])
+def test_peak_memory_is_in_bytes_on_every_system(platform, expected, monkeypatch):
+    """Linux reports KiB, macOS reports bytes."""
     monkeypatch.setattr(recorder.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(recorder.sys, "platform", platform)
     monkeypatch.setattr(resource, "getrusage", lambda who: types.SimpleNamespace(ru_maxrss=3 * 2**10))
-    assert recorder.peak_bytes() == told
+    assert recorder.peak_bytes() == expected

@@ -24,7 +24,7 @@ DAMAGED = [
 def test_a_damaged_config_beside_a_checkpoint(text, tmp_path):
     """It is only asked where checkpoints were written to, and then says nothing."""
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=f"checkpoint={tmp_path}: holds no checkpoint; give a run's folder or one of"):
+    with pytest.raises(ValueError, match=f"checkpoint={tmp_path} holds no checkpoint; give a run's folder or one of"):
         find(str(tmp_path), tmp_path, None, "checkpoint")
 
 
@@ -53,7 +53,7 @@ def test_a_link_to_itself_is_told(inside, tmp_path):
     for folder in (tmp_path, tmp_path / "checkpoints"):
         folder.mkdir(exist_ok=True)
         (folder / "latest").symlink_to("latest")
-    with pytest.raises(ValueError, match=r"a link that leads to itself; give a checkpoint|holds no checkpoint"):
+    with pytest.raises(ValueError, match=r"is a link to itself; give a checkpoint|holds no checkpoint"):
         find(str(tmp_path / inside), tmp_path, None)
     with pytest.raises(ValueError, match=r"holds no checkpoint; give a run's folder"):
         find(str(tmp_path), tmp_path, None)

@@ -24,7 +24,7 @@ def test_a_newest_checkpoint_without_its_manifest_is_no_reason_to_begin_anew(tmp
     (saves / "step-00000020").mkdir(parents=True)
     (saves / "latest").symlink_to("step-00000020")
     with pytest.raises(
-        ValueError, match=r"resume=auto: .*step-00000020 is damaged, it has no manifest.json; remove it"
+        ValueError, match=r"resume=auto cannot be used: .*step-00000020 is damaged, it has no manifest.json; remove it"
     ):
         find("auto", tmp_path, None)
     (saves / "step-00000020").rmdir()  # as the message says

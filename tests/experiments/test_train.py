@@ -1,4 +1,4 @@
-"""One training in this process: every committed config starts, a user's backbone, precision, accumulation."""
+"""One training in this process: every committed config starts; a user's backbone, precision, accumulation."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
         "data=sphere": ["backbone=mlp"],
         **{f"index={name}": ["head=forest"] for name in ("annoy", "exact", "ivf")},
         "backbone=iresnet": ["backbone.depth=18", "batch_size=8"],
-        "store=disk": [f"store_dir={tmp_path / 'rows'}"],  # by default in Hydra's folder, which is not there
+        "store=disk": [f"store_dir={tmp_path / 'rows'}"],  # the default is in Hydra's folder, which does not exist here
     }
     if choice == "data=hanzi":
         installed_for_tests(tmp_path / "fonts", monkeypatch)
@@ -74,7 +74,7 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
     ],
 )
 def test_recipes_of_the_field(name, head, depth, batch, epochs, decay, tmp_path):
-    """As published, and two steps of each on small images."""
+    """The options are as published, and each recipe trains two steps on small images."""
     words = [f"experiment={name}", "data=glyphs"]
     found = config(*words)
     assert (found.backbone.depth, found.batch_size, found.trainer.max_epochs) == (depth, batch, epochs)
@@ -95,7 +95,7 @@ def test_a_million_classes_without_storage(tmp_path):
 
 
 class Users(torch.nn.Module):
-    """A backbone that knows nothing of input_shape."""
+    """A backbone without the argument input_shape."""
 
     def __init__(self, embedding_size: int, bad: bool = False):
         super().__init__()
@@ -121,7 +121,7 @@ def test_bf16_mixed_differs_a_little(tmp_path):
 
 
 def test_accumulation_is_one_large_batch(tmp_path):
-    """Without BatchNorm and clipping, 2 x 32 images make the step of 64."""
+    """2 x 32 images make the same step as 64, without batch norm and clipping."""
     common = ["backbone=mlp", "data.augment=false", "trainer.gradient_clip_val=null", "head=full", "optimizer.lr=0.01"]
     common += ["trainer.max_steps=4", "trainer.log_interval=1"]
     run(tmp_path / "a", *common, "batch_size=64")
@@ -147,7 +147,7 @@ def test_workers_give_the_same_training(tmp_path):
     ],
 )
 def test_backbone_and_rows_may_have_rates_of_their_own(words, rates, tmp_path):
-    """The schedule multiplies both."""
+    """The schedule multiplies both learning rates."""
     found = config(
         *("data=sphere", "data.num_classes=1000", "backbone=mlp", "trainer.accelerator=cpu"),
         *("logger.wandb.mode=disabled", "schedule.power=1", "schedule.warmup=0", *words),
@@ -216,7 +216,7 @@ def test_bad_options_are_refused(overrides, words, tmp_path):
         run(tmp_path, *overrides)
 
 
-def test_the_clock_ends_a_training_with_all_that_a_finished_one_leaves(tmp_path):
+def test_a_training_ended_by_the_clock_leaves_what_a_finished_one_leaves(tmp_path):
     words = ["trainer.max_time=1e-9", "trainer.max_steps=9", "trainer.accumulate_grad_batches=2"]
     words += ["checkpoint.interval=null", "evaluate.interval=null", "evaluate.train_records=10"]
     found = run(tmp_path, *words)
@@ -239,17 +239,17 @@ def test_limits_of_time(given, seconds):
 
 
 @pytest.mark.parametrize("given", ["10:00", "ten", 0, -1, True, "00:00:00", "1:2:3", float("inf")])
-def test_limits_of_time_that_are_none(given):
+def test_invalid_limits_of_time_are_refused(given):
     with pytest.raises(ValueError, match=r"trainer\.max_time=.* must be HH:MM:SS"):
         parse_seconds(given)
 
 
 @pytest.mark.parametrize(("seconds", "lines"), [(10**9, [2, 4, 6, 8]), (0, [1, 2, 3, 4, 5, 6, 7, 8])])
-def test_without_a_terminal_lines_come_by_steps_and_by_the_clock(seconds, lines, tmp_path, monkeypatch, capsys):
+def test_without_a_terminal_lines_are_printed_by_steps_and_by_the_clock(seconds, lines, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS", seconds)
     monkeypatch.setattr(progress, "LINES", 4)
     run(tmp_path, "trainer.max_steps=8")
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [int(line.split()[1].split("/")[0]) for line in printed] == lines
-    assert not any(" 0 images/s" in line for line in printed)  # nothing is known of the speed yet
+    assert not any(" 0 images/s" in line for line in printed)  # the speed is not known yet
     assert ("s left" in printed[0]) == (lines[0] > WARMUP_BATCHES)

@@ -1,4 +1,4 @@
-"""Whatever happens to the bytes of a checkpoint is told, by reading it and by `experiments.verify`."""
+"""Any change to the bytes of a checkpoint is reported, by reading it and by `experiments.verify`."""
 
 import json
 import random
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from experiments import provenance, verify
 from experiments.checkpoints import blocks
-from experiments.checkpoints.checkpoint import ROWS, Stored, write
+from experiments.checkpoints.checkpoint import write
 from experiments.checkpoints.manifest import digest
 from experiments.checkpoints.storage import Folder
+from experiments.checkpoints.stored import ROWS, Stored
 from experiments.launching.processes import Processes
 from heads import PartialFC
 
@@ -26,7 +27,7 @@ C, D = 300, 16
 
 
 def state() -> tuple[dict, dict, dict[str, Tensor]]:
-    """Shared, own and rows."""
+    """Return shared state, local state and rows."""
     generator = torch.Generator().manual_seed(1)
     rows = {name: torch.randn(C, D, generator=generator) for name in (ROWS, "head.centers.momentum")}
     shared = {"state_dict": {"backbone.weight": torch.randn(4, 3, generator=generator)}, "step": 7}
@@ -34,7 +35,7 @@ def state() -> tuple[dict, dict, dict[str, Tensor]]:
 
 
 def written(folder: Path, change: Callable[[dict, dict, dict[str, Tensor]], None] = lambda *_: None) -> Path:
-    """A checkpoint, of a changed state if wanted."""
+    """Write a checkpoint, with a changed state if `change` is given."""
     shared, own, rows = state()
     change(shared, own, rows)
     write(shared, own, rows, Folder(folder), "step-00000007", ONE, {"seed": 0, "embedding_size": D})
@@ -42,7 +43,7 @@ def written(folder: Path, change: Callable[[dict, dict, dict[str, Tensor]], None
 
 
 def everything(path: Path) -> tuple:
-    """All that a resume reads, as bytes and numbers that can be compared."""
+    """Return everything that a resume reads, as comparable bytes and numbers."""
     stored = Stored(str(path))
     shared, own = stored.shared(ONE), stored.local(ONE)
     rows = {name: torch.zeros(C, D) for name in state()[2]}
@@ -58,11 +59,11 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
 
 
 def edited(path: Path, change: Callable[[dict], None]) -> None:
-    """The manifest, changed by someone who knows how its digest is made."""
-    told = json.loads((path / MANIFEST).read_text())
-    change(told)
-    told["sha256"] = digest(json.dumps(told["content"], sort_keys=True, separators=(",", ":")).encode())
-    (path / MANIFEST).write_text(json.dumps(told))
+    """Change a manifest and give it a valid digest."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    change(manifest)
+    manifest["sha256"] = digest(json.dumps(manifest["content"], sort_keys=True, separators=(",", ":")).encode())
+    (path / MANIFEST).write_text(json.dumps(manifest))
 
 
 def at(path: Path, tensor: str) -> int:
@@ -74,8 +75,12 @@ def old(path: Path) -> None:
     (path / MANIFEST).rename(path / ".metadata")
 
 
-def elsewhere(told: dict) -> None:
-    told["content"]["tensors"][ROWS]["blocks"][0][0] = "../secret.bin"
+def elsewhere(manifest: dict) -> None:
+    manifest["content"]["tensors"][ROWS]["blocks"][0][0] = "../secret.bin"
+
+
+def of_version_0_2(manifest: dict) -> None:
+    manifest["format"], manifest["content"]["version"] = 2, "0.2.0"
 
 
 DAMAGE = {
@@ -84,18 +89,25 @@ DAMAGE = {
     "bit in the state": (lambda p: flip(p / FILE, at(p, "lightning") + 3), "of lightning"),
     "bit in the weights": (lambda p: flip(p / FILE, at(p, "lightning/0")), "of lightning/0"),
     "bit in a process's own": (lambda p: flip(p / FILE, at(p, "process-0-of-1")), "of process-0-of-1"),
-    "file cut short": (lambda p: (p / FILE).write_bytes((p / FILE).read_bytes()[:-9]), f"file {FILE} of .* has"),
+    "file cut short": (
+        lambda p: (p / FILE).write_bytes((p / FILE).read_bytes()[:-9]),
+        rf"file {FILE} is damaged: it has [\d,]+ of [\d,]+ bytes",
+    ),
     "file missing": (lambda p: (p / FILE).unlink(), f"file {FILE} of .* bytes is missing"),
     "bit in the manifest": (lambda p: flip(p / MANIFEST, -60), f"{MANIFEST} is damaged"),
     "bit in the manifest's digest": (lambda p: flip(p / MANIFEST, 30), f"{MANIFEST} is damaged: .* digest"),
-    "manifest cut short": (lambda p: (p / MANIFEST).write_text('{"format": 2'), f"{MANIFEST} is damaged"),
+    "manifest cut short": (lambda p: (p / MANIFEST).write_text('{"format": 3'), f"{MANIFEST} is damaged"),
     "manifest empty": (lambda p: (p / MANIFEST).write_text(""), f"{MANIFEST} is damaged"),
     "manifest missing": (lambda p: (p / MANIFEST).unlink(), f"has no {MANIFEST}"),
     "block in another folder": (lambda p: edited(p, elsewhere), r"is damaged .*'\.\./secret\.bin'"),
     "version 0.1": (old, r"written by version 0\.1, whose checkpoints .* finish or export it with that version"),
+    "version 0.2.0": (
+        lambda p: edited(p, of_version_0_2),
+        r"written by version 0\.2\.0 in format 2, .* finish or export it with version 0\.2\.0, or train",
+    ),
     "format of the future": (
-        lambda p: edited(p, lambda told: told.update(format=3)),
-        "is of format 3, and this version",
+        lambda p: edited(p, lambda manifest: manifest.update(format=4)),
+        "in format 4, and this version reads format 3",
     ),
 }
 
@@ -106,20 +118,21 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_told_when_a_checkpoint_is_read(name, whole, tmp_path):
+def test_damage_is_reported_when_a_checkpoint_is_read(name, whole, tmp_path):
     damage, words = DAMAGE[name]
     path = shutil.copytree(whole, tmp_path / whole.name)
     assert everything(path) == everything(whole)
     damage(path)
-    with pytest.raises(ValueError, match=f"^resume={re.escape(str(path))}: .*{words}.*; there is no other beside it$"):
+    refused = f"^resume={re.escape(str(path))} cannot be used"
+    with pytest.raises(ValueError, match=f"{refused}: .*{words}.*; there is no other checkpoint in the folder$"):
         everything(path)
     shutil.copytree(whole, path.with_name("step-00000003"))
-    with pytest.raises(ValueError, match=r"; remove it, and go on with resume=.*/step-00000003$"):
+    with pytest.raises(ValueError, match=r"; remove it, and use resume=.*/step-00000003$"):
         everything(path)
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_verify_tells_it_too(name, whole, tmp_path, capsys, monkeypatch):
+def test_verify_reports_damage(name, whole, tmp_path, capsys, monkeypatch):
     damage, words = DAMAGE[name]
     path = shutil.copytree(whole, tmp_path / whole.name)
     damage(path)
@@ -133,19 +146,20 @@ def test_verify_tells_it_too(name, whole, tmp_path, capsys, monkeypatch):
     assert re.search(words, re.sub(r"\s+", " ", printed.out + printed.err))
 
 
-def test_verify_is_content_with_what_was_written(whole, capsys, monkeypatch):
+def test_verify_accepts_an_intact_checkpoint(whole, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["verify", str(whole), str(whole.parent)])
     with pytest.raises(SystemExit) as ended:
         verify.main()
     printed = capsys.readouterr()
-    assert ended.value.code == 0 and not printed.err and printed.out.count("All files are as they were written") == 2
+    assert ended.value.code == 0 and not printed.err and printed.out.count("All files are intact") == 2
     assert (
-        f"by version {provenance.about()['version']}, commit {provenance.about()['commit'] or 'unknown'}" in printed.out
+        f"written by version {provenance.about()['version']}, commit {provenance.about()['commit'] or 'unknown'}"
+        in printed.out
     )
 
 
-def test_any_flipped_bit_is_told_or_changes_nothing(whole, tmp_path):
-    """The one of many kinds of damage that no one sees coming, at random places of all files."""
+def test_any_flipped_bit_is_reported_or_changes_nothing(whole, tmp_path):
+    """Bits are flipped at random positions of all files."""
     draws, expected = random.Random(0), everything(whole)
     path = shutil.copytree(whole, tmp_path / whole.name)
     unseen = 0
@@ -160,12 +174,12 @@ def test_any_flipped_bit_is_told_or_changes_nothing(whole, tmp_path):
                 pass
             else:
                 unseen += 1
-                assert found == expected, (file, place, bit)  # white space of the manifest, say
+                assert found == expected, (file, place, bit)  # in white space of the manifest, for example
             flip(path / file, place, bit)
     assert unseen <= 5 and everything(path) == expected
 
 
-def spoilt(part: int, *names: str, value: float) -> Callable[[dict, dict, dict[str, Tensor]], None]:
+def with_value(part: int, *names: str, value: float) -> Callable[[dict, dict, dict[str, Tensor]], None]:
     def change(*parts) -> None:
         held = parts[part]
         for name in names:
@@ -178,36 +192,36 @@ def spoilt(part: int, *names: str, value: float) -> Callable[[dict, dict, dict[s
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (spoilt(2, ROWS, value=torch.nan), f"{ROWS} of class 2 holds NaN or Inf"),
-        (spoilt(2, ROWS, value=-torch.inf), f"{ROWS} of class 2 holds NaN or Inf"),
-        (spoilt(2, "head.centers.momentum", value=torch.inf), "momentum of class 2 holds NaN or Inf"),
-        (spoilt(0, "state_dict", "backbone.weight", value=torch.nan), "backbone.weight holds NaN or Inf"),
+        (with_value(2, ROWS, value=torch.nan), f"{ROWS} of class 2 holds NaN or Inf"),
+        (with_value(2, ROWS, value=-torch.inf), f"{ROWS} of class 2 holds NaN or Inf"),
+        (with_value(2, "head.centers.momentum", value=torch.inf), "momentum of class 2 holds NaN or Inf"),
+        (with_value(0, "state_dict", "backbone.weight", value=torch.nan), "backbone.weight holds NaN or Inf"),
     ],
 )
-def test_what_was_written_with_nan_is_told_as_that(change, words, tmp_path):
-    """Not as a learning rate that is too high now."""
+def test_nan_that_was_written_is_reported_as_divergence(change, words, tmp_path):
+    """The message does not blame the learning rate of the resumed training."""
     path = written(tmp_path, change)
-    assert verify.verify(str(path))  # it is what was written
-    with pytest.raises(ValueError, match=rf"{words}, and did when it was written: the training had diverged"):
+    assert verify.verify(str(path))  # the bytes are those that were written
+    with pytest.raises(ValueError, match=rf"{words}, and did so when it was written: the training had diverged"):
         everything(path)
 
 
-def test_large_finite_rows_are_no_damage(tmp_path):
-    """Their sum is not finite."""
+def test_large_finite_rows_are_accepted(tmp_path):
+    """The sum of the rows is not finite."""
 
-    def change(shared: dict, own: dict, rows: dict[str, Tensor]) -> None:
+    def change(shared: dict, local: dict, rows: dict[str, Tensor]) -> None:
         rows[ROWS].fill_(3e38)
 
     assert everything(written(tmp_path, change))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_rows_that_were_never_written_are_drawn_wherever_they_are_read(dtype, tmp_path, monkeypatch):
-    """store=disk holds zeros for them. Read in stretches, across blocks, and as a whole."""
+def test_rows_that_were_never_written_are_drawn_on_every_read(dtype, tmp_path, monkeypatch):
+    """A checkpoint of store=disk holds zeros for them. They are read in parts, across blocks, and completely."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 37 * 16 * 4)
     fresh = PartialFC(C, D, seed=5, dtype=dtype).centers.rows
     rows = fresh.clone()
-    rows[100:110] += 1  # were written, and all others were not
+    rows[100:110] += 1  # the only rows that were written
     stored_rows = torch.zeros_like(rows)
     stored_rows[100:110] = rows[100:110]
     write({"state_dict": {}}, None, {ROWS: stored_rows}, Folder(tmp_path), "step-00000001", ONE,
@@ -226,24 +240,24 @@ def test_rows_that_were_never_written_are_drawn_wherever_they_are_read(dtype, tm
         ({ROWS: torch.zeros(C, D)}, r"holds the row state \['momentum', 'rows'\], .* keep \['rows'\]"),
         (
             {ROWS: torch.zeros(C, 8), "head.centers.momentum": torch.zeros(C, 8)},
-            r"are \[300, 16\] .* this run's \[300, 8\]",
+            r"of shape \[300, 16\] .* this run's are \[300, 8\]",
         ),
     ],
 )
-def test_rows_of_another_shape_are_left_alone(rows, words, whole):
+def test_rows_of_another_shape_stay_unchanged(rows, words, whole):
     with pytest.raises(ValueError, match=words):
         Stored(str(whole)).fill(rows, ONE)
     assert not any(each.any() for each in rows.values())
 
 
 def test_a_checkpoint_names_the_program(whole):
-    told = json.loads((whole / MANIFEST).read_text())
-    assert told["format"] == 2
-    assert {name: told["content"][name] for name in ("version", "commit")} == provenance.about()
+    manifest = json.loads((whole / MANIFEST).read_text())
+    assert manifest["format"] == 3
+    assert {name: manifest["content"][name] for name in ("version", "commit")} == provenance.about()
 
 
 def test_the_commit_is_null_outside_of_a_checkout(tmp_path, monkeypatch):
-    """And git is not asked: it would tell of a repository that this folder lies in."""
+    """Git is not called, because it would report a repository around this folder."""
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
 
     def never(*arguments, **options):
@@ -253,9 +267,11 @@ def test_the_commit_is_null_outside_of_a_checkout(tmp_path, monkeypatch):
     assert provenance.about.__wrapped__()["commit"] is None
 
 
-def test_state_that_is_no_data_is_a_failed_save(tmp_path):
-    from experiments.checkpoints.checkpoint import CheckpointError
+def test_state_that_is_not_data_fails_the_save(tmp_path):
+    from experiments.checkpoints.attempts import CheckpointError
 
-    with pytest.raises(CheckpointError, match=r"step-00000007 could not be written \(lightning\.odd: a object cannot"):
-        written(tmp_path, lambda shared, own, rows: shared.update(odd=object()))
+    with pytest.raises(
+        CheckpointError, match=r"step-00000007 could not be written \(lightning\.odd is a object, which"
+    ):
+        written(tmp_path, lambda shared, local, rows: shared.update(odd=object()))
     assert not list(tmp_path.glob("*"))

@@ -1,4 +1,4 @@
-"""Checkpoints that want to run something, in each command that reads one. None of them may leave a trace."""
+"""Checkpoints that try to run code, in each command that reads one. None of them may leave a trace."""
 
 import os
 import pickle
@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import save as torch_save
 
-from experiments.checkpoints.checkpoint import SHARED, Stored, write_tensors
-from experiments.checkpoints.state import packed
+from experiments.checkpoints.checkpoint import SHARED, write_tensors
+from experiments.checkpoints.state import pack
 from experiments.checkpoints.storage import Folder
+from experiments.checkpoints.stored import Stored
 from experiments.evaluate import evaluate
 from experiments.export import export
 from experiments.launching.processes import Processes
@@ -38,7 +39,7 @@ COMMANDS: dict[str, Callable[[str, Path], Any]] = {
 
 
 class Program:
-    """A pickle of it makes the folder `ran` in the working directory."""
+    """An object whose pickle creates the folder `ran` in the working directory."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.mkdir, ("ran",)
@@ -49,7 +50,7 @@ def raw(content: bytes) -> torch.Tensor:
 
 
 def with_tensors(source: Path, target: Path, **changed: torch.Tensor) -> Path:
-    """A whole copy of a checkpoint, with digests that are right, in which some tensors are others."""
+    """Copy a checkpoint, with changed tensors and valid digests."""
     stored = Stored(str(source))
     tensors = {name: stored.read_rows(name, 0, each.size[0]) if each.size else torch.zeros(()) for name, each in
                stored.tensors.items()}  # fmt: skip
@@ -58,13 +59,13 @@ def with_tensors(source: Path, target: Path, **changed: torch.Tensor) -> Path:
 
 
 def with_config(source: Path, target: Path, part: str, value: Any) -> Path:
-    """A copy whose config names something else."""
+    """Copy a checkpoint, with a changed part of its config."""
     shared = Stored(str(source)).shared()
-    told = OmegaConf.create(shared["model"]["config"])
-    OmegaConf.update(told, part, value, force_add=True)
-    shared["model"]["config"] = OmegaConf.to_yaml(told)
-    shared["config"] = OmegaConf.to_container(told)
-    return with_tensors(source, target, **packed(shared, SHARED))
+    model_config = OmegaConf.create(shared["model"]["config"])
+    OmegaConf.update(model_config, part, value, force_add=True)
+    shared["model"]["config"] = OmegaConf.to_yaml(model_config)
+    shared["config"] = OmegaConf.to_container(model_config)
+    return with_tensors(source, target, **pack(shared, SHARED))
 
 
 def with_old_metadata(source: Path, target: Path, metadata: Any) -> Path:
@@ -75,7 +76,7 @@ def with_old_metadata(source: Path, target: Path, metadata: Any) -> Path:
 
 
 def with_more_metadata(source: Path, target: Path) -> Path:
-    """Metadata as torch itself writes it, and a program beside."""
+    """Write metadata of torch, with a program in it."""
     torch_save({"x": torch.zeros(3)}, storage_writer=FileSystemWriter(target / "torch"), no_dist=True)
     metadata = FileSystemReader(target / "torch").read_metadata()
     metadata.planner_data = Program()
@@ -83,7 +84,7 @@ def with_more_metadata(source: Path, target: Path) -> Path:
 
 
 def beside(source: Path, target: Path) -> Path:
-    """Pickles of the old names beside a good checkpoint."""
+    """Add pickles with the old names to a good checkpoint."""
     path = with_tensors(source, target)
     for name in (".metadata", "__0_0.distcp", "lightning", "config.yaml"):
         (path / name).write_bytes(pickle.dumps(Program()))
@@ -155,7 +156,7 @@ def test_a_hostile_checkpoint_runs_nothing(name, command, learned, tmp_path, mon
     if name == "_target_: by an interpolation":
         refused = ALL
     if command in refused:
-        with pytest.raises(ValueError, match=str(tmp_path)):  # what more it says is tested below
+        with pytest.raises(ValueError, match=str(tmp_path)):  # the rest of the message is tested below
             COMMANDS[command](str(path), tmp_path / "out")
     else:
         COMMANDS[command](str(path), tmp_path / "out")
@@ -163,7 +164,7 @@ def test_a_hostile_checkpoint_runs_nothing(name, command, learned, tmp_path, mon
 
 
 def test_the_program_of_these_tests_runs(tmp_path, monkeypatch):
-    """Otherwise they would show nothing."""
+    """The other tests rely on it."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickle.dumps(Program()))
     assert (tmp_path / "ran").is_dir()
@@ -176,17 +177,17 @@ def test_the_program_of_these_tests_runs(tmp_path, monkeypatch):
         (".metadata", r"written by version 0\.1, whose checkpoints can hold programs"),
         (
             "another checkpoint.dir",
-            "says that its checkpoints are in .*/elsewhere, which is not followed; give checkpoint=",
+            "names .*/elsewhere for its checkpoints, and paths in files are not followed; give checkpoint=",
         ),
         ("_target_: torch.hub.load", r"names backbone\._target_=torch\.hub\.load, .* add trust=\[torch\.hub\.load\]"),
         (
             "_target_: deep in a good one",
-            r"names backbone\.hidden\.x\._target_=os\.mkdir, which is not of this project",
+            r"names backbone\.hidden\.x\._target_=os\.mkdir, which is not part of this project",
         ),
         ("_target_: by an interpolation", r"interpolation \.backbone\._target_=\$\{name\}, which no training writes"),
     ],
 )
-def test_what_is_refused_is_told(name, words, learned, tmp_path):
+def test_refusals_state_the_reason(name, words, learned, tmp_path):
     path = HOSTILE[name][0](learned, tmp_path)
     with pytest.raises(ValueError, match=words):
         Trained(str(path)).backbone()
@@ -203,7 +204,7 @@ class Mine(torch.nn.Module):
         return self.fc(images.flatten(1))
 
 
-def test_a_backbone_of_ones_own_is_trusted_by_name(tmp_path):
+def test_a_users_own_backbone_is_trusted_by_name(tmp_path):
     target = f"{__name__}.Mine"
     (tmp_path / "again").mkdir()
     assert train(config(*SHORT, f"backbone._target_={target}", "~backbone.hidden"), tmp_path) == 0
@@ -214,10 +215,10 @@ def test_a_backbone_of_ones_own_is_trusted_by_name(tmp_path):
         evaluate(config(*words, name="evaluate"), tmp_path)
     assert evaluate(config(*words, f"trust=[{target}]", name="evaluate"), tmp_path)
     again = [f"backbone._target_={target}", "~backbone.hidden", f"warm_start.checkpoint={tmp_path}"]
-    assert train(config(*SHORT, *again), tmp_path / "again") == 0  # what is built there is what this command names
+    assert train(config(*SHORT, *again), tmp_path / "again") == 0  # it builds the backbone that this command names
 
 
-def test_a_checkpoint_may_name_what_conf_offers():
+def test_a_checkpoint_may_name_the_classes_in_conf():
     assert {
         "backbones.tiny.Tiny",
         "heads.margins.CosFace",

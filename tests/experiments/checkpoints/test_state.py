@@ -1,4 +1,4 @@
-"""State that goes through JSON comes back as it was."""
+"""State is unchanged after a round trip through JSON."""
 
 import math
 from collections import OrderedDict
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.checkpoints.state import packed, unpacked
+from experiments.checkpoints.state import pack, unpack
 
 
 @pytest.mark.parametrize(
@@ -25,18 +25,18 @@ from experiments.checkpoints.state import packed, unpacked
         bytes(range(256)),
     ],
 )
-def test_what_goes_in_comes_out(state):
-    found = unpacked(packed(state, "x"), "x")
+def test_a_round_trip_changes_nothing(state):
+    found = unpack(pack(state, "x"), "x")
     assert found == state and repr(found) == repr(state)
 
 
-def test_tensors_and_arrays_go_aside():
+def test_tensors_and_arrays_are_stored_separately():
     tensors = [torch.arange(6).view(2, 3), torch.tensor(2.5, dtype=torch.bfloat16), torch.empty(0, 4)]
     arrays = [np.arange(5, dtype=np.int64), np.arange(6.0)[::-2], np.array(7, dtype=np.int32)]
     state = OrderedDict(tensors=tensors, arrays=tuple(arrays), scalar=np.float32(0.1), count=np.int64(3))
-    parts = packed(state, "x")
+    parts = pack(state, "x")
     assert parts["x/0"].data_ptr() == tensors[0].data_ptr()  # not copied
-    found = unpacked(parts, "x")
+    found = unpack(parts, "x")
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found["tensors"], tensors, strict=True))
     for there, here in zip(found["arrays"], arrays, strict=True):
         assert isinstance(there, np.ndarray) and there.dtype == here.dtype and np.array_equal(there, here)
@@ -45,9 +45,9 @@ def test_tensors_and_arrays_go_aside():
 
 
 @pytest.mark.parametrize("value", [object(), print, {1, 2}, 1j, np.array(["a"]), torch.float32])
-def test_what_is_no_data_is_refused(value):
-    with pytest.raises(ValueError, match=r"x\.head\[1\]: a .* cannot be stored in a checkpoint"):
-        packed({"head": [0, value]}, "x")
+def test_values_that_are_not_data_are_refused(value):
+    with pytest.raises(ValueError, match=r"x\.head\[1\] is a .*, which a checkpoint cannot store"):
+        pack({"head": [0, value]}, "x")
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_what_is_no_data_is_refused(value):
 def test_text_that_is_not_ours_is_refused(text):
     raw = torch.frombuffer(bytearray(text.encode("latin1") or b" "), dtype=torch.uint8)
     with pytest.raises(ValueError, match="is not what this program writes"):
-        unpacked({"x": raw}, "x")
+        unpack({"x": raw}, "x")

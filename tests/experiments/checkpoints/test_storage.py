@@ -1,4 +1,4 @@
-"""Places of checkpoints: a folder, fsspec's memory, and a server that speaks S3."""
+"""Stores of checkpoints: a folder, fsspec's memory, and a server that speaks S3."""
 
 import os
 import threading
@@ -11,9 +11,11 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 
 from experiments.checkpoints import blocks, files
-from experiments.checkpoints.checkpoint import CheckpointError, Stored, write
+from experiments.checkpoints.attempts import CheckpointError
+from experiments.checkpoints.checkpoint import write
 from experiments.checkpoints.finding import find
 from experiments.checkpoints.storage import COMPLETE, CheckpointStore, Folder, Remote, open_store
+from experiments.checkpoints.stored import Stored
 from experiments.launching.processes import Processes
 from experiments.train import train
 from experiments.verify import verify
@@ -23,7 +25,7 @@ ONE = Processes(0, 1, torch.device("cpu"))
 
 
 class Server:
-    """moto's S3 on loopback. `refuse` so many of the coming PUTs with 503; `put` lists what was put, in order."""
+    """moto's S3 on loopback. The next `refuse` PUTs get status 503; `put` lists the paths that were put, in order."""
 
     def __init__(self) -> None:
         self.refuse, self.put = 0, []
@@ -94,7 +96,7 @@ def state(seed: int) -> dict[str, torch.Tensor]:
     return {"head.centers.rows": torch.randn(1000, 16, generator=torch.Generator().manual_seed(seed))}
 
 
-def test_what_is_written_is_read(where):
+def test_a_written_checkpoint_is_read_back(where):
     for step in (5, 40):
         write(STATE, {"mine": step}, state(step), where, f"step-{step:08d}", ONE)
     assert where.complete() == ["step-00000005", "step-00000040"] and where.resolve_alias("latest") == "step-00000040"
@@ -110,7 +112,7 @@ def test_what_is_written_is_read(where):
     assert torch.equal(some, state(40)["head.centers.rows"][123:456])
 
 
-def test_what_is_removed_is_gone_at_once(where):
+def test_a_removed_checkpoint_is_not_listed(where):
     for step in (1, 2):
         write(STATE, None, state(step), where, f"step-{step:08d}", ONE)
     where.set_alias("best", "step-00000001")
@@ -120,7 +122,7 @@ def test_what_is_removed_is_gone_at_once(where):
     assert where.sizes("step-00000001").get(COMPLETE, -1) == -1
 
 
-def test_half_a_checkpoint_is_never_listed_and_makes_way(where, monkeypatch):
+def test_an_incomplete_checkpoint_is_never_listed_and_is_removed(where, monkeypatch):
     write(STATE, None, state(1), where, "step-00000001", ONE)
     seen = []
 
@@ -139,7 +141,7 @@ def test_half_a_checkpoint_is_never_listed_and_makes_way(where, monkeypatch):
     assert where.sizes("step-00000002").get("process-0.bin", -1) == -1
 
 
-def test_transient_errors_are_waited_out(s3, monkeypatch):
+def test_saves_are_retried_after_transient_errors(s3, monkeypatch):
     monkeypatch.setattr(Remote, "retry_seconds", (0.01, 0.01, 0.01))
     where = bucket()
     for refused in (1, 2, 3):
@@ -151,7 +153,7 @@ def test_transient_errors_are_waited_out(s3, monkeypatch):
         assert torch.equal(rows["head.centers.rows"], state(refused)["head.centers.rows"])
 
 
-def test_errors_that_stay_are_told(s3, monkeypatch):
+def test_permanent_errors_are_reported(s3, monkeypatch):
     monkeypatch.setattr(Remote, "retry_seconds", (0.01,))
     where = bucket()
     write(STATE, None, state(1), where, "step-00000001", ONE)
@@ -162,7 +164,7 @@ def test_errors_that_stay_are_told(s3, monkeypatch):
     assert where.complete() == ["step-00000001"] and where.resolve_alias("latest") == "step-00000001"
 
 
-def test_the_file_that_makes_it_complete_comes_last(s3):
+def test_the_manifest_is_written_last(s3):
     where = bucket()
     s3.put.clear()
     write(STATE, None, state(1), where, "step-00000001", ONE)
@@ -176,7 +178,9 @@ def test_a_run_keeps_its_checkpoints_in_a_bucket_and_resumes_from_it(s3, tmp_pat
     call("experiments.run", *words, f"checkpoint.dir={where}", f"hydra.run.dir={tmp_path / 'a'}")
     assert where.complete() == ["step-00000010", "step-00000020"] and not (tmp_path / "a" / "checkpoints").exists()
     where.remove("step-00000020")
-    with pytest.raises(ValueError, match=f"its config.yaml says that its checkpoints are in {where}, which is not fol"):
+    with pytest.raises(
+        ValueError, match=f"has a config.yaml that names {where} for its checkpoints, and paths in files are not fol"
+    ):
         find(str(tmp_path / "a"), tmp_path, None)
     again = [f"resume={where}", f"hydra.run.dir={tmp_path / 'b'}"]
     call("experiments.run", *words, *again)
@@ -193,14 +197,16 @@ def test_a_training_may_live_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("url", "words"), [("nosuch://x", "nosuch"), ("gs://bucket/x", "gs://bucket/x: .*gcsfs")], ids=["unknown", "gs"]
+    ("url", "words"),
+    [("nosuch://x", "nosuch"), ("gs://bucket/x", "gs://bucket/x cannot be opened: .*gcsfs")],
+    ids=["unknown", "gs"],
 )
-def test_urls_that_cannot_be_opened_are_told(url, words):
+def test_urls_that_cannot_be_opened_are_refused(url, words):
     with pytest.raises(ValueError, match=words):
         open_store(url)
 
 
-def test_other_files_of_a_folder_are_left_alone(tmp_path):
+def test_other_files_of_a_folder_stay_unchanged(tmp_path):
     for name in ("step-one", "notes", "step-00000007", ".step-00000008.partial"):
         (tmp_path / name).mkdir()
     write(STATE, None, state(1), Folder(tmp_path), "step-00000009", ONE)
@@ -213,7 +219,7 @@ def test_checkpoints_of_version_0_1_stay_and_are_not_mixed_with_others(tmp_path)
     (old / ".metadata").write_bytes(b"a pickle")
     with pytest.raises(ValueError, match=r"already holds step-00000007 of another training"):
         train(config(*SMOKE, "logger.wandb.mode=disabled"), tmp_path)
-    with pytest.raises(ValueError, match=r"resume=.*step-00000007: it was written by version 0\.1"):
+    with pytest.raises(ValueError, match=r"resume=.*step-00000007 cannot be used: it was written by version 0\.1"):
         train(config(*SMOKE, "resume=auto", "logger.wandb.mode=disabled"), tmp_path)
     write(STATE, None, state(1), Folder(old.parent), "step-00000009", ONE)
     assert (old / ".metadata").exists() and Folder(old.parent).complete() == ["step-00000007", "step-00000009"]

@@ -1,4 +1,4 @@
-"""Fidelity in a training: told when due, by every head, and nothing else changes."""
+"""Fidelity in a training: measured when due, for every head, without other changes."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def figures(folder: Path) -> dict[str, dict[int, float]]:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_tells_and_trains_as_without(head, tmp_path):
+def test_every_head_is_measured_and_trains_the_same(head, tmp_path):
     for name, asked in (("without", ()), ("with", ASKED)):
         (tmp_path / name).mkdir()
         assert train(config(*HEADS[head], *SHORT, *asked), tmp_path / name) == 0
@@ -48,7 +48,7 @@ def test_every_head_tells_and_trains_as_without(head, tmp_path):
 
 
 def test_on_two_processes(workers, tmp_path):
-    """Each embeds its part of the class means; the figures are about those of one process, whose pairs are others."""
+    """Each process computes a part of the class means. Values are close to those of one process, whose pairs differ."""
     words = [*HEADS["ffc"], *SHORT, *ASKED]
     for world_size in (1, 2):
         assert set(workers(world_size).run(trained, words, tmp_path / str(world_size))) == {0}
@@ -58,7 +58,7 @@ def test_on_two_processes(workers, tmp_path):
 
 
 class Mute(Head):
-    """Neither centers nor a word on what it holds."""
+    """A head without class centers, margin or held classes."""
 
     def __init__(self, num_classes: int, embedding_size: int, **options: object):
         super().__init__()
@@ -68,7 +68,7 @@ class Mute(Head):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["fidelity.interval=0"], r"fidelity\.interval=0 must be a whole number of at least 1"),
         (["fidelity.probes=0"], r"fidelity\.probes=0 must be a whole number of at least 1"),
@@ -79,6 +79,6 @@ class Mute(Head):
         ),
     ],
 )
-def test_what_cannot_be_is_told_before_training(words, told, tmp_path):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_options_are_refused_before_training(words, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         train(config("head=full", *SHORT, *words), tmp_path)

@@ -1,4 +1,4 @@
-"""Open-set metrics against slow and obvious ones."""
+"""Open-set metrics compared with a slow and obvious implementation."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def slow(embeddings: torch.Tensor, labels: torch.Tensor, far: float) -> dict[str
             mates, strangers = (
                 [score for score, j in scores if (labels[j] == labels[i]) == same] for same in (True, False)
             )
-            found_first += int(max(mates) > max(strangers))  # of equal scores the stranger comes first
+            found_first += int(max(mates) > max(strangers))  # of equal scores, the other class comes first
     genuine, impostor = torch.tensor(genuine), torch.tensor(impostor)
     thresholds = torch.cat([genuine, impostor, torch.tensor([2.0])])
     accept = torch.stack([(genuine >= t).double().mean() for t in thresholds])
@@ -37,7 +37,7 @@ def slow(embeddings: torch.Tensor, labels: torch.Tensor, far: float) -> dict[str
 
 @pytest.mark.parametrize("far", [1e-3, 1e-2, 0.1])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_agrees_with_the_slow_way(far, seed, monkeypatch):
+def test_agrees_with_the_slow_implementation(far, seed, monkeypatch):
     monkeypatch.setattr(openset, "BLOCK", 17)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(12, (80,), generator=generator)
@@ -84,6 +84,6 @@ def test_rank1_is_that_of_the_identification_protocol(seed, monkeypatch):
         (torch.full((3, 2), torch.nan), torch.tensor([0, 0, 1]), "NaN"),
     ],
 )
-def test_what_is_no_protocol_is_an_error(embeddings, labels, words):
+def test_too_few_images_and_nan_are_refused(embeddings, labels, words):
     with pytest.raises(ValueError, match=words):
         open_set(embeddings, labels)

@@ -22,7 +22,7 @@ HALF = (
 )
 
 
-def test_the_scale_multiplies_the_gradient_of_embeddings_alone():
+def test_the_scale_multiplies_only_the_gradient_of_embeddings():
     scale = LossScale(Processes(0, 1, torch.device("cpu")))
     x = torch.randn(3, 4, requires_grad=True)
     seen = []
@@ -43,7 +43,7 @@ def test_a_gradient_too_small_for_fp16_is_scaled_before_it_is_rounded():
 
 
 def trained_with_an_overflow(words: list[str], folder: Path) -> int:
-    """In a worker: at steps 5 and 6 the second process, and no other, finds an infinite gradient."""
+    """Train in a worker; at steps 5 and 6 the second process alone finds an infinite gradient."""
     plain, calls = LossScale.unscale, []
 
     def unscale(self, optimizer):
@@ -59,7 +59,7 @@ def trained_with_an_overflow(words: list[str], folder: Path) -> int:
         LossScale.unscale = plain
 
 
-def test_all_skip_the_step_where_one_overflows(workers, tmp_path):
+def test_all_processes_skip_a_step_if_one_overflows(workers, tmp_path):
     words = [*HALF, "trainer.max_steps=12", "batch_size=60"]
     assert workers(2).run(trained, words, tmp_path / "a") == [0, 0]
     assert workers(2).run(trained_with_an_overflow, words, tmp_path / "b") == [0, 0]  # and with equal backbones

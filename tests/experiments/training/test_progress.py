@@ -1,4 +1,4 @@
-"""Lines of progress where there is no terminal."""
+"""Lines of progress without a terminal."""
 
 import re
 
@@ -6,8 +6,8 @@ from experiments.train import train
 from tests.experiments.commands import SMOKE, config
 
 
-def test_a_speed_is_told_once_it_is_known(tmp_path, capsys):
-    """Not as 0 images a second, nor as 0 seconds left."""
+def test_a_speed_is_printed_once_it_is_known(tmp_path, capsys):
+    """An unknown speed is not printed as 0 images a second or 0 seconds left."""
     assert train(config(*SMOKE, "evaluate.interval=null", "logger.wandb.mode=disabled"), tmp_path) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(lines) == 20 and re.fullmatch(r"step 1/20  loss \d+\.\d+", lines[0])

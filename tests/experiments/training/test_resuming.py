@@ -1,4 +1,4 @@
-"""A training goes on with the options and the data that it began with, or not at all."""
+"""A training resumes only with the options and the data it began with."""
 
 import shutil
 from pathlib import Path
@@ -74,8 +74,8 @@ def test_the_fingerprint_reads_few_labels_and_no_image():
 
     labels = Counted()
     many = RecordSet(Nothing(10**9), labels, 7)
-    told = fingerprint.describe_data(DataSet(many, None, (1,), torch.Tensor.float, lambda e, d: e), b"[]")
-    assert told["records"] == 10**9 and labels.asked == fingerprint.LABELS
+    description = fingerprint.describe_data(DataSet(many, None, (1,), torch.Tensor.float, lambda e, d: e), b"[]")
+    assert description["records"] == 10**9 and labels.asked == fingerprint.LABELS
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_these_options_may_not_change(then, now):
         resuming.check(began, here)
 
 
-def test_a_folder_that_is_renamed_is_another_class(tmp_path):
-    """Rows go by number: a training that went on would use those of other classes."""
+def test_a_renamed_folder_is_another_class(tmp_path):
+    """Rows are identified by number, so a resumed training would use those of other classes."""
     photos = write_folder(tmp_path / "photos", images([n // 4 for n in range(24)]))
     words = ["data=folder", f"data.source={photos}", f"data.cache_dir={tmp_path / 'cache'}", *SHORT]
     (tmp_path / "a").mkdir()
@@ -100,7 +100,7 @@ def test_a_folder_that_is_renamed_is_another_class(tmp_path):
     moved = shutil.copytree(photos, tmp_path / "moved")
     again = [*words, "trainer.max_steps=3", f"resume={tmp_path / 'a'}", f"data.source={moved}"]
     (tmp_path / "b").mkdir()
-    assert train(config(*again), tmp_path / "b") == 0  # the same classes in another place
+    assert train(config(*again), tmp_path / "b") == 0  # the same classes in another folder
     first = sorted(path for path in Path(moved).iterdir() if path.is_dir())[0]
     first.rename(moved / "zebra")
     (tmp_path / "c").mkdir()

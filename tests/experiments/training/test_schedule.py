@@ -16,7 +16,7 @@ def test_without_warm_up():
     assert polynomial(10, warmup=0, power=1)(5) == 0.5
 
 
-def test_warm_up_then_falls():
+def test_warm_up_then_milestones():
     factor = multistep(100, [0.5, 0.75], warmup=0.1, factor=0.1)
     assert [factor(step) for step in (0, 9, 10, 49)] == [0.1, 1, 1, 1]
     assert [factor(step) for step in (50, 74)] == [0.1, 0.1] and factor(75) == factor(99) == pytest.approx(0.01)
@@ -27,6 +27,6 @@ def test_warm_up_then_falls():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 20])
 def test_no_milestone_rounds_to_the_first_step(num_steps):
-    """The first step is taken at the full rate, however short the training."""
+    """The first step has the full rate, even in a short training."""
     factor = multistep(num_steps, [0.001, 0.01])
     assert factor(0) == 1 and factor(1) == pytest.approx(0.01)

@@ -1,4 +1,4 @@
-"""Starting from another training: rows by name, rows from images, and the files that arcface_torch leaves."""
+"""Warm starts: rows by class name, rows from images, and the files of arcface_torch."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from data.records import RecordSet
 from data.sets.glyphs import glyphs
-from experiments.checkpoints.checkpoint import Stored
+from experiments.checkpoints.stored import Stored
 from experiments.export import export
 from experiments.launching.processes import Processes
 from experiments.models.backbone import build_backbone
@@ -24,7 +24,7 @@ from heads.group.sharding import Shard
 from tests.experiments.commands import config, stored_rows, summary
 from tests.experiments.launching.test_processes import trained
 
-# As good as no training, so that a checkpoint tells what training began with.
+# Almost no training, so that a checkpoint holds the state at the start.
 STILL = ("trainer.max_steps=1", "trainer.log_interval=1", "optimizer.lr=1e-12", "schedule.warmup=0")
 STILL += ("optimizer.backbone.weight_decay=0", "optimizer.rows.weight_decay=0", "logger.wandb.mode=disabled")
 FEW, MORE = "data.heldout=0.2", "data.heldout=0.05"  # classes of the first are among those of the second
@@ -39,7 +39,7 @@ def learned(tmp_path_factory) -> Path:
 
 
 def begun(folder: Path) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor]]:
-    """Rows, class names, backbone of the first step."""
+    """Return the rows, class names and state dict of the newest checkpoint."""
     newest = folder / "checkpoints" / "latest"
     stored = Stored(str(newest.resolve()))
     shared = stored.shared()
@@ -50,8 +50,8 @@ def begun(folder: Path) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor
     )
 
 
-def learnt(name: str) -> bool:
-    """Whether it is a parameter, not what batch norm counts."""
+def is_parameter(name: str) -> bool:
+    """Return whether a tensor is a parameter, not a statistic of batch norm."""
     return "running" not in name and "num_batches" not in name
 
 
@@ -68,7 +68,7 @@ def test_known_classes_keep_their_rows_and_new_ones_get_their_mean_image(learned
     kept = [place for place, name in enumerate(names) if name in known]
     assert len(kept) == len(old) < len(names)
     assert torch.allclose(new[kept], old[[known[names[place]] for place in kept]], atol=1e-9)
-    weights = [name for name in backbone if name.startswith("backbone.") and learnt(name)]
+    weights = [name for name in backbone if name.startswith("backbone.") and is_parameter(name)]
     assert all(torch.allclose(backbone[name].float(), old_backbone[name].float(), atol=1e-9) for name in weights)
 
     data = glyphs(heldout=0.05)
@@ -93,10 +93,10 @@ def test_known_classes_keep_their_rows_and_new_ones_get_their_mean_image(learned
         float(((embeddings @ normalize(rows).T).argmax(1).numpy() == labels[unknown]).mean())
         for rows in (new, begun(by_chance)[0])
     ]
-    assert right[0] > 0.05 > 0.01 > right[1]  # the images of new classes find them
+    assert right[0] > 0.05 > 0.01 > right[1]  # images of new classes are nearest to their rows
 
 
-def test_how_many_of_each_is_told(learned, tmp_path, capfd):
+def test_numbers_of_loaded_and_new_rows_are_printed(learned, tmp_path, capfd):
     assert train(config(MORE, *STILL, f"warm_start.checkpoint={learned}"), tmp_path) == 0
     old, new = summary(learned)["num_classes"], summary(tmp_path)["num_classes"]
     printed = capfd.readouterr().out
@@ -116,12 +116,12 @@ def test_how_many_of_each_is_told(learned, tmp_path, capfd):
 
 
 def test_ffc_copies_the_backbone_that_was_learned(learned, tmp_path, capfd):
-    still = [word for word in STILL if not word.startswith("optimizer.rows.")]  # it has none
+    still = [word for word in STILL if not word.startswith("optimizer.rows.")]  # ffc has no such options
     words = ["head=ffc", "queue_size=100", MORE, *still, f"warm_start.checkpoint={learned}"]
     assert train(config(*words), tmp_path) == 0
     assert "there are no class centers to load" in capfd.readouterr().out
     _, _, state = begun(tmp_path)
-    weights = [key for key in of_backbone(state) if learnt(key)]
+    weights = [key for key in of_backbone(state) if is_parameter(key)]
     assert all(torch.allclose(state[f"backbone.{key}"], state[f"head.gallery.{key}"], atol=1e-9) for key in weights)
 
 
@@ -135,7 +135,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows_of_arcface_torch_in_all_its_formats(name, learned, tmp_path):
-    """Its processes hold C // W classes, the first C % W of them one more."""
+    """Its processes hold C // W classes, and the first C % W processes one more."""
     old, _, state = begun(learned)
     backbone = of_backbone(state)
     torch.save(backbone, tmp_path / ("backbone.pth" if "rank" in name else "model.pt"))
@@ -146,7 +146,7 @@ def test_rows_of_arcface_torch_in_all_its_formats(name, learned, tmp_path):
     assert train(config(*words), tmp_path / "run") == 0
     rows, _, began = begun(tmp_path / "run")
     assert torch.allclose(rows, old, atol=1e-9)
-    weights = [key for key in backbone if learnt(key)]
+    weights = [key for key in backbone if is_parameter(key)]
     assert all(torch.allclose(of_backbone(began)[key].float(), backbone[key].float(), atol=1e-9) for key in weights)
     if not name.startswith("checkpoint"):
         backbone_file = tmp_path / ("backbone.pth" if "rank" in name else "model.pt")
@@ -158,7 +158,7 @@ def test_rows_of_arcface_torch_in_all_its_formats(name, learned, tmp_path):
         train(config(*words), tmp_path / "run2")
 
 
-def test_what_does_not_fit_is_told(learned, tmp_path):
+def test_checkpoints_that_do_not_fit_are_refused(learned, tmp_path):
     backbone = tmp_path / "model.pt"
     torch.save({"weight": torch.zeros(1)}, backbone)
     (tmp_path / "text.pt").write_text("no")
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_told(learned, tmp_path):
             train(config(MORE, *STILL, *overrides), tmp_path)
 
 
-def test_classes_without_names_go_by_number(tmp_path):
+def test_classes_without_names_are_matched_by_number(tmp_path):
     words = ["data=sphere", "backbone=mlp", "data.num_classes=2000", *STILL]
     assert train(config(*words), tmp_path) == 0
     again = ["data=sphere", "backbone=mlp", "data.num_classes=3000", *STILL, f"warm_start.checkpoint={tmp_path}"]
@@ -194,8 +194,8 @@ def test_classes_without_names_go_by_number(tmp_path):
     assert torch.allclose(begun(tmp_path / "b")[0][:2000], begun(tmp_path)[0], atol=1e-9)
 
 
-def test_rows_that_no_step_touched_are_the_initial_ones_for_all_who_read_them(tmp_path):
-    """A checkpoint of store=disk holds zeros for them, which would be classes of length 0."""
+def test_untouched_rows_are_read_as_the_initial_rows_everywhere(tmp_path):
+    """A checkpoint of store=disk holds zeros for them, which would be class centers of length 0."""
     words = ["data=sphere", "backbone=mlp", "data.num_classes=2000", "sample_rate=0.1", *STILL]
     for name, store in (("disk", ["store=disk", f"store_dir={tmp_path / 'rows'}"]), ("device", [])):
         (tmp_path / name).mkdir()
@@ -220,7 +220,7 @@ def test_rows_that_no_step_touched_are_the_initial_ones_for_all_who_read_them(tm
 
 
 def test_first_images_of_each_class(monkeypatch):
-    """Over several blocks, against a plain loop."""
+    """Several blocks give the result of a plain loop."""
     monkeypatch.setattr("experiments.training.class_means.BLOCK", 37)
     random = np.random.default_rng(0)
     labels = random.integers(0, 20, 400)
