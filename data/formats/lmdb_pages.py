@@ -1,12 +1,12 @@
 """The check of an LMDB's pages before values are read: a damaged page may end the process.
 
-The file is an array of pages. A page begins with its own number (8 bytes), 2 unused bytes, its kind (2 bytes) and the
-bounds of its free space, `lower` and `upper` (2 bytes each). The positions of its nodes follow, 2 bytes each, up to
-`lower`. A node begins with the two halves of a number (2 bytes each), flags (2) and the length of its key (2), then the
-key. In a branch page, halves and flags are the number of a child page. In a leaf page, the halves are the length of the
-value, which follows. If the first flag is set, the number of the page where the value begins (8 bytes) follows instead.
-Keys are sorted, and the key of a branch's node is the least key below it; the first node of a branch needs none.
-Pages 0 and 1 describe the database: the root is that of the page with the higher transaction number.
+The file is an array of pages. A page begins with its own number (8 bytes), 2 unused bytes and its kind (2 bytes). The
+bounds of its free space follow, `lower` and `upper` (2 bytes each), then the positions of its nodes (2 bytes each), up
+to `lower`. A node begins with the two halves of a number (2 bytes each), flags (2) and the length of its key (2), then
+the key. In a branch page, halves and flags are the number of a child page. In a leaf page, the halves are the length of
+the value, which follows. If the first flag is set, the number of the page where the value begins (8 bytes) follows
+instead. Keys are sorted, and the key of a branch's node is the least key below it; the first node of a branch needs
+none. Pages 0 and 1 describe the database: the root is that of the page with the higher transaction number.
 """
 
 import struct

@@ -32,40 +32,46 @@ def hold_out(
     """
     by_class, num_classes = records.by_class, records.num_classes
     assert by_class is not None and by_class.present is None
-    default = min(num_classes // 20, 500)
-    wanted = (default if default >= 2 else 0) if num_heldout is None else num_heldout
-    if wanted == 0:
+    heldout = _heldout_classes(by_class.starts, num_classes, num_heldout, seed)
+    if not len(heldout):
         return records, None, names
-    if not 2 <= wanted <= num_classes - 2:
-        raise ValueError(
-            f"data.num_heldout={wanted} must be 0 or in [2, {max(num_classes - 2, 2)}], which leaves two of the "
-            f"{num_classes:,} classes to train on"
-        )
-    heldout = _chosen(by_class.starts, num_classes, wanted, seed)
-    if len(heldout) < wanted:
-        if num_heldout is None:
-            return records, None, names
-        raise ValueError(
-            f"data.num_heldout={wanted} is too large: only {len(heldout):,} of the {num_classes:,} classes have the "
-            "two images that the evaluation needs"
-        )
     starts, ends = (np.asarray(by_class.starts[heldout + k], dtype=np.int64) for k in (0, 1))
     records_of_classes = [by_class.order[np.arange(start, end)] for start, end in zip(starts, ends, strict=True)]
     evaluation = RecordSet(
         Subset(records.source, np.concatenate(records_of_classes).astype(np.int64)),
-        np.repeat(np.arange(wanted), ends - starts),
-        wanted,
+        np.repeat(np.arange(len(heldout)), ends - starts),
+        len(heldout),
     )
     removed = np.cumsum(ends - starts)
     view = InClassOrder(by_class.order, starts - (removed - (ends - starts)), removed, len(records) - int(removed[-1]))
-    classes = RemainingClasses(heldout, num_classes - wanted)
+    classes = RemainingClasses(heldout, num_classes - len(heldout))
     train = RecordSet(
         ViewedSource(records.source, view),
         RemainingLabels(records.labels, view, heldout),
-        num_classes - wanted,
+        len(classes),
         ByClass(Identity(len(view)), RemainingStarts(by_class.starts, classes, heldout, removed)),
     )
     return train, evaluation, RemainingNames(names, classes)
+
+
+def _heldout_classes(starts: Labels, num_classes: int, num_heldout: int | None, seed: int) -> Indices:
+    """Return the held-out classes, sorted; none by default if too few classes have two records."""
+    default = min(num_classes // 20, 500)
+    wanted = (default if default >= 2 else 0) if num_heldout is None else num_heldout
+    if wanted and not 2 <= wanted <= num_classes - 2:
+        raise ValueError(
+            f"data.num_heldout={wanted} must be 0 or in [2, {max(num_classes - 2, 2)}], which leaves two of the "
+            f"{num_classes:,} classes to train on"
+        )
+    heldout = _chosen(starts, num_classes, wanted, seed)
+    if len(heldout) < wanted and num_heldout is None:
+        return heldout[:0]
+    if len(heldout) < wanted:
+        raise ValueError(
+            f"data.num_heldout={wanted} is too large: only {len(heldout):,} of the {num_classes:,} classes have the "
+            "two images that the evaluation needs"
+        )
+    return heldout
 
 
 def _chosen(starts: Labels, num_classes: int, wanted: int, seed: int) -> Indices:

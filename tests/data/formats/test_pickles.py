@@ -12,8 +12,8 @@ from data.formats.pickles import loads
 IMAGES = [b"\xff\xd8\x00jpeg", b"", b"\x80\xff" * 9]
 HARMLESS = (
     (IMAGES, [True, False, True]),
-    ([np.frombuffer(each, np.uint8) for each in IMAGES], np.array([True, False])),
-    ([bytearray(each) for each in IMAGES], [np.bool_(True), np.int64(0)]),
+    ([np.frombuffer(image, np.uint8) for image in IMAGES], np.array([True, False])),
+    ([bytearray(image) for image in IMAGES], [np.bool_(True), np.int64(0)]),
     [
         np.arange(6.0).reshape(2, 3).T,
         np.arange(24).reshape(2, 3, 4).transpose(2, 0, 1),
@@ -83,7 +83,7 @@ class Calls:
 def test_malicious_pickles_are_refused_and_run_nothing(call, protocol, tmp_path):
     function, *arguments = call
     trap = tmp_path / "trap"
-    arguments = [each.format(str(trap)) if isinstance(each, str) else each for each in arguments]
+    arguments = [word.format(str(trap)) if isinstance(word, str) else word for word in arguments]
     for place in (lambda x: x, lambda x: ([b"", x], [True]), lambda x: np.array([x, 1], object)):
         with pytest.raises(ValueError, match=r"lfw\.bin is refused, since it (names|contains an array of)"):
             loads(pickle.dumps(place(Calls(function, *arguments)), protocol), "lfw.bin")

@@ -541,7 +541,7 @@ def test_training_without_held_out_classes(tmp_path):
     source = write_rec(tmp_path / "set.rec", images([k // 3 for k in range(60)]), header=True)
     words = [*SHORT, "data=rec", f"data.source={source}", "data.num_heldout=0", "sample_rate=0.9"]
     assert trained(words, tmp_path / "run") == 0
-    with pytest.raises(ValueError, match=r"checkpoint.best=val/rank1: no classes are held out"):
+    with pytest.raises(ValueError, match=r"checkpoint.best=val/rank1 cannot be measured: no classes are held out"):
         trained([*words, "checkpoint.best=val/rank1"], tmp_path / "best")
     result = summary(tmp_path / "run")
     assert result["num_classes"] == 20 and not any(name.startswith("val/") for name in result)
@@ -549,7 +549,7 @@ def test_training_without_held_out_classes(tmp_path):
 
 def test_processes_with_different_sets_do_not_train(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Processes, "gather", lambda self, figures: [figures, (61, 180, 0)])
-    with pytest.raises(ValueError, match=r"process 1 finds 180 training records of 61 classes and 0 held out"):
+    with pytest.raises(ValueError, match=r"process 1 finds 180 training records of 61 classes and 0 held-out records"):
         trained([*SHORT, "data=folder", f"data.source={folder}", "data.num_heldout=0"], tmp_path / "run")
 
 
@@ -562,4 +562,4 @@ def test_class_names_are_in_the_checkpoint(folder, tmp_path, capsys):
     words[-1] = f"data.source={more}"
     words += ["data=lmdb", "data.num_heldout=0", "batch_size=2", f"warm_start.checkpoint={tmp_path / 'run'}"]
     assert trained(words, tmp_path / "warm") == 0
-    assert "rows of 2 classes known by name" in capsys.readouterr().out
+    assert "the rows of 2 classes were loaded, matched by name" in capsys.readouterr().out
