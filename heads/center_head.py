@@ -43,7 +43,6 @@ class CenterHead(Head):
     """Base class of heads that keep one row, the class center, per class.
 
     The loss is the exact margin softmax over the selected rows.
-
     """
 
     Options: ClassVar[type[CenterOptions]] = CenterOptions

@@ -45,7 +45,7 @@ class HashingForestOptions(CenterOptions):
     )
     build: str = option(
         "background",
-        'How the index is refreshed: "background" builds it beside training, from rows as they are when read, while '
+        'How the index is refreshed: "background" builds it during training, from rows as they are when read, while '
         'the current one answers; "blocking" makes training wait, and makes runs reproducible.',
     )
     log_q: bool = option(
@@ -60,7 +60,7 @@ class HashingForestOptions(CenterOptions):
     )
     probe_interval: int | None = option(
         None,
-        "Steps between probes, each of which reads all rows once. A probe compares embeddings of the batch with all "
+        "Steps between probes. A probe reads all rows once, and compares embeddings of the batch with all "
         "class centers. None for no probes.",
     )
     probes: int = option(8, "Embeddings per probe.")

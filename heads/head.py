@@ -157,5 +157,5 @@ class Head(nn.Module):
         return None
 
     def sharded_state(self) -> dict[str, Tensor]:
-        """Return the entries of the state dict of which each process holds a shard; checkpoints save them as shards."""
+        """Return the state dict entries that are sharded over the processes; checkpoints save them as shards."""
         return {}

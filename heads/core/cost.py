@@ -46,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training step needs of one process.
+    """Memory, traffic and arithmetic that a training step needs of one process.
 
     Args:
         table_bytes: rows and row state, or the pool; stored where `store` says.

@@ -41,7 +41,7 @@ def options_of(target: Any) -> type | None:
 
 
 def option_fields(target: Any) -> dict[str, dataclasses.Field[Any]]:
-    """Return the options of a class by name; none of a class that declares no options."""
+    """Return the options of a class by name; empty if the class declares none."""
     options = options_of(target)
     return {field.name: field for field in dataclasses.fields(options) if "help" in field.metadata} if options else {}
 
