@@ -21,7 +21,7 @@ from .build import build_catalog, is_intact
 from .names import ClassNames
 from .origin import Origin
 
-VERSION = 3  # of the catalog's files and of the rules by which images are found
+VERSION = 3  # version of the files and of the rules by which images are found
 SHOWN = 3  # unreadable entries in an error message
 
 
@@ -43,7 +43,7 @@ class Catalog:
         self.num_classes: int = about["num_classes"]
         self.bad: int = about["bad"]
         self.numbered: bool = about["numbered"]
-        self._ends = np.array(about["ends"])  # of the images of each file
+        self._ends = np.array(about["ends"])  # end of the images of each file
         count = int(self._ends[-1])
         self.labels: NDArray[Any] = _mapped(folder / "labels.bin", np.int32, count)
         self._places = _mapped(folder / "places.bin", np.uint64, count)

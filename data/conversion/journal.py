@@ -10,7 +10,7 @@ from ..files import write_whole
 from .options import Options
 from .writers import State
 
-MAY_CHANGE = ("verify", "on_corrupt", "num_workers", "cache_dir")  # options that may differ when it resumes
+MAY_CHANGE = ("verify", "on_corrupt", "num_workers", "cache_dir")  # options that may differ when a conversion resumes
 
 
 class Journal:

@@ -14,7 +14,7 @@ from ..formats.sources import FORMATS, format_of
 from ..options import paths_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "convert.yaml"
-# Options that apply to pairs.
+# Options that apply to format=bin.
 OF_PAIRS = ("source", "target", "format", "root", "encode", "quality", "size", "verify")
 PATHS = ("target", "root", "labels", "source")
 

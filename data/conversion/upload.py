@@ -40,7 +40,7 @@ def upload(source: Catalog, options: Options, progress: Progress, cache: Path) -
         _put(files, staged, path, progress)
     except ValueError:
         raise
-    except Exception as error:  # libraries of object stores raise errors of their own, for a missing bucket say
+    except Exception as error:  # object stores raise errors of their own, for example for a missing bucket
         raise ValueError(f"target={url}: the upload failed: {error}; run the same command to resume it") from error
     classes, images, size, unreadable = json.loads(saved_report.read_text())
     shutil.rmtree(staging)

@@ -15,9 +15,9 @@ from ..formats.lmdb_growing import GrowingLmdb
 from ..formats.lmdb_images import value_of
 from ..formats.recordio import EXACT, IMAGE, framed
 
-LONGEST_KEY = 511  # of LMDB
-LONGEST_NAME = 255  # of a file, in bytes
-ENDINGS = {  # of files, by the first two bytes
+LONGEST_KEY = 511  # bytes of a key in an LMDB
+LONGEST_NAME = 255  # bytes of a file name
+ENDINGS = {  # first two bytes -> ending of the file name
     **{b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"},
     **{b"GI": ".gif", b"P1": ".pbm", b"P4": ".pbm", b"P2": ".pgm", b"P5": ".pgm", b"P3": ".ppm", b"P6": ".ppm"},
 }

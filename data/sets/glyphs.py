@@ -20,7 +20,7 @@ from ..counter_rng import permute
 from ..records import DataSet, normalize_pixels
 from .rendered import RenderedClass, draw, preprocessing, rendered_images
 
-VERSION = 2  # of the rendering and its storage
+VERSION = 2  # version of the rendering and its storage
 SIDE = 32
 FONT_SIZE = 28
 FACES = (

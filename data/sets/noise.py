@@ -14,7 +14,7 @@ from ..grouping import group
 from ..records import DataSet, Indices, RecordSet
 from .split import Subset
 
-LEAST = 2  # images that a long tail leaves of the rarest class
+LEAST = 2  # images that a long tail leaves in the rarest class
 
 
 def with_noise(data: DataSet, *, tail: float = 0.0, conflict: float = 0.0, flip: float = 0.0, seed: int = 0) -> DataSet:

@@ -164,7 +164,7 @@ class RemainingClasses:
         return self.count
 
     def __getitem__(self, numbers: Indices) -> Indices:
-        # If class h is the k-th held-out class, the training classes from number h - k on lie behind it.
+        # If class h is the k-th held-out class, the training classes from number h - k on come after it.
         return numbers + np.searchsorted(self.heldout - np.arange(len(self.heldout)), numbers, side="right")
 
 

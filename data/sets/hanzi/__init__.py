@@ -28,7 +28,7 @@ from .rendering import render
 
 __all__ = ["conflicts", "hanzi"]
 
-VERSION = 1  # of the rendering
+VERSION = 1  # version of the rendering
 
 
 def hanzi(
