@@ -46,7 +46,7 @@ def made_run(
         if rank1 is not None:
             lines.append(f"{step},0,val/rank1,{rank1 * step / steps}")
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "status": status,
         "head": head,
         "num_classes": num_classes,
@@ -60,6 +60,6 @@ def made_run(
         **(figures or {}),
     }
     if rank1 is not None:
-        found["val/rank1"] = rank1
-    (folder / "summary.json").write_text(json.dumps(found))
+        summary["val/rank1"] = rank1
+    (folder / "summary.json").write_text(json.dumps(summary))
     return folder

@@ -20,28 +20,28 @@ def ids(folder: Path) -> list[str]:
 def read(folder: Path) -> dict[str, Any]:
     """Return project, group, name, job_type, config, history, summary and exit of the only offline run in a folder."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
+    content: dict[str, Any] = {"config": {}, "history": [], "summary": {}}
     for record in _records(path.read_bytes()):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run = record.run
-            found |= {
+            content |= {
                 "group": run.run_group,
                 "name": run.display_name,
                 "tags": list(run.tags),
                 "job_type": run.job_type,
             }
-            found |= {"project": run.project}
-            found["config"] |= _items(run.config.update)
+            content |= {"project": run.project}
+            content["config"] |= _items(run.config.update)
         elif kind == "config":
-            found["config"] |= _items(record.config.update)
+            content["config"] |= _items(record.config.update)
         elif kind == "history":
-            found["history"].append(_items(record.history.item))
+            content["history"].append(_items(record.history.item))
         elif kind == "summary":
-            found["summary"] |= _items(record.summary.update)
+            content["summary"] |= _items(record.summary.update)
         elif kind == "exit":
-            found["exit"] = record.exit.exit_code
-    return found
+            content["exit"] = record.exit.exit_code
+    return content
 
 
 def _items(items: Any) -> dict[str, Any]:

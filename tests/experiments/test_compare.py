@@ -93,8 +93,8 @@ def test_a_run_that_its_clock_ended_is_compared(tmp_path):
     made_run(tmp_path / "2", steps=50, seed=1, status="out of time")
     with (tmp_path / "2" / "metrics.csv").open("a") as file:
         file.write("60,0,train/loss,9.0\n")
-    found, left_out = load([tmp_path])
-    assert [run.folder.name for run in found] == ["1"]
+    finished, left_out = load([tmp_path])
+    assert [run.folder.name for run in finished] == ["1"]
     assert [reason for _, reason in left_out] == [
         "its summary is of step 50: the run was resumed and is in progress or was killed, its last entry is of step 60 "
         "of 50"
@@ -152,10 +152,10 @@ def test_odd_folders_are_reported_and_ignored(tmp_path, capsys, wide):
     words = made_run(tmp_path / "words", seed=3)
     (words / "summary.json").write_text('{"status": "finished", "steps": 3, "head": "x", "val/rank1": "high"}')
     out = printed(capsys, tmp_path)
-    told = {Path(line.split()[2]).name: line for line in out.splitlines() if line.startswith("Left out")}
-    assert set(told) == {"cut", "odd", "small", "word", "words"} and "0.8000" in out
-    assert "its last entry is of step 100" in told["cut"] and "batch_size must be a whole number" in told["small"]
-    assert "it holds no options" in told["word"] and "val/rank1 is not a number" in told["words"]
+    reasons = {Path(line.split()[2]).name: line for line in out.splitlines() if line.startswith("Left out")}
+    assert set(reasons) == {"cut", "odd", "small", "word", "words"} and "0.8000" in out
+    assert "its last entry is of step 100" in reasons["cut"] and "batch_size must be a whole number" in reasons["small"]
+    assert "it holds no options" in reasons["word"] and "val/rank1 is not a number" in reasons["words"]
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_no_cell_is_a_formula(value, cell, tmp_path):
     for number, option in enumerate((value, "other")):
         made_run(tmp_path / str(number), options={"=option": option})
     text = compare._csv(compare.group_lines(compared(tmp_path)))
-    found = next(line for line in csv.DictReader(io.StringIO(text)) if line["'=option"] != "other")
-    assert found["'=option"] == cell
+    row = next(line for line in csv.DictReader(io.StringIO(text)) if line["'=option"] != "other")
+    assert row["'=option"] == cell
 
 
 def test_folders_of_rows_do_not_separate_seeds(tmp_path):
@@ -350,11 +350,9 @@ def test_the_files(tmp_path, monkeypatch, capsys):
     assert float(lines[1]["val/rank1"]) == pytest.approx(0.91)
     assert float(lines[1]["val/rank1 deviation"]) == pytest.approx(statistics.stdev((0.9, 0.92, 0.91)))
     with (tmp_path / "out" / "differences.csv").open(newline="") as file:
-        found = {line["figure"]: line for line in csv.DictReader(file)}
-    assert found["val/rank1"]["beyond_noise"] == "True" and float(found["val/rank1"]["difference"]) == pytest.approx(
-        -0.4
-    )
-    assert found["head/step_ms"]["beyond_noise"] == "False"
+        rows = {line["figure"]: line for line in csv.DictReader(file)}
+    assert rows["val/rank1"]["beyond_noise"] == "True" and float(rows["val/rank1"]["difference"]) == pytest.approx(-0.4)
+    assert rows["head/step_ms"]["beyond_noise"] == "False"
     assert "comparison.html" in capsys.readouterr().out
 
 

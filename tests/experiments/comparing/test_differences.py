@@ -49,15 +49,15 @@ def test_one_group_without_noise_is_compared():
 def test_the_interval_contains_the_difference_and_reverses_with_it():
     generator = np.random.default_rng(1)
     a, b = generator.normal(1, 0.1, 4), generator.normal(2, 0.3, 5)
-    found, reverse = difference(a, b), difference(b, a)
-    assert found.mean == pytest.approx(a.mean() - b.mean()) == pytest.approx(-reverse.mean)
-    low, high = found.interval
-    assert low < found.mean < high < 0 and (low + high) / 2 == pytest.approx(found.mean)
+    forward, reverse = difference(a, b), difference(b, a)
+    assert forward.mean == pytest.approx(a.mean() - b.mean()) == pytest.approx(-reverse.mean)
+    low, high = forward.interval
+    assert low < forward.mean < high < 0 and (low + high) / 2 == pytest.approx(forward.mean)
 
 
 def test_two_runs_each_give_a_sensible_interval():
-    found = difference([0.1, 0.2], [0.9, 1.0])
-    assert found.interval[1] - found.interval[0] < 1
+    forward = difference([0.1, 0.2], [0.9, 1.0])
+    assert forward.interval[1] - forward.interval[0] < 1
 
 
 def test_one_run_gives_no_interval():

@@ -70,10 +70,10 @@ def test_an_odd_run_is_left_out_and_reported(name, tmp_path, capsys, monkeypatch
         made_run(tmp_path / "good" / str(seed), seed=seed)
     path = made_run(tmp_path / "odd", seed=9, rank1=0.1) / file
     if isinstance(held, dict):
-        found = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text())
         for key, value in held.items():
-            found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
-        held = json.dumps(found)  # which is YAML too
+            content[key] = {**content.get(key, {}), **value} if isinstance(value, dict) else value
+        held = json.dumps(content)  # which is YAML too
     path.unlink()
     if callable(held):
         held(path)
@@ -81,6 +81,6 @@ def test_an_odd_run_is_left_out_and_reported(name, tmp_path, capsys, monkeypatch
         path.write_bytes(held if isinstance(held, bytes) else held.encode())
     compare.write_files(*compare.show([tmp_path]), tmp_path / "page")
     out = capsys.readouterr().out
-    (told,) = (line for line in out.splitlines() if line.startswith("Left out"))
-    assert told.startswith(f"Left out: {tmp_path / 'odd'} (") and file in told and reason in told and len(told) < 400
+    (line,) = (line for line in out.splitlines() if line.startswith("Left out"))
+    assert line.startswith(f"Left out: {tmp_path / 'odd'} (") and file in line and reason in line and len(line) < 400
     assert "2 runs" in out and "0.8000" in out

@@ -91,10 +91,10 @@ def test_features_by_name_and_by_number(tmp_path):
     (tmp_path / "x.txt").write_text("".join(f"key\t{number}\n" for number in range(12)))
     held = Held(torch.from_numpy(rows), True, tuple(map(str, range(12))))
     for classes in ("name", "id"):
-        (found,) = ClosedSet(str(tmp_path / "x.npy"), classes=classes, resamples=0)(of_pixels(centers=held))
-        assert found.metrics == {"top1": 1, "top5": 1}
+        (result,) = ClosedSet(str(tmp_path / "x.npy"), classes=classes, resamples=0)(of_pixels(centers=held))
+        assert result.metrics == {"top1": 1, "top5": 1}
     with pytest.raises(ValueError, match=r"found class 11 in .* and the model has 5 classes"):
         ClosedSet(str(tmp_path / "x.npy"), classes="id")(of_pixels(centers=Held(torch.ones(5, 18), True)))
     held.rows[3] = torch.nan
-    with pytest.raises(ValueError, match="class centers: hold NaN"):
+    with pytest.raises(ValueError, match="class centers hold NaN"):
         ClosedSet(str(tmp_path / "x.npy"))(of_pixels(centers=held))

@@ -89,17 +89,17 @@ def test_ranks_and_precision(seed, alone, mates):
     expected, precisions = slow(scores, probe_classes, [*gallery_classes, *strangers], alone, mates)
     if mates == "each":  # as in MegaFace: alone among the distractors
         _, apart = count_strangers_above(probes, known, in_blocks(gallery, 7), [in_blocks(others, 7)], False)
-        for probe, item, found in zip(
+        for probe, item, count in zip(
             *(each[known.is_mate_M] for each in (known.probe_M, known.item_M, apart)), strict=True
         ):
-            assert found == (probes[probe] @ others.T >= probes[probe] @ gallery[item]).sum()
+            assert count == (probes[probe] @ others.T >= probes[probe] @ gallery[item]).sum()
     ranks = Ranks(known, above, probe_classes, mates)
     assert sorted(ranks.ranks.tolist()) == sorted(expected)
-    found = ranks.metrics((1, 5))
-    assert found["rank1"] == pytest.approx(np.mean(np.array(expected) <= 1))
-    assert found["rank5"] == pytest.approx(np.mean(np.array(expected) <= 5))
+    metrics = ranks.metrics((1, 5))
+    assert metrics["rank1"] == pytest.approx(np.mean(np.array(expected) <= 1))
+    assert metrics["rank5"] == pytest.approx(np.mean(np.array(expected) <= 5))
     if mates == "best":
-        assert found["map"] == pytest.approx(np.mean(precisions))
+        assert metrics["map"] == pytest.approx(np.mean(precisions))
     points, share = ranks.cmc(70)
     assert share.tolist() == [pytest.approx(np.mean(np.array(expected) <= k)) for k in points]
     # Of classes that are drawn twice, or not at all.
@@ -145,7 +145,7 @@ def test_features_on_any_number_of_processes(mates, features, workers):
     if mates == "each":  # each mate alone among the distractors
         mates_of = [[s for s, c in zip(row[:50], classes["gallery"], strict=True) if c == own]
                     for row, own in zip(scores, classes["probes"], strict=True)]  # fmt: skip
-        ranks = [1 + int((row[50:] >= s).sum()) for row, found in zip(scores, mates_of, strict=True) for s in found]
+        ranks = [1 + int((row[50:] >= s).sum()) for row, mates in zip(scores, mates_of, strict=True) for s in mates]
     assert metrics["rank1"] == pytest.approx(np.mean(np.array(ranks) <= 1))
     assert mates == "each" or metrics["map"] == pytest.approx(np.mean(precisions))
     assert intervals["rank1"][0] <= metrics["rank1"] <= intervals["rank1"][1]
@@ -186,8 +186,8 @@ def test_features_are_matched_with_images_by_name(tmp_path):
     write_folder(tmp_path / "set", images([0, 0, 1, 1]))
     rows = np.random.default_rng(0).normal(size=(4, 18)).astype(np.float32)
     path = write(tmp_path, "probes", rows, ["class 000"] * 2 + ["class 001"] * 2)
-    (found,) = Identification(str(tmp_path / "set"), path, ranks=4, resamples=0)(of_pixels())
-    assert found.counts["with a mate"] == 4 and found.metrics["rank4"] == 1
+    (result,) = Identification(str(tmp_path / "set"), path, ranks=4, resamples=0)(of_pixels())
+    assert result.counts["with a mate"] == 4 and result.metrics["rank4"] == 1
     (tmp_path / "probes.txt").write_text((tmp_path / "probes.txt").read_text().removesuffix("\n"))
     Identification(str(tmp_path / "set"), path)
 
@@ -196,8 +196,8 @@ def test_equal_embeddings_identify_no_image(tmp_path):
     """A stranger of the same score comes first, so a collapsed network identifies no image."""
     np.save(tmp_path / "all.npy", np.ones((6, 4), np.float32))
     (tmp_path / "all.txt").write_text("".join(f"{n}\t{n // 2}\n" for n in range(6)))
-    (found,) = Identification(str(tmp_path / "all.npy"), ranks=(1, 5), resamples=0)(of_nothing())
-    assert found.metrics == {"rank1": 0, "rank5": 1, "map": pytest.approx(1 / 5)}
+    (result,) = Identification(str(tmp_path / "all.npy"), ranks=(1, 5), resamples=0)(of_nothing())
+    assert result.metrics == {"rank1": 0, "rank5": 1, "map": pytest.approx(1 / 5)}
 
 
 def write(folder, name, rows, classes=None):
@@ -272,7 +272,7 @@ def test_sets_that_do_not_fit_are_refused_before_a_training(tmp_path):
 def test_lengths_of_any_size(scale):
     rows = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
     scaled = (rows.astype(np.float64) * scale).astype(np.float32)
-    found = model.unit(torch.from_numpy(np.stack([*scaled, np.zeros(7, np.float32)])), "rows")
+    rows_of_unit_length = model.unit(torch.from_numpy(np.stack([*scaled, np.zeros(7, np.float32)])), "rows")
     expected = torch.from_numpy(scaled.astype(np.float64))
     expected /= expected.norm(dim=1, keepdim=True)
-    assert torch.allclose(found[:3].double(), expected, atol=1e-6) and not found[3].any()
+    assert torch.allclose(rows_of_unit_length[:3].double(), expected, atol=1e-6) and not rows_of_unit_length[3].any()

@@ -18,14 +18,14 @@ def options_in(words) -> dict:
 
 def slow_templates(features, weights):
     """Template -> its direction, of the files of `written_for`."""
-    found = {}
+    templates = {}
     for template in range(12):
         media = {}
         for n in (template, template + 12):
             media.setdefault(n if n % 2 else n % 12, []).append(features[n] * weights[n])
         total = sum(np.mean(each, axis=0) for each in media.values())
-        found[template] = total / np.linalg.norm(total)
-    return found
+        templates[template] = total / np.linalg.norm(total)
+    return templates
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -80,8 +80,8 @@ def test_galleries_in_any_csv(tmp_path):
 def test_a_medium_counts_once():
     """Two frames of one video weigh as much as one image."""
     rows = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 3.0], [5.0, 5.0]])
-    found = pool_templates(rows, np.array([7, 7, 7, 9]), np.array([1, 1, 2, 1]))
-    assert torch.allclose(found, torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5)
+    templates = pool_templates(rows, np.array([7, 7, 7, 9]), np.array([1, 1, 2, 1]))
+    assert torch.allclose(templates, torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5)
 
 
 def results_of_images(words):

@@ -33,15 +33,15 @@ def test_rates(seed, ties):
     thresholds = [np.inf, *sorted(set(scores), reverse=True)]
     tar = np.array([np.mean(scores[same] >= t) for t in thresholds])
     far = np.array([np.mean(scores[~same] >= t) for t in thresholds])
-    found = Ranking(scores, same).unweighted
-    assert np.array_equal(found.thresholds, thresholds)
-    assert np.allclose(found.tar, tar, atol=1e-15) and np.allclose(found.far, far, atol=1e-15)
+    rates = Ranking(scores, same).unweighted
+    assert np.array_equal(rates.thresholds, thresholds)
+    assert np.allclose(rates.tar, tar, atol=1e-15) and np.allclose(rates.far, far, atol=1e-15)
     for limit in (1e-6, 1 / 50, 0.1, 0.5, 0.999):
-        assert found.tar_at(limit) == max(t for t, f in zip(found.tar, found.far, strict=True) if f <= limit)
+        assert rates.tar_at(limit) == max(t for t, f in zip(rates.tar, rates.far, strict=True) if f <= limit)
     wins = [float(a > b) + 0.5 * float(a == b) for a in scores[same] for b in scores[~same]]
-    assert found.auc == pytest.approx(np.mean(wins), abs=1e-12)
+    assert rates.auc == pytest.approx(np.mean(wins), abs=1e-12)
     errors = [(abs(f - (1 - t)), (f + 1 - t) / 2) for t, f in zip(tar, far, strict=True)]
-    assert found.eer in [pytest.approx(mean) for gap, mean in errors if gap <= min(errors)[0] + 1e-12]
+    assert rates.eer in [pytest.approx(mean) for gap, mean in errors if gap <= min(errors)[0] + 1e-12]
 
 
 def slow_folds(scores, same, folds, far):
@@ -68,15 +68,15 @@ def test_folds(seed, ties, far):
     folds = in_order(same)
     accuracies, validation = slow_folds(scores, same, folds, far)
     folds_of_pairs = Folds(scores, same, folds)
-    found, (share,) = folds_of_pairs.evaluate([far])
-    assert found.tolist() == pytest.approx(accuracies, abs=1e-12)
+    of_folds, (share,) = folds_of_pairs.evaluate([far])
+    assert of_folds.tolist() == pytest.approx(accuracies, abs=1e-12)
     assert share == pytest.approx(validation, abs=1e-12)
     # A weight of two has the effect of a pair that occurs twice.
     twice = np.random.default_rng(seed).integers(1, 3, len(scores))
     repeated = [np.repeat(each, twice) for each in (scores, same, folds)]
     accuracies, validation = slow_folds(*repeated, far)
-    found, (share,) = folds_of_pairs.evaluate([far], twice.astype(float))
-    assert found.tolist() == pytest.approx(accuracies, abs=1e-12)
+    of_folds, (share,) = folds_of_pairs.evaluate([far], twice.astype(float))
+    assert of_folds.tolist() == pytest.approx(accuracies, abs=1e-12)
     assert share == pytest.approx(validation, abs=1e-12)
 
 
@@ -109,9 +109,9 @@ def test_thresholds_of_a_grid_are_those_of_insightface():
         grid = np.arange(0, 4, 0.01)
         best = grid[np.argmax([np.mean((distances[train] < t) == same[train]) for t in grid])]
         accuracies.append(np.mean((distances[test] < best) == same[test]))
-    found = evaluate(scores, same, threshold_step=0.01).metrics
-    assert found["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-12)
-    assert found["accuracy_se"] == pytest.approx(np.std(accuracies, ddof=1) / 10**0.5)
+    metrics = evaluate(scores, same, threshold_step=0.01).metrics
+    assert metrics["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-12)
+    assert metrics["accuracy_se"] == pytest.approx(np.std(accuracies, ddof=1) / 10**0.5)
 
 
 def test_perfect_and_useless_scores():
@@ -179,11 +179,11 @@ def test_a_list_sorted_by_kind_is_evaluated_as_the_same_pairs_in_turn(shift, tmp
     for name, order, header in (("sorted", np.arange(1000), "500\n"), ("in turn", turn, ""), ("plain", turn[::-1], "")):
         numbers, notes = assign_folds(listed(tmp_path, same[order], header))
         assert notes == []
-        found = Folds(scores[order], same[order], numbers).evaluate([])[0]
-        accuracies[name] = found.mean()
+        of_folds = Folds(scores[order], same[order], numbers).evaluate([])[0]
+        accuracies[name] = of_folds.mean()
         assert all((same[order][numbers == fold]).sum() == 50 for fold in range(10))
     assert accuracies["sorted"] == accuracies["in turn"]  # the same folds
-    assert accuracies["plain"] == pytest.approx(accuracies["in turn"], abs=found.std())
+    assert accuracies["plain"] == pytest.approx(accuracies["in turn"], abs=of_folds.std())
     cut = Folds(scores, same, in_order(same)).evaluate([])[0].mean()
     assert cut < accuracies["sorted"]
 
