@@ -1,4 +1,4 @@
-"""What commands that use a trained model have in common: how they start, in one process or several, and the model."""
+"""The common part of the commands that use a trained model: their start in one or several processes, and the model."""
 
 import os
 import sys
@@ -28,18 +28,18 @@ from .models.trained import Trained, model_of
 from .option_types import checked
 from .run import start
 
-SPEAK_SECONDS = 3
+REPORT_SECONDS = 3
 
 
 def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str | None = None) -> None:
-    """Runs `python -m experiments.NAME`, of which this is all: options are checked, errors are one sentence.
+    """Run `python -m experiments.NAME`: check its options, start its processes, and report errors as one message.
 
     Args:
-        work: gets the config and the folder for what is left behind. In each of several processes, where the config
-            asks for them.
-        config_name: of the primary config; the command's name unless given.
+        name: of the command.
+        work: the work of one process, called with the config and the folder for results.
+        config_name: of the primary config; by default the name of the command.
     """
-    if "RANK" in os.environ:  # one of several, started by experiments.launch
+    if "RANK" in os.environ:  # experiments.launch started this process
         end_with_parent()
         with report_errors(name, os.environ["RANK"]):
             work(OmegaConf.load(Path(sys.argv[1], "config.yaml")), Path(sys.argv[1]))  # type: ignore[arg-type]
@@ -55,14 +55,16 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
             elif status := start([sys.executable, *child("launch"), str(folder), name], dict(os.environ)):
                 sys.exit(status)
 
-    # An absolute path: Hydra takes others as relative to this file.
+    # Hydra takes a relative path as relative to this file.
     hydra.main(config_path=str(arguments.CONF), config_name=config_name or name, version_base="1.3")(job)()
 
 
 @contextmanager
 def report_errors(name: str, rank: str = "0") -> Iterator[None]:
-    """Ends this process with a sentence for what a user can mend. Where all fail alike, the first has spoken, and the
-    launcher ends the others."""
+    """End this process with a message for an error that a user can correct.
+
+    If all processes fail alike, rank 0 prints the message first, and the launcher ends the others.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -71,15 +73,15 @@ def report_errors(name: str, rank: str = "0") -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         if rank != "0":
-            time.sleep(SPEAK_SECONDS)
+            time.sleep(REPORT_SECONDS)
             sys.exit(f"error: process {rank}: {error}")
         sys.exit(f"error: {error}")
-    except OSError as error:  # no permission, no room
+    except OSError as error:  # no permission, or a full disk
         sys.exit(f"error: {error.filename or name}: {error.strerror or error}")
 
 
 def model(config: DictConfig, processes: Processes) -> Model:
-    """Of `checkpoint=`, and tells what it is; without one, a model that embeds nothing, for what needs none."""
+    """Return the model of `checkpoint=` and print its description, or without one a model that embeds nothing."""
     if config.checkpoint is None:
         return Model(torch.nn.Identity(), 0, processes, nullcontext, None, _no_data)
     trained = Trained(config.checkpoint, trust=several(config.trust))
@@ -89,21 +91,23 @@ def model(config: DictConfig, processes: Processes) -> Model:
 
 
 def model_of_config(config: DictConfig, trained: Trained, processes: Processes) -> Model:
-    """As the config wants it to be run."""
+    """Return a trained model with the precision, batches and workers of the config."""
     batch_size = checked("batch_size", config.batch_size, Count)
     num_workers = checked("num_workers", config.num_workers, Natural)
     return model_of(trained, processes, config.trainer.precision, num_workers, batch_size)
 
 
 def needed(config: DictConfig, *names: str) -> None:
-    """Raises ValueError for a path that has no default and is not given."""
+    """Check paths that have no default. Raise ValueError for one that is missing, or is no single path."""
     for name in names:
         if config[name] is None:
-            raise ValueError(f"{name}=null: is needed")
+            raise ValueError(f"{name}=null must be a path")
         if isinstance(config[name], bool) or not isinstance(config[name], str | int):
-            raise ValueError(f"{name}={config[name]}: one path is needed")
-        config[name] = str(config[name])  # a command line reads 2024 as a number
+            raise ValueError(f"{name}={config[name]} must be one path")
+        config[name] = str(config[name])  # Hydra reads 2024 as a number
 
 
 def _no_data() -> DataSet:
-    raise ValueError("checkpoint=null: without a model all that is compared must be given, as features")
+    raise ValueError(
+        "checkpoint=null needs features for everything that is compared; give checkpoint=, or files of features"
+    )

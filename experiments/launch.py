@@ -1,8 +1,7 @@
-"""Starts the processes of a run that has several: `python -m experiments.launch RUN_FOLDER [PROGRAM [CONFIG]]`, on each
-machine.
+"""`python -m experiments.launch RUN_FOLDER [PROGRAM [CONFIG]]`: start the processes of a run, on each machine.
 
-It is torchrun's launcher, called as a library, so that a wrong option gets one sentence and exit statuses stay what
-they are. When one process dies the others are stopped.
+This module calls torchrun's launcher as a library. A wrong option therefore gives one message, and exit statuses are
+kept. If one process dies, the others are stopped.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -25,17 +24,20 @@ from .launching.exit_reason import ended, how_to_resume
 from .launching.launch_config import CONFIG, child
 from .launching.processes import device_for
 
-SHUTDOWN_SECONDS = 120  # to finish a step and write a checkpoint
+SHUTDOWN_SECONDS = 120  # for processes to finish a step and write a checkpoint
 
 
 def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> int:
-    """The exit status: 0, or that of the process that failed first, or 128 and the signal that ended the run."""
+    """Start the processes and return the exit status.
+
+    The status is 0, that of the process that failed first, or 128 plus the signal that ended the run.
+    """
     options = OmegaConf.load(folder / config_name).trainer
-    device_for(options.accelerator, options.devices - 1)  # for the last of them; before any starts
+    device_for(options.accelerator, options.devices - 1)  # raises for the last process, before any starts
     words = [str(folder), *([config_name] if program == "train" else [])]
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.devices)))
-    config = OmegaConf.load(folder / config_name)  # a training gives the file another name
+    config = OmegaConf.load(folder / config_name)  # a training renames the file
     assert isinstance(config, DictConfig)
     settings = LaunchConfig(
         min_nodes=options.num_nodes,
@@ -48,7 +50,7 @@ def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> i
     )
     try:
         with tempfile.TemporaryDirectory(prefix="headcount-", ignore_cleanup_errors=True) as logs:
-            settings.logs_specs = DefaultLogsSpecs(log_dir=logs)  # the launcher's own folder would stay
+            settings.logs_specs = DefaultLogsSpecs(log_dir=logs)  # the launcher never removes a folder of its own
             elastic_launch(settings, sys.executable)(*child(program), *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -63,19 +65,21 @@ def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> i
     return 0
 
 
-def rendezvous(given: str | None) -> str:
-    """HOST:PORT where the machines of a run meet; `slurm`: the first machine of this job, at a port of its own."""
-    if given != "slurm":
-        return given or "localhost:0"
+def rendezvous(option: str | None) -> str:
+    """Return HOST:PORT where the machines of a run meet; for `slurm` the first machine and a port of this job."""
+    if option != "slurm":
+        return option or "localhost:0"
     try:
         nodes, job = os.environ["SLURM_JOB_NODELIST"], int(os.environ["SLURM_JOB_ID"])
     except KeyError as error:
-        raise ValueError(f"trainer.rendezvous=slurm: {error} is not set; this is no job of SLURM") from None
+        raise ValueError(
+            f"trainer.rendezvous=slurm needs a job of SLURM, but {error} is not set; give HOST:PORT instead"
+        ) from None
     try:
         command = ["scontrol", "show", "hostnames", nodes]
         names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"trainer.rendezvous=slurm: {error}; give HOST:PORT instead") from error
+        raise ValueError(f"trainer.rendezvous=slurm cannot be resolved ({error}); give HOST:PORT instead") from error
     return f"{names.split()[0]}:{20000 + job % 10000}"
 
 

@@ -1,4 +1,4 @@
-"""Which program this is: the version of the project, and the commit of its repository."""
+"""The version of the project and the commit of its repository."""
 
 import subprocess
 from functools import cache
@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @cache
 def about() -> dict[str, str | None]:
-    """Return the project's version and, where it is a checkout of git, the commit; null elsewhere."""
+    """Return the version of the project, and the commit if it is a git checkout."""
     return {"version": __version__, "commit": _commit()}
 
 
 def _commit() -> str | None:
-    if not (ROOT / ".git").exists():  # or git would tell of a repository that this one lies in
+    if not (ROOT / ".git").exists():  # or git would report a repository around this folder
         return None
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]

@@ -1,6 +1,6 @@
-"""Files that a run left, read when anything may lie under their names. Imports no torch.
+"""Reading of the files of a run, which may be damaged or malicious. Imports no torch.
 
-A folder of results is handed around: what is read there may be cut off, damaged, of another program, or made to harm.
+Folders of results are passed around. Their files may be cut off, damaged, from another program, or made to do harm.
 """
 
 import io
@@ -15,55 +15,55 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-MOST_BYTES = 2**24  # of a config or a summary; they have some thousand
+MOST_BYTES = 2**24  # of a config or a summary; a usual one has some thousand
 MOST_LEVELS = 50
 
 
 class DamagedError(ValueError):
-    """A file is there and cannot be what it should be. The message is "NAME ..."."""
+    """A file exists but is not of the kind that its name says. The message begins with its name."""
 
 
 def text(path: Path) -> str:
-    """Return what a small file holds.
+    """Return the text of a small file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         OSError: it cannot be read.
-        DamagedError: it is a pipe, a device or a folder, too large, or no UTF-8.
+        DamagedError: it is a pipe, a device or a folder, it is too large, or it is not UTF-8.
     """
     if (size := _check_regular(path)) > MOST_BYTES:
         raise DamagedError(f"{path.name} is damaged: it has {size:,} bytes")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise DamagedError(f"{path.name} is damaged: it is no text") from None
+        raise DamagedError(f"{path.name} is damaged: it is not text") from None
 
 
 def config(path: Path) -> DictConfig:
     """Return the config in a YAML file that this program wrote.
 
     Raises:
-        OSError: there is none, or it cannot be read.
-        DamagedError: it is no such config.
+        OSError: the file does not exist, or cannot be read.
+        DamagedError: it is not such a config.
     """
     written = text(path)
     try:
         _check_shape(written, path.name)
-        found = OmegaConf.load(io.StringIO(written))
-        OmegaConf.to_container(found)  # looks at all of it
+        options = OmegaConf.load(io.StringIO(written))
+        OmegaConf.to_container(options)  # parses all of it
     except DamagedError:
         raise
-    except OSError:  # what OmegaConf says of a number
-        found = None
+    except OSError:  # OmegaConf raises it for a file that holds a number
+        options = None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path.name} is damaged: {_one_line(error)}") from None
-    if not isinstance(found, DictConfig):
+    if not isinstance(options, DictConfig):
         raise DamagedError(f"{path.name} is damaged: it holds no options")
-    return found
+    return options
 
 
 def lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text of any length, without what a killed writer left of zeros. Raises as `text`."""
+    """Yield the lines of a text of any length, without the zeros of a killed writer. Raise the errors of `text`."""
     _check_regular(path)
     with path.open(newline="", encoding="utf-8") as file:
         for line in file:
@@ -71,20 +71,20 @@ def lines(path: Path) -> Iterator[str]:
 
 
 def summary(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises as `config`."""
+    """Return the object in a JSON file. Raise the errors of `config`."""
     try:
-        found = json.loads(text(path))
+        content = json.loads(text(path))
     except DamagedError:
         raise
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path.name} is damaged: {_one_line(error)}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise DamagedError(f"{path.name} is damaged: it holds no object")
-    return found
+    return content
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that fits into a float; true and false are none."""
+    """Return whether a value is a number that fits into a float; true and false are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -95,22 +95,22 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any, least: int = 0) -> bool:
-    """Whether it is a whole number that a float holds exactly."""
+    """Return whether a value is a whole number that a float holds exactly."""
     return is_number(value) and math.isfinite(value) and value == int(value) and least <= value <= 2**53
 
 
 def _check_regular(path: Path) -> int:
-    """Return the size of a file. Raises DamagedError for what would block or never end: a pipe, a device."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise DamagedError(f"{path.name} is no regular file")
-    return found.st_size
+    """Return the size of a file. Raise DamagedError for a pipe or a device, whose reading may block or never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedError(f"{path.name} is not a regular file")
+    return status.st_size
 
 
 def _check_shape(written: str, name: str) -> None:
-    """Look at a YAML text as it is parsed, before anything is made of it.
+    """Raise DamagedError for a YAML text with aliases or deep nesting, before objects are built from it.
 
-    Aliases may stand for each other, so that a few lines become more than the memory holds; this program writes none.
+    Aliases of aliases let a few lines fill the memory. This program writes none.
     """
     level = 0
     for event in yaml.parse(written, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):

@@ -1,4 +1,4 @@
-"""What the terminal shows: tables that fit it, figures as people read them, and bars of long work."""
+"""Output on the terminal: tables that fit its width, readable figures, and progress bars."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,27 +14,27 @@ from rich.text import Text
 from data import screen
 
 T = TypeVar("T")
-Cell = str | Text  # text as it is, or with a style
+Cell = str | Text  # plain or styled text
 
 
 def console() -> Console:
-    """The terminal; elsewhere one without an edge, so that nothing is cut in a file."""
+    """Return the terminal, or a very wide one if the output goes to a file, so that nothing is cut."""
     result = screen.console()
     if not result.is_terminal:
         result.width = 1000
     return result
 
 
-def shown(work: Iterable[T], what: str, total: int, on: bool = True) -> Iterable[T]:
-    """With a progress bar, on a terminal."""
+def shown(work: Iterable[T], label: str, total: int, on: bool = True) -> Iterable[T]:
+    """Return an iterable that shows a progress bar on a terminal."""
     terminal = console()
     on = on and terminal.is_terminal and not _HIDDEN.get()
-    return track(work, what, total, console=terminal, transient=True, disable=not on)
+    return track(work, label, total, console=terminal, transient=True, disable=not on)
 
 
 @contextmanager
 def bars_hidden() -> Iterator[None]:
-    """Where another bar is on the screen already."""
+    """Hide progress bars while another one is on the screen."""
     token = _HIDDEN.set(True)
     try:
         yield
@@ -48,7 +48,7 @@ _HIDDEN = ContextVar("hidden", default=False)
 def packed(
     keys: Mapping[str, Sequence[Cell]], figures: Mapping[str, Sequence[Cell]], title: str, width: int
 ) -> list[Table]:
-    """As many tables as it takes for none to be wider than `width`: keys in each, figures spread over them."""
+    """Return tables of at most `width` characters: each has all keys, and the figures are spread over them."""
     key_width = sum(_width(name, cells) for name, cells in keys.items()) + 1
     tables: list[list[str]] = []
     left = 0
@@ -70,7 +70,7 @@ def packed(
 
 
 def readable(name: str, value: Any) -> str:
-    """A figure by what its name says it is."""
+    """Return a figure in the unit that its name implies."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)
     if name.endswith("bytes"):
@@ -83,5 +83,5 @@ def readable(name: str, value: Any) -> str:
 
 
 def _width(title: str, cells: Sequence[Cell]) -> int:
-    """Of a column with its borders."""
+    """Return the width of a column with its borders."""
     return max(cell_len(str(cell)) for cell in (title, *cells)) + 3

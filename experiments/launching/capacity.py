@@ -1,4 +1,4 @@
-"""Room for the rows and checkpoints of a run on this machine, by the head's own `cost`, before any of them exists."""
+"""Check that the rows and checkpoints of a run fit on this machine, by the head's own `cost`, before training."""
 
 import os
 import shutil
@@ -19,10 +19,10 @@ from .processes import Processes
 
 
 def check_capacity(config: DictConfig, num_classes: int, processes: Processes, checkpoints: CheckpointStore) -> None:
-    """Warn of what may not fit on this machine. A head that tells no cost is not checked.
+    """Warn if memory or disk of this machine may be too small. Heads without a cost formula are not checked.
 
     Raises:
-        ValueError: rows and their state, or a checkpoint of them, cannot fit; on all processes if on one.
+        ValueError: rows and their state, or one checkpoint, do not fit. All processes raise it if one does.
     """
     case = Case(num_classes, config.embedding_size, config.batch_size, processes.world_size)
     refusal = None
@@ -36,23 +36,23 @@ def check_capacity(config: DictConfig, num_classes: int, processes: Processes, c
         needs = None
     except ValueError as error:
         refusal = str(error)
-    if found := [each for each in processes.gather(refusal) if each]:
-        raise ValueError(found[0])
+    if refusals := [refusal for refusal in processes.gather(refusal) if refusal]:
+        raise ValueError(refusals[0])
     if needs is not None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
         for warning in needs.warnings:
             print(f"warning: {warning}", file=sys.stderr)
 
 
 class Needs:
-    """The needs of a head on a machine.
+    """Memory and disk that a head needs on this machine.
 
     Attributes:
-        warnings: what may not fit.
+        warnings: messages about needs that may not fit.
     """
 
     def __init__(self, config: DictConfig, case: Case, cost: Cost):
         self.config, self.case, self.cost = config, case, cost
-        self.here = config.trainer.devices
+        self.num_local = config.trainer.devices
         self.store = config.head.get("store", "device")
         self.warnings: list[str] = []
 
@@ -60,18 +60,18 @@ class Needs:
         cost = self.cost
         on_device = device.type == "cuda" and self.store == "device"
         if on_device:
-            where, there = f"the memory of {device}", float(torch.cuda.mem_get_info(device)[1])
-            table, beside = cost.table_bytes, cost.work_bytes
+            where, free = f"the memory of {device}", float(torch.cuda.mem_get_info(device)[1])
+            table, other = cost.table_bytes, cost.work_bytes
         else:
-            where, there = "the free memory of this machine", free_memory()
-            table = 0.0 if self.store == "disk" else self.here * cost.table_bytes
-            beside = self.here * (cost.index_bytes + (0.0 if device.type == "cuda" else cost.work_bytes))
-        told = f"{self._what()}: {table / GB:,.3g} GB of rows and their state"
-        if table > there:
-            raise ValueError(f"{told} do not fit into {where}, {there / GB:,.3g} GB; {self._remedies(on_device)}")
-        if table + beside > there:
+            where, free = "the free memory of this machine", free_memory()
+            table = 0.0 if self.store == "disk" else self.num_local * cost.table_bytes
+            other = self.num_local * (cost.index_bytes + (0.0 if device.type == "cuda" else cost.work_bytes))
+        rows = f"{self._size()} need {table / GB:,.3g} GB for rows and their state"
+        if table > free:
+            raise ValueError(f"{rows}, but {where} is {free / GB:,.3g} GB; {self._remedies(on_device)}")
+        if table + other > free:
             self.warnings.append(
-                f"{told} and {beside / GB:,.3g} GB beside them may not fit into {where}, {there / GB:,.3g} GB; "
+                f"{rows} and {other / GB:,.3g} GB for a step, which may not fit into {where}, {free / GB:,.3g} GB; "
                 f"{self._remedies(on_device)}"
             )
 
@@ -80,45 +80,51 @@ class Needs:
         one, rows = shards * self.cost.table_bytes, 0.0
         if self.store == "disk":
             folder = Path(self.config.head.store_dir)
-            rows, free = self.here * self.cost.table_bytes - size_on_disk(folder), free_on_disk(folder)
+            rows, free = self.num_local * self.cost.table_bytes - size_on_disk(folder), free_on_disk(folder)
             if rows > free:
                 self.warnings.append(
-                    f"store_dir={folder}: rows and their state may grow by {rows / GB:,.3g} GB, and "
+                    f"store_dir={folder} may grow by {rows / GB:,.3g} GB of rows and their state, but only "
                     f"{free / GB:,.3g} GB are free"
                 )
         if isinstance(checkpoints, Folder):
             keep, free = self.config.checkpoint.keep, free_on_disk(checkpoints.path)
-            told = f"checkpoint.dir={checkpoints}: a checkpoint of {self._what()} takes at least {one / GB:,.3g} GB"
+            size = f"a checkpoint of {self._size()} takes at least {one / GB:,.3g} GB"
             if one > free:
-                raise ValueError(f"{told}, and {free / GB:,.3g} GB are free; make room or name another checkpoint.dir")
-            # A new one is written before the oldest is removed.
+                raise ValueError(
+                    f"checkpoint.dir={checkpoints} is too small: {size}, but only {free / GB:,.3g} GB are free; free "
+                    "space, or choose another checkpoint.dir"
+                )
+            # A new checkpoint is written before the oldest one is removed.
             missing = max(1, keep + 1 - len(checkpoints.complete()))
             if missing * one > free:
                 self.warnings.append(
-                    f"{told}; {missing} more of them (checkpoint.keep={keep}) may not fit into the {free / GB:,.3g} GB "
-                    "that are free"
+                    f"checkpoint.dir={checkpoints} may be too small: {size}, and {missing} more of them "
+                    f"(checkpoint.keep={keep}) may not fit into the {free / GB:,.3g} GB that are free"
                 )
 
-    def _what(self) -> str:
-        case, processes = self.case, "process" if self.here == 1 else "processes"
-        return f"{case.num_classes:,} classes of embedding_size={case.embedding_size} in {self.here} {processes} here"
+    def _size(self) -> str:
+        case, processes = self.case, "process" if self.num_local == 1 else "processes"
+        return (
+            f"{case.num_classes:,} classes of embedding_size={case.embedding_size} in {self.num_local} {processes} on "
+            "this machine"
+        )
 
     def _remedies(self, on_device: bool) -> str:
-        """Name the options that this head has."""
+        """Return the remedies that this head has options for."""
         head = self.config.head
-        found = ["use store=disk"] if "store" in head and self.store != "disk" else []
-        found += ["store=host"] if "store" in head and on_device else []
-        found += ["dtype=bf16"] if head.get("dtype") == "fp32" else []
-        found += ["optimizer.rows.momentum=0"] if (self.config.optimizer.rows or {}).get("momentum") else []
-        found += ["a smaller queue_size"] if "queue_size" in self.config else []
-        return " or ".join([*found, "more devices" if on_device else "more machines"])
+        remedies = ["use store=disk"] if "store" in head and self.store != "disk" else []
+        remedies += ["store=host"] if "store" in head and on_device else []
+        remedies += ["dtype=bf16"] if head.get("dtype") == "fp32" else []
+        remedies += ["optimizer.rows.momentum=0"] if (self.config.optimizer.rows or {}).get("momentum") else []
+        remedies += ["a smaller queue_size"] if "queue_size" in self.config else []
+        return " or ".join([*remedies, "more devices" if on_device else "more machines"])
 
 
 def free_on_disk(folder: Path) -> float:
-    """Return the free bytes where a folder is, or will be."""
+    """Return the free bytes at the place of a folder, which may not exist yet."""
     folder = folder.absolute()
-    there = next(each for each in (folder, *folder.parents) if each.is_dir())
-    return float(shutil.disk_usage(there).free)
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    return float(shutil.disk_usage(existing).free)
 
 
 def size_on_disk(folder: Path) -> float:

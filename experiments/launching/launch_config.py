@@ -1,4 +1,4 @@
-"""What a run's launcher and its processes agree on. Imports no torch: the launcher asks."""
+"""Conventions between the launcher of a run and its processes. Imports no torch, because the launcher uses it."""
 
 import io
 import os
@@ -14,11 +14,11 @@ from data import workers
 from ..command_line.schema import Count
 from ..option_types import checked
 
-CONFIG = "config.yaml"  # of a folder's run
+CONFIG = "config.yaml"  # in the folder of a run
 
 
 def pending_config() -> str:
-    """Return a file name for the config of a run that does not train yet, which no other run uses."""
+    """Return a unique file name for the config of a run that does not train yet."""
     return f".config-{uuid.uuid4().hex}.yaml"
 
 
@@ -26,7 +26,7 @@ def number_of_processes(config: DictConfig) -> int:
     """Return the number of processes over all machines.
 
     Raises:
-        ValueError: a count is no whole number of at least 1, or machines have no place to meet.
+        ValueError: a count is not a whole number of at least 1, or the machines have no common address.
     """
     devices, nodes = (checked(f"trainer.{name}", config.trainer[name], Count) for name in ("devices", "num_nodes"))
     if nodes > 1 and not config.trainer.rendezvous:
@@ -37,7 +37,7 @@ def number_of_processes(config: DictConfig) -> int:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Send this process SIGTERM when the process that started it dies, in whatever way. Linux only.
+    """Have the kernel send this process SIGTERM when its parent dies, for whatever reason. Linux only.
 
     Args:
         parent: the process that started this one, if known. This process ends at once if that one is gone already.
@@ -48,7 +48,7 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def let_output_fail() -> None:
-    """Drop what can no longer be printed, on a full disk or to a reader that has gone, and go on."""
+    """Continue when output cannot be printed, on a full disk or to a closed pipe, and drop this output."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         buffer = io.BufferedWriter(_Dropping(stream.fileno(), "w", closefd=False))
@@ -64,5 +64,5 @@ class _Dropping(io.FileIO):
 
 
 def child(program: str) -> list[str]:
-    """Return the first words of a command that runs a program of this package, and ends with this process."""
+    """Return the arguments of Python for a program of this package that ends with this process."""
     return ["-m", "experiments.launching.child", str(os.getpid()), f"experiments.{program}"]

@@ -1,8 +1,8 @@
 """Locks of folders, so that two trainings never write to the same one.
 
 The operating system releases a lock when its holder dies, and child processes do not inherit it (POSIX record locks).
-Other machines see it on network folders that support such locks: NFS, and Lustre mounted with `flock`. Object stores
-have none.
+Other machines see the lock on network folders that support such locks: NFS, and Lustre mounted with `flock`. Object
+stores have none.
 """
 
 import errno
@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FILE = ".lock"
-PATIENCE = 2.0  # seconds for a holder that was killed to be gone
+PATIENCE = 2.0  # seconds until a killed holder has released its lock
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
 def locked(folder: Path, option: str) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if it is missing.
+    """Hold the lock of a folder, which is created if it is missing.
 
     Args:
         option: names the folder in messages.
@@ -34,12 +34,12 @@ def locked(folder: Path, option: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise ValueError(f"{option}={folder}: cannot be written ({error}); choose another folder") from None
+        raise ValueError(f"{option}={folder} cannot be written ({error}); choose another folder") from None
     try:
         if not _taken(descriptor, folder, option):
             holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
             raise ValueError(
-                f"{option}={folder}: {holder} is training there; wait until it has ended, or choose another folder"
+                f"{option}={folder} is in use: {holder} is training there; wait until it ends, or choose another folder"
             )
         with suppress(OSError):  # the disk is full
             os.ftruncate(descriptor, 0)
@@ -65,8 +65,8 @@ def _taken(descriptor: int, folder: Path, option: str) -> bool:
         except OSError as error:
             if error.errno in UNSUPPORTED:
                 warnings.warn(
-                    f"{option}={folder}: its file system supports no locks ({error}); nothing keeps a second training "
-                    "out of this folder",
+                    f"{option}={folder} cannot be locked, because its file system supports no locks ({error}); start "
+                    "no second training in this folder",
                     stacklevel=4,
                 )
                 return True

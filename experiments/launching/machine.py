@@ -1,4 +1,4 @@
-"""What this machine has, compared with what a run asks for, before the run starts. Imports no torch."""
+"""Check that this machine has the cores and the memory for the processes of a run. Imports no torch."""
 
 import os
 import sys
@@ -8,44 +8,44 @@ from omegaconf import DictConfig
 
 from .launch_config import number_of_processes
 
-PROCESSES_PER_CORE = 8  # more of them only wait for each other
-INTERPRETER_BYTES = 0.3e9  # that one process takes once torch is imported
+PROCESSES_PER_CORE = 8  # more processes only wait for each other
+INTERPRETER_BYTES = 0.3e9  # of one process once torch is imported
 GB = 1e9
 
 
 def check_batch(config: DictConfig) -> None:
     """Raise ValueError if a training batch has no image for each process."""
-    world_size, here = number_of_processes(config), config.trainer.devices
+    world_size, num_local = number_of_processes(config), config.trainer.devices
     if isinstance(config.batch_size, int) and world_size > config.batch_size:
         raise ValueError(
-            f"trainer.devices={here}, trainer.num_nodes={config.trainer.num_nodes}: a batch of batch_size="
-            f"{config.batch_size} images cannot be divided among {world_size} processes; raise batch_size or start "
+            f"batch_size={config.batch_size} cannot be divided among {world_size} processes "
+            f"(trainer.devices={num_local}, trainer.num_nodes={config.trainer.num_nodes}); raise batch_size or start "
             "fewer processes"
         )
 
 
 def check_processes(config: DictConfig) -> int:
-    """Return the number of processes over all machines. Warn of more of them than cores.
+    """Return the number of processes over all machines. Warn if this machine has more of them than cores.
 
     Raises:
-        ValueError: there is no memory for those of this machine, or no core by far.
+        ValueError: the processes of this machine do not fit into memory, or are far more than its cores.
     """
-    world_size, here = number_of_processes(config), config.trainer.devices
-    if here > PROCESSES_PER_CORE * cores():
+    world_size, num_local = number_of_processes(config), config.trainer.devices
+    if num_local > PROCESSES_PER_CORE * cores():
         raise ValueError(
-            f"trainer.devices={here}: at most {PROCESSES_PER_CORE} processes per core can start, and this machine has "
+            f"trainer.devices={num_local} exceeds {PROCESSES_PER_CORE} processes per core, and this machine has "
             f"{_counted(cores(), 'core')}; set trainer.devices to {cores()} or fewer"
         )
-    needed, free = here * INTERPRETER_BYTES, free_memory()
-    if here > 1 and needed > free:
+    needed, free = num_local * INTERPRETER_BYTES, free_memory()
+    if num_local > 1 and needed > free:
         raise ValueError(
-            f"trainer.devices={here}: {here} processes take {needed / GB:.3g} GB before they train, and "
-            f"{free / GB:.3g} GB of memory are free; start fewer processes"
+            f"trainer.devices={num_local} needs {needed / GB:.3g} GB of memory before training begins, and only "
+            f"{free / GB:.3g} GB are free; start fewer processes"
         )
-    if here > cores():
+    if num_local > cores():
         print(
-            f"warning: trainer.devices={here}: this machine has {_counted(cores(), 'core')} for {here} processes, "
-            "which will be slower than fewer of them",
+            f"warning: trainer.devices={num_local} exceeds the {_counted(cores(), 'core')} of this machine; fewer "
+            "processes are faster",
             file=sys.stderr,
         )
     return world_size
@@ -58,13 +58,13 @@ def cores() -> int:
 
 def free_memory() -> float:
     """Return the bytes that new processes can take, swap included, within the limit of this process's container."""
-    found = _meminfo()
-    free = found.get("MemAvailable", _all_memory()) + found.get("SwapFree", 0.0)
+    figures = _meminfo()
+    free = figures.get("MemAvailable", _all_memory()) + figures.get("SwapFree", 0.0)
     return min([free, *_container_limits()])
 
 
 def _meminfo() -> dict[str, float]:
-    """Return the figures of /proc/meminfo in bytes; none where there is no such file."""
+    """Return the figures of /proc/meminfo in bytes; empty on systems without this file."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The processes of one run: how many, which one this is, and the group they form."""
+"""The processes of one run: their number, the rank of this one, and their group."""
 
 import gc
 import os
@@ -18,19 +18,20 @@ from heads.group.collectives import default_group, max_over_processes
 from .launch_config import number_of_processes
 
 T = TypeVar("T")
-# How long processes wait for each other: on the host for as long as one writes or embeds; the launcher ends those whose
-# partner has died.
+# Processes wait for each other this long. On the host, one process may write or embed for hours; the launcher ends the
+# others if it dies.
 PATIENCE = {"cpu": timedelta(days=1), "cuda": timedelta(minutes=10)}
 
 
 @dataclass(frozen=True)
 class Processes:
-    """
+    """Rank, device and group of this process.
+
     Args:
-        rank: of this process among all.
-        world_size: of all.
-        device: where this process computes.
-        control: their group for small agreements, on the host, so that no GPU waits; None for one process.
+        rank: of this process among all processes.
+        world_size: number of processes.
+        device: the device that this process computes on.
+        control: the group for small agreements, on the host so that no GPU waits; None for one process.
     """
 
     rank: int
@@ -40,48 +41,54 @@ class Processes:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this process prints and writes for all processes."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process; all must ask."""
+        """Return whether the flag is set on any process. A collective."""
         return bool(max_over_processes(torch.tensor(int(flag)), self.control))
 
-    def gather(self, found: T) -> list[T]:
-        """What each process has found, on all."""
-        everyone: list[T] = [found] * self.world_size
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, in rank order. A collective."""
+        values: list[T] = [value] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(everyone, found, group=self.control)
-        return everyone
+            dist.all_gather_object(values, value, group=self.control)
+        return values
 
     def rank_zero_call(self, work: Callable[[], T]) -> T:
-        """What the first process finds or does, on all. Raises OSError on all where it fails."""
+        """Call `work` on rank 0 and return its result on all processes. A collective.
+
+        Raises:
+            OSError: `work` failed; all processes raise it.
+        """
         outcome: list[Any] = [None, None]
         if self.is_rank_zero:
             try:
                 outcome[0] = work()
             except OSError as error:
                 outcome[1] = error
-            except Exception as error:  # of a library for object stores
+            except Exception as error:  # from a library for object stores
                 outcome[1] = OSError(repr(error))
         if self.world_size > 1:
             dist.broadcast_object_list(outcome, 0, group=self.control)
-        found, failure = outcome
+        result, failure = outcome
         if failure is not None:
             raise failure
-        return cast(T, found)
+        return cast(T, result)
 
 
 @contextmanager
 def joined(config: DictConfig) -> Iterator[Processes]:
-    """Forms the process group that the config asks for, from what `experiments.launch` has set; one that is there
-    already stays."""
+    """Form the process group of the config, from the variables that `experiments.launch` has set.
+
+    A process group that exists already is used and stays.
+    """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     wanted = number_of_processes(config)
     if world_size != wanted:
         raise ValueError(
-            f"trainer.devices={config.trainer.devices}, trainer.num_nodes={config.trainer.num_nodes}: they ask for "
-            f"{wanted} processes, and {world_size} were started"
+            f"trainer.devices={config.trainer.devices} and trainer.num_nodes={config.trainer.num_nodes} need {wanted} "
+            f"processes, but {world_size} were started"
         )
     device = device_for(config.trainer.accelerator, int(os.environ.get("LOCAL_RANK", 0)))
     if world_size == 1:
@@ -100,22 +107,25 @@ def joined(config: DictConfig) -> Iterator[Processes]:
     finally:
         if ours:
             dist.destroy_process_group()
-            # What has trained holds the group too. A thread of it that releases a tensor while the interpreter is
-            # finalized would abort the process.
+            # The objects of a training refer to the group too. If one of their threads released a tensor while the
+            # interpreter is finalized, the process would abort.
             gc.collect()
 
 
 def device_for(accelerator: str, local_rank: int = 0) -> torch.device:
+    """Return the device of a process. Raise ValueError if this machine has none for it."""
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-        raise ValueError(f"trainer.accelerator={accelerator!r}: must be auto, cpu or gpu")
+        raise ValueError(f"trainer.accelerator={accelerator!r} must be auto, cpu or gpu")
     if accelerator != "cpu" and torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"trainer.devices={local_rank + 1}: each process needs a GPU of its own, and torch finds "
-                f"{torch.cuda.device_count()} here; start as many processes as there are GPUs, or set "
+                f"trainer.devices={local_rank + 1} needs a GPU for each process, and torch finds "
+                f"{torch.cuda.device_count()} on this machine; start as many processes as there are GPUs, or set "
                 "trainer.accelerator=cpu"
             )
         return torch.device("cuda", local_rank)
     if accelerator in ("gpu", "cuda"):
-        raise ValueError(f"trainer.accelerator={accelerator}: torch finds no CUDA device; use auto or cpu")
+        raise ValueError(
+            f"trainer.accelerator={accelerator} cannot be used: torch finds no CUDA device; use auto or cpu"
+        )
     return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The sweep that a command runs, wherever its runs are: remembered when it starts, to compare them at its end."""
+"""The folder of the current sweep, stored when the sweep starts so that its runs can be compared at its end."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ class Remember(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global folder
         folder = Path(config.hydra.sweep.dir).resolve()
-        compose_each_word_once(basic_sweeper.BasicSweeper)  # by now the class that Hydra's plugins made of it
+        compose_each_word_once(basic_sweeper.BasicSweeper)  # Hydra has loaded its plugins by now
 
 
 def compose_each_word_once(kind: Any) -> None:
-    """Have Hydra's sweeper compose each word of its runs once before the first run starts, and not every run."""
+    """Make Hydra's sweeper check each word of its runs once before the first run starts, instead of every run."""
     validate = kind.validate_batch_is_legal
     kind.validate_batch_is_legal = lambda self, batch: validate(self, list(covering(map(tuple, batch))))

@@ -102,7 +102,10 @@ def test_the_command_on_two_processes(trained, pictures, tmp_path):
         (["protocol=lfw"], "protocol.lfw.source=null"),
         (["protocol=closed_set", "checkpoint=/nowhere"], "checkpoint=/nowhere holds no checkpoint"),
         (["protocol=closed_set", "checkpoint=null"], "checkpoint= is missing"),
-        (["protocol=identification", "checkpoint=null"], "checkpoint=null: without a model"),
+        (
+            ["protocol=identification", "checkpoint=null"],
+            "checkpoint=null needs features for everything that is compared",
+        ),
         (["protocol=closed_set", "batch_size=0"], "batch_size=0"),
         (["protocol=closed_set", "trainer.precision=8"], "trainer.precision=8"),
     ],
@@ -238,7 +241,7 @@ def test_embedding_continues_after_an_interruption(trained, pictures, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["target=null"], "target=null: is needed"),
+        (["target=null"], "target=null must be a path"),
         (["target=x.txt"], "must end in .npy"),
         (["dtype=int8"], "dtype=int8"),
         (["source=/nowhere"], "source=/nowhere does not exist"),
@@ -406,7 +409,7 @@ def test_centers_to_safetensors(margin, trained, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["checkpoint=null"], "checkpoint=null: is needed"),
+        (["checkpoint=null"], "checkpoint=null must be a path"),
         (["format=tf"], "format=tf must be one of onnx, pt2, safetensors"),
         (["target=x.zip"], "must end in .onnx"),
         (["target=/nowhere/x.onnx"], "the folder /nowhere does not exist"),

@@ -365,7 +365,9 @@ def test_ctrl_c_ends_with_what_was_measured(tmp_path):
     wait_for_training(process, tmp_path)
     config_before = (tmp_path / "config.yaml").read_bytes()
     second = call("experiments.run", *SMOKE, "seed=1", f"hydra.run.dir={tmp_path}", status=1)
-    assert f"error: hydra.run.dir={tmp_path}: process " in second and "is training there; wait until" in second
+    assert (
+        f"error: hydra.run.dir={tmp_path} is in use: process " in second and "is training there; wait until" in second
+    )
     assert (tmp_path / "config.yaml").read_bytes() == config_before and not list(tmp_path.glob(".config-*"))
     os.kill(process.pid, signal.SIGINT)
     printed, _ = process.communicate(timeout=60)

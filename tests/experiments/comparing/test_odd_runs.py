@@ -50,15 +50,15 @@ ODD = {
         "could not determine a constructor",
     ),
     "an odd tag": ("config.yaml", "head: !odd x\n", "could not determine a constructor"),
-    "a pipe for a config": ("config.yaml", os.mkfifo, "config.yaml is no regular file"),
-    "a pipe for a summary": ("summary.json", os.mkfifo, "summary.json is no regular file"),
-    "a pipe for metrics": ("metrics.csv", os.mkfifo, "metrics.csv is no regular file"),
-    "a device": ("summary.json", lambda path: path.symlink_to("/dev/zero"), "summary.json is no regular file"),
+    "a pipe for a config": ("config.yaml", os.mkfifo, "config.yaml is not a regular file"),
+    "a pipe for a summary": ("summary.json", os.mkfifo, "summary.json is not a regular file"),
+    "a pipe for metrics": ("metrics.csv", os.mkfifo, "metrics.csv is not a regular file"),
+    "a device": ("summary.json", lambda path: path.symlink_to("/dev/zero"), "summary.json is not a regular file"),
     "a link to itself": ("summary.json", lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
-    "no text": ("config.yaml", NO_TEXT, "config.yaml is damaged: it is no text"),
+    "no text": ("config.yaml", NO_TEXT, "config.yaml is damaged: it is not text"),
     "metrics that are no text": ("metrics.csv", NO_TEXT, "metrics.csv is damaged"),
     "too large": ("config.yaml", "a: 1\n" * 4_000_000, "it has 20,000,000 bytes"),
-    "a folder": ("summary.json", Path.mkdir, "summary.json is no regular file"),
+    "a folder": ("summary.json", Path.mkdir, "summary.json is not a regular file"),
 }
 
 

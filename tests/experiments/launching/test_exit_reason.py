@@ -32,10 +32,12 @@ def test_the_source_of_other_commands_is_named():
 
 def test_only_a_checkpoint_that_is_there_is_resumed(tmp_path):
     options = config()
-    assert "nothing to resume" in how_to_resume(options, tmp_path)
+    assert "it cannot be resumed, because it has not written a checkpoint" in how_to_resume(options, tmp_path)
     (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
-    assert "nothing to resume" in how_to_resume(options, tmp_path)  # half a checkpoint
+    assert "it cannot be resumed, because it has not written a checkpoint" in how_to_resume(
+        options, tmp_path
+    )  # half a checkpoint
     (tmp_path / "checkpoints" / "step-00000010" / "manifest.json").touch()
-    assert how_to_resume(options, tmp_path).startswith(f"resume={tmp_path} goes on")
+    assert how_to_resume(options, tmp_path).startswith(f"resume={tmp_path} continues")
     options.checkpoint.dir = str(tmp_path / "elsewhere")
-    assert "nothing to resume" in how_to_resume(options, tmp_path)
+    assert "it cannot be resumed, because it has not written a checkpoint" in how_to_resume(options, tmp_path)

@@ -50,7 +50,9 @@ def impatient(monkeypatch):
 
 def test_a_lock_ends_with_its_holder_though_its_children_live(tmp_path):
     with held(tmp_path) as holder:
-        with pytest.raises(ValueError, match=rf"x={tmp_path}: process {holder.pid} on .* is training there; wait"):
+        with pytest.raises(
+            ValueError, match=rf"x={tmp_path} is in use: process {holder.pid} on .* is training there; wait"
+        ):
             check_free(tmp_path, "x")
         holder.kill()
         holder.wait()
@@ -73,7 +75,7 @@ def test_a_folder_in_use_is_left_alone_and_free_once_its_holder_is_dead(option, 
     folder = run if option == "hydra.run.dir" else checkpoints
     with held(folder):
         before = contents(tmp_path)
-        with pytest.raises(ValueError, match=rf"^{option}={folder}: process \d+ on .* is training there"):
+        with pytest.raises(ValueError, match=rf"^{option}={folder} is in use: process \d+ on .* is training there"):
             train(config(*words, "trainer.max_steps=4"), run)
         assert contents(tmp_path) == before
     assert train(config(*words, "trainer.max_steps=4"), run) == 0
@@ -82,7 +84,7 @@ def test_a_folder_in_use_is_left_alone_and_free_once_its_holder_is_dead(option, 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"checkpoint.dir=.*file/x: cannot be written .* choose another folder"):
+    with pytest.raises(ValueError, match=r"checkpoint.dir=.*file/x cannot be written .* choose another folder"):
         train(config(*SMOKE, "logger.wandb.mode=disabled", f"checkpoint.dir={tmp_path}/file/x"), tmp_path / "run")
 
 

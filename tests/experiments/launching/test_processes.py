@@ -266,7 +266,7 @@ def test_bad_options_are_refused(overrides, words):
 def test_a_run_asserts_that_it_got_its_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with (
-        pytest.raises(ValueError, match="ask for 2 processes, and 3 were started"),
+        pytest.raises(ValueError, match="need 2 processes, but 3 were started"),
         joined(config("trainer.devices=2")),
     ):
         pass
