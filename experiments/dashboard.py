@@ -63,6 +63,22 @@ def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
     except ImportError as error:
         raise ValueError(f"experiments.dashboard needs its library ({error}); pip install -e '.[dashboard]'") from error
 
+    return spaces.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=[
+            spaces.Section(name=title, panels=content, is_open=True) for title, content in _sections(panels).items()
+        ],
+        settings=spaces.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        runset_settings=spaces.RunsetSettings(
+            groupby=[spaces.Config(HEAD)], filters=spaces.And(spaces.Metric("Group") == study) if study else []
+        ),
+    )
+
+
+def _sections(panels: Any) -> dict[str, list[Any]]:
+    """Return the panels of each section, built by the library's module `panels`."""
     quality, cost, fidelity = (
         [figure for figure in FIGURES if figure.kind == kind] for kind in ("quality", "cost", "fidelity")
     )
@@ -85,7 +101,7 @@ def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
         *(panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(x), title) for x, title in costs),
         panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric("val/rank1"), "rank-1"),
     ]
-    sections = {
+    return {
         "Quality against cost": [against(x, "val/rank1", f"rank-1 against {title}") for x, title in costs],
         "Quality": [curve(figure) for figure in quality],
         "Cost": [bar(figure) for figure in cost],
@@ -93,16 +109,6 @@ def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
         "Options": [panels.ParallelCoordinatesPlot(title="options, cost and rank-1", columns=columns)],
         "Runs": [panels.RunComparer(diff_only="split")],
     }
-    return spaces.Workspace(
-        entity=entity,
-        project=project,
-        name=name,
-        sections=[spaces.Section(name=title, panels=panel, is_open=True) for title, panel in sections.items()],
-        settings=spaces.WorkspaceSettings(x_axis=STEP, max_runs=100),
-        runset_settings=spaces.RunsetSettings(
-            groupby=[spaces.Config(HEAD)], filters=spaces.And(spaces.Metric("Group") == study) if study else []
-        ),
-    )
 
 
 def panel_tree(created: Any) -> Tree:

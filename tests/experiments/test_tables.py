@@ -43,7 +43,8 @@ def test_an_evaluation(tmp_path, capsys):
     (tmp_path / ODD).mkdir(parents=True)
     curves = {"cmc": (np.array([1, 2]), np.array([0.5, 1.0]))}
     result = Result("identification", {f"a{ODD}": 0.5}, {}, {ODD: 3}, [ODD], curves)
-    evaluate.leave([result], None, tmp_path / ODD)
+    evaluate.print_results([result])
+    evaluate.write_results([result], None, tmp_path / ODD)
     printed = capsys.readouterr().out
     assert f"3 {ODD}" in printed and f"\n{ODD}\n" in printed and f"│ a{ODD} " in printed
     assert f"In {tmp_path / ODD}: evaluation.json" in printed
