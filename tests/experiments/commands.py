@@ -1,4 +1,4 @@
-"""Runs the commands as a user does, from the repository root, in processes of their own."""
+"""Run the commands as a user does, from the repository root, in processes of their own."""
 
 import contextlib
 import csv
@@ -23,7 +23,7 @@ SMOKE = ("experiment=smoke", "data.heldout=0.05")
 
 
 def config(*overrides: object, name: str = "config") -> DictConfig:
-    """The config that these words give, for use in this process."""
+    """Return the config that these overrides give, for use in this process."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, list(map(str, overrides)))
 
@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
 
 
 def call(*words: object, status: int = 0) -> str:
-    """What `python -m WORDS` prints on both channels; its exit status must be `status`."""
+    """Return the output of `python -m WORDS` on both channels; its exit status must be `status`."""
     done = subprocess.run(
         command(*words), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
@@ -51,13 +51,13 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def metrics(folder: Path, name: str) -> dict[int, float]:
-    """step -> value"""
+    """Return the values of a metric by step."""
     with (folder / "metrics.csv").open(newline="") as file:
         return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["name"] == name}
 
 
 def processes_of(*words: object) -> list[int]:
-    """Those whose command line has all of these words."""
+    """Return the ids of the processes whose command line has all of these words."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ def processes_of(*words: object) -> list[int]:
 
 
 def stored_rows(checkpoint: Path) -> dict[str, Tensor]:
-    """Rows and row state of all classes."""
+    """Return rows and row state of all classes."""
     stored = Stored(str(checkpoint))
     names = [name for name in stored.tensors if name.startswith("head.centers.")]
     return {name: stored.read_rows(name, 0, stored.tensors[name].size[0]) for name in names}

@@ -69,7 +69,7 @@ def test_head_step_over_every_option(tmp_path):
 
 @pytest.mark.parametrize(("name", "rate"), [("dense", 1.0), ("indexed", 1.0)])
 def test_baselines_do_the_same_step(name, rate, monkeypatch):
-    """On the same rows and batch: the same loss and, after SGD, the same rows."""
+    """The same rows and batch give the same loss and, after SGD, the same rows."""
     seen = {}
 
     def capture(forward, update, *rest):

@@ -1,4 +1,4 @@
-"""What a training survives: being killed at any moment, and a disk that takes no more."""
+"""Failures that a training survives: a kill at any moment, and a full disk."""
 
 import errno
 import resource

@@ -90,7 +90,7 @@ def default_of(node, name):
 
 
 def test_every_option_without_a_class_has_a_type():
-    """In the sections of a training, and of the use of a model."""
+    """The sections of a training, and of the use of a model, are covered."""
     training, use = config(), config(name="evaluate")
     for declared, composed, sections in (
         (TRAINING, training, ("trainer", "evaluate", "fidelity", "checkpoint", "warm_start", "logger.wandb")),

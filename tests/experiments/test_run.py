@@ -163,7 +163,7 @@ def test_a_refused_run_leaves_no_summary_of_its_own(finished, tmp_path):
 
 
 def test_nothing_left_to_train_is_told(finished, tmp_path):
-    """Elsewhere it would leave an empty run that counts as finished."""
+    """A new folder would get an empty run that counts as finished."""
     with pytest.raises(ValueError, match=r"is at step 20, and the training has 20 steps; raise trainer.max_steps"):
         train(config(*SMOKE, f"resume={finished[0]}", "logger.wandb.mode=disabled"), tmp_path)
     assert summary(tmp_path)["status"] == "failed"
@@ -258,7 +258,7 @@ def test_what_cannot_be_resumed_is_told(finished, overrides, words, tmp_path):
 
 
 def run_and_resume(words: list[str], folder: Path) -> None:
-    """In this process: a run in folder `a`, from its middle again in `b`, with the same losses."""
+    """Run in folder `a`, resume from its middle in `b`, and assert the same losses, all in this process."""
     half = folder / "a" / "checkpoints" / "step-00000010"
     for name, resume in (("a", []), ("b", [f"resume={half}"])):
         (folder / name).mkdir()

@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint: a damaged config, a link to itself."""
+"""Files next to a checkpoint: a damaged config, a link to itself."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ DAMAGED = [
 
 @pytest.mark.parametrize("text", [text for text, _ in DAMAGED])
 def test_a_damaged_config_beside_a_checkpoint(text, tmp_path):
-    """It is only asked where checkpoints were written to, and then says nothing."""
+    """The config is read only for the place of the checkpoints, and a damaged one names none."""
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"checkpoint={tmp_path} holds no checkpoint; give a run's folder or one of"):
         find(str(tmp_path), tmp_path, None, "checkpoint")

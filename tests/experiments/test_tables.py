@@ -1,4 +1,4 @@
-"""What is printed: paths and the words of users as they are, whatever they look like."""
+"""Printed tables: paths and words of users appear unchanged, with any characters."""
 
 import io
 

@@ -99,7 +99,7 @@ def batch(case: Case, step: int, which: int) -> tuple[Tensor, Tensor]:
 
 
 def steps(case: Case) -> list[dict[str, Any]]:
-    """In a worker: run both passes of each step, and return the results."""
+    """Run both passes of each step in a worker, and return the results."""
     rank, world_size = rank_and_world()
     mine = part_of(9, rank, world_size)
     head = FFC(case.num_classes, D, queue_size=case.queue_size, margin=case.margin, **case.options)
@@ -213,7 +213,7 @@ def test_the_momentum_copy_is_updated_and_gets_no_gradient():
     ],
 )
 def test_the_momentum_grows_with_the_step_unless_given(given, step, momentum):
-    """Otherwise the features of a short training would come from an untrained backbone."""
+    """A constant momentum would fill the pool of a short training with features of an untrained backbone."""
     head, backbone = small(gallery_momentum=given)
     head.step = step
     with torch.no_grad():
@@ -339,7 +339,7 @@ def test_memory_does_not_grow_with_classes():
 
 
 def _bad_batches() -> list[str]:
-    """In a worker: give process 0 bad batches, and return the errors, which every process raises."""
+    """Give process 0 bad batches in a worker, and return the errors, which every process raises."""
     rank, _ = rank_and_world()
     messages = []
     for kind in ("label", "nan", "gallery label", "room"):

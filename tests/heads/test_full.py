@@ -101,7 +101,7 @@ def test_bad_min_probability_is_refused():
 
 
 def test_bf16_products_stay_close():
-    """With inputs rounded to 8 bits a cosine moves by about 2^-9 of itself, and a logit by s times that."""
+    """Inputs rounded to 8 bits move a cosine by about 2^-9 of itself, and a logit by s times that."""
     torch.manual_seed(0)
     embeddings, labels = torch.randn(16, 64), torch.arange(16)
     results = []

@@ -13,7 +13,7 @@ LABELS = torch.tensor([0, 6, 3, 3, 1, 5, 2, 4, 6, 0, 2, 3])
 
 
 def _step(rate: float, selected: list[int] | None) -> dict[str, torch.Tensor]:
-    """In a worker: take one step on this process's share of the global batch, and return the results."""
+    """Take one step in a worker on this process's share of the global batch, and return the results."""
     rank, world_size = rank_and_world()
     heads.objectives.softmax.CHUNK_ROWS = 2
     head = PartialFC(7, 8, sample_rate=rate) if rate < 1 else FullFC(7, 8)
@@ -73,7 +73,7 @@ def test_topk_refuses_more_than_all_classes():
 
 
 def _bad(kind: str) -> str:
-    """In a worker: give only the last process bad input, and return the error, which every process raises."""
+    """Give only the last process bad input in a worker, and return the error, which every process raises."""
     rank, world_size = rank_and_world()
     bad_here = rank == world_size - 1
     embeddings, labels, weight = torch.randn(3, 8), torch.tensor([0, 1, 2]), torch.ones(3)
@@ -279,7 +279,7 @@ def test_a_selection_without_a_positive_is_a_bug():
 @pytest.mark.parametrize("budget", [0, 512])
 @pytest.mark.parametrize("rate", [0.6, 1])
 def test_backward_after_a_step_is_refused(rate, budget):
-    """Otherwise the gradient would mix rows before the step with rows after it."""
+    """The gradient would mix rows before the step with rows after it."""
     options = {"logits_budget_mb": budget}
     head = FullFC(7, 8, **options) if rate == 1 else PartialFC(7, 8, sample_rate=rate, **options)
     optimizer = head.optimizer(lr=0.5)

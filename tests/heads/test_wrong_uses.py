@@ -100,7 +100,7 @@ def test_zero_grad_of_the_head_drops_the_gradients_of_its_rows():
 def scaled_training(
     scale: float, steps: int, overflow_at: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """In a worker: return rows, momentum and the head's step after each step; with a GradScaler unless scale is 0."""
+    """Return rows, momentum and the head's step after each step in a worker; with a GradScaler unless scale is 0."""
     rank, world_size = rank_and_world()
     torch.manual_seed(0)
     backbone = torch.nn.Linear(D, D)
@@ -273,7 +273,7 @@ def test_a_pool_is_loaded_without_unpickling_objects():
 
 
 def made_before_the_group() -> list[str]:
-    """In a worker: return the errors of heads made before the process group."""
+    """Return in a worker the errors of heads made before the process group."""
     messages = []
     for head in (PartialFC(C, D), ffc()):
         head.process_group = None  # the state of a head made before init_process_group
@@ -476,7 +476,7 @@ def test_rows_on_disk_are_not_copied(tmp_path):
 
 
 def copy_and_foreign_file(path: str) -> list[str]:
-    """In a worker: copy a head, load the state dict that one process saved alone, and return the error."""
+    """Copy a head in a worker, load the state dict that one process saved alone, and return the error."""
     rank, _ = rank_and_world()
     head = PartialFC(C, D, seed=rank + 1)
     head.optimizer(lr=0.1, momentum=0.9)
@@ -649,7 +649,7 @@ def test_whole_numbers_of_other_types_are_accepted():
 
 
 def one_bad_process(kind: str) -> list[str]:
-    """In a worker: the last process passes unusable input once; then all processes continue to train."""
+    """Pass unusable input once in the last process of the workers; then all processes continue to train."""
     rank, world_size = rank_and_world()
     head, pool = PartialFC(C, D, sample_rate=0.5), ffc()
     bad = rank == world_size - 1

@@ -230,7 +230,7 @@ def test_flags_may_stand_anywhere():
 
 
 def test_a_sweep_composes_each_choice_once(monkeypatch):
-    """Not every combination, and a wrong one is still found."""
+    """A sweep composes each choice instead of every combination, and still finds a wrong one."""
     composed = []
     compose = arguments.compose
     monkeypatch.setattr(arguments, "compose", lambda *words: composed.append(words) or compose(*words))
@@ -245,7 +245,7 @@ def test_a_sweep_composes_each_choice_once(monkeypatch):
 
 
 def test_hydra_composes_each_word_of_a_sweep_once(monkeypatch):
-    """Before the first run starts; its own check composes every run."""
+    """Hydra composes before the first run starts. The check of the words composes every run."""
     composed = []
 
     class Sweeper:
@@ -263,7 +263,7 @@ def test_hydra_composes_each_word_of_a_sweep_once(monkeypatch):
 
 @pytest.mark.parametrize("primary", COMMANDS)
 def test_help_lists_every_option_of_a_command(primary):
-    """With its comment, and an example of the command itself."""
+    """Every option has its comment, and the help has an example of the command."""
     shown = description([], primary)
     assert f"example: python -m {COMMANDS[primary]} " in shown
     text = (CONF / f"{primary}.yaml").read_text().partition("\nhydra:")[0]
@@ -292,7 +292,7 @@ def test_a_command_run_as_a_file_is_refused(command):
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS.values() if name.startswith("experiments.")])
 def test_wrong_words_are_refused_before_torch_is_imported(command, monkeypatch):
-    """Nothing but the check runs: the modules that a command needs cannot be imported."""
+    """The check alone runs: the modules that a command needs cannot be imported."""
     monkeypatch.setattr(sys, "argv", [command, "nonsense=1"])
     for name in [*sys.modules, "torch", "lightning", "matplotlib"]:
         if name.partition(".")[0] in ("torch", "lightning", "matplotlib", "numpy"):
@@ -303,7 +303,7 @@ def test_wrong_words_are_refused_before_torch_is_imported(command, monkeypatch):
 
 
 def test_configs_are_checked_like_command_lines(tmp_path):
-    """It may come from an experiment or a file."""
+    """A config may come from an experiment or a file."""
     found = config("trainer.max_steps=1e2", "head=ffc")
     options.check(found)
     assert found.trainer.max_steps == 100 and isinstance(found.trainer.max_steps, int)
@@ -330,7 +330,7 @@ def commands_of_the_documentation() -> list[tuple[str, str]]:
 
 
 def test_commands_of_the_documentation_pass(monkeypatch):
-    """But for the paths in them."""
+    """Commands are checked except for their paths."""
     monkeypatch.setattr(options, "PATHS", ())
     commands = commands_of_the_documentation()
     assert len(commands) > 40

@@ -1,4 +1,4 @@
-"""What is told of a program that a signal ended."""
+"""Reports on a program that a signal ended."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""What a run asks of the machine, compared with what is there before it starts."""
+"""Comparison of the needs of a run with the machine, before it starts."""
 
 import re
 

@@ -49,7 +49,7 @@ HEADS = {
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> Path:
-    """On one and on two processes, with accumulation."""
+    """A sweep on one and on two processes, with accumulation."""
     folder = tmp_path_factory.mktemp("sweep")
     words = ["-m", "head=full", "trainer.devices=1,2", "trainer.accumulate_grad_batches=2"]
     printed = call("experiments.run", *words, *SHORT, *STEPS, "evaluate.train_records=100", f"hydra.sweep.dir={folder}")
@@ -87,7 +87,7 @@ def test_sampled_heads_train_alike(workers, tmp_path):
 
 
 def trained(words: list[str], folder: Path) -> int:
-    """In a worker: what `experiments.train` does, in a process group that is there already."""
+    """Train in a worker as `experiments.train` does, in a process group that exists already."""
     rank, world_size = rank_and_world()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.update(LOCAL_WORLD_SIZE=str(world_size), GROUP_RANK="0", TORCHELASTIC_RUN_ID="test")
@@ -97,7 +97,7 @@ def trained(words: list[str], folder: Path) -> int:
 
 @pytest.mark.parametrize(("head", "world_size"), [*((head, 2) for head in HEADS), ("full", 3)])
 def test_several_processes_resume_bit_for_bit(head, world_size, workers, tmp_path):
-    """From three processes on, the order of a sum shows in its last bits."""
+    """The order of a sum shows in its last bits with three processes or more."""
     words = [*HEADS[head], *SHORT, *STEPS]
     assert workers(world_size).run(trained, words, tmp_path / "a") == [0] * world_size
     half = tmp_path / "a" / "checkpoints" / "step-00000010"
@@ -109,7 +109,7 @@ def test_several_processes_resume_bit_for_bit(head, world_size, workers, tmp_pat
 
 
 def reduced_numbers(words: list[str], folder: Path) -> int:
-    """In a worker: how many numbers a training reduces over the processes, in tensors as large as a backbone."""
+    """Return in a worker how many numbers a training reduces over the processes, in tensors as large as a backbone."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         assert trained(words, folder) == 0
     sizes = [math.prod(event.input_shapes[0]) for event in profile.events() if event.name == "gloo:all_reduce"]
@@ -125,7 +125,7 @@ def test_the_backbones_gradient_is_reduced_once_a_step(head, workers, tmp_path):
 
 
 def averaged() -> list[list[float] | None]:
-    """In a worker: two parameters with gradients here and there, one with none."""
+    """Return the averaged gradients of four parameters in a worker; some processes lack some of the gradients."""
     rank, _ = rank_and_world()
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
     parameters.append(torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16)))
@@ -302,7 +302,7 @@ assert not [name for name in names if "gloo" in name], names
 
 
 def test_no_thread_of_the_process_group_outlives_a_training(tmp_path):
-    """It would need the interpreter while that is finalized: one run in twenty ended by SIGABRT."""
+    """A thread would need the interpreter during its finalization: one run in twenty ended by SIGABRT."""
     (tmp_path / "trains.py").write_text(TRAINS)
     (tmp_path / "config.yaml").write_text(
         OmegaConf.to_yaml(config("head=full", "trainer.devices=2", *SHORT, "trainer.max_steps=2"), resolve=True)
