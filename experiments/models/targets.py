@@ -51,12 +51,12 @@ def check(config: Any, name: str, trust: Collection[str], given: str) -> None:
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
     """Yield the dotted path and the content of each string in a config; the value of a `_target_` counts as one."""
     if isinstance(value, dict):
-        for key, each in value.items():
+        for key, item in value.items():
             yield where, str(key)
-            yield from _texts(str(each) if key == "_target_" else each, f"{where}.{key}")
+            yield from _texts(str(item) if key == "_target_" else item, f"{where}.{key}")
     elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each, where)
+        for item in value:
+            yield from _texts(item, where)
     elif isinstance(value, str):
         yield where, value
 

@@ -4,6 +4,7 @@ A notebook can call it too:
 
     module, callbacks, trainer = assemble(config, folder)
     trainer.fit(module)
+    callbacks.stop.restore_handlers()  # of Ctrl-C
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def assemble(
 
     Args:
         config: resolved and checked.
-        folder: of the run.
+        folder: of the run; it must exist.
         processes: of the run; by default this process alone.
         checkpoint: that `trainer.fit` will resume from, or None.
         config_name: file in `folder` that becomes config.yaml when training starts.
@@ -185,7 +186,7 @@ def build_trainer(
 
 def lightning_options(config: DictConfig, folder: Path) -> dict[str, Any]:
     """Return what `+trainer.NAME=` passes to Lightning's Trainer. A profile is written to the run's folder."""
-    given = {name: config.trainer[name] for name in OfLightning.__annotations__ if name in config.trainer}
-    if given.get("profiler") is not None:
-        given["profiler"] = getattr(profilers, PROFILERS[given["profiler"]])(folder, "profile")
-    return given
+    arguments = {name: config.trainer[name] for name in OfLightning.__annotations__ if name in config.trainer}
+    if arguments.get("profiler") is not None:
+        arguments["profiler"] = getattr(profilers, PROFILERS[arguments["profiler"]])(folder, "profile")
+    return arguments

@@ -97,12 +97,15 @@ def build_optimizers(
     """Build the optimizers of the backbone and of the head's rows, and the learning-rate schedule of each."""
     optimizer = config.optimizer
     parameters = [p for p in backbone.parameters() if p.requires_grad]
-    of_backbone = instantiate(optimizer.backbone)(parameters, lr=_learning_rate(optimizer.backbone, optimizer.lr))
+    of_backbone: Optimizer = instantiate(optimizer.backbone)(
+        parameters, lr=_learning_rate(optimizer.backbone, optimizer.lr)
+    )
     # A head without rows has no rule.
     rule = {"rule": instantiate(optimizer.rows)} if "_target_" in (optimizer.rows or {}) else {}
     of_rows = head.optimizer(lr=_learning_rate(optimizer.rows, optimizer.lr), **rule)
     factor = instantiate(config.schedule, num_steps=num_steps)
-    return [of_backbone, of_rows], [LambdaLR(each, factor) for each in (of_backbone, of_rows)]
+    optimizers = [of_backbone, of_rows]
+    return optimizers, [LambdaLR(optimizer, factor) for optimizer in optimizers]
 
 
 def _learning_rate(part: DictConfig | None, common: float) -> float:

@@ -162,6 +162,18 @@ def test_backbone_and_rows_may_have_rates_of_their_own(words, rates, tmp_path):
     assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == pytest.approx([left * r for r in rates])
 
 
+def test_an_assembled_training_gives_the_losses_of_the_command(tmp_path):
+    """A notebook needs no more than `assemble` and `fit`."""
+    words = ["experiment=smoke", "trainer.max_steps=2", "logger.wandb.mode=disabled", "trainer.accelerator=cpu"]
+    module, callbacks, trainer = assemble(config(*words, "data.heldout=0.01"), tmp_path)
+    try:
+        trainer.fit(module)
+    finally:
+        callbacks.stop.restore_handlers()
+    assert module.step == 2 and callbacks.saving.store.complete() == ["step-00000002"]
+    assert callbacks.recorder.latest["train/loss"] == run(tmp_path / "command")["train/loss"]
+
+
 def test_a_profile_is_written_to_the_folder_of_the_run(tmp_path):
     run(tmp_path, "+trainer.profiler=simple")
     (report,) = tmp_path.glob("*profile*.txt")
