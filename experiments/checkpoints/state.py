@@ -59,7 +59,7 @@ def _encode(value: Any, aside: list[Tensor], where: str) -> Any:
         pairs = [[_encode(key, aside, where), _encode(item, aside, f"{where}.{key}")] for key, item in value.items()]
         return {"!dict": pairs}
     raise ValueError(
-        f"{where} is a {type(value).__name__}, which a checkpoint cannot store; use numbers, text, bytes, tensors, "
+        f"{where} has type {type(value).__name__}, which a checkpoint cannot store; use numbers, text, bytes, tensors, "
         "arrays, or lists, tuples and dicts of them"
     )
 

@@ -271,7 +271,7 @@ def test_state_that_is_not_data_fails_the_save(tmp_path):
     from experiments.checkpoints.attempts import CheckpointError
 
     with pytest.raises(
-        CheckpointError, match=r"step-00000007 could not be written \(lightning\.odd is a object, which"
+        CheckpointError, match=r"step-00000007 could not be written \(lightning\.odd has type object, which"
     ):
         written(tmp_path, lambda shared, local, rows: shared.update(odd=object()))
     assert not list(tmp_path.glob("*"))

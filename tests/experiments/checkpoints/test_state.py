@@ -46,7 +46,7 @@ def test_tensors_and_arrays_are_stored_separately():
 
 @pytest.mark.parametrize("value", [object(), print, {1, 2}, 1j, np.array(["a"]), torch.float32])
 def test_values_that_are_not_data_are_refused(value):
-    with pytest.raises(ValueError, match=r"x\.head\[1\] is a .*, which a checkpoint cannot store"):
+    with pytest.raises(ValueError, match=r"x\.head\[1\] has type .*, which a checkpoint cannot store"):
         pack({"head": [0, value]}, "x")
 
 
