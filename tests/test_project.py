@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from heads import PartialFC, __version__
+from tests import words
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECTS = (ROOT / "pyproject.toml", ROOT / "heads" / "pyproject.toml")
@@ -103,3 +104,46 @@ def test_heads_import_torch_and_numpy_only(path):
             assert {name.name.split(".")[0] for name in node.names} <= allowed
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             assert node.module.split(".")[0] in allowed
+
+
+@pytest.mark.parametrize(
+    ("line", "is_good"),
+    [
+        ("Return the bytes of optimizer state per row.", True),
+        ("Draw classes without replacement.", True),
+        ("Checks of a config before a run starts.", True),
+        ("Batches of one epoch, in order.", True),
+        ("Of what an optimizer remembers.", False),
+        ("Whether a row was written.", False),
+        ("Returns the rows.", False),
+        ("Checks that the rows are finite.", False),
+    ],
+)
+def test_first_lines_of_docstrings_are_judged(line, is_good):
+    assert (words.docstring_problem(line) == "") == is_good
+
+
+@pytest.mark.parametrize(
+    ("message", "is_good"),
+    [
+        ("sample_rate={} must be in (0, 1]; 0.1 samples a tenth of the classes", True),
+        ("{} does not exist; give the folder of a run", True),
+        ("{}: {}", True),
+        ("store_dir={}: another head has {} open", True),
+        ("sample_rate={}: must be in (0, 1]", False),
+        ("root={}: is of lists of pairs", False),
+        ("noise.flip={}: a share in [0, 1] is needed", False),
+        ("capacity={}: one slot at least and fewer than 2^29", False),
+    ],
+)
+def test_messages_are_judged(message, is_good):
+    assert (words.message_problem(message) == "") == is_good
+
+
+def test_problems_are_listed_with_their_place(tmp_path, capsys):
+    (tmp_path / "bad.py").write_text('"""Good."""\n\n\ndef f(x):\n    raise ValueError(f"x={x}: is negative")\n')
+    assert words.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'bad.py'}:5: message without a subject: 'x={{}}: is negative'",
+        "1 problems",
+    ]
