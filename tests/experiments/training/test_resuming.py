@@ -91,6 +91,18 @@ def test_these_options_may_not_change(then, now):
         resuming.check(began, here)
 
 
+@pytest.mark.parametrize(("name", "may_change"), [("sweep_metric", True), ("head_name", True), ("objective", False)])
+def test_options_that_may_change_are_matched_by_exact_name(name, may_change):
+    """Neither the sweeper's metric nor the name of the head matters. A longer name is another option."""
+    for option, may in ((name, may_change), (f"{name}_2", False)):
+        began, now = ({**OmegaConf.to_container(config("resume=x")), option: value} for value in ("a", "b"))
+        if may:
+            resuming.check(began, OmegaConf.create(now))
+        else:
+            with pytest.raises(ValueError, match=f"was trained with {option}=a, and this run has {option}=b"):
+                resuming.check(began, OmegaConf.create(now))
+
+
 def test_a_renamed_folder_is_another_class(tmp_path):
     """Rows are identified by number, so a resumed training would use those of other classes."""
     photos = write_folder(tmp_path / "photos", images([n // 4 for n in range(24)]))
