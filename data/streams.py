@@ -79,8 +79,8 @@ class IdentityStream:
         self.pairs = batch_size // 2
         if batch_size % 2 or not world_size <= self.pairs <= self.num_classes:
             raise ValueError(
-                f"batch_size={batch_size} of the identity stream must be even, at least twice the {world_size} "
-                f"processes, and at most twice the {self.num_classes} training classes"
+                f"batch_size={batch_size} of the identity stream must be an even number from {2 * world_size}, a pair "
+                f"for each process, to {2 * self.num_classes}, a pair for each training class"
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.part = slice(rank * self.pairs // world_size, (rank + 1) * self.pairs // world_size)
