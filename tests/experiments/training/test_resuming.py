@@ -95,7 +95,8 @@ def test_these_options_may_not_change(then, now):
 def test_options_that_may_change_are_matched_by_exact_name(name, may_change):
     """Neither the sweeper's metric nor the name of the head matters. A longer name is another option."""
     for option, may in ((name, may_change), (f"{name}_2", False)):
-        began, now = ({**OmegaConf.to_container(config("resume=x")), option: value} for value in ("a", "b"))
+        composed = OmegaConf.to_container(config("resume=x"), resolve=True)
+        began, now = ({**composed, option: value} for value in ("a", "b"))
         if may:
             resuming.check(began, OmegaConf.create(now))
         else:
