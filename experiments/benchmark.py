@@ -1,6 +1,6 @@
-"""`python -m experiments.benchmark bench=NAME`: what things cost, as ratios measured in one run.
+"""`python -m experiments.benchmark bench=NAME`: measure time and memory, as ratios within one run.
 
-Prints a table, and leaves benchmark.json and, where there is something to plot, benchmark.png.
+The command prints a table and writes benchmark.json, and for most benchmarks a plot in benchmark.png.
 """
 
 if __name__ == "__main__":  # before torch is imported
@@ -27,7 +27,7 @@ from rich.table import Table
 from .instantiate import instantiate
 from .tables import console, packed, readable
 
-# Endings of what is measured; the rest are options.
+# Endings of the names of measured figures; all other names are options.
 FIGURES = (
     "_ms",
     "_share",
@@ -68,7 +68,7 @@ def job(config: DictConfig) -> None:
 
 
 def tables(lines: list[dict[str, Any]], width: int) -> list[Table]:
-    """A line a case; options that are the same in all go into the title."""
+    """Return tables with a line for each case. Options with the same value in all cases go into the title."""
     names = list(dict.fromkeys(name for line in lines for name in line if name not in HIDDEN))
     columns = {name: [readable(name, line[name]) if name in line else "" for line in lines] for name in names}
     measured = [name for name in names if name.endswith(FIGURES) or name in FIGURES]
@@ -79,7 +79,7 @@ def tables(lines: list[dict[str, Any]], width: int) -> list[Table]:
 
 
 def plot(lines: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds a step against the number of classes and against the active ones, both logarithmic."""
+    """Plot milliseconds per step against the number of classes and of active classes, on logarithmic axes."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -106,7 +106,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
                 panel.plot(places, times, "x--", color=f"C{color}", alpha=0.6, label=f"{baseline} for {name}")
         panel.set(xscale="log", yscale="log", xlabel=title)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("milliseconds a step")
+    panels[0].set_ylabel("milliseconds per step")
     panels[1].legend(fontsize="small")
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -1,7 +1,7 @@
-"""`python -m experiments.plan num_classes=1e8 devices=8 memory_gb=80`: what each head will need, and what fits.
+"""`python -m experiments.plan num_classes=1e8 devices=8 memory_gb=80`: the needs of each head, and what fits.
 
-Memory, bytes between processes and multiply-adds come from the heads' own formulas (`Head.cost`), and the time of a
-step at least from what the hardware is said to do.
+Memory, bytes between processes and multiply-adds come from the heads' own formulas (`Head.cost`). A lower bound on the
+time of a step comes from the speed of the hardware in the config.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ MOST_CLASSES = 10**13
 
 @dataclass(frozen=True)
 class Plan:
-    """A head as configured.
+    """One configuration of a head.
 
     Args:
-        names: head, store, dtype, optimizer.
-        cost: of any case.
+        names: of its head, store, dtype and optimizer.
+        cost: the formula of its cost, for any case.
     """
 
     names: dict[str, str]
     cost: Callable[[Case], Cost]
 
     def needs(self, case: Case, machine: DictConfig) -> dict[str, float]:
-        """Bytes: on a device, on a machine's host and on its disk."""
+        """Return the bytes on a device, in the host memory of a machine and on its disk."""
         cost, store = self.cost(case), self.names["store"]
         here = min(case.world_size, machine.devices_per_machine)
         return {
@@ -78,20 +78,20 @@ class Plan:
         )
 
     def most_classes(self, case: Case, machine: DictConfig) -> int:
-        """The largest number of classes that fits; 0 for none."""
+        """Return the largest number of classes that fits, or 0."""
         low, high = 0, MOST_CLASSES
         while high - low > max(1, low // 10**6):
             middle = (low + high) // 2
             this = replace(case, num_classes=middle)
             try:
                 fits = self.fits(this, machine)
-            except ValueError:  # fewer classes than shall be active
+            except ValueError:  # fewer classes than active ones
                 fits = True
             low, high = (middle, high) if fits else (low, middle)
         return low
 
     def milliseconds(self, case: Case, machine: DictConfig) -> dict[str, float]:
-        """Of each part of a step, were it alone and the hardware at its best."""
+        """Return the milliseconds of each part of a step, alone and at the full speed of the hardware."""
         cost, store = self.cost(case), self.names["store"]
         here = min(case.world_size, machine.devices_per_machine)
         times = {
@@ -107,20 +107,20 @@ class Plan:
 
 
 def plans(config: DictConfig) -> list[Plan]:
-    """Every head with every store, dtype and optimizer that it can have."""
+    """Return the plans of every head with every store, dtype and optimizer that it can have."""
     options = {name: value for name, value in config.options.items() if value is not None}
     for group, names in (("head", config.heads), ("store", config.stores), ("optimizer", config.optimizers)):
         for name in names:
             if name not in choices_of(group):
                 raise ValueError(f"{group}s={list(names)} cannot be planned: {unknown_choice(group, name, 'config')}")
-    found: list[Plan] = []
-    taken = set()
+    combinations: list[Plan] = []
+    used = set()
     for head in config.heads:
         composed = compose("config", [f"head={head}"])
         has_rows, has_dtype = "store" in composed.head, "dtype" in composed
         for name in (name for name in options if name in composed):
             OmegaConf.update(composed, name, options[name])
-            taken.add(name)
+            used.add(name)
         for store, dtype, optimizer in product(
             config.stores if has_rows else ["device"],
             config.dtypes if has_dtype else ["fp32"],
@@ -132,10 +132,12 @@ def plans(config: DictConfig) -> list[Plan]:
                 composed.head.store = store
             rule = OmegaConf.load(CONF / "optimizer" / f"{optimizer}.yaml").rows if has_rows else None
             names = {"head": head, "store": store, "dtype": dtype, "optimizer": optimizer if has_rows else ""}
-            found.append(Plan(names, cost_of(composed.head, rule)))
-    if unknown := sorted(set(options) - taken):
-        raise ValueError(f"options.{unknown[0]}={options[unknown[0]]}: none of heads={list(config.heads)} has it")
-    return found
+            combinations.append(Plan(names, cost_of(composed.head, rule)))
+    if unused := sorted(set(options) - used):
+        raise ValueError(
+            f"options.{unused[0]}={options[unused[0]]} belongs to none of heads={list(config.heads)}; remove it"
+        )
+    return combinations
 
 
 def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cost]:
@@ -146,13 +148,13 @@ def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cos
     """
     from heads.core.options import make_options, options_of
 
-    options = {str(name): each for name, each in with_checked_types(config).items() if name != "_target_"}
-    built = {name: instantiate(each) if isinstance(each, DictConfig) else each for name, each in options.items()}
+    options = {str(name): value for name, value in with_checked_types(config).items() if name != "_target_"}
+    built = {name: instantiate(value) if isinstance(value, DictConfig) else value for name, value in options.items()}
     head: type[Head] = get_class(config._target_)
     if options_of(head) is None:
         raise NotImplementedError(f"{config._target_} declares no options")
-    made = instantiate(rule) if rule else None
-    state = cache(lambda width: row_state(made, width) if made else {})
+    optimizer = instantiate(rule) if rule else None
+    state = cache(lambda width: row_state(optimizer, width) if optimizer else {})
     try:
         of_head = make_options(head, built)
     except TypeError as error:
@@ -161,7 +163,7 @@ def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cos
 
 
 def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
-    """What a row optimizer keeps of each row, without rows."""
+    """Return the state that a row optimizer keeps per row, without creating rows."""
     from heads.rows.pending import PendingGradients
 
     nothing = SimpleNamespace(width=width, claim=lambda state: None, claims=0)
@@ -171,17 +173,19 @@ def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
 
 
 def lines(config: DictConfig) -> list[dict[str, Any]]:
-    """What the table shows, and plan.json holds."""
+    """Return a line of figures for each plan, as in plan.json."""
     sizes = [whole(name, config[name], 1) for name in ("num_classes", "embedding_size", "batch", "devices")]
     from heads.core.cost import Case
 
     case = Case(*sizes)
     if (case.world_size - 1) * case.shard >= case.num_classes:
-        raise ValueError(f"num_classes={case.num_classes}: too few for devices={case.world_size}")
-    found = []
+        raise ValueError(
+            f"num_classes={case.num_classes} is too small for devices={case.world_size}; use fewer devices"
+        )
+    result = []
     for plan in plans(config):
         cost, needs, times = plan.cost(case), plan.needs(case, config), plan.milliseconds(case, config)
-        found.append(
+        result.append(
             {
                 **plan.names,
                 "table_bytes": cost.table_bytes,
@@ -196,7 +200,7 @@ def lines(config: DictConfig) -> list[dict[str, Any]]:
                 "most_classes": plan.most_classes(case, config),
             }
         )
-    return found
+    return result
 
 
 SHOWN: dict[str, tuple[str, Callable[[Any], Cell]]] = {
@@ -216,22 +220,22 @@ SHOWN: dict[str, tuple[str, Callable[[Any], Cell]]] = {
 def job(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        found = lines(config)
+        figures = lines(config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    (folder / "plan.json").write_text(json.dumps(found, indent=2) + "\n")
-    keys = {name: [line[name] for line in found] for name in ("head", "store", "dtype", "optimizer")}
-    figures = {title: [show(line[name]) for line in found] for name, (title, show) in SHOWN.items()}
+    (folder / "plan.json").write_text(json.dumps(figures, indent=2) + "\n")
+    keys = {name: [line[name] for line in figures] for name in ("head", "store", "dtype", "optimizer")}
+    columns = {title: [show(line[name]) for line in figures] for name, (title, show) in SHOWN.items()}
     title = (
         f"{float(config.num_classes):,.0f} classes of {config.embedding_size}, batches of {config.batch} on "
         f"{config.devices} devices of {config.memory_gb} GB"
     )
     screen = console()
-    for table in packed(keys, figures, title, screen.width):
+    for table in packed(keys, columns, title, screen.width):
         screen.print(table)
     screen.print(
-        "Device, sent, MACs: of one process, in a step of the head alone. Host, disk: of a machine. The backbone comes "
-        "beside it: reserved_gb, and its own gradients between processes.",
+        "Device, sent and MACs are those of one process in a step of the head; host and disk are those of a machine. "
+        "The backbone is not included: it needs reserved_gb, and sends its own gradients.",
         soft_wrap=True,
     )
 

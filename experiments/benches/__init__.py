@@ -1,1 +1,1 @@
-"""Benchmarks: each gives lines of figures; `experiments.benchmark` shows and stores them."""
+"""Benchmarks: each returns lines of figures, which `experiments.benchmark` prints and stores."""

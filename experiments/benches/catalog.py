@@ -1,4 +1,4 @@
-"""`bench=catalog`: a list of very many labels, numbered and grouped by class out of core, then opened and streamed."""
+"""`bench=catalog`: very many labels, numbered and grouped by class on disk, then opened and streamed."""
 
 import json
 import tempfile
@@ -29,32 +29,35 @@ CHUNK = 2**20
 def catalog(
     num_records: float, num_classes: float, num_heldout: list[int], batch: int, folder: str | None
 ) -> list[dict[str, Any]]:
-    """A line for making the catalog of labels in random order, and one for opening it, with each number of held-out
-    classes, until both streams have given a batch.
+    """Return a line for building the catalog of labels in random order, and one for opening it per `num_heldout`.
+
+    Opening ends when both streams have returned a batch.
 
     Args:
-        folder: where the files lie meanwhile; the temporary folder unless given.
+        num_records: number of labels.
+        num_heldout: numbers of held-out classes.
+        folder: parent of the temporary files; None for the temporary folder.
     """
     with tempfile.TemporaryDirectory(dir=folder) as path:
         options = {"folder": path, "num_records": int(num_records), "num_classes": int(num_classes)}
         lines = [_measured("make", _make, **options)]
         for heldout in num_heldout:
             lines.append(_measured(f"open, {heldout} held out", _open, folder=path, num_heldout=heldout, batch=batch))
-        size = sum(each.stat().st_size for each in Path(path).iterdir())
+        size = sum(file.stat().st_size for file in Path(path).iterdir())
         what = {"records": int(num_records), "classes": int(num_classes), "disk_bytes": size}
         return [{**line, **what} for line in lines]
 
 
 def _measured(name: str, build: Any, **options: Any) -> dict[str, Any]:
-    """In a process of its own: seconds, the most memory that it held, and what of it no file backs."""
+    """Measure in a new process: seconds, peak memory, and the part of it that no file backs."""
     subject = Subject(build, **options)
-    found = subject.turn()
+    figures = subject.turn()
     subject.close()
     return {
         "what": name,
-        "took_seconds": found["seconds"],
-        "peak_bytes": found["peak"],
-        "own_bytes": found["own"],
+        "took_seconds": figures["seconds"],
+        "peak_bytes": figures["peak"],
+        "own_bytes": figures["own"],
     }
 
 
@@ -67,7 +70,7 @@ def _figures(begin: float, before: float, own: float) -> Mapping[str, float]:
 
 
 def _make(folder: str, num_records: int, num_classes: int) -> Step:
-    """The labels as a scan leaves them, each class with about as many; then what `catalog` does with them."""
+    """Write labels as a scan does, evenly over the classes. The step numbers and groups them as a catalog does."""
     raw = Path(folder, "raw.bin")
     with raw.open("wb") as file:
         for start in range(0, num_records, CHUNK):
@@ -88,7 +91,7 @@ def _make(folder: str, num_records: int, num_classes: int) -> Step:
 
 
 class Nothing:
-    """Records that are empty."""
+    """A source of empty records."""
 
     def __init__(self, count: int):
         self.count = count

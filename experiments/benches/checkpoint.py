@@ -1,4 +1,4 @@
-"""`bench=checkpoint`: time and peak memory of saving a head's rows, momentum and index, and of loading them."""
+"""`bench=checkpoint`: time and peak memory of saving and loading the rows, momentum and index of a head."""
 
 import tempfile
 from collections.abc import Callable
@@ -30,16 +30,16 @@ HEADS: dict[str, Callable[..., CenterHead]] = {
 def checkpoint(
     heads: list[str], num_classes: list[int], embedding_size: int, processes: list[int]
 ) -> list[dict[str, Any]]:
-    """A line for each combination, of the process that needs most.
+    """Return a line for each combination, with the figures of the process that needs most.
 
-    `saving_over_held` and `loading_over_held`: 1 and what memory of its own (mapped files do not count) the process
-    takes beside what the head holds, over that: rows, momentum and index.
+    `saving_over_held` and `loading_over_held` are the memory of the process relative to that of the head (rows,
+    momentum and index). 1 means no additional memory. Mapped files do not count.
     """
     lines = []
     for head, C, W in product(heads, num_classes, processes):
         with tempfile.TemporaryDirectory() as folder:
-            found = on_processes(W, _save_and_load, head, C, embedding_size, folder)
-        worst = {name: max(each[name] for each in found) for name in found[0]}
+            figures = on_processes(W, _save_and_load, head, C, embedding_size, folder)
+        worst = {name: max(line[name] for line in figures) for name in figures[0]}
         lines.append({"head": head, "num_classes": C, "processes": W, **worst})
     return lines
 
@@ -50,7 +50,7 @@ def _save_and_load(processes: Processes, name: str, C: int, D: int, folder: str)
     head(torch.randn(64, D), torch.arange(64)).backward()
     optimizer.step()
     for state in head.centers.state.values():
-        state.normal_()  # or its memory would not be there yet
+        state.normal_()  # so that its memory is allocated
     rows = rows_of(head)
     held = head.stats()["memory_bytes"] + _bytes(head.get_extra_state() if head.state_differs else None)
     place = Folder(Path(folder))
@@ -77,7 +77,7 @@ def _save_and_load(processes: Processes, name: str, C: int, D: int, folder: str)
 
 
 def _bytes(state: Any) -> int:
-    """Of all tensors in it."""
+    """Return the bytes of all tensors in a state."""
     if isinstance(state, torch.Tensor):
         return state.nbytes
     return sum(map(_bytes, state.values())) if isinstance(state, dict) else 0

@@ -1,4 +1,4 @@
-"""`bench=communication`: what a step of each head sends, multiplies and holds, as measured and by `Head.cost`."""
+"""`bench=communication`: bytes sent, products and memory of a step of each head, measured and by `Head.cost`."""
 
 import socket
 import sys
@@ -36,37 +36,37 @@ _momentum = partial(RowSGD, momentum=0.9)
 def communication(
     heads: list[str], num_classes: int, embedding_size: int, batch: int, processes: list[int], steps: int
 ) -> list[dict[str, Any]]:
-    """A line for each head and number of gloo processes on this machine; bytes and multiply-adds of one process.
+    """Return a line for each head and number of gloo processes on this machine, with the figures of one process.
 
-    `held_bytes` is the head's own memory at the peak of a step, tables and all. `sent_bytes` is what the processes sent
-    over their sockets, the mean of a process.
+    `held_bytes` is the peak memory of the head during a step, tables included. `sent_bytes` is the mean number of bytes
+    that a process sent over its sockets.
     """
     lines = []
     for name, world_size in product(heads, processes):
         case = Case(num_classes, embedding_size, batch, world_size)
         kind, options = HEADS[name]
         cost = kind.cost(case, make_options(kind, options), row_state=row_state(_momentum, embedding_size))
-        found = on_processes(world_size, _measured, name, case, steps)[0]
+        figures = on_processes(world_size, _measured, name, case, steps)[0]
         lines.append(
             {
                 "head": name,
                 "processes": world_size,
-                "sent_bytes": found["sent"],
+                "sent_bytes": figures["sent"],
                 "formula_bytes": cost.sent_bytes,
-                "sent_over_formula": found["sent"] / cost.sent_bytes if cost.sent_bytes else 1.0,
-                "held_bytes": found["held"],
-                "held_over_formula": found["held"] / (cost.table_bytes + cost.work_bytes + cost.index_bytes),
-                "macs_over_formula": found["multiply_adds"] / cost.multiply_adds,
-                "table_over_formula": found["table"] / cost.table_bytes,
+                "sent_over_formula": figures["sent"] / cost.sent_bytes if cost.sent_bytes else 1.0,
+                "held_bytes": figures["held"],
+                "held_over_formula": figures["held"] / (cost.table_bytes + cost.work_bytes + cost.index_bytes),
+                "macs_over_formula": figures["multiply_adds"] / cost.multiply_adds,
+                "table_over_formula": figures["table"] / cost.table_bytes,
             }
         )
     return lines
 
 
 def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[str, float]:
-    """Of the first process, for each step."""
+    """Return the figures of the first process, per step."""
     small = Case(case.num_classes // 10, case.embedding_size, case.batch // 8, case.world_size)
-    _ready(processes, name, small)[1]()  # what libraries take for themselves does not count
+    _ready(processes, name, small)[1]()  # so that the memory of libraries does not count
     before = own_memory()
     head, step = _ready(processes, name, case)
     with PeakOwn() as memory:
@@ -79,7 +79,7 @@ def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[s
     sent = sum(processes.gather(sent_by_sockets() - already)) / case.world_size / steps
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
         step()
-    # The encoder: of its weights, its momentum copy for ffc; of the input there is no gradient.
+    # Products of the encoder, and for ffc of its momentum copy; the input has no gradient.
     encoding = (3 if name == "ffc" else 2) * case.batch // case.world_size * case.embedding_size**2
     return {
         "sent": sent,
@@ -90,7 +90,7 @@ def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[s
 
 
 def _ready(processes: Processes, name: str, case: Case) -> tuple[Head, Callable[[], None]]:
-    """A head whose memory is all there, and its step."""
+    """Return a head whose memory is fully allocated, and its step."""
     kind, options = HEADS[name]
     head = kind(case.num_classes, case.embedding_size, **options)
     encoder = nn.Linear(case.embedding_size, case.embedding_size)
@@ -110,7 +110,7 @@ def _ready(processes: Processes, name: str, case: Case) -> tuple[Head, Callable[
         optimizer.step()
         optimizer.zero_grad()
 
-    # A pool must fill, with room for classes drawn twice.
+    # The steps fill the pool, although classes are drawn twice.
     fill = -(-2 * round(0.1 * case.num_classes) // (case.batch // 2)) if name == "ffc" else 1
     for _ in range(fill):
         step()
@@ -121,22 +121,22 @@ def _ready(processes: Processes, name: str, case: Case) -> tuple[Head, Callable[
 
 
 def _in_place(total: Any, left: Any, right: Any, **options: Any) -> int:
-    """Which the counter does not know."""
+    """Return the operations of `addmm_`, which the counter does not know."""
     return 2 * left[0] * left[1] * right[1]
 
 
 def sent_by_sockets() -> int:
-    """Return the bytes that this process has sent over all TCP sockets that it has open, protocol aside.
+    """Return the payload bytes that this process has sent over its open TCP sockets.
 
-    The kernel counts them for each socket (`tcpi_bytes_acked`), so that what others on this machine send is left out.
+    The kernel counts them for each socket (`tcpi_bytes_acked`). Traffic of other programs therefore does not count.
     """
     total = 0
     for path in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # no socket, or none of TCP
+        with suppress(OSError):  # not a TCP socket
             opened = socket.socket(fileno=int(path.name))
             try:
                 state = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
                 total += int.from_bytes(state[120:128], sys.byteorder)
             finally:
-                opened.detach()  # it stays open for its owner
+                opened.detach()  # the socket stays open for its owner
     return total

@@ -1,4 +1,4 @@
-"""A function on several gloo processes of this machine."""
+"""Calls of a function on several gloo processes of this machine."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from ..launching.processes import Processes
 
 
 def on_processes(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What module-level `work(processes, *arguments)` returns on each process, in rank order."""
+    """Call module-level `work(processes, *arguments)` on each process, and return the results in rank order."""
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,

@@ -1,9 +1,9 @@
-"""`bench=head_step`: forward, backward and update of a head, beside what others do.
+"""`bench=head_step`: forward pass, backward pass and update of a head, compared with plain implementations.
 
-`dense` is plain autograd over all classes: F.linear, cross_entropy, torch.optim.SGD. `indexed` picks the
-sampled rows of a Parameter by indexing, as PartialFC implementations do: its gradient and its SGD step
-are as large as all classes. The floor is the matrix products that the step cannot do without, alone; the
-limit adds one copy of the active rows and of their state, there and back.
+`dense` is plain autograd over all classes: F.linear, cross_entropy, torch.optim.SGD. `indexed` selects the sampled rows
+of a Parameter by indexing, as PartialFC implementations do: its gradient and its SGD step have the size of all classes.
+The floor is the time of the necessary matrix products alone. The limit adds one copy of the active rows and of their
+state, there and back.
 """
 
 import shutil
@@ -43,11 +43,12 @@ def head_step(
     store_dir: str,
     **options: list[Any],
 ) -> list[dict[str, Any]]:
-    """A line of figures for each combination; CosFace.
+    """Return a line of figures for each combination; the margin is CosFace.
 
     Args:
-        sample_rate: of pfc; below 1 a share of the classes, from 1 on a number of them.
-        options: further lists: dtype, store, compute, optimizer, logits_budget_mb, and min_probability of full.
+        sample_rate: of pfc; up to 1 a share of the classes, above 1 a number of classes.
+        baselines: also measure `dense` for full and `indexed` for pfc.
+        options: further lists: dtype, store, compute, optimizer, logits_budget_mb, and min_probability for full.
     """
     _known("heads", heads, HEADS)
     _known("optimizer", options["optimizer"], OPTIMIZERS)
@@ -66,7 +67,7 @@ def head_step(
 def _known(option: str, values: list[str], known: Mapping[str, Any]) -> None:
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"bench.{option}={unknown}: must be among {', '.join(known)}")
+        raise ValueError(f"bench.{option}={unknown} must be among {', '.join(known)}")
 
 
 def _measure(case: Mapping[str, Any], baselines: bool, device: str, warmup: int, repeats: int) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def ours(
     min_probability: float,
     **options: Any,
 ) -> Step:
-    """A head of this project, with "floor" and "limit" measured beside each step."""
+    """Return the step of a head of this project, which also measures "floor" and "limit"."""
     options |= {"sample_rate": sample_rate} if head == "pfc" else {"min_probability": min_probability}
     built = HEADS[head](
         num_classes,
@@ -145,7 +146,7 @@ def ours(
 
 
 def dense(num_classes: int, sample_rate: float, batch: int, embedding_size: int, device: str) -> Step:
-    """Plain autograd over all rows."""
+    """Return the step of plain autograd over all rows."""
     rows = torch.nn.Parameter(torch.randn(num_classes, embedding_size, device=device).mul_(0.01))
     optimizer = torch.optim.SGD([rows], **SGD)
 
@@ -158,7 +159,7 @@ def dense(num_classes: int, sample_rate: float, batch: int, embedding_size: int,
 
 
 def indexed(num_classes: int, sample_rate: float, batch: int, embedding_size: int, device: str) -> Step:
-    """Sampled rows by indexing a Parameter: dense gradient, dense step."""
+    """Return the step of sampled rows by indexing a Parameter, with dense gradient and dense update."""
     rows = torch.nn.Parameter(torch.randn(num_classes, embedding_size, device=device).mul_(0.01))
     optimizer = torch.optim.SGD([rows], **SGD)
     num_active = active(sample_rate, num_classes)
@@ -174,7 +175,7 @@ def indexed(num_classes: int, sample_rate: float, batch: int, embedding_size: in
 
 
 def by_topk(num_classes: int, count: int, labels: torch.Tensor) -> torch.Tensor:
-    """PartialFC's classes as its implementations choose them: by a random number for every class, O(C)."""
+    """Return PartialFC's classes as its implementations choose them: by a random number for every class, O(C)."""
     draw = torch.rand(num_classes, device=labels.device)
     draw[labels] = 2
     return draw.topk(max(count, len(torch.unique(labels)))).indices.sort().values
@@ -196,7 +197,7 @@ def three_parts(
     embedding_size: int,
     device: str,
 ) -> Step:
-    """A step on fresh random embeddings and labels, timed part by part."""
+    """Return a step on new random embeddings and labels that times each part."""
 
     def step() -> dict[str, float]:
         embeddings = torch.randn(batch, embedding_size, device=device, requires_grad=True)
@@ -210,7 +211,7 @@ def three_parts(
 
 
 def products(num_rows: int, batch: int, embedding_size: int, times: int, device: str) -> Callable[[], None]:
-    """`times` products of all active rows with the batch, in chunks as the head has them."""
+    """Return a function of `times` products of all active rows with the batch, in chunks as in the head."""
     size = min(num_rows, heads.objectives.softmax.CHUNK_ROWS)
     rows = torch.randn(size, embedding_size, device=device)
     columns = torch.randn(embedding_size, batch, device=device)
@@ -224,7 +225,7 @@ def products(num_rows: int, batch: int, embedding_size: int, times: int, device:
 
 
 def copies(num_rows: int, width: int, dtype: torch.dtype, device: str) -> Callable[[], None]:
-    """All rows read from a table into a chunk, and written back; of a table too large for the caches."""
+    """Return a function that copies all rows into a chunk and back, of a table too large for the caches."""
     size = min(num_rows, heads.objectives.softmax.CHUNK_ROWS)
     table = torch.zeros(min(num_rows, 16 * size), width, dtype=dtype, device=device)
     chunk = torch.empty(size, width, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""`bench=loader`: images out of an LMDB, ready for training, beside the decoder alone and beside plain loaders."""
+"""`bench=loader`: training batches from an LMDB, compared with the decoder alone and with plain loaders."""
 
 import io
 import tempfile
@@ -38,15 +38,15 @@ def loader(
     warmup: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """A line for each way to get a batch on one core, then one for each number of worker processes.
+    """Return a line for each way to get a batch on one core, then one for each number of worker processes.
 
-    `decoder` is the JPEG library alone, in a loop over images in memory: the floor, beside others. `loader` reads,
-    decodes and puts images together as a worker does, `finished` also turns them into augmented floats, as the training
-    process does. `opencv` and `pillow` do all that an image at a time, the first as FFC's loader does.
+    `decoder` is the floor: the JPEG library alone, in a loop over images in memory. `loader` reads, decodes and stacks
+    images as a worker does. `finished` also converts them to augmented floats, as the training process does. `opencv`
+    and `pillow` do all of it one image at a time, the first as FFC's loader does.
 
     Args:
-        source: an LMDB folder of JPEG images of one size; `count` pictures of `size` pixels are made unless given.
-        epochs: over which the memory of worker processes is watched.
+        source: an LMDB folder of JPEG images of one size; None to generate `count` images of `size` pixels.
+        epochs: number of epochs over which the memory of worker processes is measured.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(source).expanduser().resolve() if source else make(Path(folder, "made.lmdb"), count, size)
@@ -81,7 +81,7 @@ def loader(
 
 
 def make(path: Path, count: int, size: int) -> Path:
-    """Pictures with detail at all scales, in JPEG of quality 95: at 112 pixels as many bytes as aligned faces have."""
+    """Write JPEG images of quality 95 with detail at all scales. At 112 pixels their size is that of aligned faces."""
     writer = LmdbWriter(path, "made", {})
     for number in range(count):
         picture = np.zeros((size, size, 3), np.float32)
@@ -150,7 +150,7 @@ def _forever(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 class Plain(Dataset[tuple[Tensor, int]]):
-    """One image after the other: a key, a Datum, a picture, perhaps mirrored, as floats."""
+    """A dataset that reads, decodes, mirrors and converts one image at a time."""
 
     def __init__(self, path: str, keys: list[bytes], labels: list[int], decode: Callable[[bytes, bool], Any]):
         self.keys, self.labels, self.decode = keys, labels, decode
@@ -193,7 +193,7 @@ def _by_pillow(encoded: bytes, mirrored: bool = False) -> Any:
 def with_workers(
     plain: bool, workers: int, epochs: int, source: str, size: int, batch: int, cache: str
 ) -> dict[str, Any]:
-    """Images a second that worker processes hand over, and by how much their memory grows from the second epoch on."""
+    """Return images per second of worker processes, and the growth of their memory from the second epoch on."""
     stream = _stream(source, size, batch, cache)
     steps = stream.batches_per_epoch
     if plain:
@@ -217,7 +217,7 @@ def with_workers(
 
 
 def _own_memory_of_children() -> float:
-    """Of this process and its children, in bytes; not what they map of files."""
+    """Return the memory of this process and its children in bytes, without mapped files."""
     import multiprocessing
 
     processes = ["self", *(str(child.pid) for child in multiprocessing.active_children())]

@@ -1,4 +1,4 @@
-"""Honest timing: interleaved repeats, medians with spread, and memory of a process of its own."""
+"""Timing by interleaved repeats, medians with spread, and memory of separate processes."""
 
 import multiprocessing
 import statistics
@@ -13,14 +13,15 @@ import torch
 
 TURN = 0.2
 
-Step = Callable[[], Mapping[str, float]]  # one step: part -> milliseconds
+Step = Callable[[], Mapping[str, float]]  # runs one step and returns part -> milliseconds
 
 
 class Subject:
-    """What is measured, built and run in a process of its own so that memory is its own too.
+    """One object of measurement, built and run in a separate process so that its memory can be measured.
 
     Args:
-        build: module-level function of `options` that returns a step.
+        build: module-level function that returns a step.
+        options: arguments of `build`.
     """
 
     def __init__(self, build: Callable[..., Step], **options: Any):
@@ -33,7 +34,7 @@ class Subject:
         self.parts: dict[str, list[float]] = {}
 
     def turn(self, seconds: float = 0.0) -> dict[str, float]:
-        """Steps for so long, one at least: the median of each part."""
+        """Run steps for so many seconds, at least one. Return the median of each part."""
         steps: list[dict[str, float]] = []
         end = time.perf_counter() + seconds
         while not steps or time.perf_counter() < end:
@@ -42,7 +43,7 @@ class Subject:
         return {part: statistics.median(step[part] for step in steps) for part in steps[0]}
 
     def close(self) -> float:
-        """Ends the process; its peak memory in bytes over what it held before building."""
+        """End the process. Return its peak memory in bytes above its memory before `build`."""
         self.pipe.send("end")
         peak: float = self._answer()
         self.process.join()
@@ -56,10 +57,10 @@ class Subject:
 
 
 def interleave(subjects: Mapping[str, Subject], warmup: int, repeats: int) -> None:
-    """A B A B ...: so that a drift of the machine meets all alike.
+    """Measure subjects in turns, A B A B ..., so that a drift of the machine affects all alike.
 
-    A repeat is the median of the steps of TURN seconds, of one where it takes longer. Those before it are not
-    counted: they find the caches full of the subject before, and a core still spinning for it.
+    A repeat is the median of the steps within TURN seconds, or a single longer step. The steps of another TURN seconds
+    before it do not count, because the caches and the cores are still busy with the subject before.
     """
     for subject in subjects.values():
         for _ in range(warmup):
@@ -72,7 +73,7 @@ def interleave(subjects: Mapping[str, Subject], warmup: int, repeats: int) -> No
 
 
 def median_and_spread(values: list[float]) -> tuple[float, float]:
-    """The median, and half the distance between the quartiles."""
+    """Return the median, and half the distance between the quartiles."""
     if len(values) < 2:
         return values[0], 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -80,12 +81,12 @@ def median_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """The median over the pairs that ran next to each other."""
+    """Return the median ratio of the pairs that ran next to each other."""
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
 def timed(function: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
-    """Milliseconds of a call, and what it returned."""
+    """Return the milliseconds of a call, and its result."""
     if device == "cuda":
         torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -96,8 +97,10 @@ def timed(function: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]
 
 
 class PeakOwn:
-    """The most memory of its own that this process holds while the block runs, in bytes: not files that are mapped,
-    whose pages can go at any time. Asks every few milliseconds."""
+    """Context manager that records the peak memory of this process in bytes, sampled every few milliseconds.
+
+    Mapped files do not count, because their pages can be dropped at any time.
+    """
 
     def __enter__(self) -> "PeakOwn":
         self.peak, self._over = own_memory(), threading.Event()
@@ -115,7 +118,7 @@ class PeakOwn:
 
 
 def own_memory() -> float:
-    """Bytes resident that are backed by no file."""
+    """Return the resident bytes that no file backs."""
     return resident("RssAnon") + resident("RssShmem")
 
 
@@ -135,8 +138,8 @@ def _serve(pipe: Any, build: Callable[..., Step], options: dict[str, Any]) -> No
 
 
 def resident(name: str, process: str = "self") -> float:
-    """VmRSS, resident now, VmHWM, the most ever resident, and parts of it; bytes, from Linux."""
+    """Return a figure of /proc/PID/status in bytes: VmRSS (resident), VmHWM (its peak), or RssAnon and RssShmem."""
     for line in Path("/proc", process, "status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024.0 * int(line.split()[1])
-    raise RuntimeError(f"/proc/{process}/status tells no {name}")
+    raise RuntimeError(f"/proc/{process}/status has no {name}")

@@ -1,7 +1,7 @@
-"""`bench=min_probability`: what `min_probability` of the full head gains and loses, before and after a training.
+"""`bench=min_probability`: speed and gradient error of `min_probability` in the full head, before and after training.
 
-A full head and an MLP train on `data=sphere`. At the start and at the end, on one batch, the gradients
-with each threshold are held against those without, and steps are timed (with a learning rate of zero).
+A full head and an MLP train on `data=sphere`. At the start and at the end, on one batch, the gradients with each
+threshold are compared with those without, and steps are timed with a learning rate of zero.
 """
 
 import itertools
@@ -27,9 +27,9 @@ def min_probability(
     repeats: int,
     device: str,
 ) -> list[dict[str, Any]]:
-    """A line of figures for each threshold, at the start and at the end of `steps` steps."""
+    """Return a line of figures for each threshold, at the start and after `steps` steps."""
     if any(not 0 < threshold < 1 for threshold in thresholds):
-        raise ValueError(f"bench.thresholds={thresholds}: probabilities in (0, 1) are needed")
+        raise ValueError(f"bench.thresholds={thresholds} must be probabilities in (0, 1)")
     head = FullFC(num_classes, embedding_size, margin=CosFace(), device=device)
     training = SphereTraining(head, batch, lr, steps)
     lines = []
@@ -88,7 +88,7 @@ def _compare(
 def _gradients(
     head: FullFC, rows: torch.optim.Optimizer, embeddings: Tensor, labels: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor, float]:
-    """Of the embeddings and of all rows; and the loss."""
+    """Return the gradients of the embeddings and of all rows, and the loss."""
     head.min_probability = threshold
     x = embeddings.clone().requires_grad_()
     loss = head(x, labels)

@@ -1,4 +1,4 @@
-"""`bench=sampling`: PartialFC's choice of classes against drawing a number for every class."""
+"""`bench=sampling`: PartialFC's selection of classes, compared with a random number for every class."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ from .measure import median_and_spread, ratio, timed
 def sampling(
     num_classes: list[int], sample_rate: list[float], batch: int, warmup: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """A line for each number of classes and rate; `topk` is the ancestor's way, O(C) a step."""
+    """Return a line for each number of classes and rate. `topk` is the published way, O(C) per step."""
     lines = []
     for C in map(int, num_classes):
         head = PartialFC(C, 1)

@@ -1,4 +1,4 @@
-"""`bench=search`: probes looked for among distractors in files, by the protocol, against the matrix products alone."""
+"""`bench=search`: search of probes among distractors in files, compared with the matrix products alone."""
 
 import tempfile
 from collections.abc import Mapping
@@ -26,10 +26,12 @@ def search(
     repeats: int,
     folder: str | None,
 ) -> list[dict[str, Any]]:
-    """A line for each number of mates. `own_bytes` is the most memory beside the gallery, which is a mapped file.
+    """Return a line for each number of mates. `own_bytes` is the peak memory without the gallery, a mapped file.
 
     Args:
+        num_mates: gallery features of each probe's own class.
         similarity: mean cosine of a probe and its mates.
+        folder: parent of the temporary files; None for the temporary folder.
     """
     lines = []
     with tempfile.TemporaryDirectory(dir=folder) as path:
@@ -44,8 +46,8 @@ def search(
             interleave(subjects, warmup, repeats)
             ours, floor = (subjects[name].parts["ms"] for name in ("protocol", "products"))
             own = max(subjects["protocol"].parts["own"])
-            for each in subjects.values():
-                each.close()
+            for subject in subjects.values():
+                subject.close()
             lines.append(
                 {
                     "probes": num_probes,
@@ -63,7 +65,7 @@ def search(
 
 
 def make(folder: Path, name: str, count: int, size: int, seed: int) -> None:
-    """Features in random directions."""
+    """Write features in random directions."""
     rows = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (count, size))
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, BLOCK):
@@ -72,7 +74,7 @@ def make(folder: Path, name: str, count: int, size: int, seed: int) -> None:
 
 
 def pair(folder: Path, num_probes: int, num_mates: int, size: int, similarity: float) -> None:
-    """Probes, and a gallery with mates of each."""
+    """Write probes, and a gallery with mates of each probe."""
     make(folder, "probes", num_probes, size, seed=0)
     probes = np.load(folder / "probes.npy")
     noise = np.random.default_rng(1).normal(size=(num_probes * num_mates, size)).astype(np.float32)
@@ -102,12 +104,12 @@ def _no_data() -> Any:
 
 
 def _products(folder: str, num_probes: int, size: int, count: int) -> Step:
-    """As many products of the same sizes, of one block, which stays in the caches."""
+    """Return a step of as many products of the same sizes, with one block that stays in the caches."""
     probes, block = torch.randn(num_probes, size), torch.randn(min(BLOCK, count), size)
-    room = torch.empty(num_probes, len(block))
+    out = torch.empty(num_probes, len(block))
 
     def products() -> None:
         for _ in range(-(-count // len(block))):
-            torch.mm(probes, block.T, out=room)
+            torch.mm(probes, block.T, out=out)
 
     return lambda: {"ms": timed(products)[0]}

@@ -1,4 +1,4 @@
-"""A short training on `data=sphere`, for benchmarks that need centers as training makes them."""
+"""A short training on `data=sphere`, for benchmarks that need trained centers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from .head_step import SGD
 
 @dataclass
 class SphereTraining:
-    """An MLP and a head, by SGD with momentum and a rate that falls to zero.
+    """Training of an MLP and a head by SGD with momentum and a learning rate that decays linearly to zero.
 
     Args:
-        head: its embedding size is also the size of the vectors.
-        batch: samples.
-        lr: at the start.
-        num_steps: over which it falls.
+        head: the head; its embedding size is also the size of the input vectors.
+        batch: samples per step.
+        lr: initial learning rate.
+        num_steps: steps of the decay.
     """
 
     head: CenterHead
@@ -39,17 +39,17 @@ class SphereTraining:
         self.optimizer = torch.optim.SGD(self.backbone.parameters(), **{**SGD, "lr": self.lr})
 
     def batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(number, images, labels), one more than there are steps, so that the last finds the training done."""
+        """Yield (number, images, labels), with one batch after the last step, so that callers see the trained state."""
         device = self.head.centers.like.device
         for number in range(self.num_steps + 1):
             images, labels, _ = self.stream.batch(number)
             yield number, images.to(device), labels.to(device)
 
     def step(self, number: int, images: Tensor, labels: Tensor) -> None:
-        for each in (self.optimizer, self.rows):
-            each.param_groups[0]["lr"] = self.lr * (1 - number / (self.num_steps + 1))
+        for optimizer in (self.optimizer, self.rows):
+            optimizer.param_groups[0]["lr"] = self.lr * (1 - number / (self.num_steps + 1))
         self.head(self.backbone(images), labels).backward()
         nn.utils.clip_grad_norm_(self.backbone.parameters(), 5.0)
-        for each in (self.optimizer, self.rows):
-            each.step()
-            each.zero_grad()
+        for optimizer in (self.optimizer, self.rows):
+            optimizer.step()
+            optimizer.zero_grad()

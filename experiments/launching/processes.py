@@ -41,7 +41,7 @@ class Processes:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process prints and writes for all processes."""
+        """True on the process that prints and writes for all processes."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:

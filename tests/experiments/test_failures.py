@@ -23,8 +23,8 @@ def test_killed_at_random_moments(tmp_path):
     assert len(struck) == 2
 
 
-def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
-    """Files of the training may not grow, for a while and at the end."""
+def test_a_full_disk_keeps_earlier_checkpoints(tmp_path):
+    """The files of the training cannot grow for a while, and at the end."""
     words = [*SMOKE, "trainer.max_steps=100000", "evaluate.interval=null", "logger.wandb.mode=disabled"]
     with (tmp_path / "printed").open("w") as printed:
         copies = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=printed)
@@ -63,7 +63,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path):
     assert steps == list(range(5, steps[-1] + 1, 5)) and not list((tmp_path / "run").glob(".metrics*"))
 
 
-def test_logs_that_cannot_be_written_are_an_error_at_the_end_with_what_is_safe(tmp_path, monkeypatch, capsys):
+def test_unwritable_logs_are_an_error_at_the_end(tmp_path, monkeypatch, capsys):
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -71,11 +71,11 @@ def test_logs_that_cannot_be_written_are_an_error_at_the_end_with_what_is_safe(t
     monkeypatch.setattr(metrics_csv, "append_whole", full)
     words = [*SMOKE, "evaluate.interval=null", "logger.wandb.mode=disabled"]
     saved = tmp_path / "checkpoints" / "step-00000020"
-    told = (
+    message = (
         rf"{tmp_path}/metrics.csv lacks its last lines \(.* No space left on device\); {tmp_path}/summary.json could "
         rf"not be written \(.*\); the training is finished, and resume={saved} is complete$"
     )
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         train(config(*words), tmp_path)
     assert capsys.readouterr().out.count("metrics.csv could not be written") == 1
 
@@ -104,14 +104,14 @@ print("after")
 """
 
 
-def test_what_cannot_be_printed_ends_nothing(tmp_path):
+def test_a_run_continues_when_output_cannot_be_printed(tmp_path):
     with (tmp_path / "printed").open("w") as printed:
         subprocess.run([sys.executable, "-c", PRINTS], cwd=ROOT, stdout=printed, check=True)
     assert (tmp_path / "printed").read_text() == "before\nafter\n"
 
 
 def limit(process: int, size: int) -> None:
-    """The largest file that the process may write."""
+    """Set the largest file size that the process may write."""
     resource.prlimit(process, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 

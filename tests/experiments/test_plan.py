@@ -92,7 +92,7 @@ def test_options_of_heads_reach_the_formulas():
     _, lines, _ = composed("heads=[pfc,full]", "stores=[device]", "dtypes=[fp32]", "options.sample_rate=0.01")
     pfc, full = lines
     assert full["multiply_adds"] > 99 * pfc["multiply_adds"]
-    with pytest.raises(ValueError, match=r"options\.queue_size=9: none of heads=\['full'\] has it"):
+    with pytest.raises(ValueError, match=r"options\.queue_size=9 belongs to none of heads=\['full'\]; remove it"):
         composed("heads=[full]", "options.queue_size=9")
     case = Case(1000, 8, 16)
     state = plan.row_state(_momentum, 8)
@@ -110,7 +110,7 @@ def test_the_command(tmp_path):
     assert len(json.loads((tmp_path / "plan.json").read_text())) == 20
     for words, sentence in (
         (["batch=0.5"], "error: batch=0.5 must be a whole number"),
-        (["num_classes=5"], "num_classes=5: too few for devices=8"),
+        (["num_classes=5"], "num_classes=5 is too small for devices=8"),
         (["memory=3"], "memory is not an option; did you mean 'memory_gb'?"),
     ):
         assert sentence in call("experiments.plan", *words, f"hydra.run.dir={tmp_path}", status=1)

@@ -1,4 +1,4 @@
-"""The real command: what it leaves behind, resume, sweeps, Ctrl-C, and sentences for wrong input."""
+"""The command itself: files of a run, resuming, sweeps, Ctrl-C, and messages for wrong input."""
 
 import os
 import re
@@ -31,13 +31,13 @@ WANTED = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """One short run: its folder and what it printed."""
+    """Return the folder and the output of a short run."""
     folder = tmp_path_factory.mktemp("run") / "a"
     printed = call("experiments.run", "head=pfc", "sample_rate=0.1", *SMOKE, f"hydra.run.dir={folder}")
     return folder, printed
 
 
-def test_what_a_run_leaves_behind(finished):
+def test_files_of_a_run(finished):
     folder, printed = finished
     found = summary(folder)
     assert set(found) >= WANTED
@@ -65,7 +65,7 @@ def test_what_a_run_leaves_behind(finished):
 
 
 def test_an_offline_run_of_wandb_is_complete(finished):
-    """Read back from its file: the resolved config, what metrics.csv holds, and the summary."""
+    """Its file holds the resolved config, the content of metrics.csv and the summary."""
     folder, _ = finished
     found = offline.read(folder)
     assert (found["project"], found["group"], found["job_type"]) == ("headcount", "smoke", "pfc")
@@ -73,8 +73,8 @@ def test_an_offline_run_of_wandb_is_complete(finished):
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert {name: found["config"][name] for name in config} == config and config["head"]["sample_rate"] == 0.1
     for name in ("train/loss", "val/rank1", "memory/head_bytes", "throughput/images_per_second"):
-        told = {row["trainer/global_step"]: row[name] for row in found["history"] if name in row}
-        assert told == pytest.approx(metrics(folder, name), rel=1e-5)
+        logged = {row["trainer/global_step"]: row[name] for row in found["history"] if name in row}
+        assert logged == pytest.approx(metrics(folder, name), rel=1e-5)
     kept = summary(folder)
     assert {name: found["summary"][name] for name in kept} == kept
 
@@ -91,7 +91,7 @@ def test_resume_in_mid_epoch_continues_bit_for_bit(finished, tmp_path):
     assert offline.ids(again) == offline.ids(folder)  # the same run of Weights & Biases, in another folder too
 
 
-def test_resume_auto_goes_on_in_the_same_folder(finished, tmp_path):
+def test_resume_auto_continues_in_the_same_folder(finished, tmp_path):
     folder, _ = finished
     again = tmp_path / "c"
     shutil.copytree(folder, again, symlinks=True)
@@ -110,7 +110,7 @@ def test_two_trainings_do_not_mix(finished):
             train(config(*SMOKE, *words), folder)
 
 
-def test_the_best_stays_and_minutes_count(tmp_path):
+def test_best_checkpoint_and_saving_by_minutes(tmp_path):
     words = [*SMOKE, "evaluate.interval=4", "trainer.max_steps=24", "checkpoint.interval=3", "checkpoint.keep=1"]
     words += ["checkpoint.best=val/rank1", "checkpoint.best_mode=min", "logger.wandb.mode=disabled"]
     assert train(config(*words), tmp_path) == 0
@@ -130,7 +130,7 @@ def test_the_best_stays_and_minutes_count(tmp_path):
     assert summary(tmp_path)["status"] == "finished"
 
 
-def test_resuming_what_is_finished_changes_nothing(finished, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
     folder, _ = finished
     again = tmp_path / "d"
     shutil.copytree(folder, again, symlinks=True)
@@ -152,7 +152,7 @@ def test_a_run_killed_before_its_summary_is_completed(finished, tmp_path):
 
 
 def test_a_refused_run_leaves_no_summary_of_its_own(finished, tmp_path):
-    """The one that is there was killed, and can go on."""
+    """The run in the folder was killed, and can be resumed."""
     again = tmp_path / "g"
     shutil.copytree(finished[0], again, symlinks=True)
     (again / "summary.json").unlink()
@@ -162,14 +162,14 @@ def test_a_refused_run_leaves_no_summary_of_its_own(finished, tmp_path):
     assert not (again / "summary.json").exists()
 
 
-def test_nothing_left_to_train_is_told(finished, tmp_path):
+def test_a_run_without_steps_left_is_refused(finished, tmp_path):
     """A new folder would get an empty run that counts as finished."""
     with pytest.raises(ValueError, match=r"is at step 20, and the training has 20 steps; raise trainer.max_steps"):
         train(config(*SMOKE, f"resume={finished[0]}", "logger.wandb.mode=disabled"), tmp_path)
     assert summary(tmp_path)["status"] == "failed"
 
 
-def test_what_is_refused_leaves_the_run_that_is_there(finished, tmp_path):
+def test_a_refused_run_keeps_the_run_in_its_folder(finished, tmp_path):
     again = tmp_path / "e"
     shutil.copytree(finished[0], again, symlinks=True)
     files = ("config.yaml", "summary.json", "metrics.csv")
@@ -192,14 +192,14 @@ def test_what_is_refused_leaves_the_run_that_is_there(finished, tmp_path):
         (["data.augment=false"], "was trained with data.augment=True, and this run has data.augment=False"),
     ],
 )
-def test_a_training_goes_on_as_what_it_was(finished, overrides, words, tmp_path):
-    """Most of these would be ignored, and all would make its config.yaml tell another training."""
+def test_a_resumed_training_keeps_its_options(finished, overrides, words, tmp_path):
+    """Most of these options would be ignored, and all would make config.yaml describe another training."""
     half = finished[0] / "checkpoints" / "step-00000010"
     with pytest.raises(ValueError, match=words):
         train(config(*SMOKE, f"resume={half}", *overrides, "logger.wandb.mode=disabled"), tmp_path)
 
 
-def test_how_far_and_how_watched_may_change(finished, tmp_path):
+def test_length_and_observation_of_a_resumed_run_may_change(finished, tmp_path):
     half = finished[0] / "checkpoints" / "step-00000010"
     words = [f"resume={half}", "trainer.max_steps=12", "evaluate.interval=5", "checkpoint.keep=9", "sweep_metric=x"]
     words += ["batch_size=32", "trainer.accumulate_grad_batches=2", "logger.wandb.mode=disabled"]
@@ -243,7 +243,7 @@ def assert_same_rows(one: Path, other: Path) -> None:
         (["backbone=mlp", "resume={}"], r"was trained with backbone\._target_=backbones\.tiny\.Tiny"),
     ],
 )
-def test_what_cannot_be_resumed_is_told(finished, overrides, words, tmp_path):
+def test_invalid_resumes_are_refused(finished, overrides, words, tmp_path):
     saved = finished[0] / "checkpoints" / "step-00000010"
     shutil.copytree(saved.with_name("step-00000020"), tmp_path / "cut" / "step-00000020")
     for step, file, length in ((13, "manifest.json", 100), (17, "process-0.bin", 9), (19, "process-0.bin", None)):
@@ -309,8 +309,8 @@ def test_rows_on_disk_train_as_in_memory_and_resume(finished, tmp_path):
     assert metrics(tmp_path / "b", "train/loss")[20] == in_memory[20]
 
 
-def test_a_sweep_prints_one_table_and_survives_a_failing_run(tmp_path):
-    """A study, with other rates than its own."""
+def test_a_sweep_prints_one_table_and_continues_after_a_failed_run(tmp_path):
+    """The rates of the study come from the command line."""
     words = ["experiments.run", "-m", "experiment=sample_rate", "sample_rate=0.05,2", "seed=0,1", *SHORT]
     printed = call(*words, f"hydra.sweep.dir={tmp_path}", status=1)
     found = [summary(tmp_path / str(job)) for job in (0, 2)]  # rates within seeds
@@ -322,7 +322,7 @@ def test_a_sweep_prints_one_table_and_survives_a_failing_run(tmp_path):
     assert again.startswith(table) and (tmp_path / "compared" / "comparison.html").exists()
 
 
-def test_optuna_is_told_what_a_run_gave(tmp_path):
+def test_optuna_gets_the_metric_of_a_run(tmp_path):
     words = ["experiments.run", "-m", "experiment=tune", "hydra.sweeper.n_trials=2", *SHORT]
     call(*words, f"hydra.sweep.dir={tmp_path}")
     best = OmegaConf.load(tmp_path / "optimization_results.yaml")
@@ -330,7 +330,7 @@ def test_optuna_is_told_what_a_run_gave(tmp_path):
     assert best.best_value == max(found) and set(best.best_params) == {"optimizer.lr", "margin.m"}
 
 
-def test_a_study_is_no_single_run(tmp_path):
+def test_a_study_needs_a_sweep(tmp_path):
     printed = call("experiments.run", "experiment=heads", f"hydra.run.dir={tmp_path}", status=1)
     assert "experiment=heads is a study of several runs; add -m" in printed
 
@@ -356,7 +356,7 @@ def wait_for_training(process: subprocess.Popen, folder: Path) -> None:
         time.sleep(0.2)
 
 
-def test_ctrl_c_ends_with_what_was_measured(tmp_path):
+def test_ctrl_c_writes_the_summary(tmp_path):
     words = command("experiments.run", *SMOKE, "trainer.max_steps=5000", "evaluate.interval=null")
     words += ["checkpoint.interval=null", f"hydra.run.dir={tmp_path}", "logger.wandb.mode=disabled"]
     process = subprocess.Popen(
@@ -378,8 +378,8 @@ def test_ctrl_c_ends_with_what_was_measured(tmp_path):
     assert "interrupted" in printed and "Traceback" not in printed
 
 
-def test_a_wrong_option_gets_a_sentence(tmp_path):
-    """One that only the head knows; what is known before is in test_arguments.py."""
+def test_a_wrong_option_gets_a_message(tmp_path):
+    """Only the head knows this rule; test_arguments.py has the rules that are known before."""
     printed = call("experiments.run", "sample_rate=0", f"hydra.run.dir={tmp_path}", status=1)
     assert "sample_rate=0 must be in (0, 1]" in printed and "Traceback" not in printed
 

@@ -38,18 +38,18 @@ def test_a_damaged_config_of_a_training(text, words, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [([], "write python -m experiments.train RUN_FOLDER"), (["/nowhere"], "/nowhere/config.yaml: No such file")],
 )
-def test_a_training_without_a_folder(words, told, monkeypatch):
+def test_a_training_without_a_folder(words, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train", *words])
     monkeypatch.setattr(train, "end_with_parent", lambda: None)
-    with pytest.raises(SystemExit, match=f"error: {told}"):
+    with pytest.raises(SystemExit, match=f"error: {message}"):
         train.main()
 
 
 @pytest.mark.parametrize("inside", ["latest", "latest/x", "checkpoints/latest"])
-def test_a_link_to_itself_is_told(inside, tmp_path):
+def test_a_link_to_itself_is_reported(inside, tmp_path):
     for folder in (tmp_path, tmp_path / "checkpoints"):
         folder.mkdir(exist_ok=True)
         (folder / "latest").symlink_to("latest")

@@ -1,4 +1,4 @@
-"""Folders that a run cannot use, or finds damaged: one sentence before anything starts."""
+"""Folders that cannot be used or are damaged: one message before a run starts."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from experiments.run import check_folders
 
 @pytest.mark.parametrize("option", ["hydra.run.dir", "hydra.sweep.dir"])
 @pytest.mark.parametrize("below", ["", "/sub/deeper"])
-def test_a_folder_that_cannot_be_made(option, below, tmp_path):
+def test_a_folder_that_cannot_be_created(option, below, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match=f"error: {option}=.*/file is not a writable folder; choose another folder"):
         check_folders(["head=pfc", f"{option}={tmp_path}/file{below}"])
     check_folders(["head=pfc", f"{option}={tmp_path}/new/folder", f"{option}=outputs/${{now:%Y}}"])
 
 
-def test_a_newest_checkpoint_without_its_manifest_is_no_reason_to_begin_anew(tmp_path):
+def test_resume_auto_refuses_a_checkpoint_without_its_manifest(tmp_path):
     saves = tmp_path / "checkpoints"
     (saves / "step-00000020").mkdir(parents=True)
     (saves / "latest").symlink_to("step-00000020")

@@ -14,7 +14,7 @@ from experiments.command_line.describe import description
 from experiments.launching import sweep
 from tests.experiments.commands import ROOT, config
 
-# What is typed after `python -m experiments.run`, or after the command named, and words that the answer must hold.
+# Words after `python -m experiments.run`, or after the named command, and a part of the answer.
 MISTYPED = [
     # Options by their last part, or as other programs call them.
     ("lr=0.1", "lr is not an option; write optimizer.lr=0.1"),
@@ -86,7 +86,7 @@ MISTYPED = [
     ("batch_size:64", "write batch_size=64"),
     ("batch_size = 64", "batch_size must be written NAME=VALUE, without spaces"),
     ("--shell-completion install=bash", "completion does not work with python -m; --help lists all options"),
-    # What nothing reads, or what is read and must stay.
+    # Options that nothing reads, and options that cannot be removed.
     ("+foo=1", "foo is not an option"),
     ("++foo=1", "foo is not an option"),
     ("+optimizer.foo=1", "optimizer.foo is not an option"),
@@ -223,7 +223,7 @@ def test_command_line_sets_steps_or_epochs(line, added):
 
 
 def test_flags_may_stand_anywhere():
-    """Hydra takes all options in one go."""
+    """Hydra accepts overrides only as one block, after its flags."""
     words = ["head=full,pfc", "-m", "seed=0,1", "--cfg", "job", "trainer.max_epochs=1"]
     overrides = ["head=full,pfc", "seed=0,1", "trainer.max_epochs=1", "trainer.max_steps=null"]
     assert arguments.completed(words) == ["-m", "--cfg", "job", *overrides]
@@ -309,7 +309,7 @@ def test_configs_are_checked_like_command_lines(tmp_path):
     assert found.trainer.max_steps == 100 and isinstance(found.trainer.max_steps, int)
     for words, sentence in (
         (["trainer.max_epochs=1"], "trainer.max_steps=3200 and trainer.max_epochs=1 cannot be combined; give one"),
-        (["schedule.power=-1"], "schedule.power=-1: must not be negative"),
+        (["schedule.power=-1"], "schedule.power=-1 must be at least 0"),
         (["trainer.max_steps=null"], "give one and set the other to null"),
         (["optimizer.backbone.lr=nan"], "optimizer.backbone.lr=nan must be a learning rate"),
         ([f"warm_start.checkpoint={tmp_path / 'nothing'}"], "nothing does not exist"),

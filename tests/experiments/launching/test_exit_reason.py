@@ -21,16 +21,16 @@ from tests.experiments.commands import config
         (signal.SIGKILL, ["data=lmdb", "data.source=a.lmdb"], "signal 9 (SIGKILL), perhaps because memory ran out"),
     ],
 )
-def test_the_sentence_names_the_signal_and_the_data(number, words, message):
+def test_the_message_names_the_signal_and_the_data(number, words, message):
     assert message in ended(number, config(*words))
 
 
 def test_the_source_of_other_commands_is_named():
-    told = ended(signal.SIGBUS, config("checkpoint=x", "source=faces.lmdb", "target=x.npy", name="embed"))
-    assert "perhaps because source=faces.lmdb is damaged" in told
+    message = ended(signal.SIGBUS, config("checkpoint=x", "source=faces.lmdb", "target=x.npy", name="embed"))
+    assert "perhaps because source=faces.lmdb is damaged" in message
 
 
-def test_only_a_checkpoint_that_is_there_is_resumed(tmp_path):
+def test_only_existing_checkpoints_are_resumed(tmp_path):
     options = config()
     assert "it cannot be resumed, because it has not written a checkpoint" in how_to_resume(options, tmp_path)
     (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)

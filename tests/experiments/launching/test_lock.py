@@ -30,7 +30,7 @@ with locked(Path(sys.argv[1]), "x"):
 
 @contextmanager
 def held(folder: Path):
-    """Let another process, which has a child, hold the lock; kill it in the end, and its child after it."""
+    """Hold the lock in another process, which has a child. Kill the process at the end, and then its child."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
     )
@@ -48,7 +48,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0.0)
 
 
-def test_a_lock_ends_with_its_holder_though_its_children_live(tmp_path):
+def test_a_lock_ends_with_its_holder_while_children_live(tmp_path):
     with held(tmp_path) as holder:
         with pytest.raises(
             ValueError, match=rf"x={tmp_path} is in use: process {holder.pid} on .* is training there; wait"
@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("option", ["hydra.run.dir", "checkpoint.dir"])
-def test_a_folder_in_use_is_left_alone_and_free_once_its_holder_is_dead(option, tmp_path):
+def test_a_folder_in_use_is_refused_until_its_holder_dies(option, tmp_path):
     run, checkpoints = tmp_path / "run", tmp_path / "checkpoints"
     words = [*SMOKE, "resume=auto", "logger.wandb.mode=disabled", f"checkpoint.dir={checkpoints}"]
     words += ["evaluate.interval=null", "trainer.log_interval=1"]
@@ -82,13 +82,13 @@ def test_a_folder_in_use_is_left_alone_and_free_once_its_holder_is_dead(option, 
     assert list(metrics(run, "train/loss")) == [1, 2, 3, 4]
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"checkpoint.dir=.*file/x cannot be written .* choose another folder"):
         train(config(*SMOKE, "logger.wandb.mode=disabled", f"checkpoint.dir={tmp_path}/file/x"), tmp_path / "run")
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported_and_used(tmp_path, monkeypatch):
     def refuses(*arguments: object) -> None:
         raise OSError(lock.errno.ENOLCK, "no locks available")
 

@@ -1,4 +1,4 @@
-"""One run on several processes: the same training as on one, resumed on as many or on others, and ended."""
+"""A run on several processes: equal to one process, resumed on equal and other numbers of processes, and ended."""
 
 import math
 import os
@@ -57,7 +57,7 @@ def swept(tmp_path_factory) -> Path:
     return folder
 
 
-def test_summaries_tell_how_many_processes_there_were(swept):
+def test_summaries_have_the_number_of_processes(swept):
     found = [summary(swept / str(job)) for job in range(2)]
     assert [(each["head"], each["world_size"]) for each in found] == [("FullFC", 1), ("FullFC", 2)]
     assert found[1]["memory/head_bytes"] < 0.51 * found[0]["memory/head_bytes"]  # of one process
@@ -117,7 +117,7 @@ def reduced_numbers(words: list[str], folder: Path) -> int:
 
 
 @pytest.mark.parametrize("head", ["full", "ffc"])
-def test_the_backbones_gradient_is_reduced_once_a_step(head, workers, tmp_path):
+def test_the_gradient_of_the_backbone_is_reduced_once_per_step(head, workers, tmp_path):
     short = [*HEADS[head], *SHORT, "trainer.max_steps=2", "trainer.accumulate_grad_batches=4"]
     found = workers(2).run(reduced_numbers, short, tmp_path)
     parameters = sum(p.numel() for p in MLP((1, 32, 32), 128).parameters())
@@ -142,8 +142,8 @@ def test_a_gradient_that_some_processes_lack_counts_as_zero(workers):
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_another_number_of_processes_goes_on_with_the_same_rows(swept, world_size, workers, tmp_path):
-    """Saved on two."""
+def test_another_number_of_processes_resumes_with_the_same_rows(swept, world_size, workers, tmp_path):
+    """The checkpoint is from two processes."""
     saved = swept / "1" / "checkpoints" / "step-00000010"
     words = ["head=full", "trainer.accumulate_grad_batches=2", f"resume={saved}", *SHORT, *STEPS]
     assert workers(world_size).run(trained, words, tmp_path) == [0] * world_size
@@ -156,7 +156,7 @@ def test_another_number_of_processes_goes_on_with_the_same_rows(swept, world_siz
         assert torch.allclose(both[1][name], tensor, rtol=1e-4, atol=1e-6) and tensor.abs().sum() > 0
 
 
-def test_the_clock_ends_all_processes_after_the_same_step(workers, tmp_path):
+def test_the_time_limit_ends_all_processes_after_the_same_step(workers, tmp_path):
     words = ["head=full", "trainer.max_time=1e-9", "trainer.accumulate_grad_batches=2", *SHORT, *STEPS]
     assert workers(2).run(trained, words, tmp_path) == [0, 0]
     found = summary(tmp_path)
@@ -165,7 +165,7 @@ def test_the_clock_ends_all_processes_after_the_same_step(workers, tmp_path):
 
 
 def started(folder: Path, *words: str) -> subprocess.Popen:
-    """A long run on two processes, once it has trained for a few steps."""
+    """Yield a long run on two processes after its first steps."""
     long = command("experiments.run", "head=pfc", "trainer.devices=2", "trainer.max_steps=50000", *SHORT, *words)
     process = subprocess.Popen(
         [*long, f"hydra.run.dir={folder}"],
@@ -192,7 +192,7 @@ def test_sigterm_ends_all_after_the_same_step_with_a_checkpoint(tmp_path):
     assert (tmp_path / "checkpoints" / f"step-{found['steps']:08d}").exists()
 
 
-def test_when_one_is_killed_the_others_end_and_nothing_is_lost(tmp_path):
+def test_a_killed_process_ends_the_others_without_loss(tmp_path):
     process = started(tmp_path, "checkpoint.interval=10")
     os.kill(training_in(tmp_path)[-1], signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)
@@ -220,7 +220,7 @@ def test_a_training_does_not_outlive_its_launcher(tmp_path):
     assert (tmp_path / "checkpoints" / f"step-{found['steps']:08d}").exists()
 
 
-def test_processes_whose_starter_is_gone_end_while_they_still_import(tmp_path):
+def test_processes_without_their_launcher_end_while_they_import(tmp_path):
     words = command("experiments.run", "trainer.devices=2", *SHORT, f"hydra.run.dir={tmp_path}")
     process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -235,7 +235,7 @@ def test_processes_whose_starter_is_gone_end_while_they_still_import(tmp_path):
     assert not (tmp_path / "metrics.csv").exists()
 
 
-def test_a_program_ends_at_once_if_its_starter_is_gone_already(tmp_path):
+def test_a_program_ends_at_once_if_its_parent_is_gone(tmp_path):
     (tmp_path / "writes.py").write_text("import sys; print(*sys.argv[1:])")
     for parent, status, printed in ((os.getpid(), 0, "a b\n"), (1, 143, "")):
         done = subprocess.run(
@@ -245,7 +245,7 @@ def test_a_program_ends_at_once_if_its_starter_is_gone_already(tmp_path):
         assert (done.returncode, done.stdout) == (status, printed), done.stderr
 
 
-def test_a_wrong_option_is_told_once(tmp_path):
+def test_a_wrong_option_is_reported_once(tmp_path):
     printed = call("experiments.run", "sample_rate=2", "trainer.devices=2", f"hydra.run.dir={tmp_path}", status=1)
     assert printed.count("sample_rate=2: must lie in (0, 1]") == 1 and "Traceback" not in printed
 
@@ -263,7 +263,7 @@ def test_bad_options_are_refused(overrides, words):
         number_of_processes(config(*overrides))
 
 
-def test_a_run_asserts_that_it_got_its_processes(monkeypatch):
+def test_another_number_of_started_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with (
         pytest.raises(ValueError, match="need 2 processes, but 3 were started"),
@@ -273,7 +273,7 @@ def test_a_run_asserts_that_it_got_its_processes(monkeypatch):
 
 
 def test_two_machines_meet(swept, tmp_path):
-    """Each runs the same command; here both are this one."""
+    """Both machines are this one, and run the same command."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -315,7 +315,7 @@ def test_no_thread_of_the_process_group_outlives_a_training(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_machines_of_a_slurm_job_meet_at_its_first(tmp_path, monkeypatch):
+def test_machines_of_a_slurm_job_meet_at_its_first_node(tmp_path, monkeypatch):
     (tmp_path / "scontrol").write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames n[3-4]" ] && echo n3 && echo n4\n')
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -328,7 +328,7 @@ def test_machines_of_a_slurm_job_meet_at_its_first(tmp_path, monkeypatch):
 
 
 def test_a_sweep_as_jobs_of_a_cluster(tmp_path):
-    """The launcher of the same package that starts its jobs on this machine; the one for SLURM composes."""
+    """Jobs of the same package on this machine; for SLURM only the config is composed."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         whole = compose("config", ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
     launcher = whole.hydra.launcher
