@@ -18,6 +18,7 @@ test: $(READY) ## the test suite
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.words
 
 types: $(READY)
 	$(BIN)/mypy

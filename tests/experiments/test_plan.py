@@ -21,7 +21,7 @@ from tests.workers import rank_and_world
 
 
 def measured(name: str, case: Case) -> dict[str, float]:
-    """In a worker."""
+    """Return the measured figures of a step in a worker."""
     rank, world_size = rank_and_world()
     group = torch.distributed.group.WORLD if world_size > 1 else None
     return _measured(Processes(rank, world_size, torch.device("cpu"), group), name, case, 3)

@@ -379,7 +379,7 @@ def test_ctrl_c_writes_the_summary(tmp_path):
 
 
 def test_a_wrong_option_gets_a_message(tmp_path):
-    """Only the head knows this rule; test_arguments.py has the rules that are known before."""
+    """A rule that only the head knows; test_arguments.py has the rules that are known before."""
     printed = call("experiments.run", "sample_rate=0", f"hydra.run.dir={tmp_path}", status=1)
     assert "sample_rate=0 must be in (0, 1]" in printed and "Traceback" not in printed
 

@@ -93,7 +93,7 @@ def test_these_options_may_not_change(then, now):
 
 @pytest.mark.parametrize(("name", "may_change"), [("sweep_metric", True), ("head_name", True), ("objective", False)])
 def test_options_that_may_change_are_matched_by_exact_name(name, may_change):
-    """Neither the sweeper's metric nor the name of the head matters. A longer name is another option."""
+    """The sweeper's metric and the name of the head do not matter. A longer name is another option."""
     for option, may in ((name, may_change), (f"{name}_2", False)):
         composed = OmegaConf.to_container(config("resume=x"), resolve=True)
         began, now = ({**composed, option: value} for value in ("a", "b"))
