@@ -82,12 +82,12 @@ def _check_types(config: DictConfig) -> None:
 def _check_keywords(call: partial[Any], config: DictConfig) -> None:
     """Raise ValueError for options that the target does not take, before a call raises TypeError for them."""
     target: Any = call.func
-    given = list(call.keywords)
+    keywords = list(call.keywords)
     while isinstance(target, partial):  # the partial call of Hydra
-        target, given = target.func, [*given, *target.keywords]
+        target, keywords = target.func, [*keywords, *target.keywords]
     known = inspect.signature(target).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
-    for name in given:
+    for name in keywords:
         if name not in known:
             raise ValueError(f"{config._target_} has no option {name}; it takes {', '.join(known)}")

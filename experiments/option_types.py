@@ -70,7 +70,7 @@ def _parts(declared: Any) -> tuple[tuple[Any, ...], Rule | None]:
         return tuple(kind for kinds, _ in parts for kind in kinds), next((rule for _, rule in parts if rule), None)
     if get_origin(declared) is Annotated:
         kind, *metadata = get_args(declared)
-        return _parts(kind)[0], next((each for each in metadata if isinstance(each, Rule)), None)
+        return _parts(kind)[0], next((rule for rule in metadata if isinstance(rule, Rule)), None)
     return (declared,), None
 
 

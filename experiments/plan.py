@@ -38,7 +38,7 @@ from .command_line.hints import unknown_choice
 from .instantiate import instantiate, with_checked_types
 from .tables import Cell, console, packed
 
-if TYPE_CHECKING:  # heads import torch, which takes longer than all else here
+if TYPE_CHECKING:  # heads import torch, which takes longer than the rest of this command
     from heads import Head
     from heads.core.cost import Case, Cost
     from heads.core.row_state import RowState
@@ -62,11 +62,11 @@ class Plan:
     def needs(self, case: Case, machine: DictConfig) -> dict[str, float]:
         """Return the bytes on a device, in the host memory of a machine and on its disk."""
         cost, store = self.cost(case), self.names["store"]
-        here = min(case.world_size, machine.devices_per_machine)
+        num_local = min(case.world_size, machine.devices_per_machine)
         return {
             "device": cost.work_bytes + (cost.table_bytes if store == "device" else 0),
-            "host": here * (cost.index_bytes + (cost.table_bytes if store == "host" else 0)),
-            "disk": here * cost.table_bytes if store == "disk" else 0,
+            "host": num_local * (cost.index_bytes + (cost.table_bytes if store == "host" else 0)),
+            "disk": num_local * cost.table_bytes if store == "disk" else 0,
         }
 
     def fits(self, case: Case, machine: DictConfig) -> bool:
@@ -93,7 +93,7 @@ class Plan:
     def milliseconds(self, case: Case, machine: DictConfig) -> dict[str, float]:
         """Return the milliseconds of each part of a step, alone and at the full speed of the hardware."""
         cost, store = self.cost(case), self.names["store"]
-        here = min(case.world_size, machine.devices_per_machine)
+        num_local = min(case.world_size, machine.devices_per_machine)
         times = {
             "compute": 2 * cost.multiply_adds / (machine.teraflops * 1e12),
             "network": cost.sent_bytes / (machine.network_gb_s * GB),
@@ -102,7 +102,7 @@ class Plan:
         if store == "host":
             times["host"] = cost.moved_bytes / (machine.host_gb_s * GB)
         if store == "disk":
-            times["disk"] = here * cost.moved_bytes / (machine.disk_gb_s * GB)
+            times["disk"] = num_local * cost.moved_bytes / (machine.disk_gb_s * GB)
         return {name: 1e3 * seconds for name, seconds in times.items()}
 
 

@@ -123,13 +123,13 @@ def ours(
     rows = built.optimizer(**OPTIMIZERS[optimizer])
     if options["store"] != "disk":
         for table in built.centers.state.values():
-            table.zero_()  # memory is there once it is touched: not a matter of the steps after the first
+            table.zero_()  # allocates the memory, which later steps do not
     num_active = active(sample_rate, num_classes)
     kept = num_active * batch * 4 <= logits_budget_mb * 2**20
     floor = products(num_active, batch, embedding_size, 3 if kept else 5, device)
     kinds = [(table.shape[1], table.dtype) for table in (built.centers.rows, *built.centers.state.values())]
-    made = {kind: copies(num_active, *kind, device) for kind in set(kinds)}
-    copying = [made[kind] for kind in kinds]
+    by_kind = {kind: copies(num_active, *kind, device) for kind in set(kinds)}
+    copying = [by_kind[kind] for kind in kinds]
 
     def forward(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = built(embeddings, labels)

@@ -80,8 +80,8 @@ def pair(folder: Path, num_probes: int, num_mates: int, size: int, similarity: f
     noise = np.random.default_rng(1).normal(size=(num_probes * num_mates, size)).astype(np.float32)
     mates = similarity * np.repeat(probes, num_mates, 0) + (1 - similarity**2) ** 0.5 * noise
     np.save(folder / "gallery.npy", mates.astype(np.float32))
-    for name, each in (("probes", 1), ("gallery", num_mates)):
-        lines = [f"{number}\t{number // each}\n" for number in range(num_probes * each)]
+    for name, count in (("probes", 1), ("gallery", num_mates)):
+        lines = [f"{number}\t{number // count}\n" for number in range(num_probes * count)]
         (folder / f"{name}.txt").write_text("".join(lines))
 
 

@@ -39,7 +39,7 @@ def groups_of(primary: str) -> list[str]:
     groups = list(chosen_in(primary))
     for group in groups:  # grows
         text = "".join(path.read_text() for path in (CONF / group).glob("*.yaml"))
-        groups += [each for each in re.findall(r"^ +- /(\w+):", text, re.MULTILINE) if each not in groups]
+        groups += [other for other in re.findall(r"^ +- /(\w+):", text, re.MULTILINE) if other not in groups]
     return groups
 
 
@@ -63,9 +63,9 @@ def chosen_in(primary: str) -> dict[str, Any]:
     defaults = load(CONF / f"{primary}.yaml").get("defaults") or []
     return {
         str(group): choice
-        for each in defaults
-        if isinstance(each, dict)
-        for group, choice in each.items()
+        for default in defaults
+        if isinstance(default, dict)
+        for group, choice in default.items()
         if not str(group).startswith("override ")
     }
 

@@ -37,7 +37,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that a misspelt one is nearest to, if it is near enough."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=CUTOFF)
-    same_letters = [each for each in names if sorted(each) == sorted(name)]  # pcf -> pfc
+    same_letters = [known_name for known_name in names if sorted(known_name) == sorted(name)]  # pcf -> pfc
     return next(iter(close or same_letters), None)
 
 
