@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .core.cost import Case, Cost
-from .core.options import documented, refuse_renamed_methods
+from .core.options import OptionValue, documented, option_fields, refuse_renamed_methods
 from .core.row_state import RowState
 from .core.timer import Timer
 from .core.uncompiled import run_uncompiled
@@ -43,12 +43,16 @@ class Head(nn.Module):
 
     Options: ClassVar[type[Any] | None] = None
     streams: ClassVar[tuple[str, ...]] = ("instance",)  # the batch streams that it trains on
+    assignable: ClassVar[tuple[str, ...]] = ("margin", "min_probability")  # options that may change in a training
     state_differs: ClassVar[bool] = False  # whether processes differ in more of their state than `sharded_state`
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         refuse_renamed_methods(cls)
         documented(cls, ARGUMENTS)
+        for name in option_fields(cls):
+            if name not in cls.assignable and not hasattr(cls, name):
+                setattr(cls, name, OptionValue(name))
 
     def __init__(self) -> None:
         super().__init__()

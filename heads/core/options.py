@@ -131,6 +131,22 @@ def refuse_unknown(owner: type, given: Mapping[str, Any]) -> None:
         raise TypeError(f"{owner.__name__}() got an unexpected keyword argument {name!r}; {hint}")
 
 
+class OptionValue:
+    """Attribute of a head that returns one of its options. It cannot be assigned: a head reads `head.options`."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, head: Any, owner: type) -> Any:
+        return self if head is None else getattr(head.options, self.name)
+
+    def __set__(self, head: Any, value: Any) -> None:
+        raise AttributeError(
+            f"{self.name} is an option of {type(head).__name__} and cannot be assigned; pass {self.name}={value!r} to "
+            "the constructor"
+        )
+
+
 class Configured:
     """Base class of dataclasses of options, whose constructor answers an unknown option as `refuse_unknown` does."""
 

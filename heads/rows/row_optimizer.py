@@ -116,8 +116,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         raise ValueError(
-            "a row optimizer belongs to its head and cannot be copied or pickled; copy the head, which holds the row "
-            "state, and make an optimizer for the copy"
+            "a row optimizer belongs to its head and cannot be copied or pickled; copy the head, make an "
+            "optimizer for the copy, and then load head.state_dict() into the copy, which transfers the row state"
         )
 
     def state_dict(self) -> dict[str, Any]:

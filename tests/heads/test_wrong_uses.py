@@ -236,6 +236,31 @@ def test_an_optimizer_that_was_replaced_refuses_to_step():
         )
 
 
+def test_a_copy_of_a_head_gets_the_row_state_as_its_optimizer_says():
+    head = FullFC(C, D)
+    optimizer = head.optimizer(lr=0.1, momentum=0.9)
+    loss_of(head)[0].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    copied = copy.deepcopy(head)
+    other = copied.optimizer(lr=0.1, momentum=0.9)
+    copied.load_state_dict(head.state_dict())
+    for each, rule in ((head, optimizer), (copied, other)):
+        loss_of(each)[0].backward()
+        rule.step()
+    assert torch.equal(head.centers.rows, copied.centers.rows)
+    assert head.centers.state["momentum"].any() and torch.equal(*(h.centers.state["momentum"] for h in (head, copied)))
+
+
+def test_options_can_be_read_and_not_assigned():
+    head = PartialFC(C, D, sample_rate=0.5)
+    assert (head.sample_rate, head.store, head.seed) == (0.5, "device", 0)
+    with pytest.raises(AttributeError, match="sample_rate is an option of PartialFC and cannot be assigned; pass"):
+        head.sample_rate = 0.1
+    head.margin = CosFace(16, 0.1)
+    assert head.margin.s == 16
+
+
 def test_a_state_dict_that_is_refused_changes_nothing():
     head, other = PartialFC(C, D, sample_rate=0.5), PartialFC(C + 2, D)
     head.optimizer(lr=0.1)
