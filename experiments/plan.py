@@ -33,7 +33,7 @@ from rich.text import Text
 
 from data.options import whole
 
-from .command_line.config_files import CONF, choices_of
+from .command_line.config_files import CONF, choices_of, has
 from .command_line.hints import unknown_choice
 from .instantiate import instantiate, with_checked_types
 from .tables import Cell, console, packed
@@ -149,7 +149,7 @@ def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cos
     from heads.core.options import make_options, options_of
 
     options = {str(name): value for name, value in with_checked_types(config).items() if name != "_target_"}
-    built = {name: instantiate(value) if isinstance(value, DictConfig) else value for name, value in options.items()}
+    built = {name: instantiate(value) if has(value, "_target_") else value for name, value in options.items()}
     head: type[Head] = get_class(config._target_)
     if options_of(head) is None:
         raise NotImplementedError(f"{config._target_} declares no options")
