@@ -31,7 +31,9 @@ def test_a_killed_data_worker_changes_nothing(tmp_path, monkeypatch):
     assert train(config(*SHORT), tmp_path / "a") == 0
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))  # seconds between checks
     monkeypatch.setattr(InstanceStream, "batch", dies)
-    with pytest.warns(RuntimeWarning, match="num_workers=1: a process that prepares batches died; new ones go on at"):
+    with pytest.warns(
+        RuntimeWarning, match="num_workers=1: a process that prepares batches died; new workers continue at"
+    ):
         assert train(config(*SHORT, "num_workers=1"), tmp_path / "b") == 0
     assert (tmp_path / "died").exists()
     assert metrics(tmp_path / "a", "train/loss") == metrics(tmp_path / "b", "train/loss")

@@ -390,7 +390,7 @@ def test_a_wrong_option_gets_a_message(tmp_path):
         (["head=ffc", "queue_size=20"], "queue_size=20 is smaller than the 32 images"),
         (["sample_rate=1.5"], "sample_rate=1.5 must be in (0, 1]"),
         (["head=full", "min_probability=2"], "min_probability=2 must be in [0, 1); 0 leaves no row out"),
-        (["head=forest", "num_active=5000"], "num_active=5000: up to 2803 classes"),
+        (["head=forest", "num_active=5000"], "num_active=5000 must be a number of classes up to 2803"),
         (["head=forest", "build=later"], "build='later' must be 'background' or 'blocking'"),
         (["head=ffc", "evaluate.train_records=9"], "evaluate.train_records=9 needs class centers, and FFC has none"),
         (["trainer.gradient_clip_val=0"], "trainer.gradient_clip_val=0 must be a number above 0, or null for none"),
