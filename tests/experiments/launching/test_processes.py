@@ -59,7 +59,7 @@ def swept(tmp_path_factory) -> Path:
 
 def test_summaries_have_the_number_of_processes(swept):
     found = [summary(swept / str(job)) for job in range(2)]
-    assert [(each["head"], each["world_size"]) for each in found] == [("FullFC", 1), ("FullFC", 2)]
+    assert [(each["head"], each["world_size"]) for each in found] == [("full", 1), ("full", 2)]
     assert found[1]["memory/head_bytes"] < 0.51 * found[0]["memory/head_bytes"]  # of one process
 
 
