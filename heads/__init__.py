@@ -30,7 +30,7 @@ from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from .rows.row_optimizer import RowOptimizer
 from .selection.selection import Selection
 
-__version__ = "0.3.0"  # of the whole project: both pyproject.toml files read it here
+__version__ = "0.3.0"  # the version of the whole project; both pyproject.toml files read it
 
 __all__ = [
     "FFC",

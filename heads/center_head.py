@@ -4,7 +4,7 @@ A step gathers the batch from all processes, *selects* the classes that take par
 over their rows, and leaves the rows' gradient *pending* until the row optimizer steps. A subclass overrides
 `select_classes`, and `on_selected` if it records anything of a step.
 
-Legend: n batch of this process, N batch of all, D embedding, C classes, K active rows of this process.
+Legend: n batch of this process, N batch of all processes, D embedding, C classes, K active rows of this process.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -76,7 +76,7 @@ class CenterHead(Head):
             store_dir=self.options.store_dir,
         )
         self.pending = PendingGradients(self.centers.like.device)
-        self.probing = False  # whether a selection must leave no trace
+        self.probing = False  # whether a selection must not change the head
         self.active_classes = self.sampled_negatives = 0
         self._has_warned_of_negatives = False
 
@@ -118,7 +118,7 @@ class CenterHead(Head):
         Raises:
             ValueError: wrong shapes, dtypes or devices, labels outside [0, C), NaN or Inf among the embeddings. Raised
                 on all processes, also if only one has such input.
-            RuntimeError: in backward, if the rows have changed since, or with `create_graph=True`.
+            RuntimeError: in backward, if the rows have changed since forward, or with `create_graph=True`.
         """
         self.check_group()
         device, learns = self.centers.like.device, self.training and torch.is_grad_enabled()
@@ -178,7 +178,7 @@ class CenterHead(Head):
         Args:
             lr: learning rate.
             rule: a class from `heads.rows.optimizers`.
-            options: of `rule`. RowSGD has momentum 0.9 and weight decay 5e-4 by default.
+            options: options of `rule`. RowSGD has momentum 0.9 and weight decay 5e-4 by default.
         """
         return rule(self, lr=lr, **options)
 
@@ -226,7 +226,7 @@ class CenterHead(Head):
 
     @contextmanager
     def only_looking(self, looking: bool = True) -> Iterator[None]:
-        """Set `probing` within the context if `looking`: `select_classes` must leave no trace."""
+        """Set `probing` within the context if `looking`, so that `select_classes` changes nothing."""
         before, self.probing = self.probing, self.probing or looking
         try:
             yield
@@ -250,7 +250,7 @@ class CenterHead(Head):
         return {**super().__getstate__(), "pending": PendingGradients(self.centers.like.device)}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        """Load the step only if the rows fit; `centers` reports what does not."""
+        """Load the step count only if rows and row state fit; `centers` reports those that do not."""
         if not self.centers.faults(state_dict, f"{prefix}centers."):
             super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -260,7 +260,7 @@ class CenterHead(Head):
         return self
 
     def _what_to_keep(self, batch: GlobalBatch, selection: Selection) -> tuple[bool, bool]:
-        """Return whether the cosines, and whether the rows, are kept from forward to backward and step."""
+        """Return two flags: keep the cosines, and keep the rows, until the backward pass and the step."""
         if not batch.x_nD.requires_grad:
             return False, False
         num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)

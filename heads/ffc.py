@@ -158,9 +158,9 @@ class FFC(Head):
                 does not change.
 
         Returns:
-            Scalar, float32: the mean margin softmax loss, over all processes, of the probes whose class is in the
-            pool, once with each of the pool's two rows, plus `outlier_weight` times the mean term of the others. A
-            mean over no probes is 0.
+            Scalar, float32. It is the mean margin softmax loss of the probes of all processes whose class is in the
+            pool, summed over the pool's two rows. The mean term of the other probes is added, multiplied by
+            `outlier_weight`. A mean over no probes is 0.
 
         Raises:
             ValueError: wrong shapes, dtypes or devices, labels outside [0, C), NaN or Inf, or a pool smaller than the

@@ -31,8 +31,8 @@ class HashingForestOptions(CenterOptions):
 
     num_active: Schedule = option(
         0.1,
-        "Classes in a step over all processes: their number, or up to 1 their share of C; or {step: value} to change "
-        "it from each step on. Positives always take part, even if there are more of them.",
+        "Number of classes in a step over all processes, or their share of C if it is at most 1; or {step: value} to "
+        "change it from each step on. Positives always take part, even if there are more of them.",
     )
     neighbours_share: float = option(
         1.0,
@@ -45,8 +45,8 @@ class HashingForestOptions(CenterOptions):
     )
     build: str = option(
         "background",
-        'How the index is refreshed: "background" builds it during training, from rows as they are when read, while '
-        'the current one answers; "blocking" makes training wait, and makes runs reproducible.',
+        'How the index is refreshed: "background" builds the next index during training while the current one is '
+        'used, from rows that still change. "blocking" makes training wait, and makes runs reproducible.',
     )
     log_q: bool = option(
         False,
@@ -160,8 +160,8 @@ class HashingForest(CenterHead):
     def stats(self) -> dict[str, float]:
         """Return the numbers of `CenterHead`, and of the index.
 
-        They are the number of nearest negatives in the last step, the age of the index in steps, the seconds that
-        building it took, and the results of the last probe.
+        Those of the index are the number of nearest negatives in the last step, the age of the index in steps, the
+        seconds that building it took, and the results of the last probe.
         """
         refresh = self.index_refresh
         built = {"index_age": self.step - refresh.as_of, "build_seconds": refresh.seconds} if refresh.current else {}
@@ -184,7 +184,7 @@ class HashingForest(CenterHead):
         self.index_refresh.load_state_dict(state.get("index"), self.step)
 
     def full_state_dict(self) -> dict[str, Any]:
-        """Return that of `CenterHead`, without the index: it holds the rows of one process and is built again."""
+        """Return the state of `CenterHead` without the index, which holds rows of one process and is built again."""
         state = super().full_state_dict()
         state["_extra_state"].pop("index", None)
         return state
@@ -214,7 +214,7 @@ class HashingForest(CenterHead):
         return distinct[first.argsort()[:count]]
 
     def _refresh_index(self) -> None:
-        """Take a finished index over, and begin the next one if it is due."""
+        """Adopt a finished index, and start to build the next one if it is due."""
         refresh = self.index_refresh
         if refresh.error is not None and self.micro_batch == 0:  # the step in which it failed is complete
             raise RuntimeError(refresh.error)

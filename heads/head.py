@@ -15,8 +15,8 @@ from .core.warn import warn_user
 from .group.collectives import default_group, portable, restored
 from .rows.pending import MOST_WITHOUT_OPTIMIZER
 
-# Training batches without an optimizer step before a warning: without an optimizer, and with one, where the user may be
-# accumulating gradients.
+# Number of training batches without an optimizer step after which a warning is issued. The first number applies without
+# an optimizer, the second with one, because the user may be accumulating gradients.
 FEW_FORWARDS, MANY_FORWARDS = MOST_WITHOUT_OPTIMIZER, 256
 
 Encode = Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ class Head(nn.Module):
     Options: ClassVar[type[Any] | None] = None
     streams: ClassVar[tuple[str, ...]] = ("instance",)  # the batch streams that it trains on
     assignable: ClassVar[tuple[str, ...]] = ("margin", "min_probability")  # options that may change in a training
-    state_differs: ClassVar[bool] = False  # whether processes differ in more of their state than `sharded_state`
+    state_differs: ClassVar[bool] = False  # whether state outside `sharded_state` differs between processes
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -136,7 +136,7 @@ class Head(nn.Module):
 
     @classmethod
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
-        """Return what a training step will need of each process, without making the head.
+        """Return the needs of a training step on each process, without creating the head.
 
         Args:
             case: numbers of classes, columns, images and processes.

@@ -1,7 +1,7 @@
-"""Formulas of what a training step of a head needs: memory, bytes between processes, and multiply-adds.
+"""Formulas for the needs of a head's training step: memory, bytes between processes, and multiply-adds.
 
-Collectives are counted as ring algorithms: each of W processes sends (W - 1) / W of what is gathered, and twice that of
-what is summed.
+Collectives are counted as ring algorithms: each of W processes sends (W - 1) / W of the gathered bytes, and twice
+that share of the summed bytes.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cost:
-    """Memory, traffic and arithmetic that a training step needs of one process.
+    """Memory, traffic and arithmetic that a training step needs on one process.
 
     Args:
         table_bytes: rows and row state, or the pool; stored where `store` says.

@@ -23,7 +23,7 @@ class MatMul:
         self.compute = compute
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return a b, in `out` if given."""
+        """Return the product a b, written to `out` if given."""
         if self.compute == "fp32":
             return torch.mm(a, b, out=out)
         product = self._rounded(a, b)

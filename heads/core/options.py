@@ -148,7 +148,7 @@ class OptionValue:
 
 
 class Configured:
-    """Base class of dataclasses of options, whose constructor answers an unknown option as `refuse_unknown` does."""
+    """Base class of dataclasses of options, whose constructor refuses an unknown option by `refuse_unknown`."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         refuse_unknown(cls, options)

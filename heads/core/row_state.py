@@ -11,7 +11,7 @@ class RowState:
 
     Args:
         width: numbers per row.
-        dtype: in which they are stored; None for the dtype in which rows are updated.
+        dtype: dtype of these numbers; None for the dtype in which rows are updated.
     """
 
     width: int

@@ -16,12 +16,12 @@ def check_schedule(name: str, schedule: Schedule, least: float) -> list[float]:
     """Return all values of a schedule.
 
     Args:
-        name: of the option, for messages.
+        name: name of the option, for messages.
         schedule: a number, or {step: number}, which must begin at step 0.
         least: lower bound of each value.
 
     Raises:
-        ValueError: a step is no whole number, step 0 is missing, or a value is no number or less than `least`.
+        ValueError: a step is not a whole number, step 0 is missing, or a value is not a number of at least `least`.
     """
     if isinstance(schedule, Mapping) and (0 not in schedule or not all(isinstance(step, int) for step in schedule)):
         raise ValueError(f"{name}={dict(schedule)} must have whole numbers as steps and begin at step 0")

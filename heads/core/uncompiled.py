@@ -10,8 +10,8 @@ done: set[type[nn.Module]] = set()
 def run_uncompiled(head_class: type[nn.Module]) -> None:
     """Make the methods of a class run uncompiled inside a compiled function.
 
-    The first instance of a class calls this, not its definition: `torch.compiler.disable` imports the compiler, which
-    takes seconds, and importing heads should not wait for it.
+    The first instance of a class calls this function; the definition of the class does not. The reason is that
+    `torch.compiler.disable` imports the compiler, which takes seconds, and importing heads should not wait for it.
     """
     if head_class not in done:
         done.add(head_class)

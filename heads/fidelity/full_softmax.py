@@ -1,6 +1,6 @@
-"""The full softmax on a few embeddings, as the reference of sampled ones: gradient, mass and hardest negatives.
+"""The full softmax on a few embeddings, as the reference for sampled softmaxes: gradient, mass and hardest negatives.
 
-All rows are streamed; no tensor of size Q x C is necessary.
+All rows are streamed; no tensor of size Q x C is created.
 
 Legend: Q embeddings, D row width, k nearest classes.
 """
@@ -28,9 +28,9 @@ class FullSoftmax:
     Args:
         x_QD: embeddings, of unit length if the margin normalizes, else with a last column of ones.
         labels_Q: class ids.
-        rows: of all classes of this process's shard.
+        rows: the rows of all classes of this process's shard.
         shard: the classes of this process.
-        margin: of the head.
+        margin: the head's margin.
         group: the processes that share the classes; None for one process.
         hardest: number of negatives with the highest logits that `recall` counts.
 
@@ -162,7 +162,7 @@ def stream_negatives(
         x_QD: embeddings.
         own_Q: position of each embedding's own class among the rows, -1 if it is not there.
         rows: the rows.
-        margin: of the head.
+        margin: the head's margin.
         target_cos_Q: cosine of each embedding with its own class.
         k: number of highest logits to return.
     """

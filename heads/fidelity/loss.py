@@ -1,10 +1,10 @@
 """Fidelity of a head without class centers: its loss compared with a full softmax over the classes' mean embeddings.
 
-The negatives of such a head are other vectors than the means, so its figures cannot reach 1. Mass and recall are
+The negatives of such a head are not the class means, so its figures cannot reach 1. Mass and recall are
 comparable with those of `selection_fidelity`: a class counts as selected if the head holds it, although the head's
 vector for the class is not its mean. The gradient is that of another loss. Its cosine states how well it agrees with
 that of a full head over class means. The ratio of lengths includes the head's own weights, such as those of FFC, which
-counts a probe twice. There is nothing random to repeat, hence no bias and no variance.
+counts a probe twice. Nothing is drawn at random, so there is no bias and no variance.
 
 Legend: n batch of this process, Q embeddings, D embedding size, k hardest negatives.
 """
@@ -41,7 +41,7 @@ def loss_fidelity(
     `help(heads.fidelity.loss)` for its meaning. All processes must call the function together.
 
     Args:
-        loss: of the training step, before its backward pass.
+        loss: loss of the training step, before its backward pass.
         embeddings: (n, D) of this process, from which `loss` was computed.
         labels: (n,) integer class ids.
         means: (classes of this process's shard, D), mean embeddings.
@@ -54,10 +54,11 @@ def loss_fidelity(
 
     Returns:
         mass, hardest_recall: as in `selection_fidelity`.
-        class_means_cosine, class_means_norm_ratio: of the gradient and that of the full head over class means.
+        class_means_cosine, class_means_norm_ratio: cosine of the gradient with that of the full head over class
+            means, and the ratio of their lengths.
 
     Raises:
-        ValueError: a margin that does not normalize, or an option that is less than 1 or no whole number.
+        ValueError: a margin that does not normalize, or an option that is not a whole number of at least 1.
     """
     check_options(probes, 1, hardest)
     if not margin.normalize:

@@ -37,8 +37,8 @@ def selection_fidelity(
         hardest: k, the number of hardest negatives in `hardest_recall`.
 
     Returns:
-        Means over selections, the same on all processes. A gradient is that of all embeddings as one vector, along the
-        sphere if the margin normalizes.
+        Means over selections, the same on all processes. The gradients of all embeddings form one vector. If the margin
+        normalizes, only their part along the sphere counts.
 
         mass: share of the negatives' softmax mass in the selected classes; mean over embeddings.
         hardest_recall: share of the k negatives with the highest logits that are selected; mean over embeddings.
@@ -50,7 +50,7 @@ def selection_fidelity(
             squared error is bias squared plus variance. Only for R > 1.
 
     Raises:
-        ValueError: an option that is less than 1 or no whole number, or an input that `CenterHead.forward` refuses.
+        ValueError: an option that is not a whole number of at least 1, or an input that `CenterHead.forward` refuses.
     """
     check_options(probes, repeats, hardest)
     with _separate_draws(head):

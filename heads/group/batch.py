@@ -71,8 +71,8 @@ def gather_batch(
         labels: (n,) class ids.
         weight: (n,) weights; None for ones.
         transform: applied to the embeddings of this process before they are gathered.
-        step: of the head, for messages.
-        device: of the head.
+        step: the head's step, for messages.
+        device: the head's device.
 
     Raises:
         ValueError: on all processes, also if only one has a wrong input.

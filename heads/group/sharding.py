@@ -12,7 +12,7 @@ class Shard:
     """The classes `start` to `stop` (exclusive) that process `rank` of `world_size` owns.
 
     Raises:
-        ValueError: no class, or more processes than leave each of them a class.
+        ValueError: there is no class, or there are so many processes that one of them gets no class.
     """
 
     num_classes: int
@@ -24,7 +24,7 @@ class Shard:
             raise ValueError(f"num_classes={self.num_classes} must be at least 1")
         if (self.world_size - 1) * self.chunk >= self.num_classes:
             raise ValueError(
-                f"num_classes={self.num_classes} on {self.world_size} processes leaves one without a class; "
+                f"num_classes={self.num_classes} on {self.world_size} processes leaves a process without a class; "
                 f"the largest number of processes that works is {largest_world_size(self.num_classes, self.world_size)}"
             )
 
@@ -59,5 +59,5 @@ def positions(ids: Tensor, wanted: Tensor) -> Tensor:
 
 
 def largest_world_size(num_classes: int, at_most: int) -> int:
-    """Return the largest number of processes up to `at_most` that leaves each of them a class."""
+    """Return the largest number of processes up to `at_most` with which each process has a class."""
     return next(w for w in range(at_most, 0, -1) if (w - 1) * -(-num_classes // w) < num_classes)

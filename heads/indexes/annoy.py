@@ -46,8 +46,8 @@ class Annoy(Index):
         "Trees; more of them find more neighbours and take longer to build. A number, or {step: number} to change it "
         "from each step on.",
     )
-    search_k: int | None = option(None, "Candidates that a query compares. None: num_trees x neighbours asked for.")
-    threads: int = option(1, "Threads that build the forest, which depends on their number.")
+    search_k: int | None = option(None, "Candidates that a query compares. None for num_trees x requested neighbours.")
+    threads: int = option(1, "Threads that build the forest. Another number of threads gives another forest.")
 
     def __post_init__(self) -> None:
         check_schedule("num_trees", self.num_trees, 1)
@@ -75,7 +75,7 @@ class Annoy(Index):
             _write_npy(rows, vectors, self.width)
             options = [num_trees, seed, self.threads, os.getpid()]
             program = [sys.executable, "-P", annoy_build.__file__, path_of(rows), path_of(forest), *map(str, options)]
-            # A session of its own keeps Ctrl-C for the training process.
+            # In a separate session the program does not receive Ctrl-C, which the training process handles.
             process = subprocess.Popen(
                 program,
                 stderr=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """The interface of an index of nearest class rows.
 
-An index answers for the rows as they were when it was built, and is not changed while it serves: `rebuilt` makes
-another one for the current rows while this one keeps answering from another thread.
+An index answers for the rows at the time when it was built, and is not changed while it is in use. `rebuilt` makes
+another index of the current rows, during which another thread can query this one.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ class Index(Configured, ABC):
 
     refreshable: ClassVar[bool] = True  # whether `refresh` works
     library_attributes: ClassVar[tuple[str, ...]] = ()  # attributes with a library's objects, which copies leave out
-    radius: float = field(default=0.0, init=False, repr=False)  # of the `CenterVectors` it was built from
+    radius: float = field(default=0.0, init=False, repr=False)  # radius of its `CenterVectors`
 
     @abstractmethod
     def __len__(self) -> int:
@@ -38,10 +38,10 @@ class Index(Configured, ABC):
 
         Args:
             vectors: n vectors of unit length, float32 (n, D).
-            seed: of the index's random choices.
+            seed: seed of the index's random choices.
             step: optimizer step, for options that follow a schedule.
             search_scale: factor on the number of trees, or of lists that a query searches.
-            background: whether training continues in another thread, which the build must not hold up.
+            background: whether training continues in another thread, which the build must not block.
         """
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Index(Configured, ABC):
         Raises:
             ValueError: the index cannot be changed (`refreshable` is False).
         """
-        raise ValueError(f"{type(self).__name__} cannot change what it holds; build a new index")
+        raise ValueError(f"{type(self).__name__} cannot change its vectors; build a new index")
 
     def rebuilt(self, vectors: Vectors, changed: Tensor, **options: Any) -> "Index":
         """Return another index of the current vectors and leave this one unchanged.
@@ -70,7 +70,7 @@ class Index(Configured, ABC):
         Args:
             vectors: the current vectors.
             changed: int64 (m,), the positions at which they differ from this index's.
-            options: those of `build`.
+            options: options of `build`.
         """
         index = self.empty_copy()
         index.build(vectors, **options)

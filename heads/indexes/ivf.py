@@ -14,7 +14,7 @@ from .files import loaded_from, saved_bytes
 from .index import Index
 from .vectors import READ_ROWS, Vectors, padded, to_host
 
-POINTS_PER_CENTROID = 64  # that k-means looks at
+POINTS_PER_CENTROID = 64  # vectors per centroid that k-means uses
 
 
 @documented
@@ -23,8 +23,8 @@ class IVF(Index):
     """Inverted lists around centroids, with exact search within a list (faiss, IndexIVFFlat).
 
     See Johnson et al., "Billion-scale similarity search with GPUs", 2017, and github.com/facebookresearch/faiss. It
-    finds approximate neighbours. A refresh moves changed vectors from list to list; every `retrain` refreshes
-    k-means computes new centroids.
+    finds approximate neighbours. A refresh moves changed vectors from list to list; once in
+    `retrain` refreshes, k-means computes new centroids.
 
     Raises:
         TypeError: an unknown option.
@@ -37,7 +37,7 @@ class IVF(Index):
     nprobe: Schedule = option(
         16, "Lists that a query searches. A number, or {step: number} to change it from each step on."
     )
-    retrain: int = option(10, "Compute new centroids at every so many refreshes; the others keep the centroids.")
+    retrain: int = option(10, "Compute new centroids once in this many refreshes; the other refreshes keep them.")
 
     def __post_init__(self) -> None:
         if self.num_lists is not None and self.num_lists < 1:
@@ -46,7 +46,7 @@ class IVF(Index):
         if self.retrain < 1:
             raise ValueError(f"retrain={self.retrain} must be at least 1, which computes new centroids every time")
         _faiss()
-        self.refreshes = 0  # since the centroids were computed
+        self.refreshes = 0  # refreshes since the centroids were computed
         self.lists: Any = None
         self._searcher: Any = None  # the lists, or their copy on a GPU
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .index import Index
 
-NICENESS = 5  # of the background thread, and of processes that it starts
+NICENESS = 5  # niceness of the background thread and of processes that it starts
 ATTEMPTS = 3  # consecutive failures to build an index before training ends
 
 

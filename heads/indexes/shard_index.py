@@ -12,7 +12,7 @@ from .vectors import CenterVectors
 
 
 class ShardIndex(IndexRefresh):
-    """An index of this process's rows, which knows the rows that changed since it was built.
+    """An index of this process's rows, with a record of the rows that changed since it was built.
 
     Args:
         template: an index with the options of those to be built; never built itself.
@@ -33,18 +33,18 @@ class ShardIndex(IndexRefresh):
         self._reread = torch.empty(0, dtype=torch.long)  # changed rows that the last refresh reads
 
     def mark_changed(self, ids: Tensor | None, device: torch.device) -> None:
-        """Note that training changes these rows, None for all."""
+        """Record that training changes these rows; None for all rows."""
         if self.template.refreshable:
             self.changed = self.changed.to(device)
             self.changed[slice(None) if ids is None else ids] = True
 
     def update(self, *, step: int, interval: int, **options: Any) -> None:
-        """Take a finished index over, and start the next refresh if it is due.
+        """Adopt a finished index, and start the next refresh if it is due.
 
         Args:
             step: optimizer step.
-            interval: steps until the refresh after it.
-            options: of `Index.build`.
+            interval: steps from this refresh to the next one.
+            options: options of `Index.build`.
 
         Raises:
             RuntimeError: a blocking refresh failed.

@@ -12,7 +12,7 @@ from ..objectives.rows import MIN_NORM, RowSequence
 from ..objectives.softmax import chunks
 from ..rows.centers import ClassCenters
 
-READ_ROWS = 8192  # at a time, into a library's own memory
+READ_ROWS = 8192  # rows that are read at a time into a library's memory
 
 
 class Vectors(RowSequence, Protocol):
@@ -79,5 +79,5 @@ def to_host(vectors: Tensor) -> NDArray[np.float32]:
 
 
 def padded(positions: Tensor, k: int) -> Tensor:
-    """Fill positions (n, m) up with -1 to (n, k)."""
+    """Pad positions (n, m) with -1 to (n, k)."""
     return torch.nn.functional.pad(positions, (0, k - positions.shape[1]), value=-1)

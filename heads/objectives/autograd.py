@@ -35,7 +35,7 @@ def streamed_loss(
             changes no row.
         timer: measures "backward".
     """
-    gradients: list[tuple[RowGradient, Tensor]] = []  # of backward passes through this loss
+    gradients: list[tuple[RowGradient, Tensor]] = []  # from backward passes
     leaf = None
     if torch.is_grad_enabled() and x_nD.requires_grad:
         # The rows are no parameters. This leaf takes their place: its hook runs when gradients are accumulated.

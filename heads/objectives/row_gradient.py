@@ -21,7 +21,7 @@ class RowGradient:
     forward pass.
 
     Args:
-        softmax: after its pass one.
+        softmax: the softmax, after its pass one.
         scale: scalar factor of the gradient.
     """
 
@@ -55,7 +55,7 @@ class RowGradient:
         self.sealed = True
 
     def release(self) -> None:
-        """Return the memory of a gradient that is not needed any more to the workspace."""
+        """Return the memory of a gradient that is no longer needed to the workspace."""
         if self.kept_KN is not None:
             self.softmax.workspace.release("cosines", self.kept_KN)
             self.kept_KN = None

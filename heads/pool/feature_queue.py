@@ -20,15 +20,15 @@ class FeatureQueue:
     Args:
         pool: the classes of the slots; `commit` of a change updates it too.
         embedding_size: D.
-        dtype: of the stored features.
-        device: where they are stored.
+        dtype: dtype of the stored features.
+        device: device that stores them.
         random_seed: fill the slots with random directions of this seed, which act as negatives until a class takes the
             slot. None leaves slots without a class out of the views.
 
     Attributes:
         rows: (2, capacity, D) features.
         next_row: (capacity,) the row that the next feature of a slot's class replaces.
-        checksum: of all changes so far; equal on all processes.
+        checksum: checksum of all changes so far; equal on all processes.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class QueueChange:
     images of one class take turns, so that the last two remain.
 
     Args:
-        queue: not changed before `commit`.
-        plan: of the gallery's classes.
-        features: (M, D) of the gallery.
+        queue: the queue; it does not change before `commit`.
+        plan: plan for the gallery's classes.
+        features: (M, D) features of the gallery.
     """
 
     def __init__(self, queue: FeatureQueue, plan: Plan, features: Tensor):

@@ -51,8 +51,8 @@ def gather_gallery(
         labels: (n,) class ids of the probes.
         gallery: (m, embedding_size) features of this process.
         gallery_labels: (m,) class ids of the gallery.
-        checksum: of the queue; must be equal on all processes.
-        step: of the head, for messages.
+        checksum: checksum of the queue; must be equal on all processes.
+        step: the head's step, for messages.
 
     Raises:
         ValueError: on all processes, also if only one has a wrong input.

@@ -8,14 +8,14 @@ from ..core import dtypes
 from ..core.options import number, option, whole
 from ..margins.margin import Margin, checked_margin
 
-PUBLISHED_MOMENTUM = 0.99  # of the published code
+PUBLISHED_MOMENTUM = 0.99  # constant of the published code
 
 
 @dataclass(frozen=True, kw_only=True)
 class FFCOptions:
     """Options of `FFC`."""
 
-    queue_size: float = option(0.1, "Classes in the pool: their number, or below 1 their share of C.")
+    queue_size: float = option(0.1, "Number of classes in the pool, or their share of C if it is below 1.")
     margin: Margin | None = option(None, "A margin that normalizes. None for CosFace(s=32, m=0.4).")
     gallery_momentum: float | None = option(
         None,
@@ -24,8 +24,8 @@ class FFCOptions:
     )
     outlier_weight: float = option(
         1.0,
-        "Weight of the term for probes whose class is not in the pool: the mean of their k highest cosines, negative "
-        "ones as 0. k is 2 in 10,000 of the slots, at least 3 and at most 10.",
+        "Weight of the term for probes whose class is not in the pool: the mean of their k highest cosines, where "
+        "negative cosines count as 0. k is 2 in 10,000 of the slots, at least 3 and at most 10.",
     )
     identity_share: float = option(
         0.5, "Share of a batch's images, in (0, 1), that come as pairs of one class; 2/3 in the published code."
@@ -57,8 +57,8 @@ class FFCOptions:
         """Return the momentum of the copy of the backbone in a step.
 
         A copy with a constant momentum of 0.99 is about 100 steps behind the backbone. Early in training its features
-        then come from a backbone that has learned little. Without a constant, the copy is a ninth of the steps so far
-        behind, and at most 100.
+        then come from a backbone that has learned little. Without a constant, the copy lags
+        by a ninth of the steps so far, and by at most 100 steps.
         """
         if self.gallery_momentum is not None:
             return self.gallery_momentum

@@ -71,7 +71,7 @@ class SlotTable:
             self.marks[place] = _mark(classes)
             self.slots[place] = slots
             self.place_of[slots] = place
-            lost = (self.slots.take(place) != slots).nonzero()[0]  # of several classes in one place, one stays
+            lost = (self.slots.take(place) != slots).nonzero()[0]  # if several classes share a place, one stays
             classes, slots = classes[lost], slots[lost]
 
     def _grow(self, slots: Ints) -> None:

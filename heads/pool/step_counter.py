@@ -26,7 +26,7 @@ class StepCounter(torch.optim.Optimizer):
     Args:
         head: the head.
         lr: learning rate; without effect.
-        device: of the head.
+        device: the head's device.
     """
 
     def __init__(self, head: Counted, lr: float, device: torch.device):

@@ -33,10 +33,10 @@ class ClassCenters(nn.Module):
         embedding_size: columns drawn from N(0, 0.01). A draw depends on seed and class only, so neither the number
             of processes nor the store changes an initial row.
         bias: whether rows have one more column, initially zero.
-        seed: of the initial rows.
+        seed: seed of the initial rows.
         process_group: the processes that share the classes; None for one process.
-        device: where rows are updated.
-        dtype: in which rows are stored: float32, bfloat16, or float64 to check numerics. Arithmetic on bfloat16 rows
+        device: device on which rows are updated.
+        dtype: dtype of the stored rows: float32, bfloat16, or float64 to check numerics. Arithmetic on bfloat16 rows
             is in float32.
         rounding: "stochastic" or "nearest", for values written in bfloat16.
         store: "device", "host" or "disk"; see `heads.rows.stores`.

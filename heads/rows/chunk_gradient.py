@@ -14,7 +14,7 @@ class ChunkGradient(ABC):
 
     Args:
         rows: (k, width), before the update.
-        workspace: where `dense` takes its memory.
+        workspace: provides the memory for `dense`.
     """
 
     def __init__(self, rows: Tensor, workspace: Workspace):

@@ -24,7 +24,7 @@ def center_cost(case: Case, options: CenterOptions, *, row_state: Mapping[str, R
 
     Args:
         case: numbers of classes, columns, images and processes.
-        options: of the head.
+        options: options of the head.
         row_state: what the row optimizer keeps for each row.
         active: rows of a process that take part in a step; None for all.
     """

@@ -16,7 +16,7 @@ def initial_rows(classes: Tensor, embedding_size: int, seed: int) -> Tensor:
     Args:
         classes: int64 (k,) global class ids. A row depends on its class and on `seed` only.
         embedding_size: columns.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         float32 (k, embedding_size).

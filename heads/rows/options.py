@@ -22,8 +22,8 @@ class CenterOptions:
     seed: int = option(0, "Seed of the initial rows and of the selection.")
     logits_budget_mb: float = option(
         512,
-        "MiB of this process for cosines, and then for active rows, that are kept from forward to backward and step. "
-        "Beyond it they are computed or gathered again.",
+        "Memory of this process, in MiB, in which cosines, and then active rows, are kept from the forward pass to the "
+        "backward pass and the step. Those that do not fit are computed or gathered again.",
     )
     dtype: torch.dtype | str = option(
         "fp32",

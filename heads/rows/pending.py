@@ -48,7 +48,7 @@ class PendingGradients:
         """Keep the gradient of one backward pass.
 
         Args:
-            gradient: of the active rows.
+            gradient: gradient of the active rows.
             finite: boolean scalar, the same on all processes; False where the gradient overflowed.
             has_optimizer: whether an optimizer exists. Without one only a few entries are kept.
 

@@ -63,8 +63,8 @@ class RowOptimizer(torch.optim.Optimizer):
         """Update some rows and their state in place.
 
         Args:
-            rows: (k, width), float32, or float64 for such rows.
-            gradient: of these rows.
+            rows: (k, width), float32, or float64 if the rows are float64.
+            gradient: gradient of these rows.
             state: name -> (k, width of that state).
             group: the options of the parameter group.
         """
@@ -133,5 +133,5 @@ class RowOptimizer(torch.optim.Optimizer):
         """
         (group,), groups = self.param_groups, state_dict.get("param_groups", [])
         if len(groups) != 1 or "lr" not in groups[0]:
-            raise ValueError(f"this is no state of a {type(self).__name__}; it must have one group with lr")
+            raise ValueError(f"state_dict is not the state of a {type(self).__name__}; it must have one group with lr")
         group.update({name: value for name, value in groups[0].items() if name != "params"})

@@ -17,7 +17,7 @@ class Allocation:
 
     Args:
         num_classes: C.
-        num_active: active classes over all processes; up to 1 a share of C.
+        num_active: number of active classes over all processes, or their share of C if it is at most 1.
         interval: steps between refreshes of the index.
         target_mass: share of the negative softmax mass that the active classes should hold; None for no target.
 

@@ -9,7 +9,7 @@ from .selection import Selection
 def filled(
     chosen: Tensor, num_classes: int, quota: int, generator: torch.Generator, *, log_q: Tensor | None
 ) -> Selection:
-    """Fill a selection up with uniform draws, without replacement, from the classes that are not chosen.
+    """Complete a selection with uniform draws, without replacement, from the classes that are not chosen.
 
     Args:
         chosen: int64, sorted, without duplicates; all are kept, also if there are more than `quota`.

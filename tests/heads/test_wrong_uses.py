@@ -230,7 +230,7 @@ def test_an_optimizer_that_was_replaced_refuses_to_step():
             use(current)
     with pytest.raises(ValueError, match="has one group"):
         current.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
-    with pytest.raises(ValueError, match="no state of a RowSGD"):
+    with pytest.raises(ValueError, match="state_dict is not the state of a RowSGD"):
         current.load_state_dict(
             torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9).state_dict() | {"param_groups": []}
         )

@@ -71,7 +71,7 @@ def test_refresh_replaces_changed_vectors(name):
 
 
 def test_annoy_cannot_be_refreshed():
-    with pytest.raises(ValueError, match="Annoy cannot change what it holds"):
+    with pytest.raises(ValueError, match="Annoy cannot change its vectors"):
         built("annoy").refresh(TensorVectors(ROWS), torch.tensor([0]))
 
 
