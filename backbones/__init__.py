@@ -1,4 +1,4 @@
-"""Backbones: networks that map images or vectors to embeddings, one architecture a file.
+"""Backbones: networks that map images or vectors to embeddings, one architecture per file.
 
 A backbone is a module with the constructor `Backbone(input_shape=(C, H, W) or (D,), embedding_size=..., **options)`.
 Its forward maps floats (N, *input_shape) to floats (N, embedding_size).

@@ -38,7 +38,7 @@ def convert(options: Options, screen: Console | None = None) -> Report:
     """Convert a source and print the report.
 
     Raises:
-        ValueError: the options, the source or its images do not permit it.
+        ValueError: an option is invalid, or the source or one of its images cannot be converted.
     """
     screen = screen or console()
     check(options)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from .workers import end_with_parent
 
 T = TypeVar("T")
-ATTEMPTS = 3  # to load one item
+ATTEMPTS = 3  # attempts to load one item
 DIED = "DataLoader worker (pid"  # beginning of torch's message
 
 

@@ -31,7 +31,7 @@ class InstanceStream:
 
     Args:
         data: the set with the training records.
-        batch_size: records of a batch over all processes. An epoch drops the rest that fills no batch.
+        batch_size: records of a batch over all processes. An epoch drops the last records that do not fill a batch.
         seed: seed of order and augmentation.
         rank, world_size: this process gets its contiguous part of every batch.
     """
@@ -66,8 +66,8 @@ class IdentityStream:
     Args:
         data: the set with the training records. The two records of a class with one record are the same, with different
             augmentations.
-        batch_size: records of a batch over all processes, two for each class. An epoch drops the rest that fills no
-            batch.
+        batch_size: records of a batch over all processes, two for each class. An epoch drops the last records that
+            do not fill a batch.
         seed: seed of order, choice and augmentation.
         rank, world_size: this process gets its contiguous part of every batch.
     """

@@ -1,4 +1,4 @@
-"""Class names in a file, one a line, read by memory mapping."""
+"""Class names in a file, one per line, read by memory mapping."""
 
 import mmap
 from collections.abc import Iterator, Sequence

@@ -47,7 +47,7 @@ def write_pair_bin(options: Options, progress: Progress) -> Report:
             if content != convert_image(encoded, options):
                 raise ValueError(f"target={target} differs from its source at {pairs.images.name(int(listed))}")
         if not np.array_equal(copy.same, pairs.same):
-            raise ValueError(f"target={target} differs from its source in which pairs are of one class")
+            raise ValueError(f"target={target} differs from its source in the labels of its pairs")
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

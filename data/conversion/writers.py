@@ -217,7 +217,7 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def write_names(path: Path, names: Sequence[str]) -> None:
-    """Write class names, one a line; no file if there are none."""
+    """Write class names, one per line; no file if there are none."""
     if len(names):
         with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             file.writelines(f"{name}\n" for name in names)

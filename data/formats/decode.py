@@ -1,7 +1,7 @@
 """Decoding of images.
 
 JPEG is decoded by libjpeg-turbo (simplejpeg), directly into the batch. Pillow decodes all other formats, images of
-another size, and JPEG that libjpeg-turbo objects to. Every image is decoded at its full size and then scaled by an
+another size, and JPEG files that libjpeg-turbo refuses. Every image is decoded at its full size and then scaled by an
 antialiased bilinear filter. So JPEG and PNG of one picture give nearly the same pixels, and any program with Pillow can
 reproduce them.
 """

@@ -122,7 +122,7 @@ class Format(Protocol):
 
 
 def read_names(path: Path) -> list[str] | None:
-    """Return class names, one a line of a file; None if the file does not exist."""
+    """Return the class names in a file, one per line; None if the file does not exist."""
     if not path.exists():
         return None
     try:

@@ -64,7 +64,7 @@ def _inspect(raw: bytes) -> None:
         if operation == "GLOBAL":
             stand_ins.resolve(*str(argument).split(" ", 1))
         if "PUT" in operation and argument > len(raw):
-            raise _RefusedError(f"it asks for room for {argument:,} objects")
+            raise _RefusedError(f"it requests memory for {argument:,} objects")
 
 
 def _operations(raw: bytes) -> Iterator[tuple[str, Any]]:

@@ -101,7 +101,7 @@ class RecordFile:
     def _images(self) -> Iterator[tuple[int, int, bool]]:
         """Yield (key, offset, whether it may be an identity) of the images, in file order.
 
-        The images are all records, or those that a header record states. Keys are those of the index, or the numbers
+        The images are all records, or those announced by a header record. Keys are those of the index, or the numbers
         of the records without an index.
         """
         if not self.index.exists():

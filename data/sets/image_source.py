@@ -27,7 +27,7 @@ def images_at(
         root: the folder that paths in a list are relative to; the list's folder if None.
         labels: the key-label file of an LMDB; the file in its folder if None.
         option: name of the option with the path, for error messages.
-        mixed: accept a folder with images both in it and in subfolders, and take all of them as one class.
+        mixed: accept a folder with images directly and in subfolders, and take all of them as one class.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"format={format} must be one of {', '.join(FORMATS)}")
@@ -41,7 +41,7 @@ def images_at(
     if kind == "folder" and format is None and has_images(path):
         if not mixed and has_folders(path):
             raise ValueError(
-                f"{option}={path} contains images both in it and in subfolders; format=folder reads only those in "
+                f"{option}={path} contains images directly and in subfolders; format=folder reads only those in "
                 "subfolders"
             )
         return UnlabeledImages(path)

@@ -664,7 +664,7 @@ def test_folders_with_images_and_folders_are_refused(trained, tmp_path):
     (tmp_path / "set" / ".thumbs" / "t.jpg").write_bytes(image(9))
     (tmp_path / "set" / "cover.jpg").write_bytes(image(5))
     options = embed_config(trained, tmp_path / "set", tmp_path / "out.npy")
-    with pytest.raises(ValueError, match="images both in it and in subfolders; format=folder"):
+    with pytest.raises(ValueError, match="images directly and in subfolders; format=folder"):
         embed(options, tmp_path)
     assert not list(tmp_path.glob("out*"))
     cluster(config(f"checkpoint={trained}", f"source={tmp_path / 'set'}", name="cluster"), tmp_path)

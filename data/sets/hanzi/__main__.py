@@ -52,7 +52,7 @@ def print_typefaces(screen: Console) -> None:
 
 
 def save_picture(path: Path, rows: int = 8, columns: int = 14, size: int = 48) -> None:
-    """Save an image of some classes, one a row, each rendering `size` pixels wide."""
+    """Save an image of some classes, one class per row, each rendering `size` pixels wide."""
     faces = installed(PROBES)
     drawings = drawings_by_class(faces, merge=True)
     columns = min(columns, max(map(num_drawings, drawings.values()), default=0))
