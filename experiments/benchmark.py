@@ -47,7 +47,7 @@ FIGURES = (
     "before_index",
     "speedup",
 )
-HIDDEN = ("baseline_forward_ms", "baseline_backward_ms", "baseline_update_ms", "baseline_spread_ms")  # in the JSON
+HIDDEN = ("baseline_forward_ms", "baseline_backward_ms", "baseline_update_ms", "baseline_spread_ms")  # JSON only
 
 
 @hydra.main(config_path="../conf", config_name="benchmark", version_base="1.3")

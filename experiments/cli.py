@@ -35,9 +35,9 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
     """Run `python -m experiments.NAME`: check its options, start its processes, and report errors as one message.
 
     Args:
-        name: of the command.
+        name: name of the command.
         work: the work of one process, called with the config and the folder for results.
-        config_name: of the primary config; by default the name of the command.
+        config_name: name of the primary config; by default the name of the command.
     """
     if "RANK" in os.environ:  # experiments.launch started this process
         end_with_parent()

@@ -33,7 +33,7 @@ from .launching.processes import joined
 from .tables import console
 
 METHODS = ("hdbscan", "average")
-SIMILARITY = 0.4  # of method=average
+SIMILARITY = 0.4  # default of method=average
 MAX_IMAGES = 30_000  # whose similarities to each other fit into memory
 
 

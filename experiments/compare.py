@@ -66,7 +66,7 @@ def main() -> None:
 
 
 NEVER_BEGAN = ("failed at step 0", "no summary.json: the run was refused, is starting, or was killed")
-MAX_LISTED = 12  # of the runs that are left out, on the screen
+MAX_LISTED = 12  # left-out runs that are printed
 
 
 def show(paths: list[Path], axis: str = "images", at: float | None = None) -> tuple[Comparison, LeftOut] | None:

@@ -42,7 +42,7 @@ def contact_sheet(
 
 
 def stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:
-    """Return one sheet above the other."""
+    """Return one image with one sheet above the other."""
     sheet = Image.new("RGB", (lower.width, lower.height + upper.height), "white")
     sheet.paste(upper, (0, 0))
     sheet.paste(lower, (0, upper.height))

@@ -49,9 +49,9 @@ def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
     """Return the workspace, which is not saved yet.
 
     Args:
-        project: whose runs are shown.
+        project: project whose runs are shown.
         entity: user or team; empty for the default one.
-        name: of the workspace.
+        name: name of the workspace.
         study: group of runs to show; None for all.
 
     Raises:

@@ -81,7 +81,7 @@ class Files:
 
     Args:
         target: path of the array.
-        description: of what is computed, which a continued command must have too.
+        description: description of the computation; it must be the same when a command continues.
     """
 
     def __init__(self, target: Path, description: str):

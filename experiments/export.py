@@ -41,7 +41,7 @@ FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "centers.safet
 CHECKED = 16  # images
 BATCHES = (1, 2, 5)  # sizes of random batches
 TOLERANCE = 1e-4
-MAX_CENTERS_BYTES = 2**30  # of class centers in a model
+MAX_CENTERS_BYTES = 2**30  # largest size of class centers in a model
 
 
 def export(config: DictConfig, folder: Path) -> None:
@@ -102,7 +102,7 @@ def metadata_of(trained: Trained, scores: bool) -> dict[str, str]:
     if trained.preprocessing is not None:
         values |= asdict(trained.preprocessing)
         values["color"] = "RGB" if trained.preprocessing.channels == 3 else "grey"
-        values |= {"resampling": "bilinear", "antialias": True}  # of images of another size, over all of their pixels
+        values |= {"resampling": "bilinear", "antialias": True}  # for images of another size
     if scores and len(trained.class_names):
         values["class_names"] = list(trained.class_names)
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}

@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 from data.preprocessing import Preprocessing
 
 SIMILAR = 0.9999  # least cosine between the embeddings of an image prepared in both ways
-SCALES = (1, 2, 3.7)  # of test images, as multiples of the model's input size
+SCALES = (1, 2, 3.7)  # sizes of test images, as multiples of the model's input size
 
 Run = Callable[[Tensor], list[NDArray[np.float32]]]  # an exported model: images to embeddings, and scores if any
 

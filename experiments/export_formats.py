@@ -20,7 +20,7 @@ class Exported(nn.Module):
     """The exported computation: (N, *shape) float -> embeddings (N, D), and scores (N, C) if there are rows.
 
     Args:
-        rows: of the classes (C, width); None for embeddings only.
+        rows: rows of the classes (C, width); None for embeddings only.
         unit: whether scores are cosines; otherwise the last column of the rows is a bias.
     """
 

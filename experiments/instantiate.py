@@ -1,4 +1,4 @@
-"""Construction of what a config names, with errors in the words of what is constructed."""
+"""Construction of the objects that a config names, with errors that name their options."""
 
 import copy
 import inspect
@@ -19,7 +19,7 @@ def instantiate(config: DictConfig, *, _convert_: str = "none", **arguments: Any
     Scalar options are checked against the types that the target declares, nested targets included.
 
     Args:
-        arguments: what is known at run time only. OmegaConf never sees it: it would turn dataclasses into configs.
+        arguments: values known at run time only. OmegaConf does not get them: it would turn dataclasses into configs.
 
     Raises:
         ValueError: the target raised it, does not take an option, or declares another type for it.
@@ -70,12 +70,12 @@ def _check_types(config: DictConfig) -> None:
     if "_target_" in config:
         try:
             declared = declared_types(_locate(config._target_))
-        except ImportError:  # Hydra says what is wrong
+        except ImportError:  # Hydra reports it
             return
     for name, value in config.items():
         if isinstance(value, DictConfig):
             _check_types(value)
-        elif name in declared and (value is not None or not config.get("_partial_")):  # the call fills in null
+        elif name in declared and (value is not None or not config.get("_partial_")):  # null is filled in by the call
             config[name] = checked(config._get_full_key(name), value, declared[str(name)])
 
 

@@ -24,7 +24,7 @@ from .launching.exit_reason import ended, how_to_resume
 from .launching.launch_config import CONFIG, child
 from .launching.processes import device_for
 
-SHUTDOWN_SECONDS = 120  # for processes to finish a step and write a checkpoint
+SHUTDOWN_SECONDS = 120  # time in which processes finish a step and write a checkpoint
 
 
 def launch(folder: Path, program: str = "train", config_name: str = CONFIG) -> int:

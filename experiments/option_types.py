@@ -18,7 +18,7 @@ class Rule:
 
     Args:
         holds: whether a value of the type obeys the rule.
-        noun: the values that do, such as "a whole number of at least 1".
+        noun: the values that obey it, such as "a whole number of at least 1".
     """
 
     holds: Callable[[Any], bool]
@@ -26,7 +26,7 @@ class Rule:
 
 
 def checked(option: str, value: Any, declared: Any) -> Any:
-    """Return the value of an option as its declared type holds it; 1e8 is a whole number too.
+    """Return the value of an option converted to its declared type; 1e8 is a whole number too.
 
     Only scalar types are checked: a union with any other type accepts everything.
 

@@ -52,8 +52,8 @@ class Plan:
     """One configuration of a head.
 
     Args:
-        names: of its head, store, dtype and optimizer.
-        cost: the formula of its cost, for any case.
+        names: names of its head, store, dtype and optimizer.
+        cost: formula of its cost, which takes a case.
     """
 
     names: dict[str, str]

@@ -15,12 +15,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-MOST_BYTES = 2**24  # of a config or a summary; a usual one has some thousand
+MOST_BYTES = 2**24  # largest size of a config or a summary; a usual one has some thousand bytes
 MOST_LEVELS = 50
 
 
 class DamagedError(ValueError):
-    """A file exists but is not of the kind that its name says. The message begins with its name."""
+    """A file exists but is not of the kind that its name indicates. The message begins with its name."""
 
 
 def text(path: Path) -> str:
@@ -63,7 +63,7 @@ def config(path: Path) -> DictConfig:
 
 
 def lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text of any length, without the zeros of a killed writer. Raise the errors of `text`."""
+    """Yield the lines of a text of any length, without null bytes from a killed writer. Raise the errors of `text`."""
     _check_regular(path)
     with path.open(newline="", encoding="utf-8") as file:
         for line in file:

@@ -32,7 +32,7 @@ from .training.metrics_csv import MetricsCSV
 from .training.module import HeadModule
 from .training.summary import Summary, print_summary
 
-SECONDS_FOR_RANK_ZERO = 3  # to print its error before other processes do
+SECONDS_FOR_RANK_ZERO = 3  # time to print its error before other processes do
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -97,7 +97,7 @@ def status_of(module: HeadModule, callbacks: Callbacks) -> str:
 
 
 def failure_of(status: str, callbacks: Callbacks, trainer: L.Trainer, summary: Summary) -> str | None:
-    """Return what failed in a training that saved its last step, and what is left of it; None for success."""
+    """Return what failed in a training that saved its last step, and how to continue; None for success."""
     saving, evaluation = callbacks.saving, callbacks.evaluation
     if status == "failed":
         return f"{callbacks.stop.failure}; {saving.state_of_store()}"

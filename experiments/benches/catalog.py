@@ -114,7 +114,7 @@ def _open(folder: str, num_heldout: int, batch: int) -> Step:
         data = DataSet(train, heldout, (0,), lambda examples: examples, Unchanged(), names)
         for stream in (InstanceStream(data, batch), IdentityStream(data, batch)):
             stream.batch(0)
-            stream.batch(stream.batches_per_epoch)  # of the second epoch
+            stream.batch(stream.batches_per_epoch)  # first batch of the second epoch
         return _figures(begin, before, own)
 
     return step

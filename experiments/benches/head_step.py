@@ -46,7 +46,7 @@ def head_step(
     """Return a line of figures for each combination; the margin is CosFace.
 
     Args:
-        sample_rate: of pfc; up to 1 a share of the classes, above 1 a number of classes.
+        sample_rate: share of the classes that pfc samples, or above 1 their number.
         baselines: also measure `dense` for full and `indexed` for pfc.
         options: further lists: dtype, store, compute, optimizer, logits_budget_mb, and min_probability for full.
     """

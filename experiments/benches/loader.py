@@ -161,7 +161,7 @@ class Plain(Dataset[tuple[Tensor, int]]):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if self.transaction is None:  # in the worker
+        if self.transaction is None:  # the first read in this worker
             self.transaction = opened(self.path, Path(self.path, "data.mdb").stat().st_ino).begin()
         datum = Datum()
         datum.ParseFromString(self.transaction.get(self.keys[index]))

@@ -57,7 +57,7 @@ class Subject:
 
 
 def interleave(subjects: Mapping[str, Subject], warmup: int, repeats: int) -> None:
-    """Measure subjects in turns, A B A B ..., so that a drift of the machine affects all alike.
+    """Measure subjects in turns, A B A B ..., so that a drift of the machine affects all equally.
 
     A repeat is the median of the steps within TURN seconds, or a single longer step. The steps of another TURN seconds
     before it do not count, because the caches and the cores are still busy with the subject before.

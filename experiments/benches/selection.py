@@ -51,7 +51,7 @@ def selection(
         batch: number of embeddings.
         changed: rows that a refresh takes in, for indexes that can be refreshed.
         s: scale of the logits, in training and for the softmax mass.
-        steps: of the training.
+        steps: number of training steps.
         lr: learning rate of the training.
     """
     lines = []

@@ -12,8 +12,7 @@ from .storage import CheckpointStore
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be written or read. The message is one sentence with the checkpoint, the reason and what is
-    left."""
+    """A checkpoint cannot be written or read. The message names the checkpoint, the reason and what remains."""
 
 
 def attempt_on_all(attempt: Callable[[], None], failed: str, store: CheckpointStore) -> None:

@@ -38,9 +38,9 @@ class Writer(StorageWriter):
     """A writer of the blocks of this process to a file, and of the manifest once all processes have written.
 
     Args:
-        store: that holds the checkpoint.
-        name: of the checkpoint.
-        rank: of this process, which names its file.
+        store: store that holds the checkpoint.
+        name: name of the checkpoint.
+        rank: rank of this process, which is part of its file's name.
         initial: see `Manifest`.
     """
 

@@ -15,7 +15,7 @@ def find(resume: str | None, run_folder: Path, configured: str | None, option: s
     Args:
         resume: a run's folder, a folder of checkpoints, or a checkpoint; auto is the newest checkpoint of this run, or
             None.
-        run_folder: of this run.
+        run_folder: folder of this run.
         configured: this run's option `checkpoint.dir`.
         option: name of `resume`, for messages.
 

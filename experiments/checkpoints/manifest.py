@@ -60,7 +60,7 @@ class Manifest:
     Args:
         program: version and commit of the project that wrote the checkpoint.
         initial: seed and embedding_size of the class centers; None without class centers.
-        tensors: by name.
+        tensors: tensors by name.
     """
 
     program: dict[str, str | None]

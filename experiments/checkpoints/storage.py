@@ -220,7 +220,7 @@ class Remote:
         return {file: entry["size"] or 0 for file, entry in self._listed(name).items()}
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
-        """Return the entries of a folder by name, none if it is missing. Raise ValueError if the store is silent."""
+        """Return the entries of a folder by name, none if it is missing. Raise ValueError if that fails."""
         self.files.invalidate_cache()  # other programs write to the store too
         try:
             details = self.files.ls(f"{self.path}/{folder}".rstrip("/"), detail=True)

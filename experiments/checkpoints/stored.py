@@ -29,8 +29,8 @@ class Stored:
     """A checkpoint in a store, whose manifest and file sizes are checked before it is read.
 
     Args:
-        path: of the checkpoint, or its URL.
-        option: that names the path, for messages.
+        path: path or URL of the checkpoint.
+        option: option that names the path, for messages.
 
     Attributes:
         tensors: shape, dtype and blocks of each tensor, by name.

@@ -1,4 +1,4 @@
-"""Checks of a command line before Hydra reads it, so that each wrong word is answered by the right one.
+"""Checks of a command line before Hydra reads it. The message about a wrong word names the right one.
 
 Hydra refuses unknown options by itself. It cannot know that `sample_rate` belongs to `head=pfc`, what a misspelt word
 meant, or that nothing reads an option added with +.
@@ -113,7 +113,7 @@ def split(arguments: list[str], primary: str = "config") -> tuple[list[str], lis
 def covering(combinations: Iterable[tuple[T, ...]]) -> Iterator[tuple[T, ...]]:
     """Yield the first combination, and those that differ from it in one place.
 
-    If a choice lacks an option, it lacks it beside all other choices too, so that these combinations show every error.
+    An option that a choice lacks is missing from every combination with it, so these combinations show every error.
     Composing one takes up to a second: 4 x 3 x 2 choices make 24 combinations, and this yields 7.
     """
     first: tuple[T, ...] | None = None
@@ -230,7 +230,7 @@ def _check_values(override: Override, config: DictConfig, declared: Mapping[str,
 
 
 def _needs_sweep(override: Override, primary: str) -> str:
-    """Return the answer to several values without -m."""
+    """Return the message about several values without -m."""
     key, line = override.key_or_group, override.input_line
     answer = f"{line} has several values and needs a sweep; write python -m {COMMANDS[primary]} -m {line}"
     takes_list = chosen_in(primary).get(key) == [] and isinstance(override.value(), ChoiceSweep)
@@ -238,7 +238,7 @@ def _needs_sweep(override: Override, primary: str) -> str:
 
 
 def _without_dashes(word: str, following: str | None, primary: str) -> str:
-    """Return the answer to an option in the form of other programs: --batch_size 64."""
+    """Return the message about an option in the form of other programs: --batch_size 64."""
     name, equals, value = word.lstrip("-").partition("=")
     if not equals and following is not None and not following.startswith("-") and "=" not in following:
         value = following

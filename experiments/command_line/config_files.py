@@ -22,7 +22,7 @@ NO_OPTIONS = ("experiment", "hydra")  # groups whose files set options of other 
 
 
 def has(config: Any, key: str) -> bool:
-    """Return whether a config has an option, null included."""
+    """Return whether a config has an option, also if its value is null."""
     *parents, last = key.split(".")
     node = OmegaConf.select(config, ".".join(parents)) if parents else config
     return isinstance(node, DictConfig) and last in node
@@ -35,7 +35,7 @@ def choices_of(group: str) -> list[str]:
 
 @cache
 def groups_of(primary: str) -> list[str]:
-    """Return the groups that a command chooses from, those that its choices bring in included."""
+    """Return the groups that a command chooses from, including those that its choices bring in."""
     groups = list(chosen_in(primary))
     for group in groups:  # grows
         text = "".join(path.read_text() for path in (CONF / group).glob("*.yaml"))

@@ -37,7 +37,7 @@ HABITS = {
     )
     for name in names.split()
 }
-# Reasons why an option is not what its name promises elsewhere.
+# Explanations of names that other programs use for options, and that mean something else here.
 REASONS = {
     "strategy": "the number of processes decides how they share the work",
     "num_classes": "the data decide how many classes there are",

@@ -1,4 +1,4 @@
-"""Answers to wrong words on a command line: what they may have meant, by conf/ and by the habits of other programs.
+"""Messages about wrong words on a command line. They suggest what was meant, from conf/ and other programs' names.
 
 A suggestion needs a reason: a wrong one is worse than none.
 """
@@ -23,7 +23,7 @@ from .config_files import (
 )
 from .habits import HABITS, MERGED, REASONS, RENAMED, RENAMED_CHOICES
 
-CUTOFF = 0.8  # of difflib's ratio: glyph and glyphs have 0.91, memory and memory_gb 0.80, node and mode 0.75
+CUTOFF = 0.8  # least ratio of difflib: glyph and glyphs have 0.91, memory and memory_gb 0.80, node and mode 0.75
 SHOWN = 3
 
 
@@ -42,7 +42,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def unknown_option(key: str, value: str | None, config: DictConfig, chosen: list[str], primary: str) -> str:
-    """Return the answer to an option that the config does not have.
+    """Return the message about an option that the config does not have.
 
     Args:
         key: the option, without a leading + or ~.
@@ -84,7 +84,7 @@ def unknown_option(key: str, value: str | None, config: DictConfig, chosen: list
 
 
 def unknown_choice(group: str, name: str, primary: str) -> str:
-    """Return the answer to a choice that a group does not have."""
+    """Return the message about a choice that a group does not have."""
     if renamed := RENAMED_CHOICES.get(f"{group}={name}"):
         return f"{group}={name} was renamed; write {renamed}"
     available = choices_of(group)
@@ -99,14 +99,14 @@ def unknown_choice(group: str, name: str, primary: str) -> str:
 
 
 def value_of_section(key: str, value: object, node: DictConfig) -> str:
-    """Return the answer to a value given to a section, which holds options of its own."""
+    """Return the message about a value given to a section, which holds options of its own."""
     names = [f"{key}.{name}" for name in map(str, node) if not name.startswith("_")]
     reason = f"; {REASONS[key]}" if key in REASONS else ""
     return f"{key}={value} cannot be set, because {key} holds several options: {', '.join(names)}{reason}"
 
 
 def bare_word(word: str, primary: str) -> str:
-    """Return the answer to a word that is not NAME=VALUE."""
+    """Return the message about a word that is not NAME=VALUE."""
     name, colon, value = word.lstrip("-").partition(":")
     groups = [group for group in groups_of(primary) if name in choices_of(group)]
     if groups and not colon:
@@ -117,14 +117,14 @@ def bare_word(word: str, primary: str) -> str:
 
 
 def belongs_elsewhere(key: str, owners: Iterable[str], chosen: list[str], primary: str) -> str:
-    """Return the answer to an option of other choices than those on the command line."""
+    """Return the message about an option of other choices than those on the command line."""
     groups = {owner.split("=")[0] for owner in owners}
     present = ", ".join(choice for choice in with_defaults(chosen, primary) if choice.split("=")[0] in groups)
     return f"{key} is not an option of {present or 'this config'}; it belongs to {' and '.join(sorted(set(owners)))}"
 
 
 def _renamed(key: str, value: str | None, config: DictConfig, chosen: list[str], primary: str) -> str:
-    """Return the answer to the earlier name of an option."""
+    """Return the message about the earlier name of an option."""
     parent, dot, last = key.rpartition(".")
     renamed = f"{parent}{dot}{RENAMED[last]}"
     if has(config, renamed):

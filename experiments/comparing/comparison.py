@@ -16,8 +16,8 @@ from .groups import PROBLEM_OPTIONS, Group, grouped
 from .runs import Run, differing_options
 
 AXES = {"images": "images", "steps": "steps", "seconds": "s of training"}
-POINTS = 300  # of a curve that is drawn
-ROUNDING = 1e-9  # of the clock, as a share
+POINTS = 300  # most points of a drawn curve
+ROUNDING = 1e-9  # relative rounding error of the clock
 
 
 class Comparison:

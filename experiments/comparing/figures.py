@@ -12,7 +12,7 @@ class Figure:
 
     Args:
         name: in summary.json.
-        title: of its column.
+        title: title of its column.
         more_is_better: None if neither more nor less is.
         is_curve: whether it is measured repeatedly while training, so that it has a value at any point.
     """

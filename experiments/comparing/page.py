@@ -90,7 +90,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 
 def _option(value: Any) -> Any:
-    """Return a number as it is, and any other value as text."""
+    """Return a number unchanged, and any other value as text."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if is_number else format_option(value)
 

@@ -1,7 +1,7 @@
 """Run a program that ends with its parent process: `python -m experiments.launching.child PARENT MODULE WORDS...`.
 
-The process asks the kernel for that before it imports the program: importing torch takes seconds, in which the
-parent may die.
+The process asks the kernel to end it with its parent before it imports the program. Importing torch takes seconds,
+and the parent may die in that time.
 """
 
 import runpy

@@ -50,7 +50,7 @@ def locked(folder: Path, option: str) -> Iterator[None]:
 
 
 def check_free(folder: Path, option: str) -> None:
-    """Raise ValueError if another process holds the folder's lock. Leave no trace."""
+    """Raise ValueError if another process holds the folder's lock. Keep no lock."""
     if (folder / FILE).exists():
         with locked(folder, option):
             pass

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from .launch_config import number_of_processes
 
 PROCESSES_PER_CORE = 8  # more processes only wait for each other
-INTERPRETER_BYTES = 0.3e9  # of one process once torch is imported
+INTERPRETER_BYTES = 0.3e9  # memory of one process that has imported torch
 GB = 1e9
 
 

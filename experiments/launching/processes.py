@@ -28,7 +28,7 @@ class Processes:
     """Rank, device and group of this process.
 
     Args:
-        rank: of this process among all processes.
+        rank: rank of this process among all processes.
         world_size: number of processes.
         device: the device that this process computes on.
         control: the group for small agreements, on the host so that no GPU waits; None for one process.

@@ -1,4 +1,4 @@
-"""The description of its data in a checkpoint, which detects other data: class centers are identified by number."""
+"""The description of a training's data in its checkpoint. It detects changed data: class centers have numbers only."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import numpy as np
 
 from data.records import DataSet
 
-LABELS = 4096  # in the fingerprint of a data set, at equal distances
+LABELS = 4096  # evenly spaced labels in the fingerprint of a data set
 
 
 def encode_class_names(data: DataSet) -> bytes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data.formats.pickles import loads
 
-COUNTERS = "num_batches_tracked"  # of batch norm, which need no value
+COUNTERS = "num_batches_tracked"  # counters of batch norm, which need no value
 # Names in PLSC 2.2 and here. Blocks are named a, b, c, ...
 BATCH_NORM = {"scale": "weight", "offset": "bias", "mean": "running_mean", "variance": "running_var"}
 LAYERS = {"conv1": "bn1", "fc_1": "bn2", "fc_2": "features"}

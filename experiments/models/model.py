@@ -60,14 +60,14 @@ class Model:
     Args:
         backbone: set to eval mode during use, and then back to its mode.
         embedding_size: D.
-        processes: that share the work; all of them call the methods that gather.
+        processes: processes that share the work; all of them call the methods that gather.
         precision: returns the context in which the backbone computes.
-        preprocessing: of images; None for a model of vectors.
+        preprocessing: preprocessing of images; None for a model of vectors.
         data: returns the model's own data set. Raises ValueError if that is missing or has changed.
         centers: None for a model without class centers.
         num_workers: processes that read and decode images.
         batch_size: images embedded at a time.
-        name: of its checkpoint.
+        name: name of its checkpoint.
     """
 
     backbone: nn.Module
@@ -97,7 +97,7 @@ class Model:
 
         Args:
             mirrored: add the embeddings of the mirrored images.
-            label: of a progress bar; None for none.
+            label: label of a progress bar; None for no bar.
         """
         if mirrored and self.preprocessing is None:
             raise ValueError("mirrored=true needs a model that takes images; set it to false")
@@ -129,7 +129,7 @@ class Model:
         """Return embeddings (n, D) of all examples on the host, on every process; each process embeds a part.
 
         Args:
-            label: of the progress bar and of messages.
+            label: name of the examples, for the progress bar and for messages.
             mirrored: add the embeddings of the mirrored images.
             unit_length: normalize the embeddings.
 

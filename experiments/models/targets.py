@@ -13,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..command_line.arguments import CONF
 
-GROUPS = ("backbone", "data", "images", "margin", "noise")  # of conf/, from which a model and its data are built
+GROUPS = ("backbone", "data", "images", "margin", "noise")  # groups of conf/ from which a model and its data are built
 
 
 def check_resolved(config: Any, given: str) -> None:
     """Raise ValueError for an interpolation, which could form a name after the check. Trainings write none.
 
     Args:
-        config: of a checkpoint.
+        config: config of a checkpoint.
         given: option and value that name the checkpoint, for messages.
     """
     for where, value in _texts(OmegaConf.to_container(config), ""):
@@ -34,7 +34,7 @@ def check(config: Any, name: str, trust: Collection[str], given: str) -> None:
     """Raise ValueError unless everything that this part of a resolved config names may be called.
 
     Args:
-        name: of the part.
+        name: name of the part.
         trust: additional names that may be called.
         given: option and value that name the checkpoint, for messages.
     """

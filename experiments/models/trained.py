@@ -39,14 +39,14 @@ class Trained:
     """A checkpoint, opened for its model.
 
     Args:
-        path: of a run's folder or of one of its checkpoints; or a URL.
-        option: that names the path, for messages.
+        path: path of a run's folder or of one of its checkpoints, or a URL.
+        option: option that names the path, for messages.
         trust: classes and functions that its config may name, in addition to those in this project's conf/.
 
     Attributes:
-        config: of the training, resolved.
-        preprocessing: of images; None for a model of vectors.
-        shape: of an example.
+        config: resolved config of the training.
+        preprocessing: preprocessing of images; None for a model of vectors.
+        shape: shape of an example.
         num_classes: 0 without class centers.
         class_names: empty for classes without names.
         backbone_state: weights by name.
@@ -70,7 +70,7 @@ class Trained:
             self._names: bytes = shared["class_names"]
             self._data_description: Any = shared.get("data")  # missing in imported checkpoints
             self.class_names: Sequence[str] = json.loads(self._names)
-            model = shared["model"]  # of `describe_model`
+            model = shared["model"]  # result of `describe_model`
             self.config: DictConfig = OmegaConf.create(model["config"])  # type: ignore[assignment]
             self.shape: tuple[int, ...] = tuple(model["shape"])
             preprocessing = model["preprocessing"]

@@ -1,4 +1,4 @@
-"""Evaluation protocols of the field, one a file. They are chosen by config and run after or during training.
+"""Evaluation protocols of the field, one per file. They are chosen by config and run after or during training.
 
 A protocol is built with its options, which checks the files that it reads. It is then called with a model, by all
 processes together, any number of times. Each image is embedded once, on one of the processes.

@@ -30,7 +30,7 @@ class ClosedSet:
 
     Args:
         source: images by class; None for training records of the model's data.
-        format: of the images, as `data.format`; None detects it.
+        format: format of the images, as `data.format`; None detects it.
         root: folder that paths in a list are relative to, as `data.root`.
         classes: "name" matches classes of the source and the model by name, "id" by number.
         records: number of images, drawn at random; None for all.
@@ -82,7 +82,7 @@ class ClosedSet:
             images, label_N = images.subset(chosen), label_N[chosen]
         probes_ND = images.embeddings(model, "images", unit_length=centers.normalize).to(model.processes.device)
         if not centers.normalize:
-            probes_ND = torch.cat([probes_ND, probes_ND.new_ones(len(probes_ND), 1)], 1)  # for the bias
+            probes_ND = torch.cat([probes_ND, probes_ND.new_ones(len(probes_ND), 1)], 1)  # multiplies the bias
 
         def blocks(wanted: WantedItems | None) -> Iterable[tuple[int, Tensor]]:
             for start, rows in centers.blocks():
@@ -136,8 +136,8 @@ class ClosedSet:
         unknown = [name for name in source.names if name not in numbers]
         if unknown:
             raise ValueError(
-                f"{OPTION}.classes=name needs classes of the model, and {len(unknown):,} of {len(source.names):,} "
-                f"classes of {source.name} are not, such as {unknown[0]!r}; rename them, or choose classes=id"
+                f"{OPTION}.classes=name needs class names of the model, and {len(unknown):,} of {len(source.names):,} "
+                f"classes of {source.name} have other names, such as {unknown[0]!r}; rename them, or choose classes=id"
             )
         return np.array([numbers[name] for name in source.names], np.int64)[source.classes]
 

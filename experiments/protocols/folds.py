@@ -85,7 +85,7 @@ class Folds:
 
         Args:
             far: false accept rates.
-            weights: of the pairs, (n,).
+            weights: weights of the pairs, (n,).
 
         Returns:
             Accuracies (folds,). Of equally good thresholds the highest is taken.

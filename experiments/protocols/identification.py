@@ -30,7 +30,7 @@ class Identification:
         probes: images by class, or a .npy of features; None to search each gallery item among the others.
         distractors: images or a .npy of features that are strangers to all probes, without classes. They are read in
             blocks and not kept in memory.
-        format: of images, as `data.format`; None detects it.
+        format: format of the images, as `data.format`; None detects it.
         root: folder that paths in lists of images are relative to, as `data.root`.
         mates: if a probe has several items of its class in the gallery, "best" takes the rank of the best one, and
             "each" searches each of them while the others are absent. With distractors, "each" searches a mate among

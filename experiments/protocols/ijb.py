@@ -38,7 +38,7 @@ class Ijb:
         scores: file whose lines end in a weight for each image; None for equal weights.
         mirrored: add the embedding of the mirrored image; None does so if images are given.
         far: false accept rates of 1:1 at which the true accept rate is reported.
-        fpir: false positive identification rates of 1:N: shares of the strangers that find anybody.
+        fpir: false positive identification rates of 1:N: shares of the strangers that are identified as some person.
         ranks: k of the rank-k metrics of enrolled persons.
         resamples: bootstrap draws; 0 for no intervals.
     """

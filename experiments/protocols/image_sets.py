@@ -78,7 +78,7 @@ class ImageSet:
 
         Args:
             model: embeds the images.
-            title: of the progress bar.
+            title: title of the progress bar.
             keep: keep the embeddings in memory; they are computed again for each pass otherwise.
         """
 
@@ -94,7 +94,7 @@ def shard_blocks(count: int, model: Model, title: str, block: Callable[[int, int
     Args:
         count: number of items.
         model: knows the processes.
-        title: of the progress bar.
+        title: title of the progress bar.
         block: returns the rows of the items from start to stop, of unit length.
     """
     numbers = range(model.processes.rank, -(-count // BLOCK), model.processes.world_size)
@@ -114,7 +114,7 @@ def image_set(
 
     Args:
         path: the file or folder.
-        format: of the images; None detects it.
+        format: format of the images; None detects it.
         root: folder that the paths in a list are relative to.
         mirrored: add the embeddings of the mirrored images.
         option: the option that names the path, for messages.

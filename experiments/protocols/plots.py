@@ -12,7 +12,7 @@ from . import Result
 from .rates import Rates
 
 DET_TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5)
-POINTS = 2000  # of a curve
+POINTS = 2000  # most points of a curve
 
 
 def plot(result: Result, path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .search import KnownPairs
 
 CMC_POINTS = 200
-MAX_PAIRS = 2 * 10**7  # of a probe and a mate: 3.4 GB
+MAX_PAIRS = 2 * 10**7  # most pairs of a probe and a mate: 3.4 GB
 
 
 def mate_pairs(probe_P: NDArray[np.int64], gallery_G: NDArray[np.int64], leave_one_out: bool) -> KnownPairs:
@@ -67,7 +67,7 @@ class Ranks:
 
         Args:
             ranks: values of k.
-            weights: of the classes of the probes, (num_classes,).
+            weights: weights of the probes' classes, (num_classes,).
         """
         w = np.ones(len(self.ranks)) if weights is None else weights[self.unit]
         values = {f"rank{k}": float(w @ (self.ranks <= k) / w.sum()) for k in ranks}

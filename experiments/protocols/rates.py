@@ -81,7 +81,7 @@ class Ranking:
         self.order = np.argsort(-scores, kind="stable")
         descending = scores[self.order]
         self.same = same[self.order]
-        is_last = np.append(descending[1:] != descending[:-1], True)  # of the pairs with its score
+        is_last = np.append(descending[1:] != descending[:-1], True)  # whether a pair is the last with its score
         self.ends = np.flatnonzero(is_last)
         self.thresholds = np.concatenate([[np.inf], descending[self.ends]])
 

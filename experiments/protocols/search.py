@@ -19,7 +19,7 @@ from torch import Tensor
 
 from heads.group.collectives import default_group, max_over_processes, sum_over_processes
 
-PROBES = 1024  # of a matrix product
+PROBES = 1024  # probes in a matrix product
 FEW = 4  # thresholds of a probe that are compared with the scores one by one if many scores reach them
 # Blocks (first item, rows (B, D)) of this process's share of a gallery. Each item is in the blocks of one process. The
 # argument names the items whose blocks are needed; None for all.
@@ -67,7 +67,7 @@ def count_strangers_above(
     """Count for each mate the strangers that come before it. All processes call it with the same probes and pairs.
 
     Args:
-        probes_PD: of unit length if scores are to be cosines.
+        probes_PD: probes, of unit length if scores are to be cosines.
         known: all pairs of a probe and a gallery item that are not strangers.
         gallery: its blocks, which are read twice.
         distractors: further galleries that contain strangers only, each read once.

@@ -13,15 +13,15 @@ from data.formats.templates import Ids
 from . import format_rate
 from .search import best_mate_ranks
 
-PROBES = 1024  # of a matrix product
-PAIRS = 2**16  # whose cosines are computed together
+PROBES = 1024  # probes in a matrix product
+PAIRS = 2**16  # pairs whose cosines are computed together
 
 
 def pool_templates(embeddings: Tensor, template_n: Ids, medium_n: Ids) -> Tensor:
     """Return unit templates (T, D) sorted by id: the sum over media of the mean over a medium's images.
 
     Args:
-        embeddings: of the images, (n, D).
+        embeddings: embeddings of the images, (n, D).
         template_n: id of the template of each image, (n,).
         medium_n: id of the medium of each image, (n,).
     """
@@ -92,7 +92,7 @@ class GallerySearch:
         """Return tpir_at_fpir_... and rank-k. All are NaN if the weights leave no enrolled probe or no stranger.
 
         TPIR is the share of enrolled probes that find their mate at rank 1, with a score above the lowest threshold
-        at which at most the share `fpir` of the strangers finds anybody.
+        at which at most the share `fpir` of the strangers is identified as some person.
         """
         if not enrolled_weights.any() or not stranger_weights.any():
             names = [*(f"tpir_at_fpir_{format_rate(rate)}" for rate in fpir), *(f"rank{k}" for k in ranks)]

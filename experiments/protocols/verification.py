@@ -1,6 +1,6 @@
 """`protocol=lfw`: decide whether two images are of one class, as in Labeled Faces in the Wild (Huang et al. 2007).
 
-The pairs are divided into folds, ten by default, and the threshold of each fold is chosen on the others. It serves
+The pairs are divided into folds, ten by default, and the threshold of each fold is chosen on the others. It is for
 LFW, CFP, AgeDB, CALFW, CPLFW and every other set of pairs.
 """
 
@@ -90,7 +90,7 @@ class Verification:
             if model.processes.is_rank_zero:
                 first, second = (embeddings[torch.from_numpy(side)].double() for side in (pairs.first, pairs.second))
                 scores[name] = (first * second).sum(1).numpy()
-        # All sets are embedded before: an error from here on leaves no process waiting.
+        # All sets are embedded by now, so an error after this line leaves no process waiting.
         return [
             self.evaluate(name, cosines, self.pairs[name].same, *self.folds[name]) for name, cosines in scores.items()
         ]
@@ -101,7 +101,7 @@ class Verification:
         """Evaluate the cosines of pairs.
 
         Args:
-            name: of the set.
+            name: name of the set.
             scores: cosines, (n,).
             same: whether each pair is of one class, (n,).
             folds: fold of each pair, (n,).

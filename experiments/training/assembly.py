@@ -4,7 +4,7 @@ A notebook can call it too:
 
     module, callbacks, trainer = assemble(config, folder)
     trainer.fit(module)
-    callbacks.stop.restore_handlers()  # of Ctrl-C
+    callbacks.stop.restore_handlers()  # handlers of Ctrl-C
 """
 
 from collections.abc import Sequence
@@ -80,9 +80,9 @@ def assemble(
 
     Args:
         config: resolved and checked.
-        folder: of the run; it must exist.
-        processes: of the run; by default this process alone.
-        checkpoint: that `trainer.fit` will resume from, or None.
+        folder: folder of the run; it must exist.
+        processes: processes of the run; by default this process alone.
+        checkpoint: checkpoint that `trainer.fit` will resume from, or None.
         config_name: file in `folder` that becomes config.yaml when training starts.
 
     Raises:

@@ -21,8 +21,8 @@ def class_means(
     """Embed up to `limit` training images, not augmented, of each wanted class of this process's shard.
 
     Args:
-        wanted: (C,)
-        label: of the progress bar.
+        wanted: (C,) whether each class is wanted.
+        label: label of the progress bar.
 
     Returns:
         Ids of the wanted classes in the shard (n,), their means (n, D) of unit length, or zero for a class without

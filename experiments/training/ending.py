@@ -14,8 +14,8 @@ from .module import HeadModule
 class GracefulStop(L.Callback):
     """A callback that ends the training after the current step on Ctrl-C, SIGTERM or a failure of any process.
 
-    A failure here is what would raise in the next step, so that a checkpoint holds all steps before it. A second Ctrl-C
-    stops at once.
+    A failure is a condition that would raise an error in the next step. Ending before that step saves all steps so far.
+    A second Ctrl-C stops at once.
 
     Attributes:
         status: 128 + the signal's number once a signal has arrived, otherwise 0.

@@ -33,7 +33,7 @@ def exclusive_access(processes: Processes, config: DictConfig, folder: Path) -> 
 
 
 class FolderClaim(L.Callback):
-    """A callback that makes the folder this run's when training starts; a refused run leaves the folder unchanged."""
+    """A callback that gives the folder to this run when training starts; a refused run leaves it unchanged."""
 
     _has_started = False
 

@@ -15,7 +15,7 @@ COLUMNS = ("step", "time", "name", "value")
 
 
 class MetricsCSV(Logger):
-    """A logger that writes metrics.csv in long format: one line per number, so that any metric can join at any step.
+    """A logger that writes metrics.csv in long format: one line per number, so that new metrics may appear at any step.
 
     Lines are written at once. Before its first line, a resumed run drops the lines beyond its checkpoint; a run that is
     refused earlier leaves the file unchanged. Lines that cannot be written are kept for the next attempt.

@@ -30,21 +30,21 @@ class HeadModule(L.LightningModule):
         backbone: images (N, *shape) to embeddings (N, embedding_size).
         head: prepared with this backbone.
         data: the loader's data set, which also prepares batches.
-        loader: of all batches of the training.
+        loader: loader of all batches of the training.
         optimizers: maps (backbone, head, num_steps) to the optimizers of the backbone and of the rows, and the
             schedules of both. It is called once the module is on its device, because row state is created there.
         origin: the part of a checkpoint that states the config and the data of the training.
         accumulate: batches of one optimizer step.
         gradient_clip_val: largest norm of the backbone's gradient; None for no limit.
-        loss_scale: of fp16; None in other precisions.
+        loss_scale: loss scaling of fp16; None in other precisions.
         allow_finished: whether a checkpoint of the last step may be loaded, because it is from the run's own folder.
 
     Attributes:
         step: optimizer steps so far, including skipped ones.
         skipped_steps: steps skipped because a gradient overflowed.
-        num_steps: of the whole training.
+        num_steps: steps of the whole training.
         out_of_time: whether this step is the last by the clock; see `TimeLimit`.
-        last_loss: of the last step, the mean over its micro-batches; a detached scalar.
+        last_loss: mean loss over the micro-batches of the last step; a detached scalar.
         last_lr: learning rate of the backbone in the last step.
     """
 

@@ -12,7 +12,7 @@ UNITS = (1, 60, 3600, 86400)  # seconds, minutes, hours, days
 
 
 class TimeLimit(L.Callback):
-    """A callback that ends the training after the step in which the time is over, on all processes alike.
+    """A callback that ends the training after the step in which the time is over, on all processes.
 
     Time counts from the start of this process's training: a resumed training has the full time again. The callback must
     come before those that act at the last step.

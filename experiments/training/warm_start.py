@@ -1,4 +1,4 @@
-"""Warm start: a training that begins with another training's backbone, and its rows of the classes that both know."""
+"""Warm start: a training that begins with another training's backbone, and its rows of the classes that both have."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

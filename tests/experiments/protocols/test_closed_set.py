@@ -70,7 +70,7 @@ def test_top_k(unit, workers, tmp_path):
         ({"classes": "number"}, "classes=number"),
         ({"records": 0}, "records=0"),
         ({"ranks": []}, r"ranks=\[\]"),
-        ({}, "needs classes of the model, and 1 of 2 classes of .* are not, such as 'class 099'"),
+        ({}, "needs class names of the model, and 1 of 2 classes of .* have other names, such as 'class 099'"),
     ],
 )
 def test_wrong_options_and_classes_are_refused(options, words, tmp_path):
