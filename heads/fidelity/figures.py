@@ -9,10 +9,11 @@ from torch import Tensor
 from ..core.options import whole
 
 
-def check_options(probes: int, repeats: int, hardest: int) -> None:
-    """Raise a ValueError unless all three are whole numbers of at least 1."""
-    for name, value in (("probes", probes), ("repeats", repeats), ("hardest", hardest)):
-        whole(f"fidelity.{name}", value, 1)
+def check_options(probes: int, repeats: int, hardest: int) -> tuple[int, int, int]:
+    """Return the options as ints, or raise a ValueError unless all three are whole numbers of at least 1."""
+    options = {"probes": probes, "repeats": repeats, "hardest": hardest}
+    probes, repeats, hardest = (whole(f"fidelity.{name}", value, 1) for name, value in options.items())
+    return probes, repeats, hardest
 
 
 def evenly_spaced(count: int, probes: int) -> list[int]:

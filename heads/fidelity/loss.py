@@ -60,7 +60,7 @@ def loss_fidelity(
     Raises:
         ValueError: a margin that does not normalize, or an option that is not a whole number of at least 1.
     """
-    check_options(probes, 1, hardest)
+    probes, _, hardest = check_options(probes, 1, hardest)
     if not margin.normalize:
         raise ValueError(
             f"margin={margin} must normalize, since class means have a direction only; use a margin such as CosFace()"

@@ -52,7 +52,7 @@ def selection_fidelity(
     Raises:
         ValueError: an option that is not a whole number of at least 1, or an input that `CenterHead.forward` refuses.
     """
-    check_options(probes, repeats, hardest)
+    probes, repeats, hardest = check_options(probes, repeats, hardest)
     with _separate_draws(head):
         batch = head.gather_batch(embeddings, labels)
         chosen = evenly_spaced(len(batch.x_ND), probes)

@@ -347,3 +347,10 @@ def test_a_head_without_centers_against_class_means(world_size, workers):
 def test_bad_options_are_refused(name):
     with pytest.raises(ValueError, match=f"fidelity.{name}=0 must be at least 1"):
         selection_fidelity(FullFC(C, D), *batch(), **{name: 0})
+
+
+def test_whole_numbers_may_be_floats():
+    options = {"probes": 2, "repeats": 2, "hardest": 3}
+    as_floats = {name: float(value) for name, value in options.items()}
+    head = PartialFC(C, D, sample_rate=0.4)
+    assert selection_fidelity(head, *batch(), **as_floats) == selection_fidelity(head, *batch(), **options)
