@@ -107,7 +107,7 @@ class HashingForest(CenterHead):
 
     def __init__(self, num_classes: int, embedding_size: int, **options: Any):
         super().__init__(num_classes, embedding_size, **options)
-        self.allocation = self._allocation(num_classes, self.options)
+        self.allocation = self._allocation(self.centers.shard.num_classes, self.options)
         index = Annoy() if self.options.index is None else self.options.index
         self.index_refresh = ShardIndex(
             index, self.centers, normalize=self.margin.normalize, background=self.options.build == "background"
@@ -178,9 +178,9 @@ class HashingForest(CenterHead):
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
         if "allocation" in state:
             self.allocation.load_state_dict(state["allocation"])
+        super().set_extra_state(state)
         self.index_refresh.load_state_dict(state.get("index"), self.step)
 
     def full_state_dict(self) -> dict[str, Any]:

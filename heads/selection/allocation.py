@@ -72,4 +72,14 @@ class Allocation:
         return {"growth": self.growth, "search_scale": self.search_scale, "patience": self.patience}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` returned.
+
+        Raises:
+            ValueError: the state was saved by a version before 0.3.
+        """
+        if missing := sorted(self.state_dict().keys() - state.keys()):
+            raise ValueError(
+                f"the saved state of the forest has no {missing[0]!r}: a version before 0.3 wrote it; to load only the "
+                "class centers, delete '_extra_state' from it and call load_state_dict with strict=False"
+            )
         self.growth, self.search_scale, self.patience = state["growth"], state["search_scale"], state["patience"]

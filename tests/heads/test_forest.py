@@ -297,6 +297,17 @@ def test_an_index_of_other_rows_is_not_loaded():
     assert other.index_refresh.current is None
 
 
+def test_state_of_version_0_2_is_refused_and_its_class_centers_can_be_loaded():
+    head = forest()
+    state = forest(seed=1).state_dict()
+    allocation = {"growth": 1.0, "effort": 1.0, "patience": 1.0}
+    with pytest.raises(ValueError, match=r"no 'search_scale': .* delete '_extra_state' .* strict=False"):
+        head.load_state_dict({**state, "_extra_state": {"step": 3, "allocation": allocation}})
+    del state["_extra_state"]
+    head.load_state_dict(state, strict=False)
+    assert torch.equal(head.centers.rows, state["centers.rows"]) and head.step == 0
+
+
 def test_a_target_moves_the_number_of_classes():
     head = forest(num_active=20, target_mass=0.9, probe_interval=1, margin=CosFace(s=4))
     optimizer = head.optimizer(lr=0.1)
