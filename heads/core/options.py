@@ -21,6 +21,8 @@ RENAMED = {
     "filter_above": "max_negative_cosine",
     "select": "select_classes",
     "selected": "on_selected",
+    "blank": "empty_copy",
+    "successor": "rebuilt",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from ..core.options import Configured
+from ..core.options import Configured, refuse_renamed_methods
 from .vectors import Vectors
 
 
@@ -25,6 +25,10 @@ class Index(Configured, ABC):
     refreshable: ClassVar[bool] = True  # whether `refresh` works
     library_attributes: ClassVar[tuple[str, ...]] = ()  # attributes with a library's objects, which copies leave out
     radius: float = field(default=0.0, init=False, repr=False)  # radius of its `CenterVectors`
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        refuse_renamed_methods(cls)
 
     @abstractmethod
     def __len__(self) -> int:

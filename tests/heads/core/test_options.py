@@ -74,6 +74,12 @@ def test_a_head_that_overrides_a_method_by_its_former_name_is_refused(former, na
         type("Own", (CenterHead,), {former: lambda self, embeddings, labels: None})
 
 
+@pytest.mark.parametrize(("former", "name"), [("blank", "empty_copy"), ("successor", "rebuilt")])
+def test_an_index_that_overrides_a_method_by_its_former_name_is_refused(former, name):
+    with pytest.raises(TypeError, match=f"Own.{former} is now named {name}; rename the method"):
+        type("Own", (heads.Exact,), {former: lambda self: None})
+
+
 def test_options_of_a_head_of_your_own():
     """A subclass declares further options, and may have arguments of its own."""
 
