@@ -38,6 +38,8 @@ from .rows.optimizers import RowSGD
 class FFC(Head):
     """Margin softmax over a pool of gallery features, for probes whose class is in the pool.
 
+    All processes hold the same pool.
+
     Source: Wang et al., "An Efficient Training Approach for Very Large Scale Face Recognition", CVPR 2022.
 
     Raises:
