@@ -54,8 +54,7 @@ def loss_fidelity(
 
     Returns:
         mass, hardest_recall: as in `selection_fidelity`.
-        class_means_cosine, class_means_norm_ratio: cosine of the gradient with that of the full head over class
-            means, and the ratio of their lengths.
+        class_means_cosine, class_means_norm_ratio: cosine and ratio of lengths of this gradient and the exact one.
 
     Raises:
         ValueError: a margin that does not normalize, or an option that is not a whole number of at least 1.
