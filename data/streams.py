@@ -38,9 +38,10 @@ class InstanceStream:
 
     def __init__(self, data: DataSet, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
         if not world_size <= batch_size <= len(data.train):
+            remedy = f"{len(data.train)} or less" if batch_size > len(data.train) else f"{world_size} or more"
             raise ValueError(
                 f"batch_size={batch_size} must be between the number of processes, {world_size}, "
-                f"and the number of training records, {len(data.train)}"
+                f"and the number of training records, {len(data.train)}; set batch_size={remedy}"
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
