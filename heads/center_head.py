@@ -46,7 +46,6 @@ class CenterHead(Head):
     """
 
     Options: ClassVar[type[CenterOptions]] = CenterOptions
-    min_probability = 0.0  # see `FullFC`
 
     def __init__(
         self,
@@ -75,6 +74,7 @@ class CenterHead(Head):
             store=self.options.store,
             store_dir=self.options.store_dir,
         )
+        self.min_probability = getattr(self.options, "min_probability", 0.0)  # an option of `FullFC` only
         self.pending = PendingGradients(self.centers.like.device)
         self.probing = False  # whether a selection must not change the head
         self.active_classes = self.sampled_negatives = 0
@@ -82,7 +82,14 @@ class CenterHead(Head):
 
     @classmethod
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState], active: int | None = None) -> Cost:
-        """Return the cost of a step in which `active` rows of this process take part; None for all."""
+        """Return the cost of a step in which `active` rows of this process take part.
+
+        Args:
+            case: numbers of classes, columns, images and processes, `heads.core.cost.Case`.
+            options: an instance of `Options`.
+            row_state: name -> table that the row optimizer keeps for each row, such as momentum.
+            active: rows; None for all.
+        """
         return center_cost(case, options, row_state=row_state, active=active)
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
@@ -95,6 +102,9 @@ class CenterHead(Head):
         Args:
             embeddings: (N, D) of all processes.
             labels: (N,) of all processes.
+
+        Returns:
+            The rows of this process's shard, `Selection(ids)`, with all positives; `Selection()` for all rows.
         """
         raise NotImplementedError
 
@@ -235,12 +245,6 @@ class CenterHead(Head):
 
     def sharded_state(self) -> dict[str, Tensor]:
         return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"step": self.step}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.step, self.micro_batch = state["step"], 0
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, embedding_size={self.embedding_size}, seed={self.options.seed}"

@@ -1,7 +1,7 @@
-"""FFC: instead of class centers, a pool of recent features from a momentum copy of the backbone.
+"""FFC: instead of class centers, a pool of recent features from a averaged copy of the backbone.
 
 The pool holds two features for each of `queue_size` classes. The least recently seen class leaves first, so that memory
-does not grow with the number of classes. Probes come from the backbone, gallery features from its momentum copy. A
+does not grow with the number of classes. Probes come from the backbone, gallery features from its averaged copy. A
 probe whose class is not in the pool is pushed away from the nearest features.
 
 Source: Wang et al., "An Efficient Training Approach for Very Large Scale Face Recognition", CVPR 2022.
@@ -38,7 +38,13 @@ from .rows.optimizers import RowSGD
 class FFC(Head):
     """Margin softmax over a pool of gallery features, for probes whose class is in the pool.
 
-    All processes hold the same pool.
+    The head maps probes (n, D) with labels (n,), and gallery features (m, D) with labels (m,), to a loss. All processes
+    hold the same pool. The optimizer counts the steps::
+
+        head = FFC(num_classes=1_000_000, embedding_size=512, queue_size=10_000)
+        steps = head.optimizer(lr=0.1)
+        head(backbone(images), labels, averaged(others), other_labels).backward()
+        steps.step()
 
     Source: Wang et al., "An Efficient Training Approach for Very Large Scale Face Recognition", CVPR 2022.
 
@@ -86,9 +92,12 @@ class FFC(Head):
 
     @classmethod
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
-        """Return the cost of a step, without the momentum copy of the backbone and its pass over all images.
+        """Return the cost of a step, without the averaged copy of the backbone and its pass over all images.
 
-        Each process holds the whole pool. `row_state` has no effect.
+        Args:
+            case: numbers of classes, columns, images and processes. Each process holds the whole pool.
+            options: an instance of `Options`.
+            row_state: has no effect.
         """
         return pool_cost(case, options)
 
@@ -110,7 +119,7 @@ class FFC(Head):
         return {"instance": instance, "identity": identity}
 
     def prepare(self, encoder: nn.Module) -> None:
-        """Make the momentum copy of the backbone."""
+        """Make the averaged copy of the backbone."""
         self.gallery = copy.deepcopy(encoder).requires_grad_(False)
         self._encoder = [encoder]
 
@@ -126,7 +135,7 @@ class FFC(Head):
             RuntimeError: `prepare` was not called.
         """
         if self.gallery is None:
-            raise RuntimeError("FFC needs its momentum copy of the backbone; call prepare(backbone) before training")
+            raise RuntimeError("FFC needs its averaged copy of the backbone; call prepare(backbone) before training")
         pairs, pair_labels = batch["identity"]
         images, labels = batch["instance"]
         b, half = len(pairs) // 2, len(images) // 2
@@ -154,7 +163,7 @@ class FFC(Head):
         Args:
             probe: (n, D) embeddings of this process, any float dtype; n may differ between processes and be 0.
             labels: (n,) integer class ids in [0, C).
-            gallery: (m, D) features of the momentum copy; they get no gradient.
+            gallery: (m, D) features of the averaged copy; they get no gradient.
             gallery_labels: (m,) integer class ids in [0, C).
             keep: leave the gallery in the pool, also under `torch.no_grad()`. With False, and in eval mode, the pool
                 does not change.
@@ -242,7 +251,7 @@ class FFC(Head):
         }
 
     def train(self, mode: bool = True) -> "FFC":
-        """Set the mode; in eval mode the momentum copy takes the backbone's floating buffers, such as running means."""
+        """Set the mode; in eval mode the averaged copy takes the backbone's floating buffers, such as running means."""
         super().train(mode)
         if not mode and self.gallery is not None:
             for ours, theirs in zip(self.gallery.buffers(), self._encoder[0].buffers(), strict=True):
@@ -277,7 +286,7 @@ class FFC(Head):
 
     @torch.no_grad()
     def _update_gallery(self) -> None:
-        """Move the momentum copy towards the backbone."""
+        """Move the averaged copy towards the backbone."""
         assert self.gallery is not None
         for ours, theirs in zip(self.gallery.parameters(), self._encoder[0].parameters(), strict=True):
             ours.lerp_(theirs, 1 - self.momentum)

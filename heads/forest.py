@@ -93,6 +93,13 @@ class HashingForest(CenterHead):
     uniform until the first index is ready. Probes report the share of the softmax mass that the active classes hold,
     and the share of the nearest classes that the index finds.
 
+    The head maps embeddings (n, D) and labels (n,) to a loss. Its rows learn from an optimizer of their own::
+
+        head = HashingForest(num_classes=1_000_000, embedding_size=512, num_active=0.01)
+        rows = head.optimizer(lr=0.1)
+        head(embeddings, labels).backward()
+        rows.step()
+
     Source: Zhang et al., "Accelerated Training for Massive Classification via Dynamic Class Selection", AAAI 2018.
 
     Raises:

@@ -1,7 +1,6 @@
 """The full head: the exact margin softmax over all classes, model-parallel over the processes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -30,16 +29,19 @@ class FullFCOptions(CenterOptions):
 class FullFC(CenterHead):
     """Margin softmax over all classes in every step.
 
+    The head maps embeddings (n, D) and labels (n,) to a loss. Its rows learn from an optimizer of their own::
+
+        head = FullFC(num_classes=10_000, embedding_size=512)
+        rows = head.optimizer(lr=0.1)
+        head(embeddings, labels).backward()
+        rows.step()
+
     Raises:
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
     """
 
     Options = FullFCOptions
-
-    def __init__(self, num_classes: int, embedding_size: int, **options: Any):
-        super().__init__(num_classes, embedding_size, **options)
-        self.min_probability = self.options.min_probability
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         return Selection()

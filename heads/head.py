@@ -47,6 +47,7 @@ class Head(nn.Module):
     state_differs: ClassVar[bool] = False  # whether state outside `sharded_state` differs between processes
 
     def __init_subclass__(cls, **keywords: Any) -> None:
+        """Complete the docstring and the signature of a subclass from its options."""
         super().__init_subclass__(**keywords)
         refuse_renamed_methods(cls)
         documented(cls, ARGUMENTS)
@@ -55,6 +56,7 @@ class Head(nn.Module):
                 setattr(cls, name, OptionValue(name))
 
     def __init__(self) -> None:
+        """Create the head. The docstring of the class describes the arguments."""
         super().__init__()
         run_uncompiled(type(self))
         self.step = 0  # optimizer steps so far
@@ -130,18 +132,34 @@ class Head(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load the state of a copy or pickle."""
         super().__setstate__(state)
         if "process_group" in state:
             self.process_group = restored(state["process_group"])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what the state dict contains in addition to tensors: the step."""
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Load what `get_extra_state` returned."""
+        self.step, self.micro_batch = state["step"], 0
+
+    def extra_repr(self) -> str:
+        """Return the options that `print(head)` shows."""
+        return ""
 
     @classmethod
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
         """Return the needs of a training step on each process, without creating the head.
 
         Args:
-            case: numbers of classes, columns, images and processes.
+            case: numbers of classes, columns, images and processes, `heads.core.cost.Case`.
             options: an instance of `Options`.
-            row_state: what the row optimizer keeps for each row.
+            row_state: name -> table that the row optimizer keeps for each row, such as momentum.
+
+        Returns:
+            Memory, traffic and arithmetic of a step of one process, `heads.core.cost.Cost`.
         """
         raise NotImplementedError
 

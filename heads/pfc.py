@@ -41,6 +41,13 @@ class PartialFCOptions(CenterOptions):
 class PartialFC(CenterHead):
     """Margin softmax over the positives of each shard and uniform negatives, drawn without replacement.
 
+    The head maps embeddings (n, D) and labels (n,) to a loss. Its rows learn from an optimizer of their own::
+
+        head = PartialFC(num_classes=1_000_000, embedding_size=512, sample_rate=0.1)
+        rows = head.optimizer(lr=0.1)
+        head(embeddings, labels).backward()
+        rows.step()
+
     Source: An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs by
     Partial FC", CVPR 2022.
 

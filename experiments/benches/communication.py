@@ -79,7 +79,7 @@ def _measured(processes: Processes, name: str, case: Case, steps: int) -> dict[s
     sent = sum(processes.gather(sent_by_sockets() - already)) / case.world_size / steps
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
         step()
-    # Products of the encoder, and for ffc of its momentum copy; the input has no gradient.
+    # Products of the encoder, and for ffc of its averaged copy; the input has no gradient.
     encoding = (3 if name == "ffc" else 2) * case.batch // case.world_size * case.embedding_size**2
     return {
         "sent": sent,

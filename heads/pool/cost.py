@@ -8,7 +8,7 @@ from .options import FFCOptions
 
 
 def pool_cost(case: Case, options: FFCOptions) -> Cost:
-    """Return the cost of a step, without the momentum copy of the backbone and its pass over all images."""
+    """Return the cost of a step, without the averaged copy of the backbone and its pass over all images."""
     Q, share, number = options.slots(case.num_classes), options.identity_share, number_bytes(options.dtype)
     D, M = case.embedding_size, case.batch // 2  # images of each of the two passes
     probes = M / case.world_size
