@@ -273,7 +273,7 @@ def test_help_lists_every_option_of_a_command(primary):
 
 def test_help_lists_the_options_of_chosen_groups():
     shown = description(["head=forest", "index=ivf"], "config")
-    assert re.search(r"^  num_active=0.1 +classes in a step", shown, re.MULTILINE)
+    assert re.search(r"^  num_active=0.1 +number of classes in a step", shown, re.MULTILINE)
     assert re.search(r"^  nprobe=16 +lists that a query", shown, re.MULTILINE) and "num_trees" not in shown
     assert "head=forest  (or ffc, forest_blocking, full, pfc)" in shown and "min_probability=" not in shown
     assert re.search(r"^  optimizer.rows.lr=null .*null: optimizer\.lr", shown, re.MULTILINE)
