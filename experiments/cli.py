@@ -63,7 +63,7 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
 def report_errors(name: str, rank: str = "0") -> Iterator[None]:
     """End this process with a message for an error that a user can correct.
 
-    If all processes fail alike, rank 0 prints the message first, and the launcher ends the others.
+    If all processes fail with the same error, rank 0 prints the message first, and the launcher ends the others.
     """
     try:
         yield

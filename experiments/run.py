@@ -42,7 +42,7 @@ from .launching.machine import check_batch, check_processes
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
 def job(config: DictConfig) -> float | None:
-    """Run one training, alone or as a part of a sweep. Return its `sweep_metric` for sweepers that ask for it."""
+    """Run one training, alone or as a part of a sweep. Return its `sweep_metric` for sweepers that use it."""
     settings = HydraConfig.get()
     folder, is_sweep = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
     if settings.sweeper.get("params") and not is_sweep:

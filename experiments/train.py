@@ -1,7 +1,7 @@
 """One training: `python -m experiments.train RUN_FOLDER [CONFIG]` in each process of a run.
 
 `experiments.run` starts it, or `experiments.launch` for several processes. It reads the resolved config.yaml of the run
-and knows nothing about sweeps.
+and does not depend on sweeps.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -140,7 +140,7 @@ def main() -> None:
     if failure is None:
         sys.exit(status)
     if (rank := os.environ.get("RANK", "0")) != "0":
-        # If all processes fail alike, process 0 prints the error, and the launcher ends the others.
+        # If all processes fail with the same error, process 0 prints it, and the launcher ends the others.
         time.sleep(SECONDS_FOR_RANK_ZERO)
         sys.exit(f"error: process {rank}: {failure}")
     sys.exit(f"error: {failure}")

@@ -49,7 +49,7 @@ def selection(
         search_k: candidates of a query; None for trees x k.
         k: classes per query.
         batch: number of embeddings.
-        changed: rows that a refresh takes in, for indexes that can be refreshed.
+        changed: rows that a refresh updates, for indexes that can be refreshed.
         s: scale of the logits, in training and for the softmax mass.
         steps: number of training steps.
         lr: learning rate of the training.

@@ -101,7 +101,7 @@ class Stored:
         self.load(rows, processes)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Return rows `start` to `stop` of a tensor, whichever processes wrote them."""
+        """Return rows `start` to `stop` of a tensor, written by any processes."""
         stored = self.tensors[name]
         rows = torch.empty((stop - start, *stored.size[1:]), dtype=stored.properties.dtype)
         self.load({name: rows}, planner=RowRangePlanner(name, start, rows))

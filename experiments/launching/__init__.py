@@ -1,1 +1,1 @@
-"""Starting the processes of a run on the machines it asks for."""
+"""Start of the processes of a run on its machines."""

@@ -37,7 +37,7 @@ def number_of_processes(config: DictConfig) -> int:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Have the kernel send this process SIGTERM when its parent dies, for whatever reason. Linux only.
+    """Have the kernel send this process SIGTERM when its parent dies for any reason. Linux only.
 
     Args:
         parent: the process that started this one, if known. This process ends at once if that one is gone already.

@@ -36,7 +36,7 @@ class Ijb:
         images: folder of the images; None if features are given.
         features: .npy with a row for each line of `templates`; None if images are given.
         scores: file whose lines end in a weight for each image; None for equal weights.
-        mirrored: add the embedding of the mirrored image; None does so if images are given.
+        mirrored: add the embedding of the mirrored image; None for true if images are given.
         far: false accept rates of 1:1 at which the true accept rate is reported.
         fpir: false positive identification rates of 1:N: shares of the strangers that are identified as some person.
         ranks: k of the rank-k metrics of enrolled persons.

@@ -3,7 +3,7 @@
 DistributedDataParallel would reduce in every micro-batch, and it changes the layout of its buckets after the first step
 of a process. With three or more processes the order of a sum depends on the position of a number in its bucket, so a
 resumed training would differ in its last bits from an uninterrupted one. Here the layout depends on the parameters
-only. The price is that the reduction begins when backward ends.
+only. The disadvantage is that the reduction begins when backward ends.
 """
 
 from collections.abc import Iterable

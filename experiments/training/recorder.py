@@ -12,7 +12,7 @@ import torch
 
 from .module import HeadModule
 
-WARMUP_BATCHES = 5  # the first batches pay for allocation and set-up
+WARMUP_BATCHES = 5  # the first batches include allocation and set-up
 
 
 class Recorder(L.Callback):

@@ -184,7 +184,7 @@ def check_values(batch: GlobalBatch, num_classes: int, step: int) -> None:
     if broken.any():
         raise ValueError(
             f"embeddings contain NaN or Inf at step {step}: {int(broken.sum())} of {len(broken)} samples of the "
-            "global batch; a lower learning rate, warm-up or gradient clipping usually cures it"
+            "global batch; a lower learning rate, warm-up or gradient clipping usually helps"
         )
     weight_N = batch.weight_N
     if not (torch.isfinite(weight_N).all() and (weight_N >= 0).all() and weight_N.sum() > 0):

@@ -22,7 +22,7 @@ class IndexRefresh:
         background: build in a thread, while the current index keeps serving. Otherwise `start` waits for the build.
 
     Attributes:
-        current: the index that serves; None until one is built.
+        current: the index in use; None until one is built.
         as_of: the step of the rows in the current index. With `background`, reading the rows began at this step.
         seconds: duration of its build.
         failures: consecutive failed builds. With `background` they are reported, and the current index keeps serving.

@@ -61,7 +61,7 @@ class RowGradient:
             self.kept_KN = None
 
     def multiply(self, factor: Tensor) -> None:
-        """Multiply whatever is added from now on by a scalar tensor, without waiting for the device."""
+        """Multiply the gradients that are added from now on by a scalar tensor, without waiting for the device."""
         self.x_ND, self.factor = self.softmax.x_ND * factor, factor
 
     def add_to(

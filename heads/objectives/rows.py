@@ -1,4 +1,4 @@
-"""The interface by which an objective reads class rows, wherever they are stored."""
+"""The interface by which an objective reads class rows, in any store."""
 
 from typing import Protocol
 

@@ -60,7 +60,7 @@ class DiskStore(DeviceStore):
     Args:
         folder: created if missing.
         shard: the classes of this process.
-        facts: name -> value of whatever else must agree with an existing file, such as the seed of initial rows.
+        facts: name -> value of other properties that must agree with an existing file, such as the seed of the rows.
 
     Raises:
         ValueError: another head has the files open, or the system has no file locks.

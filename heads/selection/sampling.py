@@ -37,7 +37,7 @@ def sample_without_replacement(population: int, count: int, generator: torch.Gen
     """Draw `count` distinct numbers below `population`, every subset equally likely, in O(count) expected time.
 
     The function draws with replacement, keeps the distinct numbers, and drops a uniform choice of the surplus. Both
-    steps treat all numbers alike, so every subset is equally likely.
+    steps treat all numbers equally, so every subset is equally likely.
     """
     device = generator.device
     if count * 3 > population:
