@@ -117,7 +117,8 @@ def _split_typefaces(
     train, names = _renumbered(images, labels, ~aside)
     if train.num_classes < 2:
         raise ValueError(
-            f"data.heldout={heldout} leaves no design to train on: data.split=typefaces has {len(kinds)} designs"
+            f"data.heldout={heldout} leaves fewer than two classes to train on: data.split=typefaces holds out whole "
+            f"designs, and there are {len(kinds)}; hold out less, or install more typefaces"
         )
     evaluation, _ = _renumbered(images, labels, aside)
     return train, evaluation, names

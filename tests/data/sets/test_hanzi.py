@@ -96,7 +96,9 @@ def test_whole_designs_are_held_out(fonts):
         assert len(hanzi(split="typefaces", heldout=0.05, num_faces=4, seed=seed).heldout) > 0.05 * 900
     other = hanzi(split="typefaces", heldout=0.3, num_faces=4, seed=1)
     assert len(other.train) + len(other.heldout) == pytest.approx(len(data.train) + len(data.heldout), abs=10)
-    with pytest.raises(ValueError, match=r"heldout=0.99 leaves no design to train on: data.split=typefaces has 3"):
+    with pytest.raises(
+        ValueError, match=r"heldout=0.99 leaves fewer than two classes .* whole designs, and there are 3; hold"
+    ):
         hanzi(split="typefaces", heldout=0.99)
 
 
