@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
+
+NUMBERS: tuple[Any, ...] = (Integral, float)  # with numpy's integers
 
 
 def whole(option: str, value: Any, least: int) -> int:
     """Return a whole number of at least `least`; 1e7 is accepted."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+    is_number = isinstance(value, NUMBERS) and not isinstance(value, bool) and abs(value) < 2**63
     if not is_number or value != int(value) or value < least:
         raise ValueError(f"{option}={value} must be a whole number of at least {least}")
     return int(value)

@@ -9,7 +9,7 @@ from ..catalogs.origin import Origin
 from ..formats.recordio import RecordFile
 from ..formats.sources import FORMATS
 from ..formats.unlabeled_images import has_folders
-from ..options import path_of, paths_of
+from ..options import path_of, paths_of, whole
 from ..preprocessing import preprocessing_of
 from ..records import Augmentation, DataSet, RecordSet
 from .encoded_images import EncodedImages
@@ -53,6 +53,8 @@ def images(
         seed: seed of the choice of held-out classes.
     """
     preprocessing = preprocessing_of(size, channels, fit, mean, std, crop, option="data.")
+    if num_heldout is not None:
+        num_heldout = whole("data.num_heldout", num_heldout, 0)
     files = catalog(_origin(format, source, labels, root, shared), cache_folder(cache_dir))
     if files.num_classes == 1:
         path = files.origin.paths[0]

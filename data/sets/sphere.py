@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..augment import Unchanged
 from ..counter_rng import normals, permute, uniforms
+from ..options import whole
 from ..records import DataSet, Indices, RecordSet
 
 
@@ -41,16 +42,12 @@ def sphere(
         num_heldout: number of held-out classes.
         seed: seed of all random numbers.
     """
-    for name, value, least in (
-        ("num_classes", num_classes, 2),
-        ("size", size, 2),
-        ("images_per_class", images_per_class, 1),
-        ("noise", noise, 0),
-        ("tail", tail, 0),
-        ("num_heldout", num_heldout, 2),
-    ):
-        if value < least:
-            raise ValueError(f"data.{name}={value} must be at least {least}")
+    num_classes, size = whole("data.num_classes", num_classes, 2), whole("data.size", size, 2)
+    images_per_class = whole("data.images_per_class", images_per_class, 1)
+    num_heldout = whole("data.num_heldout", num_heldout, 2)
+    for name, value in (("noise", noise), ("tail", tail)):
+        if value < 0:
+            raise ValueError(f"data.{name}={value} must be at least 0")
     if not 0 <= conflict <= 1:
         raise ValueError(f"data.conflict={conflict} must be in [0, 1]; 0.1 affects a tenth of the pairs of ids")
     train = SphereLabels(num_classes * images_per_class, num_classes, tail, seed)

@@ -338,6 +338,7 @@ def test_a_split_does_not_depend_on_the_block_size(folder, monkeypatch):
         {"crop": True},
         {"num_heldout": 1},
         {"num_heldout": 59},
+        {"num_heldout": 2.5},
     ],
 )
 def test_options_out_of_range_are_refused(folder, wrong):

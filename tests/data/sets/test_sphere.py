@@ -55,12 +55,17 @@ def test_heldout_classes_have_other_directions():
 
 @pytest.mark.parametrize(
     "option",
-    ["num_classes=1", "noise=-1", "tail=-1", "conflict=2", "size=1", "num_heldout=1", "images_per_class=0"],
+    ["num_classes=1", "noise=-1", "tail=-1", "conflict=2", "size=1", "num_heldout=1", "images_per_class=0", "size=2.5"],
 )
 def test_options_out_of_range_are_refused(option):
     name, value = option.split("=")
-    with pytest.raises(ValueError, match=rf"data\.{option} must be (at least|in)"):
-        sphere(**{"num_classes": 10, name: int(value)})
+    with pytest.raises(ValueError, match=rf"data\.{option} must be (a whole number of )?(at least|in)"):
+        sphere(**{"num_classes": 10, name: float(value) if "." in value else int(value)})
+
+
+@pytest.mark.parametrize("number", [1e3, np.int64(1000)])
+def test_whole_numbers_of_other_types_are_accepted(number):
+    assert len(sphere(number).train) == 10_000
 
 
 @pytest.mark.parametrize("option", ["num_classes=2.5", "size=two", "noise=much", "conflict=true"])
