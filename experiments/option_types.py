@@ -39,8 +39,11 @@ def checked(option: str, value: Any, declared: Any) -> Any:
     nouns = [rule.noun if rule else NOUNS[kind] for kind in kinds if kind is not NoneType]
     null = ", or null for none" if NoneType in kinds else ""
     refusal = f"{option}={shown(value)} must be {' or '.join(nouns)}{null}"
-    if isinstance(value, float) and float not in kinds and value.is_integer():
-        value = int(value)
+    if isinstance(value, int | float) and int in kinds and float not in kinds:
+        if abs(value) >= 2**63:  # no dtype holds it
+            raise ValueError(refusal)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
     # OmegaConf would read the word `no` and the number 0 as false, the text '0.1' as a number, and true as a text.
     if type(value) not in kinds and (isinstance(value, bool | str) or set(kinds) <= {bool, NoneType}):
         raise ValueError(refusal)

@@ -156,6 +156,8 @@ MISTYPED = [
     ("\"optimizer.lr='0.1'\"", "optimizer.lr='0.1' must be a learning rate"),
     ("head.log_q=no", "head.log_q=no must be true or false"),
     ("seed=true", "seed=true must be a whole number"),
+    ("batch_size=1e300", "batch_size=1e+300 must be a whole number of at least 1"),
+    (f"trainer.max_steps={2**63}", f"trainer.max_steps={2**63} must be a whole number of at least 1"),
     ("trainer.max_steps=1.5", "trainer.max_steps=1.5 must be a whole number of at least 1, or null"),
     ("trainer.sync_batchnorm=1", "trainer.sync_batchnorm=1 must be true or false"),
     ("fidelity.probes=[1]", "fidelity.probes=[1] must be a whole number"),
