@@ -71,12 +71,24 @@ def chosen_in(primary: str) -> dict[str, Any]:
 
 
 def with_defaults(chosen: list[str], primary: str) -> list[str]:
-    """Return the choice of every group that has one, from the command line or by default."""
+    """Return the choice of every group that has one, from the command line, its experiment, or by default."""
     choices = dict(choice.split("=", 1) for choice in chosen)
-    for group, choice in chosen_in(primary).items():
+    for group, choice in (chosen_in(primary) | _chosen_by(choices.get("experiment", ""))).items():
         if choice != []:
             choices.setdefault(group, str(choice))
     return [f"{group}={choice}" for group, choice in choices.items()]
+
+
+def _chosen_by(experiment: str) -> dict[str, str]:
+    """Return the groups that an experiment chooses from in place of the defaults, each with its choice."""
+    path = CONF / "experiment" / f"{experiment}.yaml"
+    choices: dict[str, str] = {}
+    for default in (load(path).get("defaults") or []) if path.exists() else []:
+        if isinstance(default, str) and default != "_self_":
+            choices |= _chosen_by(default)
+        elif isinstance(default, dict):
+            choices |= {group.removeprefix("override /"): choice for group, choice in default.items()}
+    return choices
 
 
 def owners_of(key: str, chosen: list[str], primary: str) -> list[str]:

@@ -43,10 +43,13 @@ REASONS = {
     "num_classes": "the data decide how many classes there are",
     "checkpoint": "resume=RUN continues a training, and warm_start.checkpoint=RUN begins a new one from it",
 }
-# The last part of an option before version 0.3 -> its present name.
+# An option before version 0.3 -> its present name.
 RENAMED = {
     "filter_below": "min_probability",
+    "head.filter_below": "head.min_probability",
+    "bench.filter_below": "bench.min_probability",
     "filter_above": "max_negative_cosine",
+    "margin.filter_above": "margin.max_negative_cosine",
     "objective": "sweep_metric",
 }
 # An option that one choice had before version 0.3 -> the option that does the same for all choices.

@@ -51,7 +51,7 @@ def unknown_option(key: str, value: str | None, config: DictConfig, chosen: list
         chosen: these choices, `group=name`.
     """
     parent, _, last = key.rpartition(".")
-    if last in RENAMED:
+    if key in RENAMED:
         return _renamed(key, value, config, chosen, primary)
     if key in MERGED and has(config, MERGED[key]):
         return f"{key} is not an option of {' '.join(chosen) or 'this config'}; write {_assigned(MERGED[key], value)}"
@@ -125,8 +125,7 @@ def belongs_elsewhere(key: str, owners: Iterable[str], chosen: list[str], primar
 
 def _renamed(key: str, value: str | None, config: DictConfig, chosen: list[str], primary: str) -> str:
     """Return the message about the earlier name of an option."""
-    parent, dot, last = key.rpartition(".")
-    renamed = f"{parent}{dot}{RENAMED[last]}"
+    renamed = RENAMED[key]
     if has(config, renamed):
         return f"{key} was renamed; write {_assigned(renamed, value)}"
     return f"{key} was renamed to {renamed}; {unknown_option(renamed, value, config, chosen, primary)}"

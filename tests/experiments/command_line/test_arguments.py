@@ -128,6 +128,9 @@ MISTYPED = [
     ("protocol.lfw.folds=5", "protocol.lfw.folds is not an option of this config; it belongs to protocol=lfw"),
     ("protocol=lfw protocol.lfw.fold=5", "protocol.lfw.fold is not an option; did you mean 'protocol.lfw.folds'?"),
     ("experiment=heads sample_rate=0.2", "sample_rate is not an option of head=full"),
+    ("experiment=ms1mv3_r50 sample_rate=0.2", "sample_rate is not an option of head=full; it belongs to head=pfc"),
+    ("experiment=queue_size sample_rate=0.2", "sample_rate is not an option of head=ffc; it belongs to head=pfc"),
+    ("experiment=ffc_r50 store=disk", "store is not an option of head=ffc; it belongs to head=forest and head=full"),
     ("margin=arcface margin.m1=2", "margin.m1 is not an option of margin=arcface; it belongs to margin=combined"),
     ("margin=softmax margin.m=2", "margin.m is not an option of margin=softmax; it belongs to margin=arcface"),
     (
@@ -148,6 +151,7 @@ MISTYPED = [
     ),
     ("data=hanzi data.tail=1.0", "data.tail is not an option of data=hanzi; write noise.tail=1.0"),
     ("objective=val/rank1", "objective was renamed; write sweep_metric=val/rank1"),
+    ("head.objective=softmax", "head.objective is not an option; --help lists all options"),
     ("benchmark: bench=filter_below", "bench=filter_below was renamed; write bench=min_probability"),
     # Values of another type.
     ("sample_rate=abc", "sample_rate=abc must be a number"),
