@@ -102,7 +102,7 @@ def test_malicious_pickles_are_refused_and_run_nothing(call, protocol, tmp_path)
         (b"cnumpy\nndarray\n)\x81.", "instruction NEWOBJ"),
         (b"Pname\n.", "instruction PERSID"),
         (b"\x82\x01.", "instruction EXT1"),
-        (b"\x80\x04]r\xff\xff\xff\x7f.", "room for 2,147,483,647"),
+        (b"\x80\x04]r\xff\xff\xff\x7f.", "memory for 2,147,483,647"),
         (b"\x80\x02cnumpy\nndarray\n.", "contains an object"),
         # A tuple nested too deeply to be hashed, in a dict or a set.
         (b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s.", "a dict with other keys than text"),
