@@ -6,6 +6,7 @@ declared there and nowhere else.
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 import textwrap
@@ -13,12 +14,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
+from .warn import warn_user
+
 Owner = TypeVar("Owner", bound=type)
 
-# Names of options and methods before version 0.3. An error about one of them gives the name that replaces it.
-RENAMED = {
-    "filter_below": "min_probability",
-    "filter_above": "max_negative_cosine",
+# Names before version 0.3. Options are accepted under both names. Methods have other arguments now.
+RENAMED_OPTIONS = {"filter_below": "min_probability", "filter_above": "max_negative_cosine"}
+RENAMED_METHODS = {
     "select": "select_classes",
     "selected": "on_selected",
     "blank": "empty_copy",
@@ -55,10 +57,25 @@ def make_options(owner: type, given: Mapping[str, Any]) -> Any:
         TypeError: an argument that the class does not have.
         ValueError: a value out of range.
     """
+    given = with_current_names(owner, given)
     refuse_unknown(owner, given)
     options = options_of(owner)
     assert options is not None, f"{owner.__name__} declares no options"
     return options(**given)
+
+
+def with_current_names(owner: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments by their current names, with a FutureWarning for each former name."""
+    fields, current = option_fields(owner), dict(given)
+    for former in RENAMED_OPTIONS.keys() & current.keys():
+        if (name := RENAMED_OPTIONS[former]) in fields:
+            if name in current:
+                raise TypeError(
+                    f"{owner.__name__}() got {former!r} and {name!r}, two names of one option; drop {former!r}"
+                )
+            warn_user(f"{former} of {owner.__name__} is now named {name}; write {name}={given[former]}", FutureWarning)
+            current[name] = current.pop(former)
+    return current
 
 
 def signature(owner: type) -> inspect.Signature:
@@ -92,7 +109,9 @@ def documented(owner: Owner, arguments: Mapping[str, str] = MappingProxyType({})
         arguments: name -> meaning of arguments of its constructor that are not options.
     """
     full = signature(owner)
-    if options_of(owner) is not owner:  # a dataclass has a signature of its own
+    if options_of(owner) is owner:
+        _accept_former_names(owner)
+    else:  # a dataclass has a signature of its own
         owner.__signature__ = full  # type: ignore[attr-defined]
     if owner.__doc__:
         helps = {**arguments, **{name: field.metadata["help"] for name, field in option_fields(owner).items()}}
@@ -105,6 +124,17 @@ def documented(owner: Owner, arguments: Mapping[str, str] = MappingProxyType({})
         lines = [line for line in (section, *entries) if line]
         owner.__doc__ = "\n\n".join(filter(None, [text, "\n".join(["Args:", *lines] if lines else []), rest]))
     return owner
+
+
+def _accept_former_names(owner: type) -> None:
+    """Make the constructor of a dataclass accept options by their former names."""
+    construct = owner.__init__  # type: ignore[misc]
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **given: Any) -> None:  # noqa: N807
+        construct(self, *args, **with_current_names(owner, given))
+
+    owner.__init__ = __init__  # type: ignore[misc]
 
 
 def _entry(parameter: inspect.Parameter, help: str) -> str:
@@ -122,11 +152,9 @@ def refuse_unknown(owner: type, given: Mapping[str, Any]) -> None:
     """Raise a TypeError for a keyword argument that a class does not have, with the name that was probably meant."""
     known = list(signature(owner).parameters)
     for name in given:
-        if name in known:
+        if name in known or RENAMED_OPTIONS.get(name) in known:
             continue
-        if RENAMED.get(name) in known:
-            hint = f"it is now named {RENAMED[name]!r}"
-        elif close := difflib.get_close_matches(name, known, n=1):
+        if close := difflib.get_close_matches(name, known, n=1):
             hint = f"did you mean {close[0]!r}?"
         else:
             hint = f"its options are {', '.join(known)}" if known else "it has no options"
@@ -159,7 +187,7 @@ class Configured:
 
 def refuse_renamed_methods(owner: type) -> None:
     """Raise a TypeError for a class that overrides a method by its former name."""
-    for former, name in RENAMED.items():
+    for former, name in RENAMED_METHODS.items():
         if former in vars(owner) and hasattr(owner, name):
             raise TypeError(f"{owner.__name__}.{former} is now named {name}; rename the method")
 
