@@ -619,7 +619,7 @@ def test_a_protocol_that_does_not_fit_the_model_is_refused_before_training(tmp_p
     for more, message in (
         (["protocol=lfw", *written_for("lfw", tmp_path)], "no model that takes images"),
         (["protocol=closed_set", "head=ffc", "queue_size=300"], "needs class centers, and there are none"),
-        (["protocol=closed_set", "protocol.closed_set.source={}"], "needs classes of the model"),
+        (["protocol=closed_set", "protocol.closed_set.source={}"], "needs class names of the model"),
     ):
         (tmp_path / "set").mkdir(exist_ok=True)
         write_folder(tmp_path / "set", images([0, 0, 1]))
