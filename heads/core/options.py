@@ -18,7 +18,8 @@ from .warn import warn_user
 
 Owner = TypeVar("Owner", bound=type)
 
-# Names before version 0.3. Options are accepted under both names. Methods have other arguments now.
+# Names before version 0.3. Options are accepted under both names. A method that overrides one by its former name is
+# refused, because it would never be called.
 RENAMED_OPTIONS = {"filter_below": "min_probability", "filter_above": "max_negative_cosine"}
 RENAMED_METHODS = {
     "select": "select_classes",
