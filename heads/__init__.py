@@ -24,7 +24,21 @@ from .forest import HashingForest
 from .full import FullFC
 from .head import Head
 from .indexes import IVF, Annoy, Exact, Index
-from .margins import ArcFace, CombinedMargin, CosFace, Margin, Softmax, SVSoftmax
+from .margins import (
+    AdaFace,
+    ArcFace,
+    ClassMargin,
+    CombinedMargin,
+    CosFace,
+    CurricularFace,
+    ElasticFace,
+    FixedAdaCos,
+    MagFace,
+    Margin,
+    Softmax,
+    SphereFace,
+    SVSoftmax,
+)
 from .pfc import PartialFC
 from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from .rows.row_optimizer import RowOptimizer
@@ -35,16 +49,22 @@ __version__ = "0.3.0"  # the version of the whole project; both pyproject.toml f
 __all__ = [
     "FFC",
     "IVF",
+    "AdaFace",
     "Annoy",
     "ArcFace",
     "CenterHead",
+    "ClassMargin",
     "CombinedMargin",
     "CosFace",
+    "CurricularFace",
+    "ElasticFace",
     "Exact",
+    "FixedAdaCos",
     "FullFC",
     "HashingForest",
     "Head",
     "Index",
+    "MagFace",
     "Margin",
     "PartialFC",
     "RowAdagrad",
@@ -54,5 +74,6 @@ __all__ = [
     "SVSoftmax",
     "Selection",
     "Softmax",
+    "SphereFace",
     "fidelity",
 ]

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..core.options import documented, option
 from .combined import angular_target, checked_angle
-from .margin import Margin
+from .margin import Margin, one_of
 
 
 @documented
@@ -18,10 +19,23 @@ class ArcFace(Margin):
     """
 
     m: float = option(0.5, "Added to the target's angle, in radians; in [0, pi).")
+    gradient: str = option(
+        "exact",
+        '"exact", or "straight" as in insightface: the gradient passes the margin unchanged, and cos(theta + m) has no '
+        "continuation beyond pi.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.m = checked_angle("m", self.m)
+        one_of("gradient", self.gradient, ("exact", "straight"))
 
     def target(self, cos: Tensor) -> Tensor:
-        return angular_target(cos, 1.0, self.m)
+        if self.gradient == "exact":
+            return angular_target(cos, 1.0, self.m)
+        return straight(cos, torch.cos(cos.detach().clamp(-1, 1).acos() + self.m))
+
+
+def straight(cos: Tensor, value: Tensor) -> Tensor:
+    """Return `value` with the derivative 1 with respect to `cos` (a straight-through gradient)."""
+    return value.detach() + (cos - cos.detach())

@@ -47,7 +47,7 @@ def angular_target(cos: Tensor, m1: float, m2: float) -> Tensor:
         m1: factor on the angle.
         m2: added to the angle, in radians.
     """
-    sin = (1 - cos * cos).clamp(min=MIN_SIN_SQUARED).sqrt()
+    sin = sine(cos)
     if m1 == 1:
         inside = cos * math.cos(m2) - sin * math.sin(m2)
     else:
@@ -59,6 +59,23 @@ def angular_target(cos: Tensor, m1: float, m2: float) -> Tensor:
             drop = max(drop, m2 * math.sin(m2))
         inside = torch.where(cos > math.cos(last_angle), inside, cos - drop)
     return inside
+
+
+def shifted(cos: Tensor, m: Tensor) -> Tensor:
+    """Return cos(theta + m) with a margin of its own for each sample, continued as `angular_target` is.
+
+    Args:
+        cos: (N,) cosines.
+        m: (N,) added to the angles, in radians, below pi. A negative one moves an angle towards 0.
+    """
+    inside = cos * m.cos() - sine(cos) * m.sin()
+    drop = torch.maximum(1 - m.cos(), m * m.sin())
+    return torch.where((cos > -m.cos()) | (m <= 0), inside, cos - drop)
+
+
+def sine(cos: Tensor) -> Tensor:
+    """Return the sine of the angle between 0 and pi, with a finite derivative at 0 and pi."""
+    return (1 - cos * cos).clamp(min=MIN_SIN_SQUARED).sqrt()
 
 
 def checked_angle(name: str, value: float) -> float:

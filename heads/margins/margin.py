@@ -1,19 +1,28 @@
-"""Margin: what a head does to the cosines before the softmax.
+"""Margin: what a head does to the cosines before its objective.
 
 A margin is a dataclass with two elementwise functions: `target` for the cosine of a sample with its own class, and
 `negative` for its cosines with the others. Autograd differentiates both on the chunk, so that a new margin needs no
-closed-form gradient.
+closed-form gradient. A margin that depends on more than cosines overrides `begin`.
 
-Legend: s scale of the logits, m margin, cos cosine, theta angle.
+Legend: s scale of the logits, m margin, cos cosine, theta angle, N batch of all processes.
 """
 
+import copy
 import math
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from ..core.options import Configured, documented, number, option
+from .batch import MarginBatch
+
+
+def begun() -> Any:
+    """Return the dataclass field of a value that `begin` sets for one forward pass; it is no option."""
+    return field(default=None, init=False, repr=False, compare=False)
 
 
 @documented
@@ -34,7 +43,15 @@ class Margin(Configured):
         "conflicting classes. None keeps all.",
     )
 
+    norm_N: Tensor | None = begun()  # lengths of embeddings that `target` or `penalty` depends on, and differentiates
+    state: Mapping[str, Tensor] = begun()  # carried numbers after this batch; they count once the optimizer has stepped
+
     normalize: ClassVar[bool] = True  # rows and embeddings to unit length; False: inner products and a bias
+    initial_state: ClassVar[Mapping[str, float]] = MappingProxyType({})  # numbers carried from step to step
+    uses_target_cos: ClassVar[bool] = False  # whether `begin` or `negative` reads the target cosines
+    uses_class_counts: ClassVar[bool] = False  # whether `begin` reads `class_counts_N`
+    needs_whole_batch: ClassVar[bool] = False  # whether a sample's margin depends on the other samples
+    needs_softmax: ClassVar[bool] = False  # whether the margin is derived for the softmax, and for no other objective
 
     def __post_init__(self) -> None:
         self.s = finite("s", self.s)
@@ -45,18 +62,43 @@ class Margin(Configured):
                 f"margin max_negative_cosine={self.max_negative_cosine} must be in (-1, 1]; null for no filter"
             )
 
+    def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> "Margin":
+        """Return the margin of one forward pass, for example with a margin of its own for each sample.
+
+        The result must not change: the backward pass and the optimizer's step evaluate it again. Make it with `fixed`.
+
+        Args:
+            batch: the batch of all processes.
+            target_cos_N: (N,) cosines of the samples with their classes, detached.
+        """
+        return self
+
+    def fixed(self, **values: Any) -> Self:
+        """Return a copy with these attributes, for `begin`."""
+        margin = copy.copy(self)
+        vars(margin).update(values)
+        return margin
+
     def target(self, cos: Tensor) -> Tensor:
-        """Return the cosine of a sample with its class that enters the softmax, before the scale; any shape."""
+        """Return the cosines of samples with their classes that enter the loss, before the scale.
+
+        Args:
+            cos: (N,) in the order of the batch; any shape if the margin has no `begin`.
+        """
         return cos
 
     def negative(self, cos: Tensor, target_cos: Tensor) -> Tensor:
-        """Return the cosines with other classes that enter the softmax, before the scale.
+        """Return the cosines with other classes that enter the loss, before the scale.
 
         Args:
             cos: (rows, N).
             target_cos: (N,) cosines of the samples with their classes, detached.
         """
         return cos
+
+    def penalty(self) -> Tensor | None:
+        """Return a term (N,) that is added to the loss of each sample; None for no term."""
+        return None
 
     def target_logits(self, cos: Tensor) -> Tensor:
         """Return the logits of the samples' own classes."""
@@ -82,3 +124,17 @@ def finite(name: str, value: float) -> float:
     if not math.isfinite(number(f"margin {name}", value)):
         raise ValueError(f"margin {name}={value} must be a finite number")
     return float(value)
+
+
+def positive(name: str, value: float) -> float:
+    """Return an option as a float, or raise a ValueError if it is not a finite number above 0."""
+    if not finite(name, value) > 0:
+        raise ValueError(f"margin {name}={value} must be a number above 0")
+    return float(value)
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return an option, or raise a ValueError if it is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"margin {name}={value!r} must be {' or '.join(map(repr, choices))}")
+    return value

@@ -1,0 +1,60 @@
+"""AdaFace, a margin that grows or falls with the quality of an image."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..core.options import documented, option
+from .batch import MarginBatch
+from .margin import Margin, begun, finite, positive
+
+EPS = 1e-3  # of the authors' code: keeps cosines from 1, angles from 0 and pi, and the deviation from 0
+SHORTEST, LONGEST = 1e-3, 100.0  # lengths are clipped to this range
+
+
+@documented
+@dataclass
+class AdaFace(Margin):
+    """cos(theta - m z) - (m + m z) for the target, with z in [-1, 1] the quality of the image.
+
+    Quality is the length of the embedding: z is the length minus its running mean, over its running deviation, times
+    h, clipped. No gradient flows through it. Lengths say little after a last batch normalization; see docs/heads.md.
+
+    Source: Kim et al., "AdaFace: Quality Adaptive Margin for Face Recognition", CVPR 2022, and its code.
+    """
+
+    m: float = option(0.4, "Margin, in radians and as a cosine; in [0, pi / 2).")
+    h: float = option(0.333, "Concentration: the share of z for one deviation of the lengths.")
+    t: float = option(0.01, "Weight, in (0, 1], of a batch in the running mean and deviation of the lengths.")
+
+    quality_N: Tensor = begun()
+
+    initial_state: ClassVar[Mapping[str, float]] = MappingProxyType({"mean": 20.0, "std": 100.0})
+    needs_whole_batch: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= finite("m", self.m) < math.pi / 2:
+            raise ValueError(f"margin m={self.m} must be in [0, pi / 2); the published value is 0.4")
+        self.h = positive("h", self.h)
+        if not 0 < finite("t", self.t) <= 1:
+            raise ValueError(f"margin t={self.t} must be in (0, 1]; the published value is 0.01")
+
+    def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> Margin:
+        norm_N, state = batch.norm_N.clamp(SHORTEST, LONGEST), batch.state
+        if len(norm_N) > 1:  # one sample has no deviation
+            latest = {"mean": norm_N.mean(), "std": norm_N.std()}
+            state = {name: self.t * latest[name] + (1 - self.t) * state[name] for name in state}
+        quality_N = self.h * (norm_N - state["mean"]) / (state["std"] + EPS)
+        return self.fixed(quality_N=quality_N.clamp(-1, 1), state=state)
+
+    def target(self, cos: Tensor) -> Tensor:
+        theta = self.negative(cos, cos).acos() - self.m * self.quality_N
+        return theta.clamp(EPS, math.pi - EPS).cos() - (self.m + self.m * self.quality_N)
+
+    def negative(self, cos: Tensor, target_cos: Tensor) -> Tensor:
+        return cos.clamp(-1 + EPS, 1 - EPS)
