@@ -39,6 +39,7 @@ from .margins import (
     SphereFace,
     SVSoftmax,
 )
+from .objectives import BCE, CrossEntropy, Objective, SphereFace2, UniFace
 from .pfc import PartialFC
 from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from .rows.row_optimizer import RowOptimizer
@@ -47,6 +48,7 @@ from .selection.selection import Selection
 __version__ = "0.3.0"  # the version of the whole project; both pyproject.toml files read it
 
 __all__ = [
+    "BCE",
     "FFC",
     "IVF",
     "AdaFace",
@@ -56,6 +58,7 @@ __all__ = [
     "ClassMargin",
     "CombinedMargin",
     "CosFace",
+    "CrossEntropy",
     "CurricularFace",
     "ElasticFace",
     "Exact",
@@ -66,6 +69,7 @@ __all__ = [
     "Index",
     "MagFace",
     "Margin",
+    "Objective",
     "PartialFC",
     "RowAdagrad",
     "RowAdamW",
@@ -75,5 +79,7 @@ __all__ = [
     "Selection",
     "Softmax",
     "SphereFace",
+    "SphereFace2",
+    "UniFace",
     "fidelity",
 ]

@@ -15,34 +15,37 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from .core import dtypes
 from .core.cost import Case, Cost
 from .core.matmul import MatMul
 from .core.options import make_options, whole
 from .core.row_state import RowState
-from .core.warn import warn_user
-from .group.batch import GlobalBatch, directions, gather_batch, gather_embeddings, trainable
+from .group.batch import GlobalBatch, gather_batch, gather_embeddings, in_rows_space, trainable
 from .group.collectives import default_group
 from .head import Head
+from .margins.class_counts import checked_counts
 from .margins.cosface import CosFace
 from .objectives.autograd import streamed_loss
+from .objectives.loss_state import LossState
+from .objectives.objective import Objective
 from .objectives.row_gradient import RowGradient
-from .objectives.softmax import MarginSoftmax
+from .objectives.shared_bias import SharedBias
+from .objectives.softmax import CrossEntropy
+from .objectives.streamed import LossInputs
 from .objectives.topk import nearest_classes
 from .rows.active import ActiveRows
-from .rows.centers import ClassCenters
 from .rows.cost import center_cost, what_fits
 from .rows.optimizers import RowSGD
 from .rows.options import CenterOptions
 from .rows.pending import PendingGradients
 from .rows.row_optimizer import RowOptimizer
+from .selection.counts import SelectionCounts
 from .selection.selection import Selection
 
 
 class CenterHead(Head):
     """Base class of heads that keep one row, the class center, per class.
 
-    The loss is the exact margin softmax over the selected rows.
+    The loss is the objective, by default the exact margin softmax, over the selected rows.
     """
 
     Options: ClassVar[type[CenterOptions]] = CenterOptions
@@ -58,39 +61,34 @@ class CenterHead(Head):
     ):
         super().__init__()
         self.options: Any = make_options(type(self), options)
+        num_classes = whole("num_classes", num_classes, 1)
         self.embedding_size = whole("embedding_size", embedding_size, 1)
         self.margin = CosFace() if self.options.margin is None else self.options.margin
+        self._objective = CrossEntropy() if self.options.objective is None else self.options.objective
+        self.min_probability = getattr(self.options, "min_probability", 0.0)  # an option of `FullFC` only
+        log_q = getattr(self.options, "log_q", False)
+        self._objective.check(self.margin, log_q=log_q, min_probability=self.min_probability)
+        counts = checked_counts(self.options.class_counts, self.margin, num_classes)
         self.matmul = MatMul(self.options.compute)
         self.process_group = process_group if process_group is not None else default_group()
-        self.centers = ClassCenters(
-            whole("num_classes", num_classes, 1),
-            self.embedding_size,
-            bias=not self.margin.normalize,
-            seed=self.options.seed,
-            process_group=self.process_group,
-            device=device,
-            dtype=dtypes.named("dtype", self.options.dtype),
-            rounding=self.options.rounding,
-            store=self.options.store,
-            store_dir=self.options.store_dir,
-        )
-        self.min_probability = getattr(self.options, "min_probability", 0.0)  # an option of `FullFC` only
+        active_classes = self.active_share(num_classes, self.options) * num_classes
+        bias = self._objective.initial_bias(self.margin, active_classes) if self._objective.bias else 0.0
+        column = bias if self._objective.bias == "class" else None if self.margin.normalize else 0.0
+        self.centers = self.options.centers(num_classes, self.embedding_size, column, self.process_group, device)
+        self.loss_state = LossState(self.centers.like, bias if self._objective.bias == "shared" else None, counts)
         self.pending = PendingGradients(self.centers.like.device)
+        self.counts = SelectionCounts()
         self.probing = False  # whether a selection must not change the head
-        self.active_classes = self.sampled_negatives = 0
-        self._has_warned_of_negatives = False
 
     @classmethod
-    def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState], active: int | None = None) -> Cost:
-        """Return the cost of a step in which `active` rows of this process take part.
+    def active_share(cls, num_classes: int, options: Any) -> float:
+        """Return the expected share of the classes, in (0, 1], that take part in a step with these options."""
+        return 1.0
 
-        Args:
-            case: numbers of classes, columns, images and processes, `heads.core.cost.Case`.
-            options: an instance of `Options`.
-            row_state: name -> table that the row optimizer keeps for each row, such as momentum.
-            active: rows; None for all.
-        """
-        return center_cost(case, options, row_state=row_state, active=active)
+    @classmethod
+    def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
+        active = min(case.shard, max(1, round(cls.active_share(case.num_classes, options) * case.shard)))
+        return center_cost(case, options, row_state=row_state, active=active if active < case.shard else None)
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         """Return the classes of this training step.
@@ -108,7 +106,7 @@ class CenterHead(Head):
         """
         raise NotImplementedError
 
-    def on_selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
+    def on_selected(self, batch: GlobalBatch, ids: Tensor | None) -> None:
         """Record a training step's batch and selected rows of the shard, `ids`; None for all rows."""
 
     def forward(self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -138,19 +136,23 @@ class CenterHead(Head):
             if self.training:
                 with self.only_looking(not learns):
                     selection = self.select_classes(batch.x_ND, batch.labels_N)
+            micro_batch = self.micro_batch
             keep_logits, keep_rows = self._what_to_keep(batch, selection)
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
             if learns:
-                self.on_selected(batch.x_ND, batch.labels_N, selection.ids)
-                self._count(len(rows), batch.labels_N)
+                self.on_selected(batch, selection.ids)
+                self.counts.record(len(rows), batch.labels_N, self.centers.shard, self.step)
+                self.count_forward()
 
             def add_pending(gradient: RowGradient, finite: Tensor) -> None:
                 if learns:
                     self.pending.append(gradient, finite, has_optimizer=self.has_optimizer)
 
+            loss = self.objective.streamed(self.loss_inputs(batch, selection, rows, micro_batch))
             return streamed_loss(
                 batch.x_nD,
-                self._softmax(batch, selection, rows),
+                batch.norm_n,
+                loss,
                 start=batch.start,
                 keep=keep_logits,
                 on_backward=add_pending,
@@ -176,6 +178,26 @@ class CenterHead(Head):
             device=self.centers.like.device,
             group=self.process_group,
         )
+
+    @property
+    def objective(self) -> Objective:
+        """What the head asks of the logits; fixed, because the bias belongs to it."""
+        return self._objective
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """The numbers that the margin carries from step to step, scalars, as of the last optimizer step."""
+        return self.loss_state.of_margin(self.margin, self.centers.like)
+
+    @property
+    def shared_bias(self) -> SharedBias | None:
+        """The bias of all classes that the objective learns; None for objectives without one."""
+        return self.loss_state.shared_bias
+
+    def advance(self, applied: bool = True) -> None:
+        if applied:
+            self.loss_state.commit(self.pending.last_margin())
+        super().advance(applied)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the pending gradients of the rows, as `zero_grad` of their optimizer does."""
@@ -221,18 +243,15 @@ class CenterHead(Head):
     def stats(self) -> dict[str, float]:
         """Return numbers of this process: active classes and negatives of the last step, bytes, mean milliseconds."""
         return {
-            "active_classes": self.active_classes,
-            "sampled_negatives": self.sampled_negatives,
+            "active_classes": self.counts.active_classes,
+            "sampled_negatives": self.counts.sampled_negatives,
             "memory_bytes": self.centers.memory_bytes,
             **self.timer.milliseconds(),
         }
 
     def to_rows_space(self, embeddings: Tensor) -> Tensor:
-        """Return embeddings (n, D) at unit length, or with a last column of ones if the rows have a bias."""
-        x_nD = embeddings.to(self.centers.like.dtype)
-        if self.margin.normalize:
-            return directions(x_nD)
-        return torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
+        """Return embeddings (n, D) at unit length, or with a last column of ones if the margin has a bias."""
+        return in_rows_space(embeddings.to(self.centers.like.dtype), normalize=self.margin.normalize)
 
     @contextmanager
     def only_looking(self, looking: bool = True) -> Iterator[None]:
@@ -242,6 +261,13 @@ class CenterHead(Head):
             yield
         finally:
             self.probing = before
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {**super().get_extra_state(), **self.loss_state.state_dict()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.loss_state.load_state_dict(state, self.centers.like)
 
     def sharded_state(self) -> dict[str, Tensor]:
         return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}
@@ -261,6 +287,7 @@ class CenterHead(Head):
     def _apply(self, fn: Any, recurse: bool = True) -> "CenterHead":
         super()._apply(fn, recurse)
         self.pending.to(self.centers.like.device)
+        self.loss_state.to(self.centers.like)
         return self
 
     def _what_to_keep(self, batch: GlobalBatch, selection: Selection) -> tuple[bool, bool]:
@@ -272,29 +299,27 @@ class CenterHead(Head):
         room = self.options.logits_budget_mb * 2**20 - self.pending.kept_bytes
         return what_fits(column * len(batch.x_ND), column * self.centers.width, room)
 
-    def _softmax(self, batch: GlobalBatch, selection: Selection, rows: ActiveRows) -> MarginSoftmax:
-        return MarginSoftmax(
-            batch.x_ND,
-            batch.weight_N,
+    def loss_inputs(self, batch: GlobalBatch, selection: Selection, rows: ActiveRows, micro_batch: int) -> LossInputs:
+        """Return what the objective computes the loss of a batch from.
+
+        Args:
+            batch: with embeddings in the space of the rows.
+            selection: the active classes.
+            rows: their rows.
+            micro_batch: number of the forward pass since the last step, a key of random draws.
+        """
+        key = (self.options.seed, self.step, micro_batch)
+        return LossInputs(
+            x_ND=batch.x_ND,
+            weight_N=batch.weight_N,
             position_N=selection.positions(self.centers.shard.local(batch.labels_N)),
             rows=rows,
             margin=self.margin,
+            batch=self.loss_state.margin_batch(self.margin, batch, self.centers.shard.num_classes, key),
+            bias=None if self.shared_bias is None else self.shared_bias.value,
             log_q_K=selection.log_q,
             group=self.process_group,
             min_probability=self.min_probability if self.training else 0.0,
-            matmul=self.matmul if self.training else None,
+            matmul=self.matmul if self.training else MatMul(),
             workspace=self.centers.workspace,
         )
-
-    def _count(self, num_active: int, labels_N: Tensor) -> None:
-        shard = self.centers.shard
-        local_N = shard.local(labels_N)
-        self.active_classes = num_active
-        self.sampled_negatives = num_active - len(torch.unique(local_N[local_N >= 0]))
-        self.count_forward()
-        if self.sampled_negatives == 0 and num_active < shard.size and not self._has_warned_of_negatives:
-            self._has_warned_of_negatives = True
-            warn_user(
-                f"step {self.step}: all {num_active} active classes of this process are positives of the batch and no "
-                "negative was sampled; sample more classes or use a smaller batch"
-            )

@@ -1,4 +1,4 @@
-"""FFC: instead of class centers, a pool of recent features from a averaged copy of the backbone.
+"""FFC: instead of class centers, a pool of recent features from an averaged copy of the backbone.
 
 The pool holds two features for each of `queue_size` classes. The least recently seen class leaves first, so that memory
 does not grow with the number of classes. Probes come from the backbone, gallery features from its averaged copy. A
@@ -22,13 +22,15 @@ from .core import dtypes
 from .core.cost import Case, Cost
 from .core.options import make_options, whole
 from .core.row_state import RowState
-from .group.collectives import default_group
+from .group.collectives import default_group, rank_and_size
 from .head import Batch, Encode, Head
+from .margins.batch import MarginBatch
+from .margins.class_counts import checked_counts
 from .margins.cosface import CosFace
 from .pool.class_pool import ClassPool, Plan
 from .pool.cost import pool_cost
 from .pool.feature_queue import FeatureQueue, QueueChange
-from .pool.gather import gather_gallery
+from .pool.gather import GalleryBatch, gather_gallery
 from .pool.loss import pool_loss
 from .pool.options import FFCOptions
 from .pool.step_counter import StepCounter
@@ -71,6 +73,7 @@ class FFC(Head):
         self.num_classes = whole("num_classes", num_classes, 1)
         self.embedding_size = whole("embedding_size", embedding_size, 1)
         self.margin = CosFace(s=32) if self.options.margin is None else self.options.margin
+        self._counts_of_classes = checked_counts(self.options.class_counts, self.margin, self.num_classes)
         self.process_group = process_group if process_group is not None else default_group()
         self.pool = ClassPool(self.options.slots(self.num_classes))
         self.num_nearest = min(max(int(2e-4 * self.pool.capacity), 3), 10)
@@ -197,19 +200,29 @@ class FFC(Head):
             plan = self.pool.plan(batch.classes)
             change = QueueChange(self.features, plan, batch.features)
             slots = self.pool.lookup(batch.probe_classes, plan)
-            loss = self._loss(batch.x_nD, slots, change)
+            loss = self._loss(batch, slots, change, kept=keep)
             if self.training:
                 self._record(slots, plan, kept=keep)
                 if keep:
                     change.commit()
             return loss
 
-    def _loss(self, x_nD: Tensor, slots: NDArray[np.int64], change: QueueChange) -> Tensor:
+    def _loss(self, batch: GalleryBatch, slots: NDArray[np.int64], change: QueueChange, *, kept: bool) -> Tensor:
+        rank, labels = rank_and_size(self.process_group)[0], torch.from_numpy(batch.probe_classes)
         return pool_loss(
-            x_nD,
+            batch.x_nD,
+            batch.norm_n,
             torch.from_numpy(slots),
             change.views(),
             margin=self.margin,
+            batch=MarginBatch(
+                norm_N=batch.norm_n.detach(),
+                labels_N=labels,
+                num_classes=self.pool.capacity,
+                state={},
+                key=(self.options.seed, self.step, self.micro_batch, kept, rank),
+                class_counts_N=None if self._counts_of_classes is None else self._counts_of_classes[labels],
+            ),
             outlier_weight=self.options.outlier_weight,
             num_nearest=self.num_nearest,
             group=self.process_group,

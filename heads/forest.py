@@ -16,7 +16,8 @@ from .core.cost import Case, Cost
 from .core.options import number, option, whole
 from .core.row_state import RowState
 from .core.schedule import Schedule
-from .fidelity.full_softmax import coverage
+from .fidelity.reference import coverage
+from .group.batch import GlobalBatch
 from .indexes import Annoy, Index
 from .indexes.shard_index import ShardIndex
 from .rows.options import CenterOptions
@@ -128,11 +129,15 @@ class HashingForest(CenterHead):
         return Allocation(num_classes, options.num_active, options.interval, options.target_mass)
 
     @classmethod
-    def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState], active: int | None = None) -> Cost:
+    def active_share(cls, num_classes: int, options: Any) -> float:
+        """Return the share of the first step."""
+        return cls._allocation(num_classes, options).num_active(0) / num_classes
+
+    @classmethod
+    def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
         """Return the cost of a step at the first step's `num_active`, without that of building the index."""
-        share = cls._allocation(case.num_classes, options).num_active(0) / case.num_classes
-        active = min(case.shard, max(1, round(share * case.shard)))
-        cost = super().cost(case, options, row_state=row_state, active=active if active < case.shard else None)
+        cost = super().cost(case, options, row_state=row_state)
+        active = min(case.shard, max(1, round(cls.active_share(case.num_classes, options) * case.shard)))
         index, D = Annoy() if options.index is None else options.index, case.embedding_size
         neighbours = -(-round(options.neighbours_share * active) // case.batch) + 1
         return replace(
@@ -157,12 +162,12 @@ class HashingForest(CenterHead):
         )
         return filled(chosen, shard.size, quota, generator, log_q=embeddings if self.options.log_q else None)
 
-    def on_selected(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None) -> None:
-        self.index_refresh.mark_changed(ids, labels.device)
+    def on_selected(self, batch: GlobalBatch, ids: Tensor | None) -> None:
+        self.index_refresh.mark_changed(ids, batch.labels_N.device)
         every, probes = self.options.probe_interval, self.options.probes
         if every is not None and self.step % every == 0 and self.micro_batch == 0:
-            with self.timer("forward/probe", embeddings.device):
-                self._probe(embeddings[:probes], labels[:probes], ids)
+            with self.timer("forward/probe", batch.x_ND.device):
+                self._probe(batch.chosen(list(range(min(probes, len(batch.x_ND))))), ids)
 
     def stats(self) -> dict[str, float]:
         """Return the numbers of `CenterHead`, and of the index.
@@ -233,14 +238,14 @@ class HashingForest(CenterHead):
         )
 
     @torch.no_grad()
-    def _probe(self, x_QD: Tensor, labels_Q: Tensor, ids: Tensor | None) -> None:
+    def _probe(self, batch: GlobalBatch, ids: Tensor | None) -> None:
         """Measure the mass that the selected rows `ids` hold, and the recall of the index at its usual k."""
         refresh, k = self.index_refresh, max(self._num_queried - 1, 1)
-        covered = coverage(self, x_QD, labels_Q, ids, k=k)
+        covered = coverage(self, batch, ids, k=k)
         self.probed = {"mass_covered": float(covered.mass_Q.mean()), "mass_reachable": float(covered.perfect_Q.mean())}
         self.allocation.observe(self.probed["mass_covered"], self.probed["mass_reachable"])
         if refresh.current is not None and (k := covered.nearest_Qk.shape[1]):
-            answer = refresh.query(x_QD, k + 1)
-            answer[answer == self.centers.shard.local(labels_Q)[:, None]] = -1
+            answer = refresh.query(batch.x_ND, k + 1)
+            answer[answer == self.centers.shard.local(batch.labels_N)[:, None]] = -1
             hits = (answer[:, :, None] == covered.nearest_Qk[:, None]).any(1)
             self.probed["index_recall"] = float(hits.float().mean())

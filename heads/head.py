@@ -99,8 +99,12 @@ class Head(nn.Module):
         """Return numbers worth logging, of this process."""
         raise NotImplementedError
 
-    def advance(self) -> None:
-        """Count a step of the optimizer."""
+    def advance(self, applied: bool = True) -> None:
+        """Count a step of the optimizer.
+
+        Args:
+            applied: False if the step was skipped, as after an overflow in float16.
+        """
         self.step += 1
         self.micro_batch = 0
 

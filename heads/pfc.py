@@ -1,6 +1,5 @@
 """PartialFC: positives and a uniform sample of the negatives."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +8,7 @@ from torch import Tensor
 
 from .center_head import CenterHead
 from .core import counter_rng
-from .core.cost import Case, Cost
 from .core.options import number, option
-from .core.row_state import RowState
 from .rows.options import CenterOptions
 from .selection.sampling import filled
 from .selection.selection import Selection
@@ -60,10 +57,8 @@ class PartialFC(CenterHead):
     options: PartialFCOptions
 
     @classmethod
-    def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState], active: int | None = None) -> Cost:
-        rate = options.sample_rate
-        active = max(1, round(rate * case.shard)) if rate < 1 else None
-        return super().cost(case, options, row_state=row_state, active=active)
+    def active_share(cls, num_classes: int, options: Any) -> float:
+        return float(options.sample_rate)
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         if self.options.sample_rate == 1:

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from data.records import DataSet, RecordSet
 from heads.group.sharding import Shard
-from heads.objectives.softmax import MIN_NORM
+from heads.objectives.rows import MIN_NORM
 
 from ..models.model import Model
 

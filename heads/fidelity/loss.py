@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..group.batch import directions, gather
+from ..group.batch import GlobalBatch, directions, gather
 from ..group.collectives import gather_rows, gather_sizes, rank_and_size
 from ..group.sharding import Shard
+from ..margins.class_counts import ClassCounts, checked_counts
 from ..margins.margin import Margin
+from ..objectives.loss_state import LossState
 from ..objectives.rows import DenseRows
+from ..objectives.softmax import CrossEntropy
+from ..objectives.streamed import LossInputs
 from .figures import check_options, compare_gradients, evenly_spaced
-from .full_softmax import FullSoftmax
+from .reference import FullLoss
 
 
 def loss_fidelity(
@@ -31,6 +35,7 @@ def loss_fidelity(
     held: Tensor,
     num_classes: int,
     margin: Margin,
+    class_counts: ClassCounts = None,
     group: ProcessGroup | None = None,
     probes: int = 32,
     hardest: int = 10,
@@ -48,6 +53,7 @@ def loss_fidelity(
         held: int64 ids of all classes that the head compares embeddings with.
         num_classes: C.
         margin: a margin that normalizes.
+        class_counts: (C,) number of training examples of each class, for a margin that depends on it.
         group: the processes that share the classes; None for one process.
         probes: number of embeddings to evaluate.
         hardest: k, the number of hardest negatives in `hardest_recall`.
@@ -68,13 +74,24 @@ def loss_fidelity(
     assert len(means) == shard.size
     (gradient_nD,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        gradient_QD, x_QD, labels_Q = _gather_probes(gradient_nD, embeddings, labels, group, probes)
-        rows = DenseRows(means.to(x_QD))
-        exact = FullSoftmax(x_QD, labels_Q, rows, shard, margin, group, hardest)
-        return _figures(exact, gradient_QD, rows, shard.local(held.to(x_QD.device)))
+        gradient_QD, batch = _gather_probes(gradient_nD, embeddings, labels, group, probes)
+        rows = DenseRows(means.to(batch.x_ND))
+        inputs = LossInputs(
+            x_ND=batch.x_ND,
+            weight_N=batch.weight_N,
+            position_N=shard.local(batch.labels_N),
+            rows=rows,
+            margin=margin,
+            batch=LossState(batch.x_ND, None, checked_counts(class_counts, margin, num_classes)).margin_batch(
+                margin, batch, num_classes, key=(0,)
+            ),
+            group=group,
+        )
+        exact = FullLoss(CrossEntropy(), inputs, hardest)
+        return _figures(exact, gradient_QD, rows, shard.local(held.to(batch.x_ND.device)))
 
 
-def _figures(exact: FullSoftmax, gradient_QD: Tensor, rows: DenseRows, held: Tensor) -> dict[str, float]:
+def _figures(exact: FullLoss, gradient_QD: Tensor, rows: DenseRows, held: Tensor) -> dict[str, float]:
     """Return the figures for held rows of the shard; -1 for classes of other shards."""
     ids = held[held >= 0].sort().values
     gradients = compare_gradients(gradient_QD[None], exact.gradient_QD)
@@ -88,14 +105,15 @@ def _figures(exact: FullSoftmax, gradient_QD: Tensor, rows: DenseRows, held: Ten
 
 def _gather_probes(
     gradient_nD: Tensor, embeddings: Tensor, labels: Tensor, group: ProcessGroup | None, probes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradients and unit embeddings (Q, D), and labels (Q,), of evenly spaced samples of all processes."""
+) -> tuple[Tensor, GlobalBatch]:
+    """Return gradients (Q, D), and the batch with unit embeddings, of evenly spaced samples of all processes."""
     x_nD = directions(embeddings.float())
     # The gradient of unit embeddings. That of each process is multiplied by the number of processes.
-    gradient_nD = gradient_nD.float() * embeddings.float().norm(dim=1, keepdim=True) / rank_and_size(group)[1]
+    norm_n = embeddings.float().norm(dim=1)
+    gradient_nD = gradient_nD.float() * norm_n[:, None] / rank_and_size(group)[1]
     sizes = gather_sizes(len(x_nD), x_nD.device, group)
-    batch = gather(x_nD, labels, None, sizes, group)
+    batch = gather(x_nD, norm_n, labels, None, sizes, group)
     chosen = evenly_spaced(len(batch.x_ND), probes)
     # Scaled from a mean over N samples to one over Q, as the exact gradient is.
     gradient_QD = gather_rows(gradient_nD, sizes, group)[chosen] * (len(batch.x_ND) / len(chosen))
-    return gradient_QD, batch.x_ND[chosen], batch.labels_N[chosen]
+    return gradient_QD, batch.chosen(chosen)

@@ -1,4 +1,4 @@
-"""Fidelity of a head with class centers: its sampled softmax compared with the full softmax over the same centers.
+"""Fidelity of a head with class centers: its loss over a selection compared with that over all its classes.
 
 Legend: n batch of this process, Q embeddings, D row width, k hardest negatives, R repeated selections.
 """
@@ -12,11 +12,9 @@ from torch import Tensor
 from ..center_head import CenterHead
 from ..core.timer import Timer
 from ..group.batch import GlobalBatch
-from ..objectives.softmax import MarginSoftmax
 from ..rows.active import ActiveRows
-from ..selection.selection import Selection
 from .figures import check_options, compare_gradients, evenly_spaced
-from .full_softmax import FullSoftmax, backbone_gradient
+from .reference import FullLoss, backbone_gradient, full_loss
 
 FIRST_REPEAT = 1 << 20  # micro-batch in the keys of repeated draws; no training has that many micro-batches
 
@@ -40,7 +38,8 @@ def selection_fidelity(
         Means over selections, the same on all processes. The gradients of all embeddings form one vector. If the margin
         normalizes, only their part along the sphere counts.
 
-        mass: share of the negatives' softmax mass in the selected classes; mean over embeddings.
+        mass: share of the negatives' mass in the selected classes; mean over embeddings. The mass of a negative is its
+            probability in the softmax, or for other objectives its share of the gradients by the negative logits.
         hardest_recall: share of the k negatives with the highest logits that are selected; mean over embeddings.
         gradient_cosine: cosine between the gradient and the exact one.
         gradient_norm_ratio: length of the gradient over that of the exact one.
@@ -55,48 +54,27 @@ def selection_fidelity(
     probes, repeats, hardest = check_options(probes, repeats, hardest)
     with _separate_draws(head):
         batch = head.gather_batch(embeddings, labels)
-        chosen = evenly_spaced(len(batch.x_ND), probes)
-        exact = _full_softmax(head, batch.x_ND[chosen], batch.labels_N[chosen], hardest)
-        return _mean_figures(head, batch, exact, repeats)
+        probed = batch.chosen(evenly_spaced(len(batch.x_ND), probes))
+        return _mean_figures(head, batch, probed, full_loss(head, probed, hardest), repeats)
 
 
-def _full_softmax(head: CenterHead, x_QD: Tensor, labels_Q: Tensor, hardest: int) -> FullSoftmax:
-    rows = ActiveRows(head.centers, None, keep=False)
-    return FullSoftmax(x_QD, labels_Q, rows, head.centers.shard, head.margin, head.process_group, hardest)
-
-
-def _mean_figures(head: CenterHead, batch: GlobalBatch, exact: FullSoftmax, repeats: int) -> dict[str, float]:
-    masses, recalls, gradients = [], [], []
+def _mean_figures(
+    head: CenterHead, batch: GlobalBatch, probed: GlobalBatch, exact: FullLoss, repeats: int
+) -> dict[str, float]:
+    micro_batch, masses, recalls, gradients = head.micro_batch, [], [], []
     for repeat in range(repeats):
         head.micro_batch = FIRST_REPEAT + repeat
         selection = head.select_classes(batch.x_ND, batch.labels_N)
         rows = ActiveRows(head.centers, selection.ids, keep=False)
         masses.append(exact.mass(rows, selection.ids))
         recalls.append(exact.recall(selection.ids))
-        gradients.append(_gradient(head, exact, rows, selection))
+        inputs = head.loss_inputs(probed, selection, rows, micro_batch)
+        gradients.append(backbone_gradient(head.objective, inputs))
     return {
         "mass": float(torch.stack(masses).mean()),
         "hardest_recall": float(torch.stack(recalls).mean()),
         **compare_gradients(torch.stack(gradients), exact.gradient_QD),
     }
-
-
-def _gradient(head: CenterHead, exact: FullSoftmax, rows: ActiveRows, selection: Selection) -> Tensor:
-    """Return the gradient (Q, D) that the head computes with this selection."""
-    x_QD = exact.x_QD
-    softmax = MarginSoftmax(
-        x_QD,
-        x_QD.new_ones(len(x_QD)),
-        exact.position(selection.ids),
-        rows,
-        head.margin,
-        log_q_K=selection.log_q,
-        group=head.process_group,
-        min_probability=head.min_probability,
-        matmul=head.matmul,
-    )
-    softmax.loss(keep=False)
-    return backbone_gradient(softmax.backward(x_QD.new_ones(()))[0], x_QD, head.margin)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn.functional import normalize
+from torch.nn import functional
 
 from .collectives import gather_rows, gather_sizes, rank_and_size
 
@@ -26,7 +26,12 @@ def directions(embeddings: Tensor) -> Tensor:
     largest = torch.linalg.vector_norm(embeddings.detach(), torch.inf, dim=1, keepdim=True)
     embeddings = embeddings / torch.where(largest > LARGE, largest, 1)
     norm = torch.linalg.vector_norm(embeddings.detach(), dim=1, keepdim=True)
-    return torch.where(norm < SHORTEST, 0, normalize(embeddings, eps=SHORTEST))
+    return torch.where(norm < SHORTEST, 0, functional.normalize(embeddings, eps=SHORTEST))
+
+
+def in_rows_space(x_nD: Tensor, *, normalize: bool) -> Tensor:
+    """Return embeddings (n, D) at unit length, or without normalization with a last column of ones for the bias."""
+    return directions(x_nD) if normalize else torch.cat([x_nD, x_nD.new_ones(len(x_nD), 1)], dim=1)
 
 
 def trainable(embeddings: Tensor) -> Tensor:
@@ -43,6 +48,8 @@ class GlobalBatch:
     Args:
         x_nD: embeddings of this process, differentiable.
         start: position of this process's first sample.
+        norm_n: (n,) lengths of the embeddings of this process before the transform, differentiable.
+        norm_N: (N,) those of all processes.
     """
 
     x_nD: Tensor
@@ -50,6 +57,13 @@ class GlobalBatch:
     labels_N: Tensor
     weight_N: Tensor
     start: int
+    norm_n: Tensor
+    norm_N: Tensor
+
+    def chosen(self, places: list[int]) -> "GlobalBatch":
+        """Return some samples of all processes as a batch that is detached, with equal weights."""
+        x_QD, norm_Q = self.x_ND[places], self.norm_N[places]
+        return GlobalBatch(x_QD, x_QD, self.labels_N[places], x_QD.new_ones(len(x_QD)), 0, norm_Q, norm_Q)
 
 
 def gather_batch(
@@ -79,28 +93,37 @@ def gather_batch(
     """
     fault = batch_fault(embeddings, labels, weight, embedding_size, device)
     sizes = gather_sizes(0 if fault else len(embeddings), device, group, fault)
-    batch = gather(transform(embeddings), labels, weight, sizes, group)
+    x_nD = transform(embeddings)
+    norm_n = torch.linalg.vector_norm(embeddings.to(x_nD.dtype), dim=1)
+    batch = gather(x_nD, norm_n, labels, weight, sizes, group)
     check_values(batch, num_classes, step)
     return batch
 
 
 def gather(
-    x_nD: Tensor, labels: Tensor, weight: Tensor | None, sizes: list[int], group: ProcessGroup | None
+    x_nD: Tensor,
+    norm_n: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    sizes: list[int],
+    group: ProcessGroup | None,
 ) -> GlobalBatch:
-    """Gather the batches of all processes in two collectives: embeddings with weights, and labels.
+    """Gather the batches of all processes in two collectives: embeddings with lengths and weights, and labels.
 
     Args:
         x_nD: embeddings of this process.
+        norm_n: their lengths.
         labels: (n,) class ids.
         weight: (n,) weights; None for ones.
         sizes: number of samples of each process.
         group: the processes.
     """
     weight_n = x_nD.new_ones(len(x_nD)) if weight is None else weight.detach().to(x_nD)
-    packed = gather_rows(torch.cat([x_nD.detach(), weight_n[:, None]], dim=1), sizes, group)
+    packed = gather_rows(torch.cat([x_nD.detach(), norm_n.detach()[:, None], weight_n[:, None]], dim=1), sizes, group)
     labels_N = gather_rows(labels.to(x_nD.device, torch.int64), sizes, group)
     start = sum(sizes[: rank_and_size(group)[0]])
-    return GlobalBatch(x_nD, packed[:, :-1].contiguous(), labels_N, packed[:, -1].contiguous(), start)
+    x_ND, norm_N, weight_N = packed[:, :-2].contiguous(), packed[:, -2].contiguous(), packed[:, -1].contiguous()
+    return GlobalBatch(x_nD, x_ND, labels_N, weight_N, start, norm_n, norm_N)
 
 
 def gather_embeddings(

@@ -64,7 +64,7 @@ class ShardIndex(IndexRefresh):
         options = {**options, "step": step, "background": self.background}
 
         def build() -> Index:
-            vectors = CenterVectors(self.centers)
+            vectors = CenterVectors(self.centers, columns=self.centers.embedding_size if self.normalize else None)
             longest = 0.0 if self.normalize else vectors.longest()
             if current is not None and longest <= current.radius:
                 vectors.radius = current.radius

@@ -47,10 +47,12 @@ class CenterVectors:
         radius: for a margin that does not normalize, at least the length of the longest row. One more column brings
             all rows to this length, so that the order by cosine is that by inner product (Bachrach et al., RecSys
             2014). 0 adds no column.
+        columns: number of the first columns that are compared; None for all.
     """
 
-    def __init__(self, centers: ClassCenters, radius: float = 0.0):
+    def __init__(self, centers: ClassCenters, radius: float = 0.0, columns: int | None = None):
         self.centers, self.radius = centers, radius
+        self.columns = centers.width if columns is None else columns
 
     def __len__(self) -> int:
         return self.centers.shard.size
@@ -63,9 +65,11 @@ class CenterVectors:
 
     def longest(self) -> float:
         """Return the length of the longest row."""
-        return max(float(self.centers.read(slice(a, b)).norm(dim=1).max()) for a, b in chunks(len(self), READ_ROWS))
+        parts = chunks(len(self), READ_ROWS)
+        return max(float(self.centers.read(slice(a, b))[:, : self.columns].norm(dim=1).max()) for a, b in parts)
 
     def _prepared(self, rows_kD: Tensor) -> Tensor:
+        rows_kD = rows_kD[:, : self.columns]
         if self.radius:
             missing = (self.radius**2 - rows_kD.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
             rows_kD = torch.cat([rows_kD, missing], dim=1)

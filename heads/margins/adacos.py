@@ -22,6 +22,7 @@ class FixedAdaCos(Margin):
 
     s: float = field(default=1.0, init=False, repr=False)  # `begin` sets it
 
+    uses_target_cos: ClassVar[bool] = False
     needs_softmax: ClassVar[bool] = True
 
     def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> Margin:

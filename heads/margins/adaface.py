@@ -34,6 +34,7 @@ class AdaFace(Margin):
     quality_N: Tensor = begun()
 
     initial_state: ClassVar[Mapping[str, float]] = MappingProxyType({"mean": 20.0, "std": 100.0})
+    uses_target_cos: ClassVar[bool] = False
     needs_whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

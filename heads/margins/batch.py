@@ -1,7 +1,7 @@
 """What a margin may read of a forward pass, in addition to cosines."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,16 @@ class MarginBatch:
     state: Mapping[str, Tensor]
     key: tuple[int, ...]
     class_counts_N: Tensor | None = None
+
+    def chosen(self, places: Tensor) -> "MarginBatch":
+        """Return some samples."""
+        counts_N = self.class_counts_N
+        return replace(
+            self,
+            norm_N=self.norm_N[places],
+            labels_N=self.labels_N[places],
+            class_counts_N=None if counts_N is None else counts_N[places],
+        )
 
     def normal(self, purpose: str) -> Tensor:
         """Draw standard normal numbers (N,) from `key`, with the dtype and device of the lengths."""

@@ -30,6 +30,7 @@ class ClassMargin(Margin):
 
     m_N: Tensor = begun()
 
+    uses_target_cos: ClassVar[bool] = False
     uses_class_counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

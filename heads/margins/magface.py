@@ -1,6 +1,7 @@
 """MagFace, a margin that grows with the length of the embedding."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class MagFace(Margin):
     smallest: float = option(0.45, "Margin at `shortest`, in radians; in [0, pi).")
     largest: float = option(0.8, "Margin at `longest`, in radians; in [0, pi).")
     penalty_weight: float = option(35.0, "Weight of the penalty.")
+
+    uses_target_cos: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -48,10 +48,16 @@ class Margin(Configured):
 
     normalize: ClassVar[bool] = True  # rows and embeddings to unit length; False: inner products and a bias
     initial_state: ClassVar[Mapping[str, float]] = MappingProxyType({})  # numbers carried from step to step
-    uses_target_cos: ClassVar[bool] = False  # whether `begin` or `negative` reads the target cosines
+    uses_target_cos: ClassVar[bool] = False  # whether `begin` or `negative` reads them; assumed if overridden
     uses_class_counts: ClassVar[bool] = False  # whether `begin` reads `class_counts_N`
     needs_whole_batch: ClassVar[bool] = False  # whether a sample's margin depends on the other samples
     needs_softmax: ClassVar[bool] = False  # whether the margin is derived for the softmax, and for no other objective
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Assume that a subclass reads the target cosines if it may do so and does not declare it."""
+        super().__init_subclass__(**keywords)
+        if "uses_target_cos" not in vars(cls) and ("begin" in vars(cls) or "negative" in vars(cls)):
+            cls.uses_target_cos = True
 
     def __post_init__(self) -> None:
         self.s = finite("s", self.s)
@@ -106,7 +112,10 @@ class Margin(Configured):
 
     def negative_logits(self, cos: Tensor, target_cos: Tensor) -> Tensor:
         """Return the logits (rows, N) of other classes; -inf where the filter leaves a class out."""
-        logits = self.s * self.negative(cos, target_cos)
+        return self.filtered(self.s * self.negative(cos, target_cos), cos)
+
+    def filtered(self, logits: Tensor, cos: Tensor) -> Tensor:
+        """Return the logits of other classes with -inf where `max_negative_cosine` leaves a class out."""
         if self.max_negative_cosine is not None:
             logits = logits.masked_fill(cos > self.max_negative_cosine, -math.inf)
         return logits

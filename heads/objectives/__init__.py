@@ -1,1 +1,9 @@
-"""Objectives: the exact margin softmax, its gradients and exact top-k, streamed over class rows."""
+"""Objectives: what a head asks of the logits, streamed over class rows; and exact top-k."""
+
+from .bce import BCE
+from .objective import Objective, checked_objective
+from .softmax import CrossEntropy
+from .sphereface2 import SphereFace2
+from .uniface import UniFace
+
+__all__ = ["BCE", "CrossEntropy", "Objective", "SphereFace2", "UniFace", "checked_objective"]

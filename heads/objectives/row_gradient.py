@@ -1,4 +1,4 @@
-"""The gradient of a margin softmax with respect to its class rows."""
+"""The gradient of a streamed loss with respect to its class rows."""
 
 from __future__ import annotations
 
@@ -10,35 +10,45 @@ from torch import Tensor
 from .rows import Rows
 
 if TYPE_CHECKING:
-    from .softmax import MarginSoftmax
+    from .streamed import Streamed
 
 
 class RowGradient:
-    """scale x d loss / d rows, computed for any range of active rows when needed.
+    """The gradient of a loss by its active rows, computed for any range of them when needed.
 
     With G the gradient of the inner products w.x, and r its radial part, the gradient of rows w is G x - r w. Kept
     cosines are overwritten by G. Without them G is recomputed from the rows, which must not have changed since the
     forward pass.
 
     Args:
-        softmax: the softmax, after its pass one.
-        scale: scalar factor of the gradient.
+        loss: the loss, after its margin has begun.
+        coefficient_N: weight of each sample.
+        target_gradient_N: gradient by the target cosines.
+        kept_KN: cosines, or memory for them, that G takes; None to recompute G.
+        target_error_N: gradient by the target logits, if the gradient by a bias is wanted; else None.
+
+    Attributes:
+        bias_K: gradient by a bias that is added to all logits of a row.
+        shared_bias: gradient by the bias that all classes share, summed over processes; None without one.
+        scale: a factor that G and the gradients by biases do not contain; None for 1.
     """
 
-    def __init__(self, softmax: MarginSoftmax, scale: Tensor):
-        self.softmax = softmax
-        self.coefficient_N = softmax.weight_N * scale
-        # The first gradient takes the kept cosines; a second backward pass through the same graph recomputes them.
-        self.kept_KN, softmax.kept_KN = softmax.kept_KN, None
-        self.radial_K = None if self.kept_KN is None else softmax.x_ND.new_zeros(softmax.num_rows)
+    def __init__(
+        self,
+        loss: Streamed,
+        coefficient_N: Tensor,
+        target_gradient_N: Tensor,
+        kept_KN: Tensor | None,
+        target_error_N: Tensor | None = None,
+    ):
+        self.loss, self.coefficient_N, self.target_gradient_N = loss, coefficient_N, target_gradient_N
+        self.kept_KN, self.target_error_N = kept_KN, target_error_N
+        self.radial_K = None if kept_KN is None else loss.x_ND.new_zeros(loss.num_rows)
+        self.bias_K = None if target_error_N is None else loss.x_ND.new_zeros(loss.num_rows)
+        self.shared_bias: Tensor | None = None
+        self.scale: Tensor | None = None
         self.sealed = False
-        self.x_ND, self.factor = softmax.x_ND, softmax.x_ND.new_ones(())
-        with torch.enable_grad():
-            cos_N = softmax.target_cos_N.clone().requires_grad_()
-            logit_N = softmax.margin.target_logits(cos_N)
-        target_p_N = (softmax.target_logit_N - softmax.max_N).exp() / softmax.sum_N
-        target_error_N = (target_p_N - 1) * self.coefficient_N
-        (self.target_gradient_N,) = torch.autograd.grad(logit_N, cos_N, target_error_N)
+        self.x_ND, self.factor = loss.x_ND, loss.x_ND.new_ones(())
 
     @property
     def kept_bytes(self) -> int:
@@ -48,7 +58,7 @@ class RowGradient:
     @property
     def rows(self) -> Rows:
         """The rows that this gradient belongs to: the active rows, or those that the filter kept."""
-        return self.softmax.rows
+        return self.loss.rows
 
     def seal(self) -> None:
         """Declare that the kept numbers are G from now on, no longer cosines."""
@@ -57,51 +67,67 @@ class RowGradient:
     def release(self) -> None:
         """Return the memory of a gradient that is no longer needed to the workspace."""
         if self.kept_KN is not None:
-            self.softmax.workspace.release("cosines", self.kept_KN)
+            self.loss.workspace.release("cosines", self.kept_KN)
             self.kept_KN = None
 
     def multiply(self, factor: Tensor) -> None:
         """Multiply the gradients that are added from now on by a scalar tensor, without waiting for the device."""
-        self.x_ND, self.factor = self.softmax.x_ND * factor, factor
+        if self.scale is not None:
+            factor = factor * self.scale
+        self.x_ND, self.factor = self.loss.x_ND * factor, factor
 
     def add_to(
         self, total_kD: Tensor, a: int, b: int, rows_kD: Tensor, *, beta: float = 1.0, decay: float = 0.0
     ) -> Tensor:
         """Compute total_kD <- beta total_kD + gradient of rows a to b + decay rows_kD in place, and return it."""
-        softmax = self.softmax
+        loss = self.loss
+        directions_kD, row_directions_kD = loss.directions(total_kD), loss.directions(rows_kD)
         if self.kept_KN is not None:
             assert self.sealed and self.radial_K is not None
             G_kN, radial_k = self.kept_KN[a:b], self.radial_K[a:b]
         else:
-            G_kN, radial_k = self._differentiate(a, b, softmax._cosines(a, b, rows_kD))
-        softmax.matmul.addmm_(total_kD, G_kN, self.x_ND, beta=beta)
-        return total_kD.addcmul_((decay - radial_k * self.factor)[:, None], rows_kD)
+            G_kN, radial_k = self._differentiate(a, b, loss.cosines(a, b, row_directions_kD))
+        loss.matmul.addmm_(directions_kD, G_kN, self.x_ND, beta=beta)
+        directions_kD.addcmul_((decay - radial_k * self.factor)[:, None], row_directions_kD)
+        if total_kD.shape[1] > self.x_ND.shape[1]:
+            self._add_bias_to(total_kD[:, -1], a, b, rows_kD[:, -1], beta=beta, decay=decay)
+        return total_kD
+
+    def _add_bias_to(self, total_k: Tensor, a: int, b: int, bias_k: Tensor, *, beta: float, decay: float) -> None:
+        assert self.bias_K is not None
+        total_k.copy_(total_k * beta if beta else torch.zeros_like(total_k))
+        total_k.add_(self.bias_K[a:b] * self.factor + decay * bias_k)
 
     def of_inner_products(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
         """Return G of active rows a to b: the gradient of their inner products with the batch, (b - a, N)."""
         if self.kept_KN is None:
-            return self._differentiate(a, b, self.softmax._cosines(a, b, rows_kD))[0]
-        assert not self.sealed and self.radial_K is not None
-        G_kN, self.radial_K[a:b] = self._differentiate(a, b, self.kept_KN[a:b])
-        self.kept_KN[a:b] = G_kN
+            return self._differentiate(a, b, self.loss.cosines(a, b, rows_kD))[0]
+        return self.replaced(a, b, self.kept_KN[a:b])
+
+    def replaced(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
+        """Return G of active rows a to b, and keep it in place of their cosines if there is memory for it."""
+        G_kN, radial_k = self._differentiate(a, b, cos_kN)
+        if self.kept_KN is not None:
+            assert not self.sealed and self.radial_K is not None
+            self.radial_K[a:b] = radial_k
+            self.kept_KN[a:b] = G_kN
         return G_kN
 
     def _differentiate(self, a: int, b: int, cos_kN: Tensor) -> tuple[Tensor, Tensor]:
         """Return G (b - a, N) and the radial part (b - a,) from the cosines (b - a, N)."""
-        softmax = self.softmax
+        loss = self.loss
         with torch.enable_grad():
             leaf_kN = cos_kN.detach().requires_grad_()
-            logits_kN = softmax.margin.negative_logits(leaf_kN, softmax.target_cos_N)
-        p_kN = logits_kN.detach()
-        if softmax.log_q_K is not None:
-            p_kN = p_kN - softmax.log_q_K[a:b, None]
-        p_kN = (p_kN - softmax.max_N).exp_().mul_(self.coefficient_N / softmax.sum_N)
-        targets = softmax.targets(a, b)
+            logits_kN = loss.negative_logits(leaf_kN)
+        p_kN = loss.logit_gradient(a, b, logits_kN.detach(), self.coefficient_N)
+        targets = loss.targets(a, b)
         p_kN[targets] = 0
+        if self.bias_K is not None and self.target_error_N is not None:
+            self.bias_K[a:b] = p_kN.sum(1).index_add_(0, targets[0], self.target_error_N[targets[1]])
         (gradient_kN,) = torch.autograd.grad(logits_kN, leaf_kN, p_kN)
         gradient_kN[targets] = self.target_gradient_N[targets[1]]
-        if not softmax.margin.normalize:
+        if not loss.margin.normalize:
             return gradient_kN, gradient_kN.new_zeros(b - a)
-        norm_k = softmax.norm_K[a:b]
+        norm_k = loss.norm_K[a:b]
         gradient_kN = gradient_kN.div_(norm_k[:, None])
         return gradient_kN, (gradient_kN * cos_kN).sum(1).div_(norm_k)

@@ -4,27 +4,21 @@ No tensor of size N x K is necessary: two passes read the rows chunk by chunk. P
 the softmax's denominator, with one max and one sum over processes. Pass two (`backward`) turns the probabilities of
 each chunk into gradients. The margin acts inside the log-sum-exp.
 
-This file depends on neither stores nor optimizers: it reads `Rows` and returns their gradient as a `RowGradient`,
-which can add any range of itself to a tensor.
-
-Legend: N global batch, D row width, K active rows of this process, k rows of a chunk. A suffix such as `x_ND` names the
-dimensions. `x_ND` has unit rows if the margin normalizes.
+Legend: N global batch, D row width, K active rows of this process, k rows of a chunk.
 """
 
 import copy
-from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
-from ..core.matmul import MatMul
-from ..core.workspace import Workspace
+from ..core.options import documented
 from ..group.collectives import max_over_processes, sum_over_processes
-from ..margins.margin import Margin
+from .objective import Objective
 from .row_gradient import RowGradient
-from .rows import MIN_NORM, Rows
+from .streamed import LossGradient, LossInputs, Streamed
 
 # Chunks that fit the caches are faster than larger ones: new temporaries of many MB cost page faults.
 CHUNK_ROWS = 2048
@@ -37,54 +31,26 @@ def chunks(num_rows: int, size: int | None = None) -> Iterator[tuple[int, int]]:
         yield a, min(a + size, num_rows)
 
 
-class MarginSoftmax:
-    """The margin softmax of one global batch over this process's active rows.
+@documented
+@dataclass
+class CrossEntropy(Objective):
+    """Cross-entropy of the softmax over the active classes: -log(e^z_y / (e^z_y + sum over others of e^z_j))."""
 
-    Args:
-        x_ND: gathered embeddings, the same on all processes.
-        weight_N: weight of each sample in the mean.
-        position_N: int64, the position of each sample's class among the active rows; -1 if another process owns it.
-            The host needs these positions, so a tensor on the host avoids waiting for the device.
-        rows: the K active rows.
-        margin: changes the cosines.
-        log_q_K: log of the probability that a row was drawn, subtracted from its logits; None for zeros.
-        group: the processes that share the classes; None for one process.
-        min_probability: pass two leaves out rows whose largest probability over the batch is below it, unless they
-            are a sample's own class.
-        matmul: multiplies matrices; float32 by default.
-        workspace: provides buffers; new ones by default.
-    """
+    def streamed(self, inputs: LossInputs) -> "MarginSoftmax":
+        return MarginSoftmax(inputs)
 
-    def __init__(
-        self,
-        x_ND: Tensor,
-        weight_N: Tensor,
-        position_N: Tensor,
-        rows: Rows,
-        margin: Margin,
-        log_q_K: Tensor | None = None,
-        group: ProcessGroup | None = None,
-        min_probability: float = 0.0,
-        matmul: MatMul | None = None,
-        workspace: Workspace | None = None,
-    ):
-        self.x_ND, self.rows, self.num_rows = x_ND, rows, len(rows)
-        self.margin, self.log_q_K, self.group, self.min_probability = margin, log_q_K, group, min_probability
-        self.matmul = matmul or MatMul()
-        self.workspace = workspace or Workspace()
-        self.weight_N = weight_N / weight_N.sum()
-        self._place_targets(position_N)
-        self.norm_K = x_ND.new_ones(len(rows))
+
+class MarginSoftmax(Streamed):
+    """The margin softmax of one global batch over this process's active rows."""
+
+    def __init__(self, inputs: LossInputs):
+        super().__init__(inputs)
+        self.log_q_K, self.min_probability = inputs.log_q_K, inputs.min_probability
         self.kept_KN: Tensor | None = None
 
-    def loss(self, *, keep: bool) -> Tensor:
-        """Run pass one and return the weighted mean over the global batch, the same scalar on all processes.
-
-        Args:
-            keep: whether to keep the cosines (K x N numbers), which saves pass two one matrix product.
-        """
-        self.target_cos_N = self.target_cosines()
-        self.target_logit_N = self.margin.target_logits(self.target_cos_N)
+    def loss(self, *, keep: bool, learns: bool = True) -> Tensor:
+        """Run pass one; `keep` keeps the cosines. See `Streamed`."""
+        self.begin(needs_target_cos=True)
         num_samples = len(self.x_ND)
         # The target's row is active on one of the processes, so no maximum is lower than its logit.
         max_N, sum_N = self.target_logit_N, torch.zeros_like(self.target_logit_N)
@@ -92,10 +58,8 @@ class MarginSoftmax:
         # exp(logit - maximum so far) is an upper bound of the probability.
         self.bound_K = self.x_ND.new_empty(self.num_rows) if self.min_probability else None
         for a, b in chunks(self.num_rows):
-            rows_kD = self.rows.slice(a, b)
-            if self.margin.normalize:
-                self.norm_K[a:b] = torch.linalg.vector_norm(rows_kD, dim=1).clamp_(min=MIN_NORM)
-            cos_kN = self._cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
+            rows_kD = self.measured(a, b)
+            cos_kN = self.cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
             logits_kN = self._logits(a, b, cos_kN)
             new_max_N = torch.maximum(max_N, logits_kN.amax(0))
             exp_kN = logits_kN.sub_(new_max_N).exp_()
@@ -108,33 +72,35 @@ class MarginSoftmax:
         # Not combined: log(sum) is small, and its low bits would be lost in a sum with a maximum of up to s.
         self.max_N, self.sum_N = global_max_N, sum_N
         self.kept_KN = kept_KN
-        return torch.dot(self.weight_N, sum_N.log() - (self.target_logit_N - global_max_N))
+        return self.with_penalty(torch.dot(self.weight_N, sum_N.log() - (self.target_logit_N - global_max_N)))
 
-    def backward(self, scale: Tensor) -> tuple[Tensor, RowGradient]:
-        """Run pass two and return the gradients.
-
-        Args:
-            scale: scalar factor of the gradients.
-
-        Returns:
-            scale x d loss / d x_ND (N, D), summed over processes, and the gradient of the rows.
-
-        Raises:
-            RuntimeError: the rows have changed since pass one.
-        """
-        if self.rows.changed:
-            raise RuntimeError(
-                "the class centers have changed since this loss was computed; call backward before the optimizer steps "
-                "and before rows are loaded or written"
-            )
+    def backward(self, scale: Tensor) -> LossGradient:
+        """Run pass two. See `Streamed`."""
+        self.refuse_changed_rows()
         softmax = self._filtered() if self.min_probability else self
-        gradient = RowGradient(softmax, scale)
+        coefficient_N = softmax.weight_N * scale
+        target_p_N = (softmax.target_logit_N - softmax.max_N).exp() / softmax.sum_N
+        cos_gradient_N, norm_gradient_N = softmax.target_gradients((target_p_N - 1) * coefficient_N)
+        # The first gradient takes the kept cosines; a second backward pass through the same graph recomputes them.
+        gradient = RowGradient(softmax, coefficient_N, cos_gradient_N, softmax.kept_KN)
+        softmax.kept_KN = None
         x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(softmax.num_rows):
             rows_kD = softmax.rows.slice(a, b)
             self.matmul.addmm_(x_gradient_ND, gradient.of_inner_products(a, b, rows_kD).T, rows_kD)
         gradient.seal()
-        return sum_over_processes(x_gradient_ND, self.group), gradient
+        if (penalty_gradient_N := self.penalty_gradient(coefficient_N)) is not None:
+            assert norm_gradient_N is not None
+            norm_gradient_N = norm_gradient_N + penalty_gradient_N
+        return LossGradient(sum_over_processes(x_gradient_ND, self.group), norm_gradient_N, gradient)
+
+    def logit_gradient(self, a: int, b: int, logits_kN: Tensor, coefficient_N: Tensor) -> Tensor:
+        if self.log_q_K is not None:
+            logits_kN = logits_kN - self.log_q_K[a:b, None]
+        return (logits_kN - self.max_N).exp_().mul_(coefficient_N / self.sum_N)
+
+    def log_pull(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
+        return self.negative_logits(cos_kN)
 
     def _filtered(self) -> "MarginSoftmax":
         """Return this softmax without rows below `min_probability`: first by bounds, then by exact probabilities."""
@@ -143,7 +109,7 @@ class MarginSoftmax:
         large_K = torch.zeros(softmax.num_rows, dtype=torch.bool, device=self.x_ND.device)
         for a, b in chunks(softmax.num_rows):
             if softmax.kept_KN is None:
-                cos_kN = softmax._cosines(a, b, softmax.rows.slice(a, b))
+                cos_kN = softmax.cosines(a, b, softmax.rows.slice(a, b))
             else:
                 cos_kN = softmax.kept_KN[a:b]
             p_kN = (softmax._logits(a, b, cos_kN) - softmax.max_N).exp_().div_(softmax.sum_N)
@@ -173,39 +139,8 @@ class MarginSoftmax:
         self.rows.release()
         return narrow
 
-    def _place_targets(self, position_N: Tensor) -> None:
-        # Samples sorted by the position of their target, on the host, where a chunk finds its samples by bisection.
-        host_N = position_N.cpu()
-        order_N = torch.argsort(host_N, stable=True)
-        self.sorted_positions: list[int] = host_N[order_N].tolist()
-        self.position_N, self.order_N = position_N.to(self.x_ND.device), order_N.to(self.x_ND.device)
-
-    def targets(self, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """Return (position in the chunk, sample) of each target among active rows a to b."""
-        begin, end = bisect_left(self.sorted_positions, a), bisect_left(self.sorted_positions, b)
-        samples = self.order_N[begin:end]
-        return self.position_N[samples] - a, samples
-
-    def target_cosines(self) -> Tensor:
-        """Return each sample's cosine with its own class (N,), from the process that owns the class."""
-        samples = self.order_N[bisect_left(self.sorted_positions, 0) :]
-        cos_N = self.x_ND.new_zeros(len(self.x_ND))
-        if len(samples):
-            rows = self.rows.gather(self.position_N[samples])
-            if self.margin.normalize:
-                rows = torch.nn.functional.normalize(rows, eps=MIN_NORM)
-            cos_N[samples] = (self.x_ND[samples] * rows).sum(1)
-        return sum_over_processes(cos_N, self.group)
-
-    def _cosines(self, a: int, b: int, rows_kD: Tensor, out: Tensor | None = None) -> Tensor:
-        # Rows are scaled before the product. Scaling the product would round cosines, and s multiplies that error.
-        if self.margin.normalize:
-            unit_kD = self.workspace.borrow("unit", tuple(rows_kD.shape), self.x_ND)
-            rows_kD = torch.div(rows_kD, self.norm_K[a:b, None], out=unit_kD)
-        return self.matmul.mm(rows_kD, self.x_ND.T, out=out)
-
     def _logits(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
-        logits_kN = self.margin.negative_logits(cos_kN, self.target_cos_N)
+        logits_kN = self.negative_logits(cos_kN)
         if self.log_q_K is not None:
             logits_kN -= self.log_q_K[a:b, None]
         targets = self.targets(a, b)

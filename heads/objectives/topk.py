@@ -15,7 +15,7 @@ def streamed_topk(x_ND: Tensor, rows: RowSequence, k: int, *, normalize: bool) -
 
     Args:
         x_ND: embeddings (N, D), of unit length for cosines.
-        rows: K rows.
+        rows: K rows. A bias beside directions has no effect.
         k: number of rows.
         normalize: whether rows are scaled to unit length; without it the values are inner products.
 
@@ -25,7 +25,7 @@ def streamed_topk(x_ND: Tensor, rows: RowSequence, k: int, *, normalize: bool) -
     values = x_ND.new_empty((len(x_ND), 0))
     positions = torch.empty((len(x_ND), 0), dtype=torch.int64, device=x_ND.device)
     for a, b in chunks(len(rows)):
-        rows_kD = rows.slice(a, b)
+        rows_kD = rows.slice(a, b)[:, : x_ND.shape[1]]  # without the bias of an objective
         scores_Nk = x_ND @ (torch.nn.functional.normalize(rows_kD, eps=MIN_NORM) if normalize else rows_kD).T
         values = torch.cat([values, scores_Nk], dim=1)
         chunk_positions = torch.arange(a, b, device=x_ND.device).expand(len(x_ND), -1)

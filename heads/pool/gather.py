@@ -20,12 +20,14 @@ class GalleryBatch:
 
     Args:
         x_nD: (n, D) probes at unit length, differentiable.
+        norm_n: (n,) their lengths before, differentiable.
         probe_classes: (n,) their classes, in host memory.
         features: (M, D) gallery of all processes at unit length, in rank order.
         classes: (M,) their classes, in host memory.
     """
 
     x_nD: Tensor
+    norm_n: Tensor
     probe_classes: NDArray[np.int64]
     features: Tensor
     classes: NDArray[np.int64]
@@ -70,7 +72,8 @@ def gather_gallery(
     )
     host = torch.cat([packed, labels.to(device, torch.int64)]).cpu().numpy()
     classes = _checked_classes(host[: len(packed)], sizes, num_classes=num_classes, checksum=checksum, step=step)
-    return GalleryBatch(x_nD, host[len(packed) :], gather_rows(features, sizes, group), classes)
+    norm_n = torch.linalg.vector_norm(probe.float(), dim=1)
+    return GalleryBatch(x_nD, norm_n, host[len(packed) :], gather_rows(features, sizes, group), classes)
 
 
 def _checked_classes(

@@ -12,20 +12,24 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from ..group.collectives import rank_and_size, sum_over_processes
+from ..margins.batch import MarginBatch
 from ..margins.margin import Margin
 from ..objectives.autograd import refuse_second_derivative
 from ..objectives.rows import MIN_NORM
 from ..objectives.softmax import MarginSoftmax
+from ..objectives.streamed import LossInputs
 from ..objectives.topk import streamed_topk
 from .rows import PoolRows
 
 
 def pool_loss(
     x_nD: Tensor,
+    norm_n: Tensor,
     slot_n: Tensor,
     views: Sequence[PoolRows],
     *,
     margin: Margin,
+    batch: MarginBatch,
     outlier_weight: float,
     num_nearest: int,
     group: ProcessGroup | None,
@@ -38,37 +42,47 @@ def pool_loss(
 
     Args:
         x_nD: (n, D) probes of this process at unit length.
+        norm_n: (n,) their lengths before.
         slot_n: (n,) slot of each probe's class; -1 if it is not in the pool.
         views: the pool's rows.
-        margin: a margin that normalizes.
+        margin: a margin that normalizes and does not need the whole batch.
+        batch: what the margin may read of the probes of this process.
         outlier_weight: weight of the second term.
         num_nearest: k.
         group: the processes that share the batch.
     """
-    wanted, probes = x_nD.requires_grad, x_nD
+    wanted, probes, lengths = x_nD.requires_grad, x_nD, norm_n
     x_nD = x_nD.detach()
     inside, outside = (mask_n.nonzero()[:, 0].to(x_nD.device) for mask_n in (slot_n >= 0, slot_n < 0))
     slot_i = slot_n[slot_n >= 0]
     sums = x_nD.new_tensor([0.0, 0.0, len(inside), len(outside)])
     gradients = [torch.zeros_like(x_nD), torch.zeros_like(x_nD)]
+    norm_gradient_n = torch.zeros_like(batch.norm_N)
+    batch = batch.chosen(inside)
     for rows in views:
         if len(inside):
             weight = x_nD.new_ones(len(inside))
-            softmax = MarginSoftmax(x_nD[inside], weight, slot_i, rows, margin)
+            softmax = MarginSoftmax(
+                LossInputs(x_ND=x_nD[inside], weight_N=weight, position_N=slot_i, rows=rows, margin=margin, batch=batch)
+            )
             sums[0] += softmax.loss(keep=wanted) * len(inside)
             if wanted:
-                gradients[0][inside] += softmax.backward(x_nD.new_tensor(float(len(inside))))[0]
+                gradient = softmax.backward(x_nD.new_tensor(float(len(inside))))
+                gradients[0][inside] += gradient.x_ND
+                if gradient.norm_N is not None:
+                    norm_gradient_n[inside] += gradient.norm_N
         if len(outside) and len(rows) and outlier_weight:
-            term, gradient = nearest_term(x_nD[outside], rows, num_nearest)
+            term, gradient_oD = nearest_term(x_nD[outside], rows, num_nearest)
             sums[1] += term
-            gradients[1][outside] += gradient
+            gradients[1][outside] += gradient_oD
     sums = sum_over_processes(sums, group)
     scale = torch.stack([1 / sums[2].clamp(min=1), outlier_weight / sums[3].clamp(min=1)])
     loss, world_size = torch.dot(sums[:2], scale), rank_and_size(group)[1]
     if not wanted:
         return loss
-    gradient = (gradients[0] * scale[0] + gradients[1] * scale[1]) * world_size
-    return _KnownGradient.apply(probes, loss, gradient)  # type: ignore[no-any-return]
+    gradient_nD = (gradients[0] * scale[0] + gradients[1] * scale[1]) * world_size
+    norm_gradient_n *= scale[0] * world_size
+    return _KnownGradient.apply(probes, lengths, loss, gradient_nD, norm_gradient_n)  # type: ignore[no-any-return]
 
 
 def nearest_term(x_oD: Tensor, rows: PoolRows, num_nearest: int) -> tuple[Tensor, Tensor]:
@@ -84,12 +98,14 @@ class _KnownGradient(torch.autograd.Function):
     """A loss whose gradient was computed with it, so that the pool may change before backward."""
 
     @staticmethod
-    def forward(ctx: Any, x_nD: Tensor, loss: Tensor, gradient_nD: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient_nD)
+    def forward(
+        ctx: Any, x_nD: Tensor, norm_n: Tensor, loss: Tensor, gradient_nD: Tensor, norm_gradient_n: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(gradient_nD, norm_gradient_n)
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
         refuse_second_derivative()
-        (gradient_nD,) = ctx.saved_tensors
-        return gradient_nD * scale, None, None
+        gradient_nD, norm_gradient_n = ctx.saved_tensors
+        return gradient_nD * scale, norm_gradient_n * scale, None, None, None

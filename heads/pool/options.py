@@ -6,6 +6,7 @@ import torch
 
 from ..core import dtypes
 from ..core.options import number, option, whole
+from ..margins.class_counts import ClassCounts
 from ..margins.margin import Margin, checked_margin
 
 PUBLISHED_MOMENTUM = 0.99  # constant of the published code
@@ -17,6 +18,9 @@ class FFCOptions:
 
     queue_size: float = option(0.1, "Number of classes in the pool, or their share of C if it is below 1.")
     margin: Margin | None = option(None, "A margin that normalizes. None for CosFace(s=32, m=0.4).")
+    class_counts: ClassCounts = option(
+        None, "Number of training examples of each class, (C,), for margins that depend on it, such as ClassMargin."
+    )
     gallery_momentum: float | None = option(
         None,
         "Momentum, in [0, 1], of the copy of the backbone that fills the pool; the copy is updated once per step. None "
@@ -42,6 +46,11 @@ class FFCOptions:
         if self.margin is not None and not checked_margin(self.margin).normalize:
             raise ValueError(
                 f"margin={self.margin} cannot be used: FFC compares directions; use a margin that normalizes"
+            )
+        if self.margin is not None and self.margin.needs_whole_batch:
+            raise ValueError(
+                f"margin={self.margin} needs the lengths or cosines of the whole batch, and FFC compares the images "
+                "of each process on their own; use another margin, or a head with class centers (full, pfc, forest)"
             )
         if self.gallery_momentum is not None and not 0 <= number("gallery_momentum", self.gallery_momentum) <= 1:
             raise ValueError(f"gallery_momentum={self.gallery_momentum} must be in [0, 1]; null grows with the step")

@@ -14,7 +14,7 @@ class Counted(Protocol):
     timer: Timer
     has_optimizer: bool
 
-    def advance(self) -> None:
+    def advance(self, applied: bool = True) -> None:
         """Count a step of the optimizer."""
 
 

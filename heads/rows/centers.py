@@ -32,7 +32,7 @@ class ClassCenters(nn.Module):
         num_classes: C, over all processes.
         embedding_size: columns drawn from N(0, 0.01). A draw depends on seed and class only, so neither the number
             of processes nor the store changes an initial row.
-        bias: whether rows have one more column, initially zero.
+        bias: initial value of one more column; None for no such column.
         seed: seed of the initial rows.
         process_group: the processes that share the classes; None for one process.
         device: device on which rows are updated.
@@ -53,7 +53,7 @@ class ClassCenters(nn.Module):
         num_classes: int,
         embedding_size: int,
         *,
-        bias: bool = False,
+        bias: float | None = None,
         seed: int = 0,
         process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
@@ -69,7 +69,8 @@ class ClassCenters(nn.Module):
             raise ValueError(f"rounding={rounding!r} must be 'stochastic' or 'nearest'")
         self.process_group = process_group
         self.shard = Shard(num_classes, *rank_and_size(process_group))
-        self.embedding_size, self.width, self.seed = embedding_size, embedding_size + bias, seed
+        self.embedding_size, self.width, self.seed = embedding_size, embedding_size + (bias is not None), seed
+        self.bias = 0.0 if bias is None else bias
         self.rounding = rounding
         self.workspace = Workspace()
         self.store = stores.make_store(store, store_dir, self.shard, {"seed": seed})
@@ -209,12 +210,13 @@ class ClassCenters(nn.Module):
             index = slice(a, min(a + INIT_ROWS, self.shard.size))
             rows = self.rows[index]
             if everywhere:
-                rows[:, : self.embedding_size] = self._initial(self._classes(index))
+                rows[:] = self._initial(self._classes(index))
             elif (blank := (rows == 0).all(dim=1)).any():
-                rows[blank, : self.embedding_size] = self._initial(self._classes(index)[blank]).to(rows)
+                rows[blank] = self._initial(self._classes(index)[blank]).to(rows)
 
     def _initial(self, classes: Tensor) -> Tensor:
-        return initial_rows(classes, self.embedding_size, self.seed).to(self.like)
+        rows = initial_rows(classes, self.embedding_size, self.seed).to(self.like)
+        return rows if self.width == self.embedding_size else torch.nn.functional.pad(rows, (0, 1), value=self.bias)
 
     def _with_initial_rows(self, index: RowIndex, values: Tensor) -> Tensor:
         """Return `values` with the initial rows of their classes in place of rows of zeros."""
@@ -224,7 +226,7 @@ class ClassCenters(nn.Module):
         if values.untyped_storage().data_ptr() == self.rows.untyped_storage().data_ptr():
             values = values.clone()  # a read must not change rows
         initial = self._initial(self._classes(index)[blank]).to(self.rows.dtype).to(self.like)
-        values[blank, : self.embedding_size] = initial
+        values[blank] = initial
         return values
 
     def _saved(self) -> Iterator[tuple[str, Tensor]]:

@@ -34,11 +34,15 @@ def center_cost(case: Case, options: CenterOptions, *, row_state: Mapping[str, R
     in_place = active is None and number_bytes(options.dtype) == 4 and options.store != "disk"
     kept, kept_rows = 4 * K * N * keeps_logits, 4 * K * D * (keeps_rows and not in_place)
     chunk = 4 * min(CHUNK_ROWS, K) * (2 * N + 2 * D)
+    # Two passes sum target cosines, maxima and sums of exponentials of all samples; one pass sums a loss and a bias.
+    passes = 2 if options.objective is None else options.objective.passes
+    summed = 4 * N * (D + 3) if passes == 2 else 4 * (N * D + 2)
     return Cost(
         table_bytes=case.shard * (row + state),
         work_bytes=kept + kept_rows + chunk + 4 * 4 * N * D + 12 * K,
-        # Embeddings, weights, labels and sizes are gathered; target cosines, maxima, sums and the gradient are summed.
-        sent_bytes=case.sent(gathered=N * (4 * (D + 1) + 8) + 8 * case.world_size, summed=4 * N * (D + 3)),
-        multiply_adds=K * N * D * (3 if kept else 4),
-        moved_bytes=K * (row * (2 if kept_rows or in_place else 3) + 2 * state),
+        # Embeddings, lengths, weights, labels and sizes are gathered.
+        sent_bytes=case.sent(gathered=N * (4 * (D + 2) + 8) + 8 * case.world_size, summed=summed),
+        # Products for cosines, gradient of the embeddings, gradient of the rows; cosines that are not kept again.
+        multiply_adds=K * N * D * (3 if kept else 3 + passes),
+        moved_bytes=K * (row * (2 if kept_rows or in_place else 1 + passes) + 2 * state),
     )

@@ -4,10 +4,14 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch.distributed import ProcessGroup
 
 from ..core import dtypes
 from ..core.options import number, option, whole
+from ..margins.class_counts import ClassCounts
 from ..margins.margin import Margin, checked_margin
+from ..objectives.objective import Objective, checked_objective
+from .centers import ClassCenters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,10 @@ class CenterOptions:
     """
 
     margin: Margin | None = option(None, "A margin from `heads.margins`. None for CosFace(s=64, m=0.4).")
+    objective: Objective | None = option(None, "An objective from `heads.objectives`. None for CrossEntropy().")
+    class_counts: ClassCounts = option(
+        None, "Number of training examples of each class, (C,), for margins that depend on it, such as ClassMargin."
+    )
     seed: int = option(0, "Seed of the initial rows and of the selection.")
     logits_budget_mb: float = option(
         512,
@@ -43,3 +51,27 @@ class CenterOptions:
         dtypes.named("dtype", self.dtype)
         if self.margin is not None:
             checked_margin(self.margin)
+        if self.objective is not None:
+            checked_objective(self.objective)
+
+    def centers(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        bias: float | None,
+        process_group: ProcessGroup | None,
+        device: torch.device | str | None,
+    ) -> ClassCenters:
+        """Return the class centers of a head with these options; see `ClassCenters`."""
+        return ClassCenters(
+            num_classes,
+            embedding_size,
+            bias=bias,
+            seed=self.seed,
+            process_group=process_group,
+            device=device,
+            dtype=dtypes.named("dtype", self.dtype),
+            rounding=self.rounding,
+            store=self.store,
+            store_dir=self.store_dir,
+        )

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..margins.margin import Margin
 from ..objectives.row_gradient import RowGradient
 from ..objectives.softmax import chunks
 from .active import ActiveRows
@@ -84,6 +85,18 @@ class PendingGradients:
     def kept_bytes(self) -> int:
         """Bytes of rows and cosines that the entries keep."""
         return sum(rows.kept_bytes + gradient.kept_bytes for rows, gradient in self.entries)
+
+    def last_margin(self) -> Margin | None:
+        """Return the margin of the last forward pass among the entries; None without entries."""
+        if not self.entries or self.proxy.grad is None:
+            return None
+        return max((gradient.loss for _, gradient in self.entries), key=lambda loss: loss.inputs.batch.key).margin
+
+    def bias_gradient(self) -> Tensor | None:
+        """Return the gradient of the bias that all classes share (1, 1), once `stream` has begun; None without one."""
+        biases = [(gradient.shared_bias, gradient.factor) for _, gradient in self.entries]
+        parts = [bias * factor for bias, factor in biases if bias is not None]
+        return torch.stack(parts).sum(0) if parts and self.proxy.grad is not None else None
 
     def stream(self, centers: ClassCenters) -> Iterator[tuple[RowIndex, Tensor, ChunkGradient]]:
         """Yield (index, rows, gradient) of each chunk of the rows that any entry touches.

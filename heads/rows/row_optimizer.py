@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..core.row_state import RowState
 from ..core.timer import Timer
+from ..objectives.shared_bias import SharedBias
 from .centers import ClassCenters
-from .chunk_gradient import ChunkGradient
+from .chunk_gradient import ChunkGradient, SummedGradient
 from .pending import PendingGradients
 
 
@@ -25,8 +26,9 @@ class RowOwner(Protocol):
     timer: Timer
     has_optimizer: bool
     step: int
+    shared_bias: SharedBias | None
 
-    def advance(self) -> None:
+    def advance(self, applied: bool = True) -> None:
         """Count a step of the optimizer."""
 
 
@@ -49,6 +51,8 @@ class RowOptimizer(torch.optim.Optimizer):
         self.head = head
         head.has_optimizer = True
         head.centers.claim(self.row_state(head.centers.width))
+        if head.shared_bias is not None:
+            head.shared_bias.claim(self.row_state(1))
         self._claim = head.centers.claims
 
     def row_state(self, width: int) -> dict[str, RowState]:
@@ -101,9 +105,21 @@ class RowOptimizer(torch.optim.Optimizer):
                 self.update(rows, gradient, state, group)
                 for name, value in {"rows": rows, **state}.items():
                     centers.write(index, name, value, self.head.step)
+            self._step_shared_bias(group)
         centers.version += 1
         self.head.advance()
         return loss
+
+    def _step_shared_bias(self, group: dict[str, Any]) -> None:
+        """Update the bias that all classes share, as a row of one column."""
+        bias, gradient = self.head.shared_bias, self.head.pending.bias_gradient()
+        if bias is None or gradient is None:
+            return
+        if not self.row_state(1).keys() <= bias.state.keys():
+            bias.claim(self.row_state(1), keep=True)
+        value = bias.value.clone()  # a loss that is still to be differentiated holds the old one
+        self.update(value, SummedGradient(gradient, value, self.head.centers.workspace), bias.state, group)
+        bias.value = value
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop all pending gradients of the rows."""

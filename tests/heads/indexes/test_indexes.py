@@ -145,7 +145,7 @@ def test_bad_options_are_refused(make, words):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_center_vectors_order_cosines_by_inner_product(dtype):
-    centers = ClassCenters(300, 11, bias=True, dtype=dtype)
+    centers = ClassCenters(300, 11, bias=0.0, dtype=dtype)
     centers.rows.copy_(ROWS)
     vectors = CenterVectors(centers)
     vectors.radius = 1.2 * vectors.longest()

@@ -1,0 +1,186 @@
+"""The loss over all classes on a few embeddings, as the reference for selections: gradient, mass, hardest negatives.
+
+All rows are streamed; no tensor of size Q x C is created. A negative's mass is its share of the gradients by the
+negative logits: its probability in a softmax.
+
+Legend: Q embeddings, D row width, k nearest classes.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ..center_head import CenterHead
+from ..core.matmul import MatMul
+from ..group.batch import GlobalBatch
+from ..group.collectives import gather_columns, gather_sizes, max_over_processes, rank_and_size, sum_over_processes
+from ..group.sharding import positions
+from ..objectives.objective import Objective
+from ..objectives.rows import Rows
+from ..objectives.softmax import chunks
+from ..objectives.streamed import LossInputs, Streamed
+from ..rows.active import ActiveRows
+from ..selection.selection import Selection
+
+
+class FullLoss:
+    """The loss over all classes on a few embeddings, which are the same on all processes.
+
+    Args:
+        objective: the head's objective.
+        inputs: the embeddings, and the rows of all classes of this process's shard.
+        hardest: number of negatives with the highest logits that `recall` counts.
+
+    Attributes:
+        highest_Q, sum_Q: highest log of a negative's pull, and sum of exp(log - highest), over all processes.
+        top_Qk, nearest_Qk: highest logs of this shard, and their rows.
+    """
+
+    def __init__(self, objective: Objective, inputs: LossInputs, hardest: int):
+        self.objective, self.inputs, self.group = objective, inputs, inputs.group
+        self.x_QD, self.local_Q = inputs.x_ND, inputs.position_N
+        negatives = stream_negatives(self._streamed(inputs), k=hardest)
+        self.highest_Q, self.sum_Q = negatives.over_processes(self.group)
+        self.top_Qk, self.nearest_Qk = negatives.top_Qk, negatives.nearest_Qk
+        self.among_hardest_Qk = self._among_hardest(hardest)
+
+    @cached_property
+    def gradient_QD(self) -> Tensor:
+        """The gradient of the mean loss, as `backbone_gradient` returns it."""
+        return backbone_gradient(self.objective, self.inputs)
+
+    def mass(self, rows: Rows, ids: Tensor | None) -> Tensor:
+        """Return the share of each embedding's negative mass in these rows of all processes (Q,).
+
+        Args:
+            rows: some rows of the shard.
+            ids: their sorted ids in the shard; None for all.
+        """
+        inputs = replace(self.inputs, rows=rows, position_N=self.position(ids))
+        highest_Q, sum_Q = stream_negatives(self._streamed(inputs)).over_processes(self.group)
+        share_Q = (highest_Q - self.highest_Q).exp() * sum_Q / self.sum_Q
+        return torch.where(self.sum_Q > 0, share_Q, 1.0)  # without negatives, no mass is missing
+
+    def recall(self, ids: Tensor | None) -> Tensor:
+        """Return the share of each embedding's hardest negatives (Q,) among these rows of all shards."""
+        selected_Qk = torch.ones_like(self.among_hardest_Qk) if ids is None else positions(ids, self.nearest_Qk) >= 0
+        counts = torch.stack([(self.among_hardest_Qk & selected_Qk).sum(1), self.among_hardest_Qk.sum(1)])
+        selected_Q, all_Q = sum_over_processes(counts, self.group)
+        return torch.where(all_Q > 0, selected_Q / all_Q.clamp(min=1), 1.0)
+
+    def position(self, ids: Tensor | None) -> Tensor:
+        """Return the position of each embedding's own class among these rows of the shard (Q,), -1 if missing."""
+        return self.local_Q if ids is None else positions(ids, self.local_Q)
+
+    def _streamed(self, inputs: LossInputs) -> Streamed:
+        loss = self.objective.streamed(inputs)
+        loss.begin(needs_target_cos=True)
+        return loss
+
+    def _among_hardest(self, hardest: int) -> Tensor:
+        """Return which of this shard's highest negatives are among the hardest over all processes, bool (Q, k)."""
+        top_Qk = self.top_Qk
+        rank, _ = rank_and_size(self.group)
+        widths = gather_sizes(top_Qk.shape[1], top_Qk.device, self.group)
+        all_QM = gather_columns(top_Qk, widths, self.group)
+        chosen_QM = torch.zeros_like(all_QM, dtype=torch.bool)
+        chosen_QM.scatter_(1, all_QM.topk(min(hardest, all_QM.shape[1]), dim=1).indices, True)
+        start = sum(widths[:rank])
+        return chosen_QM[:, start : start + widths[rank]] & torch.isfinite(top_Qk)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The mass of the active classes.
+
+    Attributes:
+        mass_Q: share of each embedding's negative mass in the active classes of all processes.
+        perfect_Q: this share if `nearest_Qk` were active too.
+        nearest_Qk: the exact nearest classes of this shard without its own class, as rows of the shard.
+    """
+
+    mass_Q: Tensor
+    perfect_Q: Tensor
+    nearest_Qk: Tensor
+
+
+@torch.no_grad()
+def coverage(head: CenterHead, batch: GlobalBatch, ids: Tensor | None, *, k: int) -> Coverage:
+    """Measure the mass of the active classes: read all rows of the shard once, and the active ones twice.
+
+    Args:
+        head: the head whose classes are active.
+        batch: embeddings in the space of the rows, the same on all processes.
+        ids: the active rows of this shard, sorted; None for all.
+        k: number of nearest classes of this shard to find.
+    """
+    full = full_loss(head, batch, k)
+    missed_Qk = torch.zeros_like(full.top_Qk) if ids is None else (positions(ids, full.nearest_Qk) < 0)
+    missed_Q = ((full.top_Qk - full.highest_Q[:, None]).exp() * missed_Qk).sum(1)
+    mass_Q = full.mass(ActiveRows(head.centers, ids, keep=False), ids)
+    return Coverage(mass_Q, mass_Q + sum_over_processes(missed_Q, head.process_group) / full.sum_Q, full.nearest_Qk)
+
+
+def full_loss(head: CenterHead, batch: GlobalBatch, hardest: int) -> FullLoss:
+    """Return the loss of a head over all its classes."""
+    rows = ActiveRows(head.centers, None, keep=False)
+    inputs = head.loss_inputs(batch, Selection(), rows, head.micro_batch)
+    return FullLoss(head.objective, replace(inputs, min_probability=0.0, matmul=MatMul()), hardest)
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The negatives of Q embeddings among some rows of this process.
+
+    Attributes:
+        max_Q, sum_Q: highest log of a pull, and sum of exp(log - highest).
+        top_Qk, nearest_Qk: the highest logs, and the positions of their rows.
+    """
+
+    max_Q: Tensor
+    sum_Q: Tensor
+    top_Qk: Tensor
+    nearest_Qk: Tensor
+
+    def over_processes(self, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+        """Return highest log and sum over the rows of all processes."""
+        highest_Q = max_over_processes(self.max_Q.clone(), group)
+        return highest_Q, sum_over_processes(self.sum_Q * (self.max_Q - highest_Q).exp(), group)
+
+
+def stream_negatives(loss: Streamed, *, k: int = 0) -> Negatives:
+    """Compute the mass of the negatives in one pass over the rows.
+
+    Args:
+        loss: a loss whose margin has begun.
+        k: number of the highest logs to return.
+    """
+    x_QD = loss.x_ND
+    max_Q = x_QD.new_full((len(x_QD),), torch.finfo(x_QD.dtype).min)
+    sum_Q = torch.zeros_like(max_Q)
+    top_Qk, nearest_Qk = x_QD.new_empty(len(x_QD), 0), loss.position_N.new_empty(len(x_QD), 0)
+    for a, b in chunks(loss.num_rows):
+        logs_kQ = loss.log_pull(a, b, loss.cosines(a, b, loss.measured(a, b)))
+        logs_kQ[loss.targets(a, b)] = -torch.inf
+        new_max_Q = torch.maximum(max_Q, logs_kQ.amax(0))
+        sum_Q = sum_Q * (max_Q - new_max_Q).exp_() + (logs_kQ - new_max_Q).exp_().sum(0)
+        max_Q = new_max_Q
+        if k:
+            places = torch.arange(a, b, device=x_QD.device).expand(len(x_QD), -1)
+            merged = torch.cat([top_Qk, logs_kQ.T], dim=1)
+            top_Qk, best = merged.topk(min(k, merged.shape[1]), dim=1)
+            nearest_Qk = torch.cat([nearest_Qk, places], dim=1).gather(1, best)
+    return Negatives(max_Q, sum_Q, top_Qk, nearest_Qk)
+
+
+def backbone_gradient(objective: Objective, inputs: LossInputs) -> Tensor:
+    """Return the part of the gradient by x_QD that reaches the backbone, up to a factor per embedding."""
+    loss, x_QD = objective.streamed(inputs), inputs.x_ND
+    loss.loss(keep=False, learns=True)
+    gradient_QD = loss.backward(x_QD.new_ones(())).x_ND
+    if not inputs.margin.normalize:
+        return gradient_QD[:, :-1]
+    return gradient_QD - (gradient_QD * x_QD).sum(1, keepdim=True) * x_QD

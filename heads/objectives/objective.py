@@ -1,0 +1,43 @@
+"""Objective: what a head asks of the logits. The softmax is the default; the others have one threshold for all classes.
+
+An objective is a dataclass of options that makes the loss of each forward pass. Scale and margin come from the margin.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from ..core.options import Configured
+from ..margins.margin import Margin
+
+if TYPE_CHECKING:
+    from .streamed import LossInputs, Streamed
+
+
+class Objective(Configured, ABC):
+    """Base class of all objectives."""
+
+    bias: ClassVar[str | None] = None  # a learned bias: "shared", one number for all classes; or "class", one for each
+    passes: ClassVar[int] = 2  # passes over the rows from forward to backward
+
+    @abstractmethod
+    def streamed(self, inputs: "LossInputs") -> "Streamed":
+        """Return the loss of one forward pass."""
+
+    def initial_bias(self, margin: Margin, active_classes: float) -> float:
+        """Return the initial value of the bias.
+
+        Args:
+            margin: the head's margin.
+            active_classes: expected number of classes in a step, over all processes.
+        """
+        raise NotImplementedError
+
+    def check(self, margin: Margin, *, log_q: bool = False, min_probability: float = 0.0) -> None:
+        """Raise a ValueError if a margin or an option of the head cannot be combined with this objective."""
+
+
+def checked_objective(objective: object) -> Objective:
+    """Return the objective, or raise a ValueError if it is not an `Objective`."""
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective={objective!r} must be an objective object, such as objective=UniFace()")
+    return objective

@@ -1,0 +1,160 @@
+"""Losses with one threshold for all classes: a sum over the classes, streamed in one pass over the rows.
+
+Each logit z has a loss of its own, softplus(-z) for the sample's class and softplus(z) for the others, with a weight.
+Nothing normalizes the logits. So the forward pass computes the gradient too; no maximum and no sum of exponentials goes
+over processes, and most margins need no target cosines from other processes.
+
+Legend: N global batch, D columns of an embedding, K active rows of this process, k rows of a chunk.
+"""
+
+import copy
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from ..group.collectives import sum_over_processes
+from ..margins.margin import Margin
+from .objective import Objective
+from .row_gradient import RowGradient
+from .softmax import chunks
+from .streamed import LossGradient, LossInputs, Streamed
+
+LINEAR = 40.0  # softplus(z) is z from here on, to float64 precision
+
+
+class SigmoidObjective(Objective):
+    """Base class of the objectives whose loss is a sum over classes."""
+
+    bias = "shared"
+    passes = 1
+    bias_sign = -1  # the bias is subtracted from the logits or added to them
+
+    @abstractmethod
+    def weights(self, margin: Margin) -> tuple[float, float]:
+        """Return the weights of the sample's class and of each other class."""
+
+    def streamed(self, inputs: LossInputs) -> "SigmoidLoss":
+        self.check(inputs.margin, log_q=inputs.log_q_K is not None, min_probability=inputs.min_probability)
+        return SigmoidLoss(inputs, self)
+
+    def target_logits(self, cos_N: Tensor, margin: Margin) -> Tensor:
+        """Return the logits (N,) of the samples' own classes, without the bias."""
+        return margin.target_logits(cos_N)
+
+    def negative_logits(self, cos_kN: Tensor, margin: Margin, target_cos_N: Tensor) -> Tensor:
+        """Return the logits (k, N) of other classes, without the bias; -inf for a class that takes no part."""
+        return margin.negative_logits(cos_kN, target_cos_N)
+
+    def check(self, margin: Margin, *, log_q: bool = False, min_probability: float = 0.0) -> None:
+        name, margin_name = type(self).__name__, type(margin).__name__
+        if margin.needs_softmax:
+            raise ValueError(
+                f"margin={margin_name} derives its scale for the softmax and cannot be used with objective={name}; use "
+                "a margin with a scale of its own, such as CosFace, or the objective softmax"
+            )
+        if not margin.normalize and self.bias == "shared":
+            raise ValueError(
+                f"margin={margin_name} does not normalize and has a bias for each class, so objective={name}, with one "
+                "bias for all classes, cannot be used; use a margin such as CosFace, or the objective bce"
+            )
+        if log_q:
+            raise ValueError(
+                f"log_q=True corrects the sum of a sampled softmax, and objective={name} has none; set log_q to False"
+            )
+        if min_probability:
+            raise ValueError(
+                f"min_probability={min_probability:g} compares the probabilities of a softmax, and objective={name} "
+                "has none; set min_probability to 0"
+            )
+
+
+class SigmoidLoss(Streamed):
+    """The loss of a `SigmoidObjective` on one global batch over this process's active rows."""
+
+    def __init__(self, inputs: LossInputs, objective: SigmoidObjective):
+        super().__init__(inputs)
+        self.objective, self.bias = objective, None if inputs.bias is None else inputs.bias[0, 0].clone()
+        self.positive_weight, self.negative_weight = objective.weights(inputs.margin)
+        if objective.bias == "class" and inputs.margin.normalize:
+            self.column_K, self.target_column_N = self.norm_K.new_zeros(self.num_rows), torch.zeros_like(self.weight_N)
+        self.sum: Tensor | None = None  # the loss so far, in the first pass
+
+    def loss(self, *, keep: bool, learns: bool) -> Tensor:
+        """Compute the loss and, if `learns`, its gradient; `keep` keeps that of the products. See `Streamed`."""
+        self.begin(needs_target_cos=False)
+        z_N = self._z(self.target_logit_N, self.target_column_N)
+        own_N = self.position_N >= 0
+        own_loss_N = torch.where(own_N, self.positive_weight * softplus(-z_N, threshold=LINEAR), 0)
+        self.sum = torch.dot(self.weight_N, own_loss_N).double()
+        if learns:
+            error_N = torch.where(own_N, -self.positive_weight * self.weight_N * (-z_N).sigmoid(), 0)
+            cos_gradient_N, self.norm_gradient_N = self.target_gradients(error_N)
+            kept_KN = self.workspace.acquire("cosines", (self.num_rows, len(z_N)), self.x_ND) if keep else None
+            has_bias = self.bias is not None or self.column_K is not None
+            self.gradient = RowGradient(
+                self, self.weight_N, cos_gradient_N, kept_KN, target_error_N=error_N if has_bias else None
+            )
+            self.x_gradient_ND = torch.zeros_like(self.x_ND)
+        for a, b in chunks(self.num_rows):
+            rows_kD = self.measured(a, b)
+            if not learns:
+                self.logit_gradient(a, b, self.negative_logits(self.cosines(a, b, rows_kD)), self.weight_N)
+                continue
+            cos_kN = self.cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
+            self.matmul.addmm_(self.x_gradient_ND, self.gradient.replaced(a, b, cos_kN).T, rows_kD)
+        loss, self.sum = sum_over_processes(self.sum, self.group).to(self.x_ND.dtype), None
+        return self.with_penalty(loss)
+
+    def backward(self, scale: Tensor) -> LossGradient:
+        """Return the gradient, most of which `loss` has computed. See `Streamed`."""
+        self.refuse_changed_rows()
+        # A second backward pass through the same graph recomputes the gradient of the products.
+        gradient, self.gradient = self.gradient, copy.copy(self.gradient)
+        self.gradient.kept_KN = None
+        gradient.seal()
+        gradient.scale = scale
+        parts = [self.x_gradient_ND]
+        if self.norm_gradient_N is not None:
+            parts.append(self.norm_gradient_N)
+        if self.bias is not None:
+            assert gradient.bias_K is not None
+            parts.append(self.objective.bias_sign * gradient.bias_K.sum())
+        sums = sum_over_processes(torch.cat([part.flatten() for part in parts]), self.group)
+        x_gradient_ND, *others = sums.split([part.numel() for part in parts])
+        if self.bias is not None:
+            gradient.shared_bias = others.pop().view(1, 1)
+        norm_gradient_N = others.pop() * scale if others else None
+        if (penalty_gradient_N := self.penalty_gradient(self.weight_N * scale)) is not None:
+            assert norm_gradient_N is not None
+            norm_gradient_N = norm_gradient_N + penalty_gradient_N
+        return LossGradient(x_gradient_ND.view_as(self.x_ND) * scale, norm_gradient_N, gradient)
+
+    def target_logits(self, cos_N: Tensor, margin: Margin) -> Tensor:
+        return self.objective.target_logits(cos_N, margin)
+
+    def negative_logits(self, cos_kN: Tensor) -> Tensor:
+        return self.objective.negative_logits(cos_kN, self.margin, self.shared_target_cos_N)
+
+    def logit_gradient(self, a: int, b: int, logits_kN: Tensor, coefficient_N: Tensor) -> Tensor:
+        """Return the gradient by the negative logits and, in the first pass, add their loss to `sum`."""
+        z_kN = self._z(logits_kN, self._column(a, b))
+        if self.sum is not None:
+            z_kN[self.targets(a, b)] = -math.inf
+            losses_N = softplus(z_kN, threshold=LINEAR).sum(0)
+            self.sum += self.negative_weight * torch.dot(self.weight_N, losses_N)
+        return z_kN.sigmoid_().mul_(self.negative_weight * coefficient_N)
+
+    def log_pull(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
+        return logsigmoid(self._z(self.negative_logits(cos_kN), self._column(a, b)))
+
+    def _z(self, logits: Tensor, column: Tensor | None) -> Tensor:
+        """Return logits with their bias, as a new tensor."""
+        if column is not None:
+            return logits + column
+        return logits + self.objective.bias_sign * self.bias if self.bias is not None else logits.clone()
+
+    def _column(self, a: int, b: int) -> Tensor | None:
+        return None if self.column_K is None else self.column_K[a:b, None]
