@@ -23,13 +23,11 @@ from .group.batch import GlobalBatch, gather_batch, gather_embeddings, in_rows_s
 from .group.collectives import default_group
 from .head import Head
 from .margins.class_counts import checked_counts
-from .margins.cosface import CosFace
 from .objectives.autograd import streamed_loss
 from .objectives.loss_state import LossState
 from .objectives.objective import Objective
 from .objectives.row_gradient import RowGradient
 from .objectives.shared_bias import SharedBias
-from .objectives.softmax import CrossEntropy
 from .objectives.streamed import LossInputs
 from .objectives.topk import nearest_classes
 from .rows.active import ActiveRows
@@ -49,6 +47,7 @@ class CenterHead(Head):
     """
 
     Options: ClassVar[type[CenterOptions]] = CenterOptions
+    objective: Objective
 
     def __init__(
         self,
@@ -63,19 +62,19 @@ class CenterHead(Head):
         self.options: Any = make_options(type(self), options)
         num_classes = whole("num_classes", num_classes, 1)
         self.embedding_size = whole("embedding_size", embedding_size, 1)
-        self.margin = CosFace() if self.options.margin is None else self.options.margin
-        self._objective = CrossEntropy() if self.options.objective is None else self.options.objective
+        self.margin = self.options.margin
         self.min_probability = getattr(self.options, "min_probability", 0.0)  # an option of `FullFC` only
-        log_q = getattr(self.options, "log_q", False)
-        self._objective.check(self.margin, log_q=log_q, min_probability=self.min_probability)
+        objective, log_q = self.options.objective, getattr(self.options, "log_q", False)
+        objective.check(self.margin, log_q=log_q, min_probability=self.min_probability)
         counts = checked_counts(self.options.class_counts, self.margin, num_classes)
         self.matmul = MatMul(self.options.compute)
         self.process_group = process_group if process_group is not None else default_group()
         active_classes = self.active_share(num_classes, self.options) * num_classes
-        bias = self._objective.initial_bias(self.margin, active_classes) if self._objective.bias else 0.0
-        column = bias if self._objective.bias == "class" else None if self.margin.normalize else 0.0
+        bias = objective.initial_bias(self.margin, active_classes) if objective.bias else 0.0
+        column = bias if objective.bias == "class" else None if self.margin.normalize else 0.0
         self.centers = self.options.centers(num_classes, self.embedding_size, column, self.process_group, device)
-        self.loss_state = LossState(self.centers.like, bias if self._objective.bias == "shared" else None, counts)
+        shared = bias if objective.bias == "shared" else None
+        self.loss_state = LossState(num_classes, self.centers.like, shared, counts)
         self.pending = PendingGradients(self.centers.like.device)
         self.counts = SelectionCounts()
         self.probing = False  # whether a selection must not change the head
@@ -136,9 +135,9 @@ class CenterHead(Head):
             if self.training:
                 with self.only_looking(not learns):
                     selection = self.select_classes(batch.x_ND, batch.labels_N)
-            micro_batch = self.micro_batch
             keep_logits, keep_rows = self._what_to_keep(batch, selection)
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
+            loss = self.objective.streamed(self.loss_inputs(batch, selection, rows))
             if learns:
                 self.on_selected(batch, selection.ids)
                 self.counts.record(len(rows), batch.labels_N, self.centers.shard, self.step)
@@ -148,16 +147,7 @@ class CenterHead(Head):
                 if learns:
                     self.pending.append(gradient, finite, has_optimizer=self.has_optimizer)
 
-            loss = self.objective.streamed(self.loss_inputs(batch, selection, rows, micro_batch))
-            return streamed_loss(
-                batch.x_nD,
-                batch.norm_n,
-                loss,
-                start=batch.start,
-                keep=keep_logits,
-                on_backward=add_pending,
-                timer=self.timer,
-            )
+            return streamed_loss(batch, loss, keep=keep_logits, on_backward=add_pending, timer=self.timer)
 
     def gather_batch(
         self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None, *, learns: bool = False
@@ -178,11 +168,6 @@ class CenterHead(Head):
             device=self.centers.like.device,
             group=self.process_group,
         )
-
-    @property
-    def objective(self) -> Objective:
-        """What the head asks of the logits; fixed, because the bias belongs to it."""
-        return self._objective
 
     @property
     def carried(self) -> dict[str, Tensor]:
@@ -233,18 +218,15 @@ class CenterHead(Head):
         if (k := whole("k", k, 1)) > shard.num_classes:
             raise ValueError(f"k={k} must be between 1 and the number of classes, {shard.num_classes}")
         with torch.autocast(device.type, enabled=False):
-            group, D = self.process_group, self.embedding_size
-            x_ND, sizes = gather_embeddings(
-                embeddings, self.to_rows_space, embedding_size=D, device=device, group=group
-            )
+            group, to_rows_space, D = self.process_group, self.to_rows_space, self.embedding_size
+            x_ND, sizes = gather_embeddings(embeddings, to_rows_space, embedding_size=D, device=device, group=group)
             rows = ActiveRows(self.centers, None, keep=False)
             return nearest_classes(x_ND, rows, k, shard, sizes, group, normalize=self.margin.normalize)
 
     def stats(self) -> dict[str, float]:
         """Return numbers of this process: active classes and negatives of the last step, bytes, mean milliseconds."""
         return {
-            "active_classes": self.counts.active_classes,
-            "sampled_negatives": self.counts.sampled_negatives,
+            **self.counts.last,
             "memory_bytes": self.centers.memory_bytes,
             **self.timer.milliseconds(),
         }
@@ -299,23 +281,16 @@ class CenterHead(Head):
         room = self.options.logits_budget_mb * 2**20 - self.pending.kept_bytes
         return what_fits(column * len(batch.x_ND), column * self.centers.width, room)
 
-    def loss_inputs(self, batch: GlobalBatch, selection: Selection, rows: ActiveRows, micro_batch: int) -> LossInputs:
-        """Return what the objective computes the loss of a batch from.
-
-        Args:
-            batch: with embeddings in the space of the rows.
-            selection: the active classes.
-            rows: their rows.
-            micro_batch: number of the forward pass since the last step, a key of random draws.
-        """
-        key = (self.options.seed, self.step, micro_batch)
+    def loss_inputs(self, batch: GlobalBatch, selection: Selection, rows: ActiveRows) -> LossInputs:
+        """Return what the objective computes the loss of a batch from, with these active classes and their rows."""
+        key = (self.options.seed, self.step, self.micro_batch)
         return LossInputs(
             x_ND=batch.x_ND,
             weight_N=batch.weight_N,
             position_N=selection.positions(self.centers.shard.local(batch.labels_N)),
             rows=rows,
             margin=self.margin,
-            batch=self.loss_state.margin_batch(self.margin, batch, self.centers.shard.num_classes, key),
+            batch=self.loss_state.margin_batch(self.margin, batch.norm_N, batch.labels_N, key),
             bias=None if self.shared_bias is None else self.shared_bias.value,
             log_q_K=selection.log_q,
             group=self.process_group,

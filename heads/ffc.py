@@ -27,12 +27,14 @@ from .head import Batch, Encode, Head
 from .margins.batch import MarginBatch
 from .margins.class_counts import checked_counts
 from .margins.cosface import CosFace
+from .objectives.loss_state import LossState
+from .pool.averaged import move_towards, take_buffers
 from .pool.class_pool import ClassPool, Plan
 from .pool.cost import pool_cost
 from .pool.feature_queue import FeatureQueue, QueueChange
 from .pool.gather import GalleryBatch, gather_gallery
 from .pool.loss import pool_loss
-from .pool.options import FFCOptions
+from .pool.options import FFCOptions, checked_pool_margin
 from .pool.step_counter import StepCounter
 from .rows.optimizers import RowSGD
 
@@ -73,7 +75,6 @@ class FFC(Head):
         self.num_classes = whole("num_classes", num_classes, 1)
         self.embedding_size = whole("embedding_size", embedding_size, 1)
         self.margin = CosFace(s=32) if self.options.margin is None else self.options.margin
-        self._counts_of_classes = checked_counts(self.options.class_counts, self.margin, self.num_classes)
         self.process_group = process_group if process_group is not None else default_group()
         self.pool = ClassPool(self.options.slots(self.num_classes))
         self.num_nearest = min(max(int(2e-4 * self.pool.capacity), 3), 10)
@@ -84,6 +85,8 @@ class FFC(Head):
             device=device,
             random_seed=None if self.options.mask_unfilled else self.options.seed,
         )
+        counts = checked_counts(self.options.class_counts, self.margin, self.num_classes)
+        self.loss_state = LossState(self.pool.capacity, self.queue, None, counts)
         self.gallery: nn.Module | None = None
         self._encoder: list[nn.Module] = []  # in a list, so that it is not a submodule
         self._counts = {"in_pool_share": 0.0, "evicted_classes": 0.0, "gallery_images": 0.0}
@@ -145,7 +148,7 @@ class FFC(Head):
         both = torch.cat([pairs[:b], images[:half], pairs[b:], images[half:]])
         both_labels = torch.cat([pair_labels[:b], labels[:half], pair_labels[b:], labels[half:]])
         if self.micro_batch == 0 and torch.is_grad_enabled():
-            self._update_gallery()
+            move_towards(self.gallery, self._encoder[0], self.momentum)
         with torch.no_grad(), self.timer("gallery", both.device):
             features = self.gallery(both)
         probes = encode(both)
@@ -200,33 +203,27 @@ class FFC(Head):
             plan = self.pool.plan(batch.classes)
             change = QueueChange(self.features, plan, batch.features)
             slots = self.pool.lookup(batch.probe_classes, plan)
-            loss = self._loss(batch, slots, change, kept=keep)
+            loss = pool_loss(
+                batch.x_nD,
+                batch.norm_n,
+                torch.from_numpy(slots),
+                change.views(),
+                margin=checked_pool_margin(self.margin),
+                batch=self._margin_batch(batch, kept=keep),
+                outlier_weight=self.options.outlier_weight,
+                num_nearest=self.num_nearest,
+                group=self.process_group,
+            )
             if self.training:
                 self._record(slots, plan, kept=keep)
                 if keep:
                     change.commit()
             return loss
 
-    def _loss(self, batch: GalleryBatch, slots: NDArray[np.int64], change: QueueChange, *, kept: bool) -> Tensor:
-        rank, labels = rank_and_size(self.process_group)[0], torch.from_numpy(batch.probe_classes)
-        return pool_loss(
-            batch.x_nD,
-            batch.norm_n,
-            torch.from_numpy(slots),
-            change.views(),
-            margin=self.margin,
-            batch=MarginBatch(
-                norm_N=batch.norm_n.detach(),
-                labels_N=labels,
-                num_classes=self.pool.capacity,
-                state={},
-                key=(self.options.seed, self.step, self.micro_batch, kept, rank),
-                class_counts_N=None if self._counts_of_classes is None else self._counts_of_classes[labels],
-            ),
-            outlier_weight=self.options.outlier_weight,
-            num_nearest=self.num_nearest,
-            group=self.process_group,
-        )
+    def _margin_batch(self, batch: GalleryBatch, *, kept: bool) -> MarginBatch:
+        labels_n = torch.from_numpy(batch.probe_classes)
+        key = (self.options.seed, self.step, self.micro_batch, kept, rank_and_size(self.process_group)[0])
+        return self.loss_state.margin_batch(self.margin, batch.norm_n.detach(), labels_n, key)
 
     def _record(self, slots: NDArray[np.int64], plan: Plan, *, kept: bool) -> None:
         """Record the numbers that `stats` returns."""
@@ -267,9 +264,7 @@ class FFC(Head):
         """Set the mode; in eval mode the averaged copy takes the backbone's floating buffers, such as running means."""
         super().train(mode)
         if not mode and self.gallery is not None:
-            for ours, theirs in zip(self.gallery.buffers(), self._encoder[0].buffers(), strict=True):
-                if ours.is_floating_point():
-                    ours.copy_(theirs)
+            take_buffers(self.gallery, self._encoder[0])
         return self
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -296,13 +291,6 @@ class FFC(Head):
     def momentum(self) -> float:
         """Momentum of the copy of the backbone in this step."""
         return self.options.momentum(self.step)
-
-    @torch.no_grad()
-    def _update_gallery(self) -> None:
-        """Move the averaged copy towards the backbone."""
-        assert self.gallery is not None
-        for ours, theirs in zip(self.gallery.parameters(), self._encoder[0].parameters(), strict=True):
-            ours.lerp_(theirs, 1 - self.momentum)
 
     def _check_room(self, num_gallery: int) -> None:
         if num_gallery > self.pool.capacity:

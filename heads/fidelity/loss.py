@@ -70,6 +70,7 @@ def loss_fidelity(
         raise ValueError(
             f"margin={margin} must normalize, since class means have a direction only; use a margin such as CosFace()"
         )
+    counts = checked_counts(class_counts, margin, num_classes)
     shard = Shard(num_classes, *rank_and_size(group))
     assert len(means) == shard.size
     (gradient_nD,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
@@ -82,8 +83,8 @@ def loss_fidelity(
             position_N=shard.local(batch.labels_N),
             rows=rows,
             margin=margin,
-            batch=LossState(batch.x_ND, None, checked_counts(class_counts, margin, num_classes)).margin_batch(
-                margin, batch, num_classes, key=(0,)
+            batch=LossState(num_classes, batch.x_ND, None, counts).margin_batch(
+                margin, batch.norm_N, batch.labels_N, key=(0,)
             ),
             group=group,
         )

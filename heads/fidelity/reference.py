@@ -42,7 +42,9 @@ class FullLoss:
     def __init__(self, objective: Objective, inputs: LossInputs, hardest: int):
         self.objective, self.inputs, self.group = objective, inputs, inputs.group
         self.x_QD, self.local_Q = inputs.x_ND, inputs.position_N
-        negatives = stream_negatives(self._streamed(inputs), k=hardest)
+        self.loss = objective.streamed(inputs)
+        self.loss.begin(needs_target_cos=True)
+        negatives = stream_negatives(self.loss, k=hardest)
         self.highest_Q, self.sum_Q = negatives.over_processes(self.group)
         self.top_Qk, self.nearest_Qk = negatives.top_Qk, negatives.nearest_Qk
         self.among_hardest_Qk = self._among_hardest(hardest)
@@ -59,8 +61,9 @@ class FullLoss:
             rows: some rows of the shard.
             ids: their sorted ids in the shard; None for all.
         """
-        inputs = replace(self.inputs, rows=rows, position_N=self.position(ids))
-        highest_Q, sum_Q = stream_negatives(self._streamed(inputs)).over_processes(self.group)
+        loss = self.objective.streamed(replace(self.inputs, rows=rows, position_N=self.position(ids)))
+        loss.begin_like(self.loss)  # the samples' own classes may be missing
+        highest_Q, sum_Q = stream_negatives(loss).over_processes(self.group)
         share_Q = (highest_Q - self.highest_Q).exp() * sum_Q / self.sum_Q
         return torch.where(self.sum_Q > 0, share_Q, 1.0)  # without negatives, no mass is missing
 
@@ -74,11 +77,6 @@ class FullLoss:
     def position(self, ids: Tensor | None) -> Tensor:
         """Return the position of each embedding's own class among these rows of the shard (Q,), -1 if missing."""
         return self.local_Q if ids is None else positions(ids, self.local_Q)
-
-    def _streamed(self, inputs: LossInputs) -> Streamed:
-        loss = self.objective.streamed(inputs)
-        loss.begin(needs_target_cos=True)
-        return loss
 
     def _among_hardest(self, hardest: int) -> Tensor:
         """Return which of this shard's highest negatives are among the hardest over all processes, bool (Q, k)."""
@@ -127,7 +125,7 @@ def coverage(head: CenterHead, batch: GlobalBatch, ids: Tensor | None, *, k: int
 def full_loss(head: CenterHead, batch: GlobalBatch, hardest: int) -> FullLoss:
     """Return the loss of a head over all its classes."""
     rows = ActiveRows(head.centers, None, keep=False)
-    inputs = head.loss_inputs(batch, Selection(), rows, head.micro_batch)
+    inputs = head.loss_inputs(batch, Selection(), rows)
     return FullLoss(head.objective, replace(inputs, min_probability=0.0, matmul=MatMul()), hardest)
 
 

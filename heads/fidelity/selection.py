@@ -5,6 +5,7 @@ Legend: n batch of this process, Q embeddings, D row width, k hardest negatives,
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -61,14 +62,14 @@ def selection_fidelity(
 def _mean_figures(
     head: CenterHead, batch: GlobalBatch, probed: GlobalBatch, exact: FullLoss, repeats: int
 ) -> dict[str, float]:
-    micro_batch, masses, recalls, gradients = head.micro_batch, [], [], []
+    masses, recalls, gradients = [], [], []
     for repeat in range(repeats):
         head.micro_batch = FIRST_REPEAT + repeat
         selection = head.select_classes(batch.x_ND, batch.labels_N)
         rows = ActiveRows(head.centers, selection.ids, keep=False)
         masses.append(exact.mass(rows, selection.ids))
         recalls.append(exact.recall(selection.ids))
-        inputs = head.loss_inputs(probed, selection, rows, micro_batch)
+        inputs = replace(head.loss_inputs(probed, selection, rows), batch=exact.inputs.batch)  # the same draws
         gradients.append(backbone_gradient(head.objective, inputs))
     return {
         "mass": float(torch.stack(masses).mean()),

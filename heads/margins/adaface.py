@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.options import documented, option
 from .batch import MarginBatch
-from .margin import Margin, begun, finite, positive
+from .margin import Margin, begun, finite
 
 EPS = 1e-3  # of the authors' code: keeps cosines from 1, angles from 0 and pi, and the deviation from 0
 SHORTEST, LONGEST = 1e-3, 100.0  # lengths are clipped to this range
@@ -23,12 +23,13 @@ class AdaFace(Margin):
 
     Quality is the length of the embedding: z is the length minus its running mean, over its running deviation, times
     h, clipped. No gradient flows through it. Lengths say little after a last batch normalization; see docs/heads.md.
+    Mean and deviation are those of the batch of all processes, whatever the weights of the samples.
 
     Source: Kim et al., "AdaFace: Quality Adaptive Margin for Face Recognition", CVPR 2022, and its code.
     """
 
     m: float = option(0.4, "Margin, in radians and as a cosine; in [0, pi / 2).")
-    h: float = option(0.333, "Concentration: the share of z for one deviation of the lengths.")
+    h: float = option(0.333, "Value of z one deviation above the mean length; with 0 the margin is CosFace.")
     t: float = option(0.01, "Weight, in (0, 1], of a batch in the running mean and deviation of the lengths.")
 
     quality_N: Tensor = begun()
@@ -41,7 +42,8 @@ class AdaFace(Margin):
         super().__post_init__()
         if not 0 <= finite("m", self.m) < math.pi / 2:
             raise ValueError(f"margin m={self.m} must be in [0, pi / 2); the published value is 0.4")
-        self.h = positive("h", self.h)
+        if finite("h", self.h) < 0:
+            raise ValueError(f"margin h={self.h} must be at least 0; the published value is 0.333")
         if not 0 < finite("t", self.t) <= 1:
             raise ValueError(f"margin t={self.t} must be in (0, 1]; the published value is 0.01")
 

@@ -1,4 +1,4 @@
-"""What a margin may read of a forward pass, in addition to cosines."""
+"""The data of a forward pass that a margin may read, in addition to cosines."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -19,8 +19,9 @@ class ClassMargin(Margin):
 
     Rare classes get larger margins. The head needs `class_counts`.
 
-    Source: Ha et al., "Google Landmark Recognition 2020 Competition Third Place Solution", 2020 (dynamic margins, the
-    default values); k = 1/4, b = 0 and kind="cos" is LDAM (Cao et al., NeurIPS 2019).
+    Source: Ha et al., "Google Landmark Recognition 2020 Competition Third Place Solution", 2020 (dynamic margins, with
+    these defaults; its code also scales them to [0.05, 0.5]). LDAM (Cao et al., NeurIPS 2019) is kind="cos", k=1/4, b=0
+    and a = 0.5 n^(1/4) for the n of the rarest class.
     """
 
     a: float = option(0.5, "Factor on n^-k.")

@@ -10,6 +10,8 @@ from .combined import shifted
 from .margin import Margin, begun, finite, one_of
 
 DRAWS = "elastic margin"  # purpose of the random key
+PUBLISHED_MEAN = {"arc": 0.5, "cos": 0.35}
+PUBLISHED_STD = {("arc", False): 0.05, ("cos", False): 0.05, ("arc", True): 0.0175, ("cos", True): 0.02}
 
 
 @documented
@@ -21,13 +23,13 @@ class ElasticFace(Margin):
     published code permutes the margins by the order of the cosines instead of by their ranks, which gives them to
     other samples. The angular margin continues beyond pi as that of `ArcFace` does; the published code does not.
 
-    Source: Boutros et al., "ElasticFace: Elastic Margin Loss for Deep Face Recognition", CVPR Workshops 2022. Published
-    values: kind="arc" with m=0.5 and std=0.05, or 0.0175 with plus; kind="cos" with m=0.35 and std=0.05, or 0.02 with
-    plus.
+    Source: Boutros et al., "ElasticFace: Elastic Margin Loss for Deep Face Recognition", CVPR Workshops 2022.
     """
 
-    m: float = option(0.5, 'Mean of the margins; 0.35 is usual with kind="cos".')
-    std: float = option(0.05, "Standard deviation of the margins.")
+    m: float | None = option(None, 'Mean of the margins. None for the published 0.5, or 0.35 with kind="cos".')
+    std: float | None = option(
+        None, 'Their standard deviation. None for the published 0.05; with plus 0.0175, or 0.02 for kind="cos".'
+    )
     kind: str = option("arc", '"arc" adds the margin to the angle, "cos" subtracts it from the cosine.')
     plus: bool = option(False, "Give larger margins to samples with lower target cosines.")
 
@@ -35,8 +37,9 @@ class ElasticFace(Margin):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.m, self.std = finite("m", self.m), finite("std", self.std)
         one_of("kind", self.kind, ("arc", "cos"))
+        self.m = PUBLISHED_MEAN[self.kind] if self.m is None else finite("m", self.m)
+        self.std = PUBLISHED_STD[self.kind, bool(self.plus)] if self.std is None else finite("std", self.std)
         if self.kind == "arc" and not 0 <= self.m < 2:
             raise ValueError(f"margin m={self.m:g} with kind='arc' must be in [0, 2); it is added to the angle")
         if self.std < 0:
@@ -51,6 +54,7 @@ class ElasticFace(Margin):
         return self.plus
 
     def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> Margin:
+        assert self.m is not None and self.std is not None
         m_N = self.m + self.std * batch.normal(DRAWS)
         if self.plus:
             rank_N = target_cos_N.argsort(descending=True, stable=True).argsort()

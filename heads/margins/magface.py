@@ -23,8 +23,8 @@ class MagFace(Margin):
     embeddings begin shorter than `shortest` never leaves it; see docs/heads.md.
 
     Source: Meng et al., "MagFace: A Universal Representation for Face Recognition and Quality Assessment", CVPR 2021,
-    and its code, whose margin is 0 where cos <= 0. With s = 64 and these margins the penalty outweighs the softmax for
-    all lengths from a weight of 22.6 on.
+    and its code, whose margin is 0 where cos <= 0. With s = 64 and these margins a penalty_weight above 22.6 outweighs
+    the softmax at `shortest`, so that no embedding stays there.
     """
 
     shortest: float = option(10.0, "Length of an embedding with the smallest margin.")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.timer import Timer
+from ..group.batch import GlobalBatch
 from ..group.collectives import rank_and_size
 from .row_gradient import RowGradient
 from .streamed import Streamed
@@ -15,11 +16,9 @@ LARGEST_SCALE = 2.0**64
 
 
 def streamed_loss(
-    x_nD: Tensor,
-    norm_n: Tensor,
+    batch: GlobalBatch,
     loss: Streamed,
     *,
-    start: int,
     keep: bool,
     on_backward: Callable[[RowGradient, Tensor], None],
     timer: Timer,
@@ -27,10 +26,8 @@ def streamed_loss(
     """Return a loss as a scalar that backpropagates into this process's embeddings.
 
     Args:
-        x_nD: this process's part of `loss.x_ND`, attached to the graph.
-        norm_n: lengths of this process's embeddings, attached to the graph.
-        loss: the loss of the global batch over the active rows.
-        start: position of `x_nD` in `loss.x_ND`.
+        batch: the global batch, whose embeddings and lengths of this process are attached to the graph.
+        loss: its loss over the active rows.
         keep: whether to keep K x N numbers from this pass for the next ones.
         on_backward: receives the gradient of the rows, and a boolean scalar that is False after an overflow. It is
             called when gradients are accumulated: by `backward`, but not by `torch.autograd.grad`. Backward itself
@@ -39,12 +36,12 @@ def streamed_loss(
     """
     gradients: list[tuple[RowGradient, Tensor]] = []  # from backward passes
     leaf = None
-    learns = torch.is_grad_enabled() and x_nD.requires_grad
+    learns = torch.is_grad_enabled() and batch.x_nD.requires_grad
     if learns:
         # The rows are no parameters. This leaf takes their place: its hook runs when gradients are accumulated.
-        leaf = x_nD.new_zeros((), requires_grad=True)
+        leaf = batch.x_nD.new_zeros((), requires_grad=True)
         leaf.register_post_accumulate_grad_hook(lambda _: on_backward(*gradients.pop()))
-    value: Tensor = _Loss.apply(x_nD, norm_n, leaf, loss, start, keep, learns, gradients, timer)
+    value: Tensor = _Loss.apply(batch.x_nD, batch.norm_n, leaf, loss, batch.start, keep, learns, gradients, timer)
     return value
 
 

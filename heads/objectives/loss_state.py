@@ -1,4 +1,4 @@
-"""What the loss of a head carries or learns besides its rows: numbers of the margin, and the bias of all classes."""
+"""State of a head's loss besides its rows: numbers that the margin carries, and the bias of all classes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..group.batch import GlobalBatch
 from ..margins.batch import MarginBatch
 from ..margins.margin import Margin
 from .shared_bias import SharedBias
@@ -16,6 +15,7 @@ class LossState:
     """State of a head that is the same on all processes and saved with it.
 
     Args:
+        num_classes: number of classes of the loss.
         like: a tensor with the dtype and device of arithmetic.
         bias: initial value of the bias that all classes share; None without one.
         class_counts: (C,) training examples of each class, in host memory; None if unknown.
@@ -25,7 +25,8 @@ class LossState:
             step. No margin reads those of another class.
     """
 
-    def __init__(self, like: Tensor, bias: float | None, class_counts: Tensor | None):
+    def __init__(self, num_classes: int, like: Tensor, bias: float | None, class_counts: Tensor | None):
+        self.num_classes = num_classes
         self.shared_bias = None if bias is None else SharedBias(bias, like)
         self.class_counts = class_counts
         self.carried: dict[str, Mapping[str, Tensor]] = {}
@@ -43,22 +44,15 @@ class LossState:
         if margin is not None and margin.state:
             self.carried[type(margin).__name__] = {name: value.detach() for name, value in margin.state.items()}
 
-    def margin_batch(self, margin: Margin, batch: GlobalBatch, num_classes: int, key: tuple[int, ...]) -> MarginBatch:
-        """Return what a margin may read of a batch.
-
-        Args:
-            margin: the head's margin.
-            batch: of all processes.
-            num_classes: C.
-            key: of random draws: seed, step and micro-batch.
-        """
+    def margin_batch(self, margin: Margin, norm_N: Tensor, labels_N: Tensor, key: tuple[int, ...]) -> MarginBatch:
+        """Return what a margin may read of a batch, with lengths, labels and a key of random draws."""
         return MarginBatch(
-            norm_N=batch.norm_N,
-            labels_N=batch.labels_N,
-            num_classes=num_classes,
-            state=self.of_margin(margin, batch.norm_N),
+            norm_N=norm_N,
+            labels_N=labels_N,
+            num_classes=self.num_classes,
+            state=self.of_margin(margin, norm_N),
             key=key,
-            class_counts_N=self._counts_of(batch.labels_N) if margin.uses_class_counts else None,
+            class_counts_N=self._counts_of(labels_N) if margin.uses_class_counts else None,
         )
 
     def _counts_of(self, labels_N: Tensor) -> Tensor:

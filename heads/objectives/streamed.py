@@ -1,4 +1,4 @@
-"""What the losses of all objectives share: one global batch, the active rows, and the margin of this forward pass.
+"""The common part of the losses of all objectives: one global batch, the active rows, and the margin of the pass.
 
 This file depends on neither stores nor optimizers: it reads `Rows`.
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """What an objective computes its loss from.
+    """The input of an objective.
 
     Attributes:
         x_ND: gathered embeddings, the same on all processes.
@@ -137,6 +137,11 @@ class Streamed(ABC):
         self.shared_target_cos_N: Tensor = self.target_cos_N if needs else None  # type: ignore[assignment]
         self.margin = self.margin.begin(self.inputs.batch, self.shared_target_cos_N)
         self.target_logit_N = self.target_logits(self.target_cos_N, self.margin)
+
+    def begin_like(self, other: Streamed) -> None:
+        """Take over target cosines and margin of a loss of the same batch that has begun."""
+        self.target_cos_N, self.shared_target_cos_N = other.target_cos_N, other.shared_target_cos_N
+        self.margin, self.target_logit_N = other.margin, other.target_logit_N
 
     def target_logits(self, cos_N: Tensor, margin: Margin) -> Tensor:
         """Return the logits of the samples' own classes, (N,)."""

@@ -43,15 +43,8 @@ class FFCOptions:
     dtype: torch.dtype | str = option("fp32", 'Dtype of the stored features: "fp32" or "bf16".')
 
     def __post_init__(self) -> None:
-        if self.margin is not None and not checked_margin(self.margin).normalize:
-            raise ValueError(
-                f"margin={self.margin} cannot be used: FFC compares directions; use a margin that normalizes"
-            )
-        if self.margin is not None and self.margin.needs_whole_batch:
-            raise ValueError(
-                f"margin={self.margin} needs the lengths or cosines of the whole batch, and FFC compares the images "
-                "of each process on their own; use another margin, or a head with class centers (full, pfc, forest)"
-            )
+        if self.margin is not None:
+            checked_pool_margin(self.margin)
         if self.gallery_momentum is not None and not 0 <= number("gallery_momentum", self.gallery_momentum) <= 1:
             raise ValueError(f"gallery_momentum={self.gallery_momentum} must be in [0, 1]; null grows with the step")
         number("outlier_weight", self.outlier_weight, least=0)
@@ -92,3 +85,15 @@ class FFCOptions:
                 "share of them below 1"
             )
         return int(capacity)
+
+
+def checked_pool_margin(margin: object) -> Margin:
+    """Return the margin, or raise a ValueError if it is none that FFC can use."""
+    if not checked_margin(margin).normalize:
+        raise ValueError(f"margin={margin} cannot be used: FFC compares directions; use a margin that normalizes")
+    if checked_margin(margin).needs_whole_batch:
+        raise ValueError(
+            f"margin={margin} needs the lengths or cosines of the whole batch, and FFC compares the images of each "
+            "process on their own; use another margin, or a head with class centers (full, pfc, forest)"
+        )
+    return checked_margin(margin)

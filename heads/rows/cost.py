@@ -35,7 +35,8 @@ def center_cost(case: Case, options: CenterOptions, *, row_state: Mapping[str, R
     kept, kept_rows = 4 * K * N * keeps_logits, 4 * K * D * (keeps_rows and not in_place)
     chunk = 4 * min(CHUNK_ROWS, K) * (2 * N + 2 * D)
     # Two passes sum target cosines, maxima and sums of exponentials of all samples; one pass sums a loss and a bias.
-    passes = 2 if options.objective is None else options.objective.passes
+    assert options.objective is not None
+    passes = options.objective.passes
     summed = 4 * N * (D + 3) if passes == 2 else 4 * (N * D + 2)
     return Cost(
         table_bytes=case.shard * (row + state),

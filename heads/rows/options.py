@@ -9,8 +9,10 @@ from torch.distributed import ProcessGroup
 from ..core import dtypes
 from ..core.options import number, option, whole
 from ..margins.class_counts import ClassCounts
+from ..margins.cosface import CosFace
 from ..margins.margin import Margin, checked_margin
 from ..objectives.objective import Objective, checked_objective
+from ..objectives.softmax import CrossEntropy
 from .centers import ClassCenters
 
 
@@ -49,10 +51,10 @@ class CenterOptions:
         object.__setattr__(self, "seed", whole("seed", self.seed, 0))
         number("logits_budget_mb", self.logits_budget_mb, least=0)
         dtypes.named("dtype", self.dtype)
-        if self.margin is not None:
-            checked_margin(self.margin)
-        if self.objective is not None:
-            checked_objective(self.objective)
+        margin = CosFace() if self.margin is None else checked_margin(self.margin)
+        objective = CrossEntropy() if self.objective is None else checked_objective(self.objective)
+        object.__setattr__(self, "margin", margin)
+        object.__setattr__(self, "objective", objective)
 
     def centers(
         self,

@@ -11,7 +11,7 @@ import heads.objectives.softmax
 from heads import FFC, CenterHead, CosFace, FullFC, HashingForest, Margin, PartialFC, Selection, Softmax, SVSoftmax
 from heads.fidelity import loss_fidelity, selection_fidelity
 from heads.fidelity.figures import compare_gradients
-from heads.fidelity.full_softmax import coverage
+from heads.fidelity.reference import coverage
 from heads.fidelity.selection import FIRST_REPEAT
 from heads.indexes import IVF, Exact
 from tests import reference
@@ -85,7 +85,8 @@ def covered(margin: Margin, k: int) -> tuple[Tensor, ...]:
     head = spread(FullFC(C, D, margin=margin))
     embeddings, labels = batch()
     ids = head.centers.shard.local(torch.arange(0, C, 3))
-    result = coverage(head, head.to_rows_space(embeddings), labels, ids[ids >= 0], k=k)
+    mine = own_part(embeddings, labels)
+    result = coverage(head, head.gather_batch(*mine), ids[ids >= 0], k=k)
     return result.mass_Q, result.perfect_Q, result.nearest_Qk, head.centers.rows
 
 
