@@ -115,19 +115,15 @@ class RowGradient:
 
     def _differentiate(self, a: int, b: int, cos_kN: Tensor) -> tuple[Tensor, Tensor]:
         """Return G (b - a, N) and the radial part (b - a,) from the cosines (b - a, N)."""
-        loss = self.loss
-        with torch.enable_grad():
-            leaf_kN = cos_kN.detach().requires_grad_()
-            logits_kN = loss.negative_logits(leaf_kN)
-        p_kN = loss.logit_gradient(a, b, logits_kN.detach(), self.coefficient_N)
-        targets = loss.targets(a, b)
-        p_kN[targets] = 0
-        if self.bias_K is not None and self.target_error_N is not None:
-            self.bias_K[a:b] = p_kN.sum(1).index_add_(0, targets[0], self.target_error_N[targets[1]])
-        (gradient_kN,) = torch.autograd.grad(logits_kN, leaf_kN, p_kN)
-        gradient_kN[targets] = self.target_gradient_N[targets[1]]
+        loss, targets = self.loss, self.loss.targets(a, b)
+        negative = loss.negative_gradient(a, b, cos_kN, self.coefficient_N)
+        gradient_kN = negative.by_cos_kN
+        if self.bias_K is not None and self.target_error_N is not None and negative.by_bias_k is not None:
+            self.bias_K[a:b] = negative.by_bias_k.index_add_(0, targets[0], self.target_error_N[targets[1]])
+        if len(targets[1]):
+            gradient_kN[targets] = self.target_gradient_N[targets[1]] / negative.slope
         if not loss.margin.normalize:
-            return gradient_kN, gradient_kN.new_zeros(b - a)
+            return gradient_kN.mul_(negative.slope), gradient_kN.new_zeros(b - a)
         norm_k = loss.norm_K[a:b]
-        gradient_kN = gradient_kN.div_(norm_k[:, None])
+        gradient_kN = gradient_kN.div_(norm_k[:, None] / negative.slope)
         return gradient_kN, (gradient_kN * cos_kN).sum(1).div_(norm_k)

@@ -20,7 +20,7 @@ from ..margins.margin import Margin
 from .objective import Objective
 from .row_gradient import RowGradient
 from .softmax import chunks
-from .streamed import LossGradient, LossInputs, Streamed
+from .streamed import LossGradient, LossInputs, NegativeGradient, Streamed
 
 LINEAR = 40.0  # softplus(z) is z from here on, to float64 precision
 
@@ -47,6 +47,11 @@ class SigmoidObjective(Objective):
     def negative_logits(self, cos_kN: Tensor, margin: Margin, target_cos_N: Tensor) -> Tensor:
         """Return the logits (k, N) of other classes, without the bias; -inf for a class that takes no part."""
         return margin.negative_logits(cos_kN, target_cos_N)
+
+    def slope(self, margin: Margin) -> float | None:
+        """Return the scale if the negative logits are no more than scale x cosine, else None."""
+        plain = type(margin).negative is Margin.negative and type(margin).negative_logits is Margin.negative_logits
+        return margin.s if plain and margin.max_negative_cosine is None else None
 
     def check(self, margin: Margin, *, log_q: bool = False, min_probability: float = 0.0) -> None:
         name, margin_name = type(self).__name__, type(margin).__name__
@@ -80,6 +85,7 @@ class SigmoidLoss(Streamed):
         self.positive_weight, self.negative_weight = objective.weights(inputs.margin)
         if objective.bias == "class" and inputs.margin.normalize:
             self.column_K, self.target_column_N = self.norm_K.new_zeros(self.num_rows), torch.zeros_like(self.weight_N)
+        self.has_bias = self.bias is not None or self.column_K is not None
         self.sum: Tensor | None = None  # the loss so far, in the first pass
 
     def loss(self, *, keep: bool, learns: bool) -> Tensor:
@@ -93,10 +99,8 @@ class SigmoidLoss(Streamed):
             error_N = torch.where(own_N, -self.positive_weight * self.weight_N * (-z_N).sigmoid(), 0)
             cos_gradient_N, self.norm_gradient_N = self.target_gradients(error_N)
             kept_KN = self.workspace.acquire("cosines", (self.num_rows, len(z_N)), self.x_ND) if keep else None
-            has_bias = self.bias is not None or self.column_K is not None
-            self.gradient = RowGradient(
-                self, self.weight_N, cos_gradient_N, kept_KN, target_error_N=error_N if has_bias else None
-            )
+            bias_error_N = error_N if self.has_bias else None
+            self.gradient = RowGradient(self, self.weight_N, cos_gradient_N, kept_KN, bias_error_N)
             self.x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(self.num_rows):
             rows_kD = self.measured(a, b)
@@ -139,10 +143,25 @@ class SigmoidLoss(Streamed):
         return self.objective.negative_logits(cos_kN, self.margin, self.shared_target_cos_N)
 
     def logit_gradient(self, a: int, b: int, logits_kN: Tensor, coefficient_N: Tensor) -> Tensor:
-        """Return the gradient by the negative logits and, in the first pass, add their loss to `sum`."""
-        z_kN = self._z(logits_kN, self._column(a, b))
+        return self._gradient_by_z(a, b, self._z(logits_kN, self._column(a, b)), coefficient_N)
+
+    def negative_gradient(self, a: int, b: int, cos_kN: Tensor, coefficient_N: Tensor) -> NegativeGradient:
+        slope = self.objective.slope(self.margin)
+        if slope is None:
+            return super().negative_gradient(a, b, cos_kN, coefficient_N)
+        # The logits are slope x cosine: without autograd, a third of the passes over K x N numbers is saved.
+        z_kN = self.workspace.borrow("logits", tuple(cos_kN.shape), cos_kN)
+        bias = self._column(a, b) if self.bias is None else self.objective.bias_sign * self.bias
+        torch.add(cos_kN.new_zeros(()) if bias is None else bias, cos_kN, alpha=slope, out=z_kN)
+        gradient_kN = self._gradient_by_z(a, b, z_kN, coefficient_N)
+        return NegativeGradient(gradient_kN, gradient_kN.sum(1) if self.has_bias else None, slope)
+
+    def _gradient_by_z(self, a: int, b: int, z_kN: Tensor, coefficient_N: Tensor) -> Tensor:
+        """Return the gradient by logits with their bias, in place, and in the first pass add their loss to `sum`."""
+        targets = self.targets(a, b)
+        if len(targets[1]):
+            z_kN[targets] = -math.inf
         if self.sum is not None:
-            z_kN[self.targets(a, b)] = -math.inf
             losses_N = softplus(z_kN, threshold=LINEAR).sum(0)
             self.sum += self.negative_weight * torch.dot(self.weight_N, losses_N)
         return z_kN.sigmoid_().mul_(self.negative_weight * coefficient_N)

@@ -51,6 +51,9 @@ class SphereFace2(SigmoidObjective):
         assert isinstance(margin, CosFace)
         return margin.filtered(margin.s * straight(cos_kN, self._spread(cos_kN) + margin.m), cos_kN)
 
+    def slope(self, margin: Margin) -> float | None:
+        return None
+
     def initial_bias(self, margin: Margin, active_classes: float) -> float:
         assert isinstance(margin, CosFace)
         r, m, share = margin.s, margin.m, self.positive_share

@@ -78,6 +78,21 @@ class LossGradient:
     rows: RowGradient
 
 
+@dataclass(frozen=True)
+class NegativeGradient:
+    """The gradient of a loss by the negatives of a chunk, as new tensors.
+
+    Attributes:
+        by_cos_kN: by the cosines, over `slope`.
+        by_bias_k: by a bias that is added to all logits of a row; None without one.
+        slope: a factor that `by_cos_kN` does not contain.
+    """
+
+    by_cos_kN: Tensor
+    by_bias_k: Tensor | None
+    slope: float = 1.0
+
+
 class Streamed(ABC):
     """The loss of one forward pass: `loss` computes it, and `backward` its gradient."""
 
@@ -89,6 +104,7 @@ class Streamed(ABC):
         self.weight_N = inputs.weight_N / inputs.weight_N.sum()
         self._place_targets(inputs.position_N)
         self.norm_K = self.x_ND.new_ones(self.num_rows)
+        self.has_bias = False  # whether the objective learns a bias
         # Biases of the rows and of the targets' rows, where the rows have one beside a direction.
         self.column_K: Tensor | None = None
         self.target_column_N: Tensor | None = None
@@ -118,6 +134,18 @@ class Streamed(ABC):
             logits_kN: their logits as the margin returns them; those of the targets are ignored.
             coefficient_N: weight of each sample.
         """
+
+    def negative_gradient(self, a: int, b: int, cos_kN: Tensor, coefficient_N: Tensor) -> NegativeGradient:
+        """Return the gradient by the cosines of rows a to b (b - a, N); 0 for targets."""
+        with torch.enable_grad():
+            leaf_kN = cos_kN.detach().requires_grad_()
+            logits_kN = self.negative_logits(leaf_kN)
+        gradient_kN = self.logit_gradient(a, b, logits_kN.detach(), coefficient_N)
+        targets = self.targets(a, b)
+        if len(targets[1]):
+            gradient_kN[targets] = 0
+        by_bias_k = gradient_kN.sum(1) if self.has_bias else None
+        return NegativeGradient(torch.autograd.grad(logits_kN, leaf_kN, gradient_kN)[0], by_bias_k)
 
     @abstractmethod
     def log_pull(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
