@@ -21,6 +21,7 @@ from .counter_rng import U64
 from .preprocessing import Preprocessing
 
 Indices = NDArray[np.int64]
+CHUNK = 2**20  # labels or classes read together
 
 
 class Source(Protocol):
@@ -73,6 +74,22 @@ class RecordSet:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """Return the number of records of each class, (num_classes,), without a copy of the labels."""
+        counts = np.zeros(self.num_classes, dtype=np.int64)
+        if self.by_class is not None:
+            for begin in range(0, self.num_classes, CHUNK):
+                classes = np.arange(begin, min(begin + CHUNK, self.num_classes))
+                ends, starts = (np.asarray(self.by_class.starts[classes + k], dtype=np.int64) for k in (1, 0))
+                counts[classes] = ends - starts
+            return counts
+        for begin in range(0, len(self), CHUNK):
+            present, number = np.unique(
+                self.labels[np.arange(begin, min(begin + CHUNK, len(self)))], return_counts=True
+            )
+            counts[present] += number
+        return counts
 
 
 class Augmentation(Protocol):
