@@ -39,6 +39,7 @@ FIGURES = (
     "over_held",
     "over_formula",
     "over_limit",
+    "over_first",
     "over_linked_list",
     "ns_per_key",
     "over_median",

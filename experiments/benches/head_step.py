@@ -122,8 +122,7 @@ def ours(
     )
     rows = built.optimizer(**OPTIMIZERS[optimizer])
     if options["store"] != "disk":
-        for table in built.centers.state.values():
-            table.zero_()  # allocates the memory, which later steps do not
+        allocate_state(built)
     num_active = active(sample_rate, num_classes)
     kept = num_active * batch * 4 <= logits_budget_mb * 2**20
     floor = products(num_active, batch, embedding_size, 3 if kept else 5, device)
@@ -131,11 +130,7 @@ def ours(
     by_kind = {kind: copies(num_active, *kind, device) for kind in set(kinds)}
     copying = [by_kind[kind] for kind in kinds]
 
-    def forward(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = built(embeddings, labels)
-        return loss
-
-    step = three_parts(forward, _update(rows), num_classes, batch, embedding_size, device)
+    step = three_parts(built, update_with(rows), num_classes, batch, embedding_size, device)
 
     def with_limits() -> dict[str, float]:
         parts = step()
@@ -143,6 +138,12 @@ def ours(
         return {**parts, "floor": floor_ms, "limit": floor_ms + sum(timed(copy, device)[0] for copy in copying)}
 
     return with_limits
+
+
+def allocate_state(head: CenterHead) -> None:
+    """Allocate the memory of the row state, which the first steps would do otherwise."""
+    for table in head.centers.state.values():
+        table.zero_()
 
 
 def dense(num_classes: int, sample_rate: float, batch: int, embedding_size: int, device: str) -> Step:
@@ -155,7 +156,7 @@ def dense(num_classes: int, sample_rate: float, batch: int, embedding_size: int,
         logits[torch.arange(len(labels)), labels] -= 0.4
         return cross_entropy(64 * logits, labels)
 
-    return three_parts(forward, _update(optimizer), num_classes, batch, embedding_size, device)
+    return three_parts(forward, update_with(optimizer), num_classes, batch, embedding_size, device)
 
 
 def indexed(num_classes: int, sample_rate: float, batch: int, embedding_size: int, device: str) -> Step:
@@ -171,7 +172,7 @@ def indexed(num_classes: int, sample_rate: float, batch: int, embedding_size: in
         logits[torch.arange(len(labels)), targets] -= 0.4
         return cross_entropy(64 * logits, targets)
 
-    return three_parts(forward, _update(optimizer), num_classes, batch, embedding_size, device)
+    return three_parts(forward, update_with(optimizer), num_classes, batch, embedding_size, device)
 
 
 def by_topk(num_classes: int, count: int, labels: torch.Tensor) -> torch.Tensor:
@@ -181,7 +182,7 @@ def by_topk(num_classes: int, count: int, labels: torch.Tensor) -> torch.Tensor:
     return draw.topk(max(count, len(torch.unique(labels)))).indices.sort().values
 
 
-def _update(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+def update_with(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     def update() -> None:
         optimizer.step()
         optimizer.zero_grad()
