@@ -28,7 +28,7 @@ def write(
     store: CheckpointStore,
     name: str,
     processes: Processes,
-    initial: dict[str, int] | None = None,
+    initial: dict[str, float] | None = None,
 ) -> None:
     """Write a complete checkpoint. All processes must call this.
 
@@ -36,7 +36,8 @@ def write(
         shared: state that is the same on all processes; that of process 0 is written.
         local: state of this process alone.
         rows: tensors of the classes of all processes, as `Head.sharded_state` returns them.
-        initial: seed and embedding_size of the class centers, from which rows that were never written are drawn.
+        initial: seed, embedding_size and initial bias of the class centers, from which rows that were never written
+            are drawn.
 
     Raises:
         CheckpointError: on all processes; earlier checkpoints remain.
@@ -58,7 +59,7 @@ def write_tensors(
     store: CheckpointStore,
     name: str,
     processes: Processes,
-    initial: dict[str, int] | None = None,
+    initial: dict[str, float] | None = None,
 ) -> None:
     """Write a checkpoint of tensors. Each process writes its own, and its part of those that all processes share."""
 

@@ -44,7 +44,7 @@ class Writer(StorageWriter):
         initial: see `Manifest`.
     """
 
-    def __init__(self, store: CheckpointStore, name: str, rank: int, initial: dict[str, int] | None):
+    def __init__(self, store: CheckpointStore, name: str, rank: int, initial: dict[str, float] | None):
         self.store, self.name, self.file, self.initial = store, name, f"process-{rank}.bin", initial
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...

@@ -5,7 +5,7 @@ It is JSON, is written last, and contains its own digest. Importing this module 
 
     {"format": 3, "sha256": digest of the content, "content": {
         "version": of this project, "commit": of its repository, or null,
-        "initial": {"seed": ..., "embedding_size": ...}, or null without class centers: source of the initial rows,
+        "initial": {"seed": ..., "embedding_size": ..., "bias": ...}: source of the initial rows; null without centers,
         "tensors": {name: {"dtype": ..., "size": [...], "blocks": [
             [file, begin, length, digest, offsets in the tensor, sizes], ...]}}}}
 
@@ -59,12 +59,12 @@ class Manifest:
 
     Args:
         program: version and commit of the project that wrote the checkpoint.
-        initial: seed and embedding_size of the class centers; None without class centers.
+        initial: seed, embedding_size and initial bias of the class centers; None without class centers.
         tensors: tensors by name.
     """
 
     program: dict[str, str | None]
-    initial: dict[str, int] | None
+    initial: dict[str, float] | None
     tensors: dict[str, StoredTensor]
 
     def to_bytes(self) -> bytes:
@@ -120,7 +120,8 @@ def read_manifest(store: CheckpointStore, name: str) -> Manifest:
         tensors = {str(name): _tensor(name, tensor) for name, tensor in content["tensors"].items()}
         initial = content["initial"]
         if initial is not None:
-            initial = {name: int(initial[name]) for name in ("seed", "embedding_size")}
+            bias = float(initial.get("bias", 0))  # missing in checkpoints of an earlier commit
+            initial = {**{name: int(initial[name]) for name in ("seed", "embedding_size")}, "bias": bias}
         return Manifest({name: content[name] for name in ("version", "commit")}, initial, tensors)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamageError(f"its {COMPLETE} is damaged ({type(error).__name__}: {error})") from error

@@ -146,8 +146,9 @@ class Stored:
         if name == ROWS and self.initial is not None and (values[:, 0] == 0).any():
             blank = (values == 0).all(dim=1)
             classes = torch.arange(block.offsets[0], block.offsets[0] + len(values))[blank]
-            D = self.initial["embedding_size"]
-            values[blank, :D] = initial_rows(classes, D, self.initial["seed"]).to(values)
+            D = int(self.initial["embedding_size"])
+            values[blank, :D] = initial_rows(classes, D, int(self.initial["seed"])).to(values)
+            values[blank, D:] = self.initial["bias"]
 
     def _allocate(self, prefix: str, *, in_file: bool = False) -> dict[str, Tensor]:
         """Return empty tensors for those that `pack` made under this prefix.

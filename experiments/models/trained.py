@@ -112,9 +112,10 @@ class Trained:
 
     @property
     def normalize(self) -> bool:
-        """True if embeddings and rows have unit length; otherwise the last column of the rows is a bias.
+        """True if scores are cosines; otherwise they are inner products plus the last column of the rows, a bias.
 
-        Only a head with class centers has this property.
+        Only a head with class centers has this property. With objective=bce rows have a bias too, which is no part of
+        the scores.
         """
         self.check_targets("margin")
         return bool(instantiate(self.config.margin).normalize)
@@ -133,6 +134,7 @@ class StoredCenters:
         for number in range(rank, -(-self.num_classes // READ), world_size):
             start = number * READ
             for first_class, rows in self.trained.rows(start, min(start + READ, self.num_classes)):
+                rows = rows[:, : self.trained.config.embedding_size] if self.normalize else rows
                 for offset in range(0, len(rows), BLOCK):
                     yield first_class + offset, rows[offset : offset + BLOCK].float().to(self.processes.device)
 

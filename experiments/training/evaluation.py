@@ -146,9 +146,10 @@ class LiveCenters:
         return self.head.margin.normalize
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        shard = self.head.centers.shard
+        centers = self.head.centers
+        width, shard = centers.embedding_size if self.normalize else centers.width, centers.shard
         for start in range(0, shard.size, BLOCK):
-            yield shard.start + start, self.head.centers.read(slice(start, min(start + BLOCK, shard.size)))
+            yield shard.start + start, centers.read(slice(start, min(start + BLOCK, shard.size)))[:, :width]
 
 
 def live_model(trainer: L.Trainer, module: HeadModule) -> Model:

@@ -100,11 +100,12 @@ def rows_of(head: Head) -> dict[str, Tensor]:
     return {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
 
 
-def row_initialization(head: Head) -> dict[str, int] | None:
+def row_initialization(head: Head) -> dict[str, float] | None:
     """Return what the initial rows are drawn from; None for a head without class centers."""
     if not isinstance(head, CenterHead):
         return None
-    return {"seed": head.centers.seed, "embedding_size": head.centers.embedding_size}
+    centers = head.centers
+    return {"seed": centers.seed, "embedding_size": centers.embedding_size, "bias": centers.bias}
 
 
 def local_state_keys(module: HeadModule) -> list[str]:
