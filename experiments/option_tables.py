@@ -25,7 +25,13 @@ from .option_types import NOUNS
 
 DOCUMENT = CONF.parent / "docs" / "heads.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
-GROUPS = {"head": "Heads", "margin": "Margins", "index": "Indexes", "optimizer": "Row optimizers"}
+GROUPS = {
+    "head": "Heads",
+    "margin": "Margins",
+    "objective": "Objectives",
+    "index": "Indexes",
+    "optimizer": "Row optimizers",
+}
 INTRODUCTION = """\
 `python -m experiments.option_tables` writes these tables from the classes. The defaults are those of the classes, for
 your own training loop. `python -m experiments.run --help` lists the defaults of the command line. A `None` is written

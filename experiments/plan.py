@@ -33,9 +33,10 @@ from rich.text import Text
 
 from data.options import whole
 
-from .command_line.config_files import CONF, choices_of, has
+from .command_line.config_files import CONF, choices_of
 from .command_line.hints import unknown_choice
-from .instantiate import instantiate, with_checked_types
+from .head_parts import head_options
+from .instantiate import instantiate
 from .tables import Cell, console, packed
 
 if TYPE_CHECKING:  # heads import torch, which takes longer than the rest of this command
@@ -52,7 +53,7 @@ class Plan:
     """One configuration of a head.
 
     Args:
-        names: names of its head, store, dtype and optimizer.
+        names: names of its head, objective, store, dtype and optimizer.
         cost: formula of its cost, which takes a case.
     """
 
@@ -113,11 +114,15 @@ def plans(config: DictConfig) -> list[Plan]:
         for name in names:
             if name not in choices_of(group):
                 raise ValueError(f"{group}s={list(names)} cannot be planned: {unknown_choice(group, name, 'config')}")
+    if config.objective not in choices_of("objective"):
+        raise ValueError(unknown_choice("objective", config.objective, "config"))
     combinations: list[Plan] = []
     used = set()
     for head in config.heads:
         composed = compose("config", [f"head={head}"])
         has_rows, has_dtype = "store" in composed.head, "dtype" in composed
+        objective = config.objective if has_rows else "softmax"
+        composed.objective = OmegaConf.load(CONF / "objective" / f"{objective}.yaml")
         for name in (name for name in options if name in composed):
             OmegaConf.update(composed, name, options[name])
             used.add(name)
@@ -131,8 +136,9 @@ def plans(config: DictConfig) -> list[Plan]:
             if has_rows:
                 composed.head.store = store
             rule = OmegaConf.load(CONF / "optimizer" / f"{optimizer}.yaml").rows if has_rows else None
-            names = {"head": head, "store": store, "dtype": dtype, "optimizer": optimizer if has_rows else ""}
-            combinations.append(Plan(names, cost_of(composed.head, rule)))
+            names = {"head": head, "objective": objective, "store": store, "dtype": dtype}
+            names["optimizer"] = optimizer if has_rows else ""
+            combinations.append(Plan(names, cost_of(composed, rule)))
     if unused := sorted(set(options) - used):
         raise ValueError(
             f"options.{unused[0]}={options[unused[0]]} belongs to none of heads={list(config.heads)}; remove it"
@@ -143,23 +149,17 @@ def plans(config: DictConfig) -> list[Plan]:
 def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cost]:
     """Return the formula of a head and its row optimizer, of any case.
 
+    Args:
+        config: head, margin and objective, as in the config of a training.
+
     Raises:
         NotImplementedError: the head declares no options, so that its cost is unknown.
     """
-    from heads.core.options import make_options, options_of
-
-    options = {str(name): value for name, value in with_checked_types(config).items() if name != "_target_"}
-    built = {name: instantiate(value) if has(value, "_target_") else value for name, value in options.items()}
-    head: type[Head] = get_class(config._target_)
-    if options_of(head) is None:
-        raise NotImplementedError(f"{config._target_} declares no options")
+    options = head_options(config)
     optimizer = instantiate(rule) if rule else None
     state = cache(lambda width: row_state(optimizer, width) if optimizer else {})
-    try:
-        of_head = make_options(head, built)
-    except TypeError as error:
-        raise ValueError(f"{config._target_}: {error}") from error
-    return lambda case: head.cost(case, of_head, row_state=state(case.embedding_size))
+    head: type[Head] = get_class(config.head._target_)
+    return lambda case: head.cost(case, options, row_state=state(case.embedding_size))
 
 
 def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
@@ -167,7 +167,7 @@ def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
     from heads.rows.pending import PendingGradients
 
     nothing = SimpleNamespace(width=width, claim=lambda state: None, claims=0)
-    head = SimpleNamespace(centers=nothing, pending=PendingGradients())
+    head = SimpleNamespace(centers=nothing, shared_bias=None, pending=PendingGradients())
     state: Mapping[str, RowState] = rule(head, lr=1.0).row_state(width)
     return state
 
@@ -229,6 +229,7 @@ def job(config: DictConfig) -> None:
     title = (
         f"{float(config.num_classes):,.0f} classes of {config.embedding_size}, batches of {config.batch} on "
         f"{config.devices} devices of {config.memory_gb} GB"
+        f"{'' if config.objective == 'softmax' else f', objective {config.objective}'}"
     )
     screen = console()
     for table in packed(keys, columns, title, screen.width):

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..option_types import checked
-from . import hints, options
+from . import combinations, hints, options
 from .config_files import COMMANDS, CONF, choices_of, chosen_in, groups_of, has, own_options, users_of
 from .schema import OfLightning
 
@@ -45,12 +45,17 @@ def check(arguments: list[str], primary: str = "config") -> None:
     groups = [group for group in groups_of(primary) if group not in own]
     chosen = _chosen(overrides, groups, primary)
     others = [override for override in overrides if not override.key_or_group.startswith(("hydra.", "hydra/"))]
+    composed: dict[str, DictConfig] = {}
     for combination in covering(product(*chosen.values())):
         choices = [f"{group}={name}" for group, name in zip(chosen, combination, strict=True)]
         config = _composed(choices, chosen, primary)
+        composed = dict.fromkeys(choices, config) | composed
         for override in (override for override in others if override.key_or_group not in groups):
             _check_option(override, config, choices, primary)
             _check_values(override, config, options.TRAINING if primary == "config" else options.MODEL_USE, elsewhere)
+    if primary == "config":
+        fixed = [o for o in others if o.key_or_group not in groups and not o.is_sweep_override()]
+        combinations.check(chosen, composed, fixed, primary)
     if len(lengths := [override.input_line for override in overrides if _sets_length(override)]) == len(EITHER):
         raise ValueError(f"{lengths[0]} and {lengths[1]} cannot be combined; give one of them")
     swept = [override for override in overrides if override.is_sweep_override()]

@@ -21,6 +21,13 @@ HABITS = {
         ("workers worker", "num_workers"),
         ("model arch architecture network net encoder", "backbone"),
         ("loss criterion loss_fn", "margin"),
+        ("interclass_filtering_threshold", "margin.max_negative_cosine"),
+        ("t_alpha", "margin.t"),
+        ("l_a", "margin.shortest"),
+        ("u_a", "margin.longest"),
+        ("l_margin", "margin.smallest"),
+        ("u_margin", "margin.largest"),
+        ("lambda_g", "margin.penalty_weight"),
         ("dataset datasets", "data"),
         ("data_dir data_path data_root dataset_path train_data", "data.source"),
         ("image_size img_size input_size", "data.size"),
@@ -50,8 +57,9 @@ RENAMED = {
     "bench.filter_below": "bench.min_probability",
     "filter_above": "max_negative_cosine",
     "margin.filter_above": "margin.max_negative_cosine",
-    "objective": "sweep_metric",
 }
+# An option before version 0.3 whose name is a group now -> its present name. Its values had a slash: val/rank1.
+REUSED = {"objective": "sweep_metric"}
 # An option that one choice had before version 0.3 -> the option that does the same for all choices.
 MERGED = {"data.tail": "noise.tail"}
 # A choice of a group before version 0.3 -> its present name.

@@ -21,10 +21,11 @@ from .config_files import (
     owners_of,
     with_defaults,
 )
-from .habits import HABITS, MERGED, REASONS, RENAMED, RENAMED_CHOICES
+from .habits import HABITS, MERGED, REASONS, RENAMED, RENAMED_CHOICES, REUSED
 
 CUTOFF = 0.8  # least ratio of difflib: glyph and glyphs have 0.91, memory and memory_gb 0.80, node and mode 0.75
 SHOWN = 3
+SHORTEST = 4  # letters of a beginning that stands for a name: elas of elasticface
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -87,15 +88,19 @@ def unknown_choice(group: str, name: str, primary: str) -> str:
     """Return the message about a choice that a group does not have."""
     if renamed := RENAMED_CHOICES.get(f"{group}={name}"):
         return f"{group}={name} was renamed; write {renamed}"
+    if group in REUSED and "/" in name:
+        return f"{group}={name} is a metric, whose option was renamed; write {_assigned(REUSED[group], name)}"
     available = choices_of(group)
     others = [other for other in groups_of(primary) if other != group and name in choices_of(other)]
     if others:
-        article = "an" if others[0][0] in "aeiou" else "a"
-        return f"{group}={name} must name a {group}, and {name} is {article} {others[0]}; write {others[0]}={name}"
+        named, is_one = (f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in (group, others[0]))
+        return f"{group}={name} must name {named}, and {name} is {is_one}; write {others[0]}={name}"
     if len(available) == 1:  # the group only holds options
         (only,) = available
         return value_of_section(group, name, OmegaConf.create(load(CONF / group / f"{only}.yaml")))
-    return f"{group}={name} is not available; {did_you_mean(name, available)}choose one of {', '.join(available)}"
+    longer = [choice for choice in available if len(name) >= SHORTEST and choice.startswith(name)]
+    meant = f"did you mean {longer[0]!r}? " if len(longer) == 1 else did_you_mean(name, available)
+    return f"{group}={name} is not available; {meant}choose one of {', '.join(available)}"
 
 
 def value_of_section(key: str, value: object, node: DictConfig) -> str:

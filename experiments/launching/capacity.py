@@ -29,7 +29,7 @@ def check_capacity(config: DictConfig, num_classes: int, processes: Processes, c
     try:
         rows = config.optimizer.rows
         rule = rows if rows and "_target_" in rows else None  # a head may have no rows
-        needs = Needs(config, case, cost_of(config.head, rule)(case))
+        needs = Needs(config, case, cost_of(config, rule)(case))
         needs.check_memory(processes.device)
         needs.check_disk(checkpoints)
     except NotImplementedError:

@@ -8,6 +8,7 @@ A notebook can call it too:
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from omegaconf import DictConfig
 from ..checkpoints.finding import checkpoint_dir
 from ..checkpoints.storage import CheckpointStore, step_of
 from ..command_line.schema import PROFILERS, OfLightning
+from ..head_parts import head_options
 from ..launching.capacity import check_capacity
 from ..launching.launch_config import CONFIG
 from ..launching.processes import Processes, device_for
@@ -121,7 +123,9 @@ def assemble(
 
 
 def check_start(config: DictConfig, processes: Processes, store: CheckpointStore, checkpoint: str | None) -> None:
-    """Raise ValueError if the devices lack an option, or the store holds checkpoints of another training."""
+    """Raise ValueError if the devices lack an option, the head refuses one, or the store holds another training."""
+    with suppress(NotImplementedError):
+        head_options(config)
     if config.trainer.sync_batchnorm and processes.device.type == "cpu":
         raise ValueError(
             "trainer.sync_batchnorm=true needs GPUs; on CPU each process keeps its own statistics, so set it to false"

@@ -10,6 +10,7 @@ from data.streams import STREAMS, BatchLoader
 from heads import Head
 
 from ..command_line.hints import did_you_mean
+from ..head_parts import head_parts
 from ..instantiate import instantiate
 from ..launching.processes import Processes
 from ..protocols import EvaluationProtocol, build_protocols
@@ -59,12 +60,15 @@ def build_warm_start(config: DictConfig, checkpoint: str | None) -> WarmStart | 
 
 def build_head(config: DictConfig, data: DataSet, backbone: nn.Module) -> Head:
     """Build the head, and give it the backbone that it will train with."""
+    parts = head_parts(config)
+    if parts["margin"].uses_class_counts:
+        parts["class_counts"] = data.train.class_counts()
     head: Head = instantiate(
         config.head,
         num_classes=data.train.num_classes,
         embedding_size=config.embedding_size,
-        margin=instantiate(config.margin),
         seed=config.seed,
+        **parts,
     )
     head.prepare(backbone)
     return head

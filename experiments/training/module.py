@@ -4,6 +4,7 @@ Optimization is manual because the head's rows are not parameters. The module co
 `global_step` belongs to one call of `fit`, this count to the whole training.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,8 @@ class HeadModule(L.LightningModule):
         allow_finished: bool = False,
     ):
         super().__init__()
+        if loss_scale is not None:
+            check_advance(head)
         self.automatic_optimization = False
         self.backbone, self.head = backbone, head
         self.data, self.loader, self.build_optimizers = data, loader, optimizers
@@ -135,7 +138,7 @@ class HeadModule(L.LightningModule):
             skipped = not self.loss_scale.step(backbone)
         if skipped:
             self.skipped_steps += 1
-            self.head.advance()
+            self.head.advance(applied=False)
         else:
             rows.step()
             for schedule in self.lr_schedulers():  # type: ignore[union-attr]
@@ -194,3 +197,13 @@ class HeadModule(L.LightningModule):
         if self.loss_scale is not None and "loss_scale" in checkpoint:
             self.loss_scale.load_state_dict(checkpoint["loss_scale"])
             self.skipped_steps = checkpoint["skipped_steps"]
+
+
+def check_advance(head: Head) -> None:
+    """Raise ValueError if a head cannot be told that fp16 has skipped a step."""
+    parameters = inspect.signature(head.advance).parameters.values()
+    if not any(parameter.name == "applied" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise ValueError(
+            f"trainer.precision=16-mixed skips the steps whose gradient overflows, and {type(head).__name__}.advance() "
+            "has no argument for that; define it as advance(self, applied=True), and change nothing if it is False"
+        )

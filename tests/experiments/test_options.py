@@ -18,8 +18,9 @@ from experiments.option_types import checked
 from heads.core.options import option_fields, signature
 from tests.experiments.commands import config
 
-GROUPS = ("head", "margin", "index", "optimizer", "data", "noise", "backbone", "schedule", "protocol")
-RUNTIME = {"margin", "seed", "store_dir"}  # of heads: known at run time only, and brought in by store=disk
+GROUPS = ("head", "margin", "objective", "index", "optimizer", "data", "noise", "backbone", "schedule", "protocol")
+# Options of heads that are known at run time only, that other groups give, or that store=disk brings in.
+RUNTIME = {"margin", "objective", "class_counts", "seed", "store_dir"}
 SHARED = ("head/forest", "centers/default", "store/device", "images/default")  # files that others bring in
 FILES = [(group, choice) for group in GROUPS for choice in choices_of(group)]
 

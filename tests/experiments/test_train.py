@@ -67,7 +67,7 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "head", "depth", "batch", "epochs", "decay"),
     [
-        ("ms1mv3_r50", {"s": 64, "m": 0.5}, 50, 1024, 20, 5e-4),
+        ("ms1mv3_r50", {"s": 64, "m": 0.5, "gradient": "straight"}, 50, 1024, 20, 5e-4),
         ("glint360k_r100_pfc01", {"s": 64, "m": 0.4, "sample_rate": 0.1}, 100, 1024, 20, 1e-4),
         ("webface42m_r100_pfc02", {"s": 64, "m": 0.4, "sample_rate": 0.2}, 100, 1024, 20, 5e-4),
         ("ffc_r50", {"s": 32, "m": 0.5, "queue_size": 0.01, "gallery_momentum": 0.99}, 50, 1536, 57, 1e-4),

@@ -91,6 +91,21 @@ def test_these_options_may_not_change(then, now):
         resuming.check(began, here)
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "kinds"),
+    [
+        ("margin=cosface", "margin=adaface", ("margins.CosFace", "margins.AdaFace")),
+        ("objective=uniface", "objective=bce", ("objectives.UniFace", "objectives.BCE")),
+    ],
+)
+def test_another_margin_or_objective_does_not_resume(then, now, kinds):
+    group = then.split("=")[0]
+    with pytest.raises(
+        ValueError, match=r" and this run has ".join(rf"{group}._target_=heads.{kind}," for kind in kinds)[:-1]
+    ):
+        resuming.check(OmegaConf.to_container(config(then, "resume=x"), resolve=True), config(now, "resume=x"))
+
+
 @pytest.mark.parametrize(("name", "may_change"), [("sweep_metric", True), ("head_name", True), ("objective", False)])
 def test_options_that_may_change_are_matched_by_exact_name(name, may_change):
     """The sweeper's metric and the name of the head do not matter. A longer name is another option."""

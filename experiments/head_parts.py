@@ -1,0 +1,64 @@
+"""The objects that a head gets from other groups of the config, its margin and its objective; and what it refuses.
+
+The heads are imported where they are needed: they import torch, which takes longer than the checks of a command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra._internal.utils import _locate
+from omegaconf import DictConfig
+
+from .command_line.config_files import has
+from .head_name import head_name
+from .instantiate import instantiate, with_checked_types
+
+
+def head_parts(config: DictConfig) -> dict[str, Any]:
+    """Return the margin, and the objective if the head has one, as keyword arguments of the head.
+
+    Raises:
+        ValueError: they cannot be combined, or the head lacks what they need.
+    """
+    from heads import CrossEntropy
+    from heads.core.options import option_fields
+
+    kind = _locate(config.head._target_)
+    margin = instantiate(config.margin)
+    # A config of an earlier version has no objective.
+    objective = instantiate(config.objective) if "objective" in config else CrossEntropy()
+    if "objective" in option_fields(kind):
+        objective.check(
+            margin,
+            log_q=config.head.get("log_q", False),
+            min_probability=config.head.get("min_probability", 0.0),
+        )
+        return {"margin": margin, "objective": objective}
+    if not isinstance(objective, CrossEntropy):
+        raise ValueError(
+            f"objective={type(objective).__name__} cannot be used with head={head_name(config)}, whose loss is the "
+            "softmax; use objective=softmax, or a head with class centers: full, pfc or forest"
+        )
+    return {"margin": margin}
+
+
+def head_options(config: DictConfig) -> Any:
+    """Return the options of the head as its own class checks them.
+
+    Raises:
+        NotImplementedError: the head declares no options.
+        ValueError: an option is out of range, or cannot be combined with the margin or the objective.
+    """
+    from heads.core.options import make_options, options_of
+
+    kind = _locate(config.head._target_)
+    parts = head_parts(config)
+    if options_of(kind) is None:
+        raise NotImplementedError(f"{config.head._target_} declares no options")
+    own = {str(name): value for name, value in with_checked_types(config.head).items() if name != "_target_"}
+    built = {name: instantiate(value) if has(value, "_target_") else value for name, value in own.items()}
+    try:
+        return make_options(kind, {**built, **parts})
+    except TypeError as error:
+        raise ValueError(f"{config.head._target_}: {error}") from error
