@@ -29,6 +29,9 @@ class Workspace:
 
     def borrow(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return a buffer that is valid until the name is used again."""
+        free, numel = self._free.get(name), math.prod(shape)
+        if free is not None and len(free) >= numel and (free.dtype, free.device) == (like.dtype, like.device):
+            return free[:numel].view(shape)
         buffer = self.acquire(name, shape, like)
         self.release(name, buffer)
         return buffer

@@ -126,4 +126,6 @@ class RowGradient:
             return gradient_kN.mul_(negative.slope), gradient_kN.new_zeros(b - a)
         norm_k = loss.norm_K[a:b]
         gradient_kN = gradient_kN.div_(norm_k[:, None] / negative.slope)
-        return gradient_kN, (gradient_kN * cos_kN).sum(1).div_(norm_k)
+        # Kept cosines are not needed any more: G takes their place.
+        product_kN = torch.mul(gradient_kN, cos_kN, out=cos_kN if self.kept_KN is not None else None)
+        return gradient_kN, product_kN.sum(1).div_(norm_k)

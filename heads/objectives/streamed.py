@@ -227,6 +227,8 @@ class Streamed(ABC):
     def targets(self, a: int, b: int) -> tuple[Tensor, Tensor]:
         """Return (position in the chunk, sample) of each target among active rows a to b."""
         begin, end = bisect_left(self.sorted_positions, a), bisect_left(self.sorted_positions, b)
+        if begin == end:  # as in most chunks of many classes
+            return self._no_targets
         samples = self.order_N[begin:end]
         return self.position_N[samples] - a, samples
 
@@ -273,3 +275,4 @@ class Streamed(ABC):
         order_N = torch.argsort(host_N, stable=True)
         self.sorted_positions: list[int] = host_N[order_N].tolist()
         self.position_N, self.order_N = position_N.to(self.x_ND.device), order_N.to(self.x_ND.device)
+        self._no_targets = self.position_N[:0], self.order_N[:0]
