@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from yaml import YAMLError
@@ -24,6 +25,7 @@ from .fingerprint import difference
 from .model import BLOCK, Centers, Model
 
 READ = 16 * BLOCK  # rows read at a time
+EXTRA = "head._extra_state"  # state of the head that is not sharded
 
 
 def describe_model(config: DictConfig, shape: Sequence[int], preprocessing: Preprocessing | None) -> dict[str, Any]:
@@ -119,6 +121,23 @@ class Trained:
         """
         self.check_targets("margin")
         return bool(instantiate(self.config.margin).normalize)
+
+    @property
+    def objective(self) -> str | None:
+        """Class of the objective, with its module; None for a training that states none."""
+        target = OmegaConf.select(self.config, "objective._target_")
+        return None if target is None else str(target)
+
+    def shared_bias(self) -> float | None:
+        """Return the bias that all classes share, which an objective has learned; None without one."""
+        try:
+            state = self.stored.shared()["state_dict"]
+            if EXTRA not in state:  # each process has stored its own
+                state = self.stored.local(Processes(0, 1, torch.device("cpu")))["state_dict"]
+            bias = state.get(EXTRA, {}).get("shared_bias")
+            return None if bias is None else float(bias["value"])
+        except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise self.stored.refused(f"its bias of all classes cannot be read ({error!r})") from error
 
 
 class StoredCenters:

@@ -48,6 +48,7 @@ class ArcfaceFiles:
     """
 
     class_names: Sequence[str] = ()
+    objective: str | None = None  # the softmax
 
     def __init__(self, backbone: Path, shards: Sequence[Path]):
         self.backbone_file, self.shards = backbone, shards
@@ -73,6 +74,10 @@ class ArcfaceFiles:
             for start in range(0, len(rows), BLOCK):
                 yield first_class + start, rows[start : start + BLOCK].float()
             first_class += len(rows)
+
+    def shared_bias(self) -> float | None:
+        """Return None: the softmax has no such bias."""
+        return None
 
     def _shard(self, path: Path) -> Tensor:
         state = self._load(path)

@@ -22,6 +22,8 @@ from .class_means import class_means
 from .evaluation import live_model
 from .module import HeadModule
 
+SOFTMAX = "heads.objectives.CrossEntropy"
+
 
 class Source(Protocol):
     """The result of another training.
@@ -35,12 +37,21 @@ class Source(Protocol):
     class_names: Sequence[str]
 
     @property
+    def objective(self) -> str | None:
+        """Class of its objective, with its module; None for the softmax."""
+        ...
+
+    @property
     def backbone_state(self) -> dict[str, Tensor]:
         """Weights of the backbone by name."""
         ...
 
     def rows(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the first class and the rows (k, width) of each block, in order."""
+        ...
+
+    def shared_bias(self) -> float | None:
+        """Return the bias that all classes share; None without one."""
         ...
 
 
@@ -79,7 +90,9 @@ class WarmStart(L.Callback):
                 print("Warm start: the backbone was loaded; there are no class centers to load", flush=True)
             return
         new_of_old = self._match(module.data.class_names, module.data.train.num_classes)
-        norm = self._load_rows(new_of_old, head.centers)
+        same_objective = self._has_objective_of(module)
+        norm = self._load_rows(new_of_old, head.centers, same_objective)
+        bias = self._load_bias(head, same_objective)
         known = np.zeros(module.data.train.num_classes, dtype=bool)
         known[new_of_old[new_of_old >= 0]] = True
         averaged = self._average(trainer, module, ~known, norm) if self.config.rows == "mean" else 0
@@ -88,7 +101,8 @@ class WarmStart(L.Callback):
             print(
                 f"Warm start: the backbone and the rows of {kept:,} classes were loaded, matched by "
                 f"{self.config.classes}; new classes have {averaged:,} rows from the mean of their images and "
-                f"{len(known) - kept - averaged:,} random rows; {self.source.num_classes - kept:,} classes are dropped",
+                f"{len(known) - kept - averaged:,} random rows; {self.source.num_classes - kept:,} classes are dropped"
+                f"{bias}",
                 flush=True,
             )
 
@@ -112,14 +126,31 @@ class WarmStart(L.Callback):
         number_of = {name: number for number, name in enumerate(names)}
         return np.array([number_of.get(name, -1) for name in old_names], dtype=np.int64)
 
-    def _load_rows(self, new_of_old: NDArray[np.int64], centers: ClassCenters) -> float:
+    def _has_objective_of(self, module: HeadModule) -> bool:
+        """Return whether source and training have the same objective, whose biases therefore mean the same."""
+        here = module.origin.config.get("objective", {}).get("_target_")
+        return (self.source.objective or SOFTMAX) == (here or SOFTMAX)
+
+    def _load_bias(self, head: CenterHead, same_objective: bool) -> str:
+        """Load the bias that all classes share, if both trainings have the same one. Return a clause for the report."""
+        if head.shared_bias is None:
+            return ""
+        value = self.source.shared_bias() if same_objective else None
+        if value is None:
+            return "; the bias of all classes starts at its initial value"
+        head.shared_bias.value.fill_(value)
+        return "; the bias of all classes was loaded"
+
+    def _load_rows(self, new_of_old: NDArray[np.int64], centers: ClassCenters, same_objective: bool) -> float:
         """Write this process's known rows; return the mean norm of the known rows of all processes."""
         total = torch.zeros(2, dtype=torch.float64)
         for start, rows in self.source.rows():
-            if rows.shape[1] != centers.width:
+            columns = rows.shape[1]
+            if columns != centers.width or (columns > centers.embedding_size and not same_objective):
                 raise ValueError(
-                    f"warm_start.checkpoint={self.config.checkpoint} has rows of {rows.shape[1]} columns, and this "
-                    f"head's have {centers.width}; use the embedding_size and margin it was trained with"
+                    f"warm_start.checkpoint={self.config.checkpoint} has rows of {columns} columns for "
+                    f"{_name(self.source.objective)}, and this head's have {centers.width}; use the embedding_size, "
+                    "margin and objective it was trained with"
                 )
             local = centers.shard.local(torch.from_numpy(new_of_old[start : start + len(rows)]))
             ids, order = local.sort()
@@ -140,6 +171,12 @@ class WarmStart(L.Callback):
         seen = (counts > 0).to(centers.like.device)
         rows = torch.zeros(int(seen.sum()), centers.width, device=centers.like.device)
         rows[:, : centers.embedding_size] = norm * means.to(rows)[seen]
+        rows[:, centers.embedding_size :] = centers.bias
         centers.write(torch.from_numpy(classes).to(seen.device)[seen], "rows", rows.to(centers.like))
         centers.version += 1
         return int(sum_over_processes(seen.sum(), centers.process_group))
+
+
+def _name(objective: str | None) -> str:
+    """Return the name of an objective's class."""
+    return f"objective={(objective or SOFTMAX).rpartition('.')[2]}"

@@ -73,6 +73,42 @@ def test_class_counts_reach_the_head(tmp_path):
     assert np.array_equal(counts, module.data.train.class_counts()) and counts.sum() == len(module.data.train)
 
 
+BEGIN = (*SHORT, "trainer.max_steps=1", "warm_start.classes=id", "optimizer.lr=0", "schedule.warmup=0")
+
+
+@pytest.mark.parametrize("head", ["pfc", "forest"])
+def test_a_warm_start_takes_the_bias_of_the_same_objective_along(head, tmp_path, capfd):
+    """`forest` stores its state once for each process."""
+    short = [word for word in SHORT if not word.startswith("sample_rate")]
+    words = [f"head={head}", *(["index=ivf", "build=blocking"] if head == "forest" else []), "trainer.max_steps=3"]
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    assert train(config(*short, *words, "objective=uniface"), tmp_path / "a") == 0
+    learned = Trained(str(tmp_path / "a")).shared_bias()
+    assert learned != torch.tensor(math.log(10 * 0.1 * 301)).item()
+    for name, objective, sentence in (
+        ("b", "uniface", "; the bias of all classes was loaded"),
+        ("c", "sphereface2", "; the bias of all classes starts at its initial value"),
+    ):
+        begin = [*BEGIN, f"objective={objective}", f"warm_start.checkpoint={tmp_path / 'a'}"]
+        assert train(config(*begin), tmp_path / name) == 0
+        found = loss_state(tmp_path / name / "checkpoints/step-00000001")[1]["value"]
+        assert (found == learned) == (objective == "uniface") and sentence in capfd.readouterr().out
+
+
+def test_a_warm_start_with_biases_of_another_objective_is_refused(tmp_path):
+    assert train(config(*SHORT, "trainer.max_steps=3", "objective=bce"), tmp_path) == 0
+    (tmp_path / "b").mkdir()
+    for words, columns in ((["margin=softmax"], 17), (["objective=uniface"], 16)):
+        with pytest.raises(ValueError, match=f"has rows of 17 columns for objective=BCE, .* have {columns}; use"):
+            train(config(*BEGIN, *words, f"warm_start.checkpoint={tmp_path}"), tmp_path / "b")
+    more = ["objective=bce", "data.num_classes=401", f"warm_start.checkpoint={tmp_path}"]
+    assert train(config(*BEGIN, *more), tmp_path / "b") == 0
+    rows = stored_rows(tmp_path / "b" / "checkpoints/step-00000001")["head.centers.rows"]
+    assert torch.equal(rows[:301], stored_rows(tmp_path / MIDDLE)["head.centers.rows"])
+    assert rows[301:, -1] == pytest.approx(-math.log(10 * 0.3 * 401))  # of new classes
+
+
 REFUSED = [
     ("head=ffc objective=uniface", "objective=UniFace cannot be used with head=.*; use objective=softmax, or a head"),
     ("head=ffc margin=adaface", "FFC compares the images of each process .* or a head with class centers"),

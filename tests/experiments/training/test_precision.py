@@ -7,7 +7,9 @@ import torch
 
 from experiments.launching.processes import Processes
 from experiments.train import train
+from experiments.training.module import check_advance
 from experiments.training.precision import LossScale
+from heads import Head, PartialFC
 from tests.experiments.commands import SMOKE, config, metrics, summary
 from tests.experiments.launching.test_processes import trained
 from tests.workers import rank_and_world
@@ -86,3 +88,18 @@ def test_fp16_trains_like_fp32_and_resumes_bit_for_bit(tmp_path):
 def test_sync_batchnorm_needs_gpus(tmp_path):
     with pytest.raises(ValueError, match=r"trainer\.sync_batchnorm=true needs GPUs"):
         train(config(*SMOKE, "trainer.sync_batchnorm=true"), tmp_path)
+
+
+class Former(Head):
+    """A head whose advance() is that of version 0.2."""
+
+    def advance(self) -> None:
+        self.step += 1
+
+
+def test_a_head_that_cannot_be_told_of_skipped_steps_is_refused():
+    check_advance(PartialFC(10, 4))
+    with pytest.raises(
+        ValueError, match=r"Former\.advance\(\) has no argument for that; define it as advance\(self, appl"
+    ):
+        check_advance(Former())

@@ -177,7 +177,11 @@ def test_checkpoints_that_do_not_fit_are_refused(learned, tmp_path):
             "warm_start.classes=label must be one of name, id",
         ),
         ([f"warm_start.checkpoint={learned}", "warm_start.images=0"], "warm_start.images=0"),
-        ([f"warm_start.checkpoint={learned}", "margin=softmax"], "has rows of 128 columns, and this head's have 129"),
+        (
+            [f"warm_start.checkpoint={learned}", "margin=softmax"],
+            "has rows of 128 columns for objective=CrossEntropy, and this head's have 129; use the embedding_size, "
+            "margin and objective it",
+        ),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             train(config(MORE, *STILL, *overrides), tmp_path)
