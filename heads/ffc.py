@@ -32,7 +32,7 @@ from .pool.averaged import move_towards, take_buffers
 from .pool.class_pool import ClassPool, Plan
 from .pool.cost import pool_cost
 from .pool.feature_queue import FeatureQueue, QueueChange
-from .pool.gather import GalleryBatch, gather_gallery
+from .pool.gather import gather_gallery
 from .pool.loss import pool_loss
 from .pool.options import FFCOptions, checked_pool_margin
 from .pool.step_counter import StepCounter
@@ -209,7 +209,7 @@ class FFC(Head):
                 torch.from_numpy(slots),
                 change.views(),
                 margin=checked_pool_margin(self.margin),
-                batch=self._margin_batch(batch, kept=keep),
+                batch=self._margin_batch(batch.norm_n.detach(), labels, kept=keep),
                 outlier_weight=self.options.outlier_weight,
                 num_nearest=self.num_nearest,
                 group=self.process_group,
@@ -220,10 +220,9 @@ class FFC(Head):
                     change.commit()
             return loss
 
-    def _margin_batch(self, batch: GalleryBatch, *, kept: bool) -> MarginBatch:
-        labels_n = torch.from_numpy(batch.probe_classes)
+    def _margin_batch(self, norm_n: Tensor, labels_n: Tensor, *, kept: bool) -> MarginBatch:
         key = (self.options.seed, self.step, self.micro_batch, kept, rank_and_size(self.process_group)[0])
-        return self.loss_state.margin_batch(self.margin, batch.norm_n.detach(), labels_n, key)
+        return self.loss_state.margin_batch(self.margin, norm_n, labels_n.to(torch.int64), key)
 
     def _record(self, slots: NDArray[np.int64], plan: Plan, *, kept: bool) -> None:
         """Record the numbers that `stats` returns."""
