@@ -53,7 +53,7 @@ class Plan:
     """One configuration of a head.
 
     Args:
-        names: names of its head, objective, store, dtype and optimizer.
+        names: names of its head, store, dtype and optimizer, and the class of its objective.
         cost: formula of its cost, which takes a case.
     """
 
@@ -114,15 +114,14 @@ def plans(config: DictConfig) -> list[Plan]:
         for name in names:
             if name not in choices_of(group):
                 raise ValueError(f"{group}s={list(names)} cannot be planned: {unknown_choice(group, name, 'config')}")
-    if config.objective not in choices_of("objective"):
-        raise ValueError(unknown_choice("objective", config.objective, "config"))
     combinations: list[Plan] = []
     used = set()
     for head in config.heads:
         composed = compose("config", [f"head={head}"])
         has_rows, has_dtype = "store" in composed.head, "dtype" in composed
-        objective = config.objective if has_rows else "softmax"
-        composed.objective = OmegaConf.load(CONF / "objective" / f"{objective}.yaml")
+        if has_rows:  # other heads have the softmax
+            composed.objective = config.objective
+        objective = composed.objective._target_.rpartition(".")[2]
         for name in (name for name in options if name in composed):
             OmegaConf.update(composed, name, options[name])
             used.add(name)
@@ -229,7 +228,7 @@ def job(config: DictConfig) -> None:
     title = (
         f"{float(config.num_classes):,.0f} classes of {config.embedding_size}, batches of {config.batch} on "
         f"{config.devices} devices of {config.memory_gb} GB"
-        f"{'' if config.objective == 'softmax' else f', objective {config.objective}'}"
+        f", objective {config.objective._target_.rpartition('.')[2]}"
     )
     screen = console()
     for table in packed(keys, columns, title, screen.width):

@@ -15,7 +15,7 @@ COUNTS = [4, 0, 2, 0, 4, 1, 0]
 @pytest.mark.parametrize("chunk", [3, 2**20])
 @pytest.mark.parametrize("by_class", [None, group(LABELS, 7)])
 def test_class_counts(chunk, by_class, monkeypatch):
-    """They follow from the records of each class, or from the labels, however many are read together."""
+    """Counts follow from the records of each class, or from the labels, however many are read together."""
     monkeypatch.setattr(records, "CHUNK", chunk)
     counts = RecordSet(LABELS, LABELS, 7, by_class).class_counts()
     assert counts.dtype == np.int64 and counts.tolist() == COUNTS

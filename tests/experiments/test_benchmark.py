@@ -12,6 +12,7 @@ from experiments.benches.catalog import catalog
 from experiments.benches.loader import DECODERS, loader, make, with_workers
 from experiments.benches.measure import median_and_spread, ratio
 from experiments.benches.min_probability import min_probability
+from experiments.benches.objectives import objectives
 from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
 from experiments.benches.sampling import sampling
 from experiments.benches.search import search
@@ -124,6 +125,25 @@ def test_unknown_names_are_refused():
         bench.head_step(["pcf"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["sgd"])
     with pytest.raises(ValueError, match=r"bench.optimizer=\['adam'\]"):
         bench.head_step(["pfc"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["adam"])
+
+
+def test_margins_and_objectives_are_compared_with_the_first(monkeypatch):
+    monkeypatch.setitem(objectives.__globals__, "Subject", Inline)
+    sizes = {"num_classes": 60, "embedding_size": 8, "batch": 4, "device": "cpu", "warmup": 1, "repeats": 2}
+    common = {"head": "pfc", "sample_rate": 0.5, "logits_budget_mb": [512, 0], **sizes}
+    lines = objectives(margin=["class_margin"], objective=["softmax", "uniface"], **common)
+    assert [(line["objective"], line["logits_budget_mb"]) for line in lines] == [
+        ("softmax", 512),
+        ("softmax", 0),
+        ("uniface", 512),
+        ("uniface", 0),
+    ]
+    assert lines[0]["over_first"] == 1 and all(line["over_first"] > 0 for line in lines)
+    assert lines[0]["peak_bytes"] - lines[0]["above_rows_bytes"] == 60 * 8 * 4 * 2  # rows and their momentum
+    (alone,) = objectives(margin=["cosface"], objective=["bce"], **{**common, "head": "full", "logits_budget_mb": [1]})
+    assert alone["step_ms"] > 0
+    with pytest.raises(ValueError, match=r"bench.margin=\['arkface'\] must be among adacos_fixed, adaface"):
+        objectives(margin=["arkface"], objective=["softmax"], **common)
 
 
 def test_search_finds_mates_among_strangers(monkeypatch, tmp_path):

@@ -92,6 +92,9 @@ def test_options_of_heads_reach_the_formulas():
     _, lines, _ = composed("heads=[pfc,full]", "stores=[device]", "dtypes=[fp32]", "options.sample_rate=0.01")
     pfc, full = lines
     assert full["multiply_adds"] > 99 * pfc["multiply_adds"]
+    _, (one, pool), _ = composed("heads=[full,ffc]", "stores=[device]", "dtypes=[fp32]", "objective=uniface")
+    assert one["objective"] == "UniFace" and one["multiply_adds"] == pytest.approx(full["multiply_adds"] * 4 / 5)
+    assert pool["objective"] == "CrossEntropy"  # ffc has no other
     with pytest.raises(ValueError, match=r"options\.queue_size=9 belongs to none of heads=\['full'\]; remove it"):
         composed("heads=[full]", "options.queue_size=9")
     case = Case(1000, 8, 16)

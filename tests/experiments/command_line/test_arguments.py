@@ -113,6 +113,7 @@ MISTYPED = [
     ("evaluate: protcol=lfw", "did you mean 'protocol'?"),
     ("embed: resume=x", "it belongs to python -m experiments.run"),
     ("embed: devices=2", "write trainer.devices=2"),
+    ("plan: objective=unifase", "objective=unifase is not available; did you mean 'uniface'?"),
     ("plan: head=pfc", "head is not an option; did you mean 'heads'?"),
     ("plan: sample_rate=0.1", "write options.sample_rate=0.1"),
     ("benchmark: num_classes=1000", "write bench.num_classes=1000"),
@@ -336,7 +337,7 @@ def commands_of_the_documentation() -> list[tuple[str, str]]:
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for name, words in re.findall(r"python -m experiments\.(\w+)([^`\n]*)", path.read_text().replace("\\\n", " ")):
             line = re.split(r" +#| > |$", words)[0].strip()
-            if name in PRIMARY and not re.search(r"\.\.\.|NAME|--help|head=band", line):  # band is an example of a head
+            if name in PRIMARY and not re.search(r"\.\.\.|NAME|--help|head=band|=siglip", line):  # examples of new ones
                 found.add((PRIMARY[name], line))
     return sorted(found)
 

@@ -50,7 +50,7 @@ def test_state_of_margin_and_objective_resumes_bit_for_bit(world_size, workers, 
 
 
 def test_a_bias_of_each_class_is_a_column_of_the_rows(tmp_path):
-    """It begins the same in memory and in files where most rows were never written, and scores do without it."""
+    """Its start is the same in memory and in files where most rows were never written, and scores do without it."""
     words = [*SHORT, "objective=bce", "data.num_classes=1001", "sample_rate=0.05", "trainer.max_steps=3"]
     for name, more in (("a", []), ("b", ["store=disk", f"store_dir={tmp_path / 'rows'}"])):
         (tmp_path / name).mkdir()
