@@ -1,17 +1,20 @@
 """The computation of the heads, in a few lines of plain dense torch that a reader can check by eye.
 
 It is the reference in float64. In float32 it is the naive implementation, whose error is the yardstick.
+
+A `Rule` is the formula of a margin. The rule of a margin that depends on more than cosines is a function that makes a
+`Rule` from a `Batch`; `tests/heads/margins/table.py` contains those. The formula of an objective turns a `Batch` and a
+`Rule` into the losses of the samples. That of the softmax is here; `tests/heads/objectives/` contains the others.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
-
-TargetRule = Callable[[Tensor], Tensor]
+from torch.nn.functional import normalize
 
 
 def cosface(cos: Tensor, m: float = 0.4) -> Tensor:
@@ -48,34 +51,108 @@ def plain(cos: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """The formula of a margin."""
+    """The formula of a margin.
 
-    target: TargetRule = plain
+    Attributes:
+        target: cosines (N,) of the samples with their classes -> cosines of the loss.
+        negative: (cosines (N, K) with all active classes, target cosines (N, 1)) -> cosines of the loss (N, K).
+        penalty: (N,) term of the loss of each sample.
+        state: numbers that the next step starts from.
+    """
+
+    target: Callable[[Tensor], Tensor] = plain
     negative: Callable[[Tensor, Tensor], Tensor] = unchanged
     s: float = 64.0
     normalized: bool = True
     max_negative_cosine: float | None = None
     min_probability: float = 0.0
+    penalty: Tensor | float = 0.0
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A global batch of N samples with its K active classes, as margins and objectives see it."""
+
+    cos: Tensor  # (N, K) cosines; inner products if the rule does not normalize
+    own: Tensor  # (N, K) whether the class is that of the sample
+    length: Tensor  # (N,) lengths of the embeddings
+    bias: Tensor  # (K,) last column of the rows with the opposite sign, or (1,) shared by all classes; else zeros
+    log_q: Tensor | None = None  # (K,) log of the probability that the class was drawn
+    count: Tensor | None = None  # (N,) number of training examples of the sample's class
+    normal: Tensor | None = None  # (N,) standard normal numbers
+    state: Mapping[str, Tensor] = field(default_factory=dict)  # `Rule.state` of the last step; none before the first
+
+    @property
+    def target_cos(self) -> Tensor:
+        """Cosines (N,) of the samples with their classes."""
+        return self.cos[self.own]
+
+
+MarginRule = Rule | Callable[[Batch], Rule]
+Objective = Callable[[Batch, Rule], Tensor]
+
+
+def logits(batch: Batch, rule: Rule) -> Tensor:
+    """Return s times the cosines after the margin (N, K)."""
+    target = rule.target(batch.target_cos)[:, None]
+    negative = rule.negative(batch.cos, batch.target_cos.detach()[:, None])
+    z = rule.s * torch.where(batch.own, target, negative)
+    if rule.max_negative_cosine is not None:
+        z = torch.where(~batch.own & (batch.cos > rule.max_negative_cosine), -torch.inf, z)
+    return z
+
+
+def softmax(batch: Batch, rule: Rule) -> Tensor:
+    """Return -log of the probability of each sample's class (N,)."""
+    z = logits(batch, rule) - batch.bias
+    if batch.log_q is not None:
+        z = z - batch.log_q
+    if rule.min_probability:
+        negligible = (z.softmax(1).amax(0) < rule.min_probability) & ~batch.own.any(0)
+        z = torch.where(negligible, z.detach(), z)  # part of the loss, but not of its gradient
+    return -z.log_softmax(1)[batch.own]
+
+
+def loss_and_state(
+    rule: MarginRule,
+    objective: Objective,
+    rows: Tensor,
+    embeddings: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    **known: Any,
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Return the mean loss of a batch, and the numbers that the margin carries to the next step.
+
+    Args:
+        rows: the active rows (K, D), or (K, D + 1) with a bias in the last column.
+        embeddings: (N, D).
+        targets: (N,) positions of the samples' classes among the active rows.
+        weight: (N,).
+        bias: the bias that all classes share.
+        known: further fields of `Batch`.
+    """
+    D = embeddings.shape[1]
+    centers, column = rows[:, :D], rows[:, D:]
+    if isinstance(rule, Rule) and not rule.normalized:
+        cos = embeddings @ centers.T
+    else:
+        cos = normalize(embeddings) @ normalize(centers).T
+    own = torch.nn.functional.one_hot(targets, len(rows)).bool()
+    bias = -column.sum(1) if bias is None else bias
+    batch = Batch(cos, own, embeddings.norm(dim=1), bias, **known)
+    if not isinstance(rule, Rule):
+        rule = rule(batch)
+    losses = objective(batch, rule) + rule.penalty
+    return (weight * losses).sum() / weight.sum(), rule.state
 
 
 def loss(rule: Rule, rows: Tensor, embeddings: Tensor, targets: Tensor, weight: Tensor, log_q: Tensor | None) -> Tensor:
-    """Return the mean loss of the batch; `rows` are the active rows, and `targets` are positions among them."""
-    if rule.normalized:
-        cos = normalize(embeddings) @ normalize(rows).T
-    else:
-        cos = embeddings @ rows[:, :-1].T + rows[:, -1]
-    own = torch.nn.functional.one_hot(targets, len(rows)).bool()
-    target_cos = (cos * own).sum(1, keepdim=True).detach()
-    logits = rule.s * torch.where(own, rule.target(cos), rule.negative(cos, target_cos))
-    if rule.max_negative_cosine is not None:
-        logits = torch.where(~own & (cos > rule.max_negative_cosine), -torch.inf, logits)
-    if log_q is not None:
-        logits = logits - log_q
-    if rule.min_probability:
-        negligible = (logits.softmax(1).amax(0) < rule.min_probability) & ~own.any(0)
-        logits = torch.where(negligible, logits.detach(), logits)  # part of the loss, but not of its gradient
-    losses = cross_entropy(logits, targets, reduction="none")
-    return (weight * losses).sum() / weight.sum()
+    """Return the mean softmax loss of a batch; `rows` are the active rows, and `targets` are positions among them."""
+    return loss_and_state(rule, softmax, rows, embeddings, targets, weight, log_q=log_q)[0]
 
 
 def close(ours: Tensor, exact: Tensor, naive: Tensor, what: str) -> None:
