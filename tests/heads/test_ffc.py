@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from heads import FFC, ArcFace, CosFace, Margin, Softmax, SVSoftmax
+from heads import FFC, ArcFace, ClassMargin, CosFace, MagFace, Margin, Softmax, SVSoftmax
 from tests import reference
 from tests.conformance import part_of
-from tests.reference import Rule
+from tests.heads.margins.table import class_arc, magface
+from tests.reference import MarginRule, Rule
 from tests.workers import rank_and_world
 
 
 @dataclass(frozen=True)
 class Case:
     margin: Margin = field(default_factory=lambda: CosFace(s=32))
-    rule: Rule = field(default_factory=lambda: Rule(reference.cosface, s=32))
+    rule: MarginRule = field(default_factory=lambda: Rule(reference.cosface, s=32))
     options: dict[str, Any] = field(default_factory=dict)
     num_classes: int = 40
     queue_size: int = 13
@@ -31,6 +33,8 @@ CASES = {
     "cosface": Case(),
     "arcface": Case(ArcFace(s=32), Rule(reference.arcface, s=32)),
     "sv": Case(SVSoftmax(s=32), Rule(reference.sv_target, reference.sv_negative, s=32)),
+    "magface": Case(MagFace(shortest=6), partial(magface, shortest=6.0)),
+    "class margin": Case(ClassMargin(), class_arc, {"class_counts": torch.arange(40)}),
     "outlier weight": Case(options={"outlier_weight": 0.3}),
     "small pool": Case(queue_size=10),
     "all in the pool": Case(queue_size=40),
@@ -79,7 +83,14 @@ class Sequential:
         for rows in (first, second):
             if inside.any():
                 ones = torch.ones(int(inside.sum()), dtype=self.dtype)
-                total = total + reference.loss(self.case.rule, rows, probe[inside], own[inside], ones, None)
+                counts = self.case.options.get("class_counts")
+                count = None if counts is None else counts[labels[inside]].to(self.dtype)
+                total = (
+                    total
+                    + reference.loss_and_state(
+                        self.case.rule, reference.softmax, rows, probe[inside], own[inside], ones, count=count
+                    )[0]
+                )
             if outside.any():
                 nearest = (normalize(probe[outside]) @ normalize(rows).T).topk(min(3, len(rows)), dim=1).values
                 total = total + self.case.options.get("outlier_weight", 1.0) * nearest.clamp(min=0).mean()
