@@ -1,5 +1,6 @@
 """Checks of any objective, which the test files of the objectives share. Each takes a `Case` of a head."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,21 +34,60 @@ def no_grad_gives_the_same_loss(case: Case) -> None:
             torch.testing.assert_close(again(embeddings, labels), loss.detach(), rtol=1e-6, atol=0)
 
 
-def a_second_backward_gives_the_same_gradient(case: Case) -> None:
-    """The first one takes the kept products, and the second one computes them again."""
+def evaluation_gives_the_gradient_of_training(case: Case) -> None:
+    results = []
+    for mode in (True, False):
+        head = build(replace(case, head=FullFC)).train(mode)
+        embeddings, labels = embeddings_and_labels(case)
+        loss = head(embeddings, labels)
+        loss.backward()
+        results.append((loss.detach(), embeddings.grad))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def trained(case: Case, backward: Callable[[Tensor, Tensor], None]) -> tuple[Tensor, Any, Any]:
+    """Return the gradient of a first micro-batch, and rows and numbers after a step with a second one."""
+    head = build(case)
+    optimizer = head.optimizer(lr=0.01)
+    first = embeddings_and_labels(case)
+    backward(head(*first), first[0])
+    embeddings, labels, _ = global_batch(case, 1, 0)
+    head(embeddings.requires_grad_(), labels).backward()
+    optimizer.step()
+    assert first[0].grad is not None
+    return first[0].grad, head.centers.rows, numbers(head)
+
+
+def backward_may_be_repeated(case: Case) -> None:
+    """The first backward pass takes the kept products, and others compute them again. Memory is returned once."""
+
+    def twice(loss: Tensor, embeddings: Tensor) -> None:
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+    def after_grad(loss: Tensor, embeddings: Tensor) -> None:
+        torch.autograd.grad(loss, embeddings, retain_graph=True)
+        (2 * loss).backward()
+
     for budget in (512, 0):
-        results = []
-        for times in (1, 2):
-            kept = replace(case, dtype=torch.float64, options={**case.options, "logits_budget_mb": budget})
-            head = build(kept)
-            optimizer = head.optimizer(lr=0.1)
-            embeddings, labels = embeddings_and_labels(kept)
-            loss = head(embeddings, labels)
-            for _ in range(times):
-                (loss * 2 / times).backward(retain_graph=True)
-            optimizer.step()
-            results.append((embeddings.grad, head.centers.rows, numbers(head)))
-        torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+        kept = replace(case, dtype=torch.float64, options={**case.options, "logits_budget_mb": budget})
+        once = trained(kept, lambda loss, embeddings: (2 * loss).backward())
+        for backward in (twice, after_grad):
+            torch.testing.assert_close(trained(kept, backward), once, rtol=1e-9, atol=1e-9)
+
+
+def backward_is_refused_after_a_step_and_for_second_derivatives(case: Case) -> None:
+    for budget in (512, 0):
+        head = build(replace(case, options={**case.options, "logits_budget_mb": budget}))
+        optimizer = head.optimizer(lr=0.1)
+        embeddings, labels = embeddings_and_labels(case)
+        late, early = head(embeddings, labels), head(embeddings, labels)
+        early.backward()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="class centers have changed since this loss was computed"):
+            late.backward()
+        with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+            torch.autograd.grad(head(embeddings, labels), embeddings, create_graph=True)
 
 
 def sampling_all_classes_is_the_full_head(case: Case) -> None:
@@ -117,7 +157,9 @@ def pulls_and_gradient(case: Case, head: CenterHead, ids: Tensor) -> tuple[Tenso
 
 CHECKS = [
     no_grad_gives_the_same_loss,
-    a_second_backward_gives_the_same_gradient,
+    evaluation_gives_the_gradient_of_training,
+    backward_may_be_repeated,
+    backward_is_refused_after_a_step_and_for_second_derivatives,
     sampling_all_classes_is_the_full_head,
     topk_returns_cosines_without_a_bias,
     selections_are_compared_with_all_classes,
