@@ -2,15 +2,19 @@
 
 import math
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from heads import FullFC, HashingForest, PartialFC, RowAdagrad, RowAdamW, UniFace
 from heads.indexes import Exact
 from tests import conformance, reference
+from tests.cases import build
 from tests.conformance import SGD, Case, with_margins
 from tests.heads.margins.table import MARGINS, NUM_CLASSES
 from tests.heads.objectives import checks
@@ -91,3 +95,27 @@ def test_one_bias_starts_at_its_formula_and_learns():
     head(torch.ones(2, 8), torch.tensor([0, 3])).backward()
     optimizer.step()
     assert float(head.shared_bias.value) != pytest.approx(math.log(10 * active))
+
+
+def sums_over_processes(case: Case) -> list[int]:
+    """Return the numbers of elements that a step sums over processes, in a worker."""
+    sizes: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counting(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+        sizes.append(tensor.numel())
+        return all_reduce(tensor, *arguments, **options)
+
+    head = build(case)
+    with mock.patch.object(dist, "all_reduce", counting):
+        conformance.stepped(case, head, head.optimizer(lr=0.1), 0)
+    return sizes
+
+
+def test_a_step_sums_the_loss_and_one_gradient_over_processes(workers):
+    """N = 8 samples and D = 16 columns. The bias needs no sum of its own, and few margins need target cosines."""
+    of_margin = {"cosface": [1, 8 * 16 + 1], "adaface": [1, 8 * 16 + 1], "curricularface": [8, 1, 8 * 16 + 1]}
+    for name, sizes in of_margin.items():
+        assert workers(2).run(sums_over_processes, replace(WITH_MARGINS[name], rule=Rule())) == [sizes, sizes]
+    softmax = replace(PLAIN, objective=None, rule=Rule(), formula=reference.softmax)
+    assert workers(2).run(sums_over_processes, softmax)[0] == [8, 8, 8, 8 * 16]
