@@ -33,12 +33,19 @@ def test_readme_examples_run(number):
     assert losses[-1] < losses[0]
 
 
-def test_margin_of_the_contributing_guide_trains():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    space: dict[str, Any] = {"__name__": "heads.margins.li_arcface", "__package__": "heads.margins"}
-    exec(compile(code, "CONTRIBUTING.md", "exec"), space)
+@pytest.mark.parametrize(
+    ("document", "module", "option"),
+    [
+        ("CONTRIBUTING.md", "heads.margins.li_arcface", lambda code: {"margin": code["LiArcFace"](s=16, m=0.2)}),
+        ("docs/architecture.md", "heads.objectives.siglip", lambda code: {"objective": code["SigLIP"]()}),
+    ],
+)
+def test_margin_and_objective_of_the_documentation_train(document, module, option):
+    code, *_ = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    space: dict[str, Any] = {"__name__": module, "__package__": module.rpartition(".")[0]}
+    exec(compile(code, document, "exec"), space)
     torch.manual_seed(0)
-    head = PartialFC(1000, 8, margin=space["LiArcFace"](s=16, m=0.2))
+    head = PartialFC(1000, 8, **option(space))
     optimizer = head.optimizer(lr=0.1)
     losses = []
     for _ in range(5):
