@@ -134,13 +134,13 @@ class CenterHead(Head):
             selection = Selection()
             if self.training:
                 with self.only_looking(not learns):
-                    selection = self.select_classes(batch.x_ND, batch.labels_N)
+                    selection = self.select_classes(batch.x_ND, batch.positives.labels_P)
             keep_logits, keep_rows = self._what_to_keep(batch, selection)
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
             loss = self.objective.streamed(self.loss_inputs(batch, selection, rows))
             if learns:
                 self.on_selected(batch, selection.ids)
-                self.counts.record(len(rows), batch.labels_N, self.centers.shard, self.step)
+                self.counts.record(len(rows), batch.positives.labels_P, self.centers.shard, self.step)
                 self.count_forward()
 
             def add_pending(gradient: RowGradient, finite: Tensor) -> None:
@@ -157,7 +157,7 @@ class CenterHead(Head):
         With `learns` the embeddings require a gradient in any case, so that a frozen backbone still trains the rows.
         Arguments and errors are those of `forward`.
         """
-        return gather_batch(
+        batch = gather_batch(
             embeddings,
             labels,
             weight,
@@ -168,6 +168,8 @@ class CenterHead(Head):
             device=self.centers.like.device,
             group=self.process_group,
         )
+        drawn, key = self.options.drawn, (self.options.seed, self.step, self.micro_batch)
+        return batch.with_drawn(drawn, key) if self.training and drawn is not None else batch
 
     @property
     def carried(self) -> dict[str, Tensor]:
@@ -283,14 +285,17 @@ class CenterHead(Head):
 
     def loss_inputs(self, batch: GlobalBatch, selection: Selection, rows: ActiveRows) -> LossInputs:
         """Return what the objective computes the loss of a batch from, with these active classes and their rows."""
-        key = (self.options.seed, self.step, self.micro_batch)
+        key, shard = (self.options.seed, self.step, self.micro_batch), self.centers.shard
+        positives, labels_M = batch.positives, batch.positives.labels_M
         return LossInputs(
             x_ND=batch.x_ND,
             weight_N=batch.weight_N,
-            position_N=selection.positions(self.centers.shard.local(batch.labels_N)),
+            positives=positives,
+            position_P=selection.positions(shard.local(positives.labels_P)),
+            position_M=None if labels_M is None else selection.find(shard.local(labels_M)),
             rows=rows,
             margin=self.margin,
-            batch=self.loss_state.margin_batch(self.margin, batch.norm_N, batch.labels_N, key),
+            batch=self.loss_state.margin_batch(self.margin, batch.norm_N, positives, key),
             bias=None if self.shared_bias is None else self.shared_bias.value,
             log_q_K=selection.log_q,
             group=self.process_group,

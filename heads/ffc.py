@@ -23,6 +23,7 @@ from .core.cost import Case, Cost
 from .core.options import make_options, whole
 from .core.row_state import RowState
 from .group.collectives import default_group, rank_and_size
+from .group.positives import Positives
 from .head import Batch, Encode, Head
 from .margins.batch import MarginBatch
 from .margins.class_counts import checked_counts
@@ -222,7 +223,7 @@ class FFC(Head):
 
     def _margin_batch(self, norm_n: Tensor, labels_n: Tensor, *, kept: bool) -> MarginBatch:
         key = (self.options.seed, self.step, self.micro_batch, kept, rank_and_size(self.process_group)[0])
-        return self.loss_state.margin_batch(self.margin, norm_n, labels_n.to(torch.int64), key)
+        return self.loss_state.margin_batch(self.margin, norm_n, Positives(labels_n.to(torch.int64)), key)
 
     def _record(self, slots: NDArray[np.int64], plan: Plan, *, kept: bool) -> None:
         """Record the numbers that `stats` returns."""

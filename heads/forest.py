@@ -163,7 +163,7 @@ class HashingForest(CenterHead):
         return filled(chosen, shard.size, quota, generator, log_q=embeddings if self.options.log_q else None)
 
     def on_selected(self, batch: GlobalBatch, ids: Tensor | None) -> None:
-        self.index_refresh.mark_changed(ids, batch.labels_N.device)
+        self.index_refresh.mark_changed(ids, batch.x_ND.device)
         every, probes = self.options.probe_interval, self.options.probes
         if every is not None and self.step % every == 0 and self.micro_batch == 0:
             with self.timer("forward/probe", batch.x_ND.device):
@@ -246,6 +246,6 @@ class HashingForest(CenterHead):
         self.allocation.observe(self.probed["mass_covered"], self.probed["mass_reachable"])
         if refresh.current is not None and (k := covered.nearest_Qk.shape[1]):
             answer = refresh.query(batch.x_ND, k + 1)
-            answer[answer == self.centers.shard.local(batch.labels_N)[:, None]] = -1
+            answer[batch.positives.among(answer, self.centers.shard)] = -1
             hits = (answer[:, :, None] == covered.nearest_Qk[:, None]).any(1)
             self.probed["index_recall"] = float(hits.float().mean())

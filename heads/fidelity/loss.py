@@ -80,11 +80,12 @@ def loss_fidelity(
         inputs = LossInputs(
             x_ND=batch.x_ND,
             weight_N=batch.weight_N,
-            position_N=shard.local(batch.labels_N),
+            position_P=shard.local(batch.positives.labels_P),
+            positives=batch.positives,
             rows=rows,
             margin=margin,
             batch=LossState(num_classes, batch.x_ND, None, counts).margin_batch(
-                margin, batch.norm_N, batch.labels_N, key=(0,)
+                margin, batch.norm_N, batch.positives, key=(0,)
             ),
             group=group,
         )

@@ -41,7 +41,7 @@ class FullLoss:
 
     def __init__(self, objective: Objective, inputs: LossInputs, hardest: int):
         self.objective, self.inputs, self.group = objective, inputs, inputs.group
-        self.x_QD, self.local_Q = inputs.x_ND, inputs.position_N
+        self.x_QD = inputs.x_ND
         self.loss = objective.streamed(inputs)
         self.loss.begin(needs_target_cos=True)
         negatives = stream_negatives(self.loss, k=hardest)
@@ -61,7 +61,10 @@ class FullLoss:
             rows: some rows of the shard.
             ids: their sorted ids in the shard; None for all.
         """
-        loss = self.objective.streamed(replace(self.inputs, rows=rows, position_N=self.position(ids)))
+        inputs = replace(self.inputs, rows=rows, position_P=self._position(ids, self.inputs.position_P))
+        if (position_M := inputs.position_M) is not None:
+            inputs = replace(inputs, position_M=self._position(ids, position_M))
+        loss = self.objective.streamed(inputs)
         loss.begin_like(self.loss)  # the samples' own classes may be missing
         highest_Q, sum_Q = stream_negatives(loss).over_processes(self.group)
         share_Q = (highest_Q - self.highest_Q).exp() * sum_Q / self.sum_Q
@@ -74,9 +77,10 @@ class FullLoss:
         selected_Q, all_Q = sum_over_processes(counts, self.group)
         return torch.where(all_Q > 0, selected_Q / all_Q.clamp(min=1), 1.0)
 
-    def position(self, ids: Tensor | None) -> Tensor:
-        """Return the position of each embedding's own class among these rows of the shard (Q,), -1 if missing."""
-        return self.local_Q if ids is None else positions(ids, self.local_Q)
+    @staticmethod
+    def _position(ids: Tensor | None, local_P: Tensor) -> Tensor:
+        """Return the positions of rows of the shard among those with sorted ids, -1 if missing."""
+        return local_P if ids is None else positions(ids, local_P)
 
     def _among_hardest(self, hardest: int) -> Tensor:
         """Return which of this shard's highest negatives are among the hardest over all processes, bool (Q, k)."""
@@ -159,10 +163,10 @@ def stream_negatives(loss: Streamed, *, k: int = 0) -> Negatives:
     x_QD = loss.x_ND
     max_Q = x_QD.new_full((len(x_QD),), torch.finfo(x_QD.dtype).min)
     sum_Q = torch.zeros_like(max_Q)
-    top_Qk, nearest_Qk = x_QD.new_empty(len(x_QD), 0), loss.position_N.new_empty(len(x_QD), 0)
+    top_Qk, nearest_Qk = x_QD.new_empty(len(x_QD), 0), loss.placed.position_P.new_empty(len(x_QD), 0)
     for a, b in chunks(loss.num_rows):
         logs_kQ = loss.log_pull(a, b, loss.cosines(a, b, loss.measured(a, b)))
-        logs_kQ[loss.targets(a, b)] = -torch.inf
+        logs_kQ[loss.placed_positives.within(a, b).at] = -torch.inf
         new_max_Q = torch.maximum(max_Q, logs_kQ.amax(0))
         sum_Q = sum_Q * (max_Q - new_max_Q).exp_() + (logs_kQ - new_max_Q).exp_().sum(0)
         max_Q = new_max_Q

@@ -65,7 +65,7 @@ def _mean_figures(
     masses, recalls, gradients = [], [], []
     for repeat in range(repeats):
         head.micro_batch = FIRST_REPEAT + repeat
-        selection = head.select_classes(batch.x_ND, batch.labels_N)
+        selection = head.select_classes(batch.x_ND, batch.positives.labels_P)
         rows = ActiveRows(head.centers, selection.ids, keep=False)
         masses.append(exact.mass(rows, selection.ids))
         recalls.append(exact.recall(selection.ids))

@@ -4,14 +4,15 @@ Values are checked on the gathered tensors, so that all processes raise together
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional
 
-from .collectives import gather_rows, gather_sizes, rank_and_size
+from .collectives import gather_rows, gather_shapes, gather_sizes, rank_and_size
+from .positives import Positives, draw, positives_of
 
 SHORTEST = 1e-6
 LARGE = 1e15  # squares of larger numbers might overflow float32
@@ -43,7 +44,7 @@ def trainable(embeddings: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """Embeddings (N, D), labels (N,) int64 and weights (N,) of all processes in rank order.
+    """Embeddings (N, D), positives and weights (N,) of all processes in rank order.
 
     Args:
         x_nD: embeddings of this process, differentiable.
@@ -54,16 +55,21 @@ class GlobalBatch:
 
     x_nD: Tensor
     x_ND: Tensor
-    labels_N: Tensor
+    positives: Positives
     weight_N: Tensor
     start: int
     norm_n: Tensor
     norm_N: Tensor
 
+    def with_drawn(self, count: int, key: tuple[int, ...]) -> "GlobalBatch":
+        """Return the batch with `count` targets of each sample, drawn by a key."""
+        return replace(self, positives=draw(self.positives, count, len(self.x_ND), key))
+
     def chosen(self, places: list[int]) -> "GlobalBatch":
         """Return some samples of all processes as a batch that is detached, with equal weights."""
         x_QD, norm_Q = self.x_ND[places], self.norm_N[places]
-        return GlobalBatch(x_QD, x_QD, self.labels_N[places], x_QD.new_ones(len(x_QD)), 0, norm_Q, norm_Q)
+        positives = self.positives.chosen(places, len(self.x_ND))
+        return GlobalBatch(x_QD, x_QD, positives, x_QD.new_ones(len(x_QD)), 0, norm_Q, norm_Q)
 
 
 def gather_batch(
@@ -82,7 +88,7 @@ def gather_batch(
 
     Args:
         embeddings: (n, embedding_size) of this process; n may differ between processes.
-        labels: (n,) class ids.
+        labels: (n,) class ids, or (n, L) padded with -1.
         weight: (n,) weights; None for ones.
         transform: applied to the embeddings of this process before they are gathered.
         step: the head's step, for messages.
@@ -91,8 +97,12 @@ def gather_batch(
     Raises:
         ValueError: on all processes, also if only one has a wrong input.
     """
-    fault = batch_fault(embeddings, labels, weight, embedding_size, device)
-    sizes = gather_sizes(0 if fault else len(embeddings), device, group, fault)
+    fault = batch_fault(embeddings, labels, weight, embedding_size, device, several=True)
+    width = labels.shape[1] if not fault and labels.ndim == 2 else 0
+    sizes, width = gather_shapes(0 if fault else len(embeddings), width, device, group, fault)
+    if width:
+        labels = labels if labels.ndim == 2 else labels[:, None]
+        labels = functional.pad(labels, (0, width - labels.shape[1]), value=-1)
     x_nD = transform(embeddings)
     norm_n = torch.linalg.vector_norm(embeddings.to(x_nD.dtype), dim=1)
     batch = gather(x_nD, norm_n, labels, weight, sizes, group)
@@ -120,10 +130,10 @@ def gather(
     """
     weight_n = x_nD.new_ones(len(x_nD)) if weight is None else weight.detach().to(x_nD)
     packed = gather_rows(torch.cat([x_nD.detach(), norm_n.detach()[:, None], weight_n[:, None]], dim=1), sizes, group)
-    labels_N = gather_rows(labels.to(x_nD.device, torch.int64), sizes, group)
+    positives = positives_of(gather_rows(labels.to(x_nD.device, torch.int64), sizes, group))
     start = sum(sizes[: rank_and_size(group)[0]])
     x_ND, norm_N, weight_N = packed[:, :-2].contiguous(), packed[:, -2].contiguous(), packed[:, -1].contiguous()
-    return GlobalBatch(x_nD, x_ND, labels_N, weight_N, start, norm_n, norm_N)
+    return GlobalBatch(x_nD, x_ND, positives, weight_N, start, norm_n, norm_N)
 
 
 def gather_embeddings(
@@ -164,9 +174,15 @@ def embeddings_fault(embeddings: Tensor, embedding_size: int, device: torch.devi
 
 
 def batch_fault(
-    embeddings: Tensor, labels: Tensor, weight: Tensor | None, embedding_size: int, device: torch.device
+    embeddings: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    embedding_size: int,
+    device: torch.device,
+    *,
+    several: bool = False,
 ) -> ValueError | None:
-    """Return an error about the batch of this process; None if it is usable."""
+    """Return an error about the batch of this process; None if it is usable. `several` allows (n, L) labels."""
     if (fault := embeddings_fault(embeddings, embedding_size, device)) is not None:
         return fault
     if not isinstance(labels, Tensor):
@@ -174,14 +190,18 @@ def batch_fault(
             f"labels must be a tensor of integer class ids, not {_kind(labels)}; torch.as_tensor makes one"
         )
     integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if labels.shape != embeddings.shape[:1] or not integer:
+    fits = labels.shape[:1] == embeddings.shape[:1] and (
+        labels.ndim == 1 or (several and labels.ndim == 2 and labels.shape[1] > 0)
+    )
+    if not fits or not integer:
+        rows = ", or a row of them padded with -1," if several else ""
         return ValueError(
-            f"labels of {list(labels.shape)} {labels.dtype} must be one integer class id for each of the "
+            f"labels of {list(labels.shape)} {labels.dtype} must be one integer class id{rows} for each of the "
             f"{len(embeddings)} embeddings"
         )
     if weight is None:
         return None
-    if not isinstance(weight, Tensor) or weight.shape != labels.shape or weight.is_complex():
+    if not isinstance(weight, Tensor) or weight.shape != labels.shape[:1] or weight.is_complex():
         given = list(weight.shape) if isinstance(weight, Tensor) else _kind(weight)
         return ValueError(f"weight of {given} must be a tensor with one number for each of the {len(labels)} labels")
     if weight.requires_grad and torch.is_grad_enabled():
@@ -197,10 +217,16 @@ def check_values(batch: GlobalBatch, num_classes: int, step: int) -> None:
     """Raise a ValueError unless class ids are in range, embeddings finite, and weights have a positive sum."""
     if len(batch.x_ND) == 0:
         raise ValueError("the batches of all processes are empty, but the loss needs at least one sample")
-    outside = (batch.labels_N < 0) | (batch.labels_N >= num_classes)
+    labels_P, sample_P = batch.positives.labels_P, batch.positives.sample_P
+    if sample_P is not None and (missing := torch.bincount(sample_P, minlength=len(batch.x_ND)) == 0).any():
+        raise ValueError(
+            f"{int(missing.sum())} of {len(missing)} samples of the global batch at step {step} have no label but -1; "
+            "each needs one"
+        )
+    outside = (labels_P < 0) | (labels_P >= num_classes)
     if outside.any():
         raise ValueError(
-            f"label {int(batch.labels_N[outside][0])} at step {step} is out of range; class ids must be in "
+            f"label {int(labels_P[outside][0])} at step {step} is out of range; class ids must be in "
             f"[0, num_classes={num_classes})"
         )
     broken = ~torch.isfinite(batch.x_ND).all(dim=1)

@@ -53,13 +53,20 @@ def gather_sizes(
     Raises:
         ValueError: the fault on the process that passed it; on the others an error that names this process.
     """
+    return gather_shapes(size, 0, device, group, fault)[0]
+
+
+def gather_shapes(
+    size: int, width: int, device: torch.device, group: ProcessGroup | None, fault: ValueError | None = None
+) -> tuple[list[int], int]:
+    """Return how many rows each process holds, and the largest width of any process; see `gather_sizes`."""
     if group is None:
         if fault is not None:
             raise fault
-        return [size]
-    sizes = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(sizes, torch.tensor([-1 if fault is not None else size], device=device), group=group)
-    all_sizes: list[int] = torch.cat(sizes).tolist()
+        return [size], width
+    shapes = [torch.empty(2, dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(shapes, torch.tensor([-1 if fault is not None else size, width], device=device), group=group)
+    all_sizes, widths = torch.stack(shapes).T.tolist()
     if fault is not None:
         raise fault
     if min(all_sizes) < 0:
@@ -67,7 +74,7 @@ def gather_sizes(
             f"process {all_sizes.index(-1)} cannot use its input, so this step was refused on all processes; "
             f"see the message of process {all_sizes.index(-1)}"
         )
-    return all_sizes
+    return all_sizes, max(widths)
 
 
 def gather_rows(rows: Tensor, sizes: list[int], group: ProcessGroup | None) -> Tensor:

@@ -49,8 +49,9 @@ class AdaFace(Margin):
 
     def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> Margin:
         norm_N, state = batch.norm_N.clamp(SHORTEST, LONGEST), batch.state
-        if len(norm_N) > 1:  # one sample has no deviation
-            latest = {"mean": norm_N.mean(), "std": norm_N.std()}
+        all_norms = batch.sample_norms.clamp(SHORTEST, LONGEST)
+        if len(all_norms) > 1:  # one sample has no deviation
+            latest = {"mean": all_norms.mean(), "std": all_norms.std()}
             state = {name: self.t * latest[name] + (1 - self.t) * state[name] for name in state}
         quality_N = self.h * (norm_N - state["mean"]) / (state["std"] + EPS)
         return self.fixed(quality_N=quality_N.clamp(-1, 1), state=state)

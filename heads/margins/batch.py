@@ -13,9 +13,12 @@ from ..core import counter_rng
 class MarginBatch:
     """The batch of all processes, as `Margin.begin` gets it; the same on every process.
 
+    With several labels a sample, N counts the pairs of a sample and one of its classes.
+
     Attributes:
         norm_N: (N,) lengths of the embeddings before they are scaled to unit length, detached.
         labels_N: (N,) int64 class ids.
+        sample_norms: the lengths, once for each sample.
         num_classes: C, the number of classes of the loss.
         state: the numbers of `Margin.initial_state` as of the last optimizer step, scalar tensors.
         key: seed, step and micro-batch, from which random draws follow.
@@ -24,6 +27,7 @@ class MarginBatch:
 
     norm_N: Tensor
     labels_N: Tensor
+    sample_norms: Tensor
     num_classes: int
     state: Mapping[str, Tensor]
     key: tuple[int, ...]
@@ -36,6 +40,7 @@ class MarginBatch:
             self,
             norm_N=self.norm_N[places],
             labels_N=self.labels_N[places],
+            sample_norms=self.sample_norms[places],
             class_counts_N=None if counts_N is None else counts_N[places],
         )
 

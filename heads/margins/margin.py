@@ -68,6 +68,11 @@ class Margin(Configured):
                 f"margin max_negative_cosine={self.max_negative_cosine} must be in (-1, 1]; null for no filter"
             )
 
+    @property
+    def bends_negatives(self) -> bool:
+        """Whether `negative` reads the target cosines."""
+        return self.uses_target_cos and type(self).negative is not Margin.negative
+
     def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> "Margin":
         """Return the margin of one forward pass, for example with a margin of its own for each sample.
 

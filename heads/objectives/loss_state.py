@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..group.positives import Positives
 from ..margins.batch import MarginBatch
 from ..margins.margin import Margin
 from .shared_bias import SharedBias
@@ -44,15 +45,17 @@ class LossState:
         if margin is not None and margin.state:
             self.carried[type(margin).__name__] = {name: value.detach() for name, value in margin.state.items()}
 
-    def margin_batch(self, margin: Margin, norm_N: Tensor, labels_N: Tensor, key: tuple[int, ...]) -> MarginBatch:
-        """Return what a margin may read of a batch, with lengths, labels and a key of random draws."""
+    def margin_batch(self, margin: Margin, norm_N: Tensor, positives: Positives, key: tuple[int, ...]) -> MarginBatch:
+        """Return what a margin may read of a batch, with lengths, positives and a key of random draws."""
+        labels_P = positives.labels_P
         return MarginBatch(
-            norm_N=norm_N,
-            labels_N=labels_N,
+            norm_N=positives.of_samples(norm_N),
+            labels_N=labels_P,
+            sample_norms=norm_N,
             num_classes=self.num_classes,
             state=self.of_margin(margin, norm_N),
             key=key,
-            class_counts_N=self._counts_of(labels_N) if margin.uses_class_counts else None,
+            class_counts_N=self._counts_of(labels_P) if margin.uses_class_counts else None,
         )
 
     def _counts_of(self, labels_N: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ class RowGradient:
     Args:
         loss: the loss, after its margin has begun.
         coefficient_N: weight of each sample.
-        target_gradient_N: gradient by the target cosines.
+        target_gradient_P: gradient by the target cosines.
         kept_KN: cosines, or memory for them, that G takes; None to recompute G.
-        target_error_N: gradient by the target logits, if the gradient by a bias is wanted; else None.
+        target_error_P: gradient by the target logits, if the gradient by a bias is wanted; else None.
 
     Attributes:
         bias_K: gradient by a bias that is added to all logits of a row.
@@ -37,14 +37,14 @@ class RowGradient:
         self,
         loss: Streamed,
         coefficient_N: Tensor,
-        target_gradient_N: Tensor,
+        target_gradient_P: Tensor,
         kept_KN: Tensor | None,
-        target_error_N: Tensor | None = None,
+        target_error_P: Tensor | None = None,
     ):
-        self.loss, self.coefficient_N, self.target_gradient_N = loss, coefficient_N, target_gradient_N
-        self.kept_KN, self.target_error_N = kept_KN, target_error_N
+        self.loss, self.coefficient_N, self.target_gradient_P = loss, coefficient_N, target_gradient_P
+        self.kept_KN, self.target_error_P = kept_KN, target_error_P
         self.radial_K = None if kept_KN is None else loss.x_ND.new_zeros(loss.num_rows)
-        self.bias_K = None if target_error_N is None else loss.x_ND.new_zeros(loss.num_rows)
+        self.bias_K = None if target_error_P is None else loss.x_ND.new_zeros(loss.num_rows)
         self.shared_bias: Tensor | None = None
         self.scale: Tensor | None = None
         self.sealed = False
@@ -115,13 +115,13 @@ class RowGradient:
 
     def _differentiate(self, a: int, b: int, cos_kN: Tensor) -> tuple[Tensor, Tensor]:
         """Return G (b - a, N) and the radial part (b - a,) from the cosines (b - a, N)."""
-        loss, targets = self.loss, self.loss.targets(a, b)
+        loss, targets = self.loss, self.loss.placed.within(a, b)
         negative = loss.negative_gradient(a, b, cos_kN, self.coefficient_N)
         gradient_kN = negative.by_cos_kN
-        if self.bias_K is not None and self.target_error_N is not None and negative.by_bias_k is not None:
-            self.bias_K[a:b] = negative.by_bias_k.index_add_(0, targets[0], self.target_error_N[targets[1]])
-        if len(targets[1]):
-            gradient_kN[targets] = self.target_gradient_N[targets[1]] / negative.slope
+        if self.bias_K is not None and self.target_error_P is not None and negative.by_bias_k is not None:
+            self.bias_K[a:b] = negative.by_bias_k.index_add_(0, targets.rows, self.target_error_P[targets.pairs])
+        if len(targets.rows):
+            gradient_kN[targets.at] = self.target_gradient_P[targets.pairs] / negative.slope
         if not loss.margin.normalize:
             return gradient_kN.mul_(negative.slope), gradient_kN.new_zeros(b - a)
         norm_k = loss.norm_K[a:b]

@@ -19,10 +19,8 @@ from ..group.collectives import sum_over_processes
 from ..margins.margin import Margin
 from .objective import Objective
 from .row_gradient import RowGradient
-from .softmax import chunks
+from .softmax import LINEAR, chunks
 from .streamed import LossGradient, LossInputs, NegativeGradient, Streamed
-
-LINEAR = 40.0  # softplus(z) is z from here on, to float64 precision
 
 
 class SigmoidObjective(Objective):
@@ -79,28 +77,30 @@ class SigmoidObjective(Objective):
 class SigmoidLoss(Streamed):
     """The loss of a `SigmoidObjective` on one global batch over this process's active rows."""
 
+    averages = False
+
     def __init__(self, inputs: LossInputs, objective: SigmoidObjective):
         super().__init__(inputs)
         self.objective, self.bias = objective, None if inputs.bias is None else inputs.bias[0, 0].clone()
         self.positive_weight, self.negative_weight = objective.weights(inputs.margin)
         if objective.bias == "class" and inputs.margin.normalize:
-            self.column_K, self.target_column_N = self.norm_K.new_zeros(self.num_rows), torch.zeros_like(self.weight_N)
+            self.column_K, self.target_column_P = self.norm_K.new_zeros(self.num_rows), torch.zeros_like(self.weight_P)
         self.has_bias = self.bias is not None or self.column_K is not None
         self.sum: Tensor | None = None  # the loss so far, in the first pass
 
     def loss(self, *, keep: bool, learns: bool) -> Tensor:
         """Compute the loss and, if `learns`, its gradient; `keep` keeps that of the products. See `Streamed`."""
         self.begin(needs_target_cos=False)
-        z_N = self._z(self.target_logit_N, self.target_column_N)
-        own_N = self.position_N >= 0
-        own_loss_N = torch.where(own_N, self.positive_weight * softplus(-z_N, threshold=LINEAR), 0)
-        self.sum = torch.dot(self.weight_N, own_loss_N).double()
+        z_P, own_P = self._z(self.target_logit_P, self.target_column_P), self.placed.position_P >= 0
+        own_loss_P = torch.where(own_P, self.positive_weight * softplus(-z_P, threshold=LINEAR), 0)
+        self.sum = torch.dot(self.weight_P, own_loss_P).double()
         if learns:
-            error_N = torch.where(own_N, -self.positive_weight * self.weight_N * (-z_N).sigmoid(), 0)
-            cos_gradient_N, self.norm_gradient_N = self.target_gradients(error_N)
-            kept_KN = self.workspace.acquire("cosines", (self.num_rows, len(z_N)), self.x_ND) if keep else None
-            bias_error_N = error_N if self.has_bias else None
-            self.gradient = RowGradient(self, self.weight_N, cos_gradient_N, kept_KN, bias_error_N)
+            error_P = torch.where(own_P, -self.positive_weight * self.weight_P * (-z_P).sigmoid(), 0)
+            cos_gradient_P, self.norm_gradient_N = self.target_gradients(error_P)
+            shape = (self.num_rows, len(self.x_ND))
+            kept_KN = self.workspace.acquire("cosines", shape, self.x_ND) if keep else None
+            bias_error_P = error_P if self.has_bias else None
+            self.gradient = RowGradient(self, self.weight_N, cos_gradient_P, kept_KN, bias_error_P)
             self.x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(self.num_rows):
             rows_kD = self.measured(a, b)
@@ -131,7 +131,7 @@ class SigmoidLoss(Streamed):
         if self.bias is not None:
             gradient.shared_bias = others.pop().view(1, 1)
         norm_gradient_N = others.pop() * scale if others else None
-        if (penalty_gradient_N := self.penalty_gradient(self.weight_N * scale)) is not None:
+        if (penalty_gradient_N := self.penalty_gradient(self.mean_weight_P * scale)) is not None:
             assert norm_gradient_N is not None
             norm_gradient_N = norm_gradient_N + penalty_gradient_N
         return LossGradient(x_gradient_ND.view_as(self.x_ND) * scale, norm_gradient_N, gradient)
@@ -140,7 +140,7 @@ class SigmoidLoss(Streamed):
         return self.objective.target_logits(cos_N, margin)
 
     def negative_logits(self, cos_kN: Tensor) -> Tensor:
-        return self.objective.negative_logits(cos_kN, self.margin, self.shared_target_cos_N)
+        return self.objective.negative_logits(cos_kN, self.margin, self.shared_target_cos_P)
 
     def logit_gradient(self, a: int, b: int, logits_kN: Tensor, coefficient_N: Tensor) -> Tensor:
         return self._gradient_by_z(a, b, self._z(logits_kN, self._column(a, b)), coefficient_N)
@@ -158,9 +158,9 @@ class SigmoidLoss(Streamed):
 
     def _gradient_by_z(self, a: int, b: int, z_kN: Tensor, coefficient_N: Tensor) -> Tensor:
         """Return the gradient by logits with their bias, in place, and in the first pass add their loss to `sum`."""
-        targets = self.targets(a, b)
-        if len(targets[1]):
-            z_kN[targets] = -math.inf
+        positives = self.placed_positives.within(a, b)
+        if len(positives.rows):
+            z_kN[positives.at] = -math.inf
         if self.sum is not None:
             losses_N = softplus(z_kN, threshold=LINEAR).sum(0)
             self.sum += self.negative_weight * torch.dot(self.weight_N, losses_N)

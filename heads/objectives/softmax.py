@@ -13,15 +13,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ..core.options import documented
 from ..group.collectives import max_over_processes, sum_over_processes
 from .objective import Objective
+from .placed import PlacedPairs
 from .row_gradient import RowGradient
 from .streamed import LossGradient, LossInputs, Streamed
 
 # Chunks that fit the caches are faster than larger ones: new temporaries of many MB cost page faults.
 CHUNK_ROWS = 2048
+
+LINEAR = 40.0  # softplus(z) is z from here on, to float64 precision
 
 
 def chunks(num_rows: int, size: int | None = None) -> Iterator[tuple[int, int]]:
@@ -47,13 +51,20 @@ class MarginSoftmax(Streamed):
         super().__init__(inputs)
         self.log_q_K, self.min_probability = inputs.log_q_K, inputs.min_probability
         self.kept_KN: Tensor | None = None
+        self.has_several = self.positives.sample_P is not None
+        if self.has_several and self.min_probability:
+            raise ValueError(
+                f"min_probability={self.min_probability:g} cannot be used with several labels a sample; set it to 0"
+            )
 
     def loss(self, *, keep: bool, learns: bool = True) -> Tensor:
         """Run pass one; `keep` keeps the cosines. See `Streamed`."""
         self.begin(needs_target_cos=True)
         num_samples = len(self.x_ND)
-        # The target's row is active on one of the processes, so no maximum is lower than its logit.
-        max_N, sum_N = self.target_logit_N, torch.zeros_like(self.target_logit_N)
+        sum_N = self.x_ND.new_zeros(num_samples)
+        # The target's row is active on one of the processes, so no maximum is lower than its logit. With several labels
+        # a sample, the maxima and sums are those of the negatives.
+        max_N = sum_N + torch.finfo(sum_N.dtype).min if self.has_several else self.target_logit_P
         kept_KN = self.workspace.acquire("cosines", (self.num_rows, num_samples), self.x_ND) if keep else None
         # exp(logit - maximum so far) is an upper bound of the probability.
         self.bound_K = self.x_ND.new_empty(self.num_rows) if self.min_probability else None
@@ -69,38 +80,59 @@ class MarginSoftmax(Streamed):
                 self.bound_K[a:b] = exp_kN.amax(1)
         global_max_N = max_over_processes(max_N.clone(), self.group)
         sum_N = sum_over_processes(sum_N * (max_N - global_max_N).exp_(), self.group)
+        self.kept_KN = kept_KN
         # Not combined: log(sum) is small, and its low bits would be lost in a sum with a maximum of up to s.
         self.max_N, self.sum_N = global_max_N, sum_N
-        self.kept_KN = kept_KN
-        return self.with_penalty(torch.dot(self.weight_N, sum_N.log() - (self.target_logit_N - global_max_N)))
+        return self.with_penalty(torch.dot(self.weight_P, self._losses()))
 
     def backward(self, scale: Tensor) -> LossGradient:
         """Run pass two. See `Streamed`."""
         self.refuse_changed_rows()
         softmax = self._filtered() if self.min_probability else self
-        coefficient_N = softmax.weight_N * scale
-        target_p_N = (softmax.target_logit_N - softmax.max_N).exp() / softmax.sum_N
-        cos_gradient_N, norm_gradient_N = softmax.target_gradients((target_p_N - 1) * coefficient_N)
+        coefficient_P = softmax.weight_P * scale
+        error_P, coefficient_N = softmax._errors(coefficient_P)
+        cos_gradient_P, norm_gradient_N = softmax.target_gradients(error_P)
         # The first gradient takes the kept cosines; a second backward pass through the same graph recomputes them.
-        gradient = RowGradient(softmax, coefficient_N, cos_gradient_N, softmax.kept_KN)
+        gradient = RowGradient(softmax, coefficient_N, cos_gradient_P, softmax.kept_KN)
         softmax.kept_KN = None
         x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(softmax.num_rows):
             rows_kD = softmax.rows.slice(a, b)
             self.matmul.addmm_(x_gradient_ND, gradient.of_inner_products(a, b, rows_kD).T, rows_kD)
         gradient.seal()
-        if (penalty_gradient_N := self.penalty_gradient(coefficient_N)) is not None:
+        if (penalty_gradient_N := self.penalty_gradient(coefficient_P)) is not None:
             assert norm_gradient_N is not None
             norm_gradient_N = norm_gradient_N + penalty_gradient_N
         return LossGradient(sum_over_processes(x_gradient_ND, self.group), norm_gradient_N, gradient)
 
     def logit_gradient(self, a: int, b: int, logits_kN: Tensor, coefficient_N: Tensor) -> Tensor:
+        """Return the gradient by the negative logits; the coefficients contain the denominators. See `Streamed`."""
         if self.log_q_K is not None:
             logits_kN = logits_kN - self.log_q_K[a:b, None]
-        return (logits_kN - self.max_N).exp_().mul_(coefficient_N / self.sum_N)
+        return (logits_kN - self.max_N).exp_().mul_(coefficient_N)
 
     def log_pull(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
         return self.negative_logits(cos_kN)
+
+    def _losses(self) -> Tensor:
+        """Return the loss of each target, (P,)."""
+        if self.has_several:
+            return softplus(self._excess(), threshold=LINEAR)
+        return self.sum_N.log() - (self.target_logit_P - self.max_N)
+
+    def _errors(self, coefficient_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient by the target logits (P,), and the coefficients of `logit_gradient` (N,)."""
+        if not self.has_several:
+            target_p_N = (self.target_logit_P - self.max_N).exp() / self.sum_N
+            return (target_p_N - 1) * coefficient_P, coefficient_P / self.sum_N
+        error_P = -self._excess().sigmoid() * coefficient_P
+        total_N = self.positives.summed(-error_P, len(self.x_ND))
+        return error_P, torch.where(self.sum_N > 0, total_N / self.sum_N, 0)
+
+    def _excess(self) -> Tensor:
+        """Return the log of the sum over a sample's negatives minus the target logit, (P,)."""
+        log_sum_N = self.sum_N.log() + self.max_N
+        return self.positives.of_samples(log_sum_N) - self.target_logit_P
 
     def _filtered(self) -> "MarginSoftmax":
         """Return this softmax without rows below `min_probability`: first by bounds, then by exact probabilities."""
@@ -121,16 +153,16 @@ class MarginSoftmax(Streamed):
 
         The samples' own classes always stay. The kept cosines move to the new object.
         """
-        own_N = self.position_N >= 0
-        mask_K[self.position_N[own_N]] = True
+        position_N = self.placed.position_P.clone()
+        own_N = position_N >= 0
+        mask_K[position_N[own_N]] = True
         positions = mask_K.nonzero()[:, 0]
         narrow = copy.copy(self)
         narrow.rows, narrow.num_rows = self.rows.subset(positions), len(positions)
         narrow.norm_K = self.norm_K[positions]
         narrow.log_q_K = None if self.log_q_K is None else self.log_q_K[positions]
-        position_N = self.position_N.clone()
-        position_N[own_N] = (mask_K.cumsum(0) - 1)[self.position_N[own_N]]
-        narrow._place_targets(position_N)
+        position_N[own_N] = (mask_K.cumsum(0) - 1)[position_N[own_N]]
+        narrow.placed = narrow.placed_positives = PlacedPairs(position_N, None, self.x_ND.device)
         if self.kept_KN is not None:
             # In the same buffer: a row only moves to a position that has been read already.
             for a, b in chunks(len(positions)):
@@ -143,6 +175,7 @@ class MarginSoftmax(Streamed):
         logits_kN = self.negative_logits(cos_kN)
         if self.log_q_K is not None:
             logits_kN -= self.log_q_K[a:b, None]
-        targets = self.targets(a, b)
-        logits_kN[targets] = self.target_logit_N[targets[1]]
+        positives = self.placed_positives.within(a, b)
+        if len(positives.rows):
+            logits_kN[positives.at] = -torch.inf if self.has_several else self.target_logit_P[positives.pairs]
         return logits_kN

@@ -2,14 +2,14 @@
 
 This file depends on neither stores nor optimizers: it reads `Rows`.
 
-Legend: N global batch, D columns of an embedding, K active rows of this process, k rows of a chunk. A suffix such as
-`x_ND` names the dimensions. `x_ND` has unit rows if the margin normalizes. Rows may have one more column, a bias.
+Legend: N global batch, P targets (pairs of a sample and a class, N with one label a sample), D columns of an embedding,
+K active rows of this process, k rows of a chunk. A suffix such as `x_ND` names the dimensions. `x_ND` has unit rows if
+the margin normalizes. Rows may have one more column, a bias.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,10 @@ from torch.distributed import ProcessGroup
 from ..core.matmul import MatMul
 from ..core.workspace import Workspace
 from ..group.collectives import sum_over_processes
+from ..group.positives import Positives
 from ..margins.batch import MarginBatch
 from ..margins.margin import Margin
+from .placed import PlacedPairs
 from .rows import MIN_NORM, Rows
 
 if TYPE_CHECKING:
@@ -35,8 +37,10 @@ class LossInputs:
     Attributes:
         x_ND: gathered embeddings, the same on all processes.
         weight_N: weight of each sample in the mean.
-        position_N: int64, the position of each sample's class among the active rows; -1 if another process owns it.
-            The host needs these positions, so a tensor on the host avoids waiting for the device.
+        positives: the classes of the samples.
+        position_P: int64, the position of each target among the active rows; -1 if another process owns it. The host
+            needs these positions, so a tensor on the host avoids waiting for the device.
+        position_M: the same of all pairs, -1 also for those that are not active; None if all pairs are targets.
         rows: the K active rows.
         margin: changes the cosines.
         batch: what the margin may read in addition.
@@ -51,10 +55,12 @@ class LossInputs:
 
     x_ND: Tensor
     weight_N: Tensor
-    position_N: Tensor
+    positives: Positives
+    position_P: Tensor
     rows: Rows
     margin: Margin
     batch: MarginBatch
+    position_M: Tensor | None = None
     bias: Tensor | None = None
     log_q_K: Tensor | None = None
     min_probability: float = 0.0
@@ -96,18 +102,29 @@ class NegativeGradient:
 class Streamed(ABC):
     """The loss of one forward pass: `loss` computes it, and `backward` its gradient."""
 
+    averages = True  # whether the loss of a sample is the mean over its targets
+
     def __init__(self, inputs: LossInputs):
         self.inputs = inputs
         self.x_ND, self.rows, self.num_rows = inputs.x_ND, inputs.rows, len(inputs.rows)
         self.margin, self.group = inputs.margin, inputs.group
         self.matmul, self.workspace = inputs.matmul, inputs.workspace
         self.weight_N = inputs.weight_N / inputs.weight_N.sum()
-        self._place_targets(inputs.position_N)
+        self.positives, device = inputs.positives, self.x_ND.device
+        self.placed = self.placed_positives = PlacedPairs(inputs.position_P, self.positives.sample_P, device)
+        if inputs.position_M is not None:
+            self.placed_positives = PlacedPairs(inputs.position_M, self.positives.sample_M, device)
+        # Weights of the targets: the loss of a sample is the mean over its targets, or the sum.
+        self.mean_weight_P = self.weight_P = self.weight_N
+        if (sample_P := self.positives.sample_P) is not None:
+            targets_N = torch.bincount(sample_P, minlength=len(self.weight_N))
+            self.mean_weight_P = (self.weight_N / targets_N)[sample_P]
+            self.weight_P = self.mean_weight_P if self.averages else self.weight_N[sample_P]
         self.norm_K = self.x_ND.new_ones(self.num_rows)
         self.has_bias = False  # whether the objective learns a bias
         # Biases of the rows and of the targets' rows, where the rows have one beside a direction.
         self.column_K: Tensor | None = None
-        self.target_column_N: Tensor | None = None
+        self.target_column_P: Tensor | None = None
 
     @abstractmethod
     def loss(self, *, keep: bool, learns: bool) -> Tensor:
@@ -136,14 +153,14 @@ class Streamed(ABC):
         """
 
     def negative_gradient(self, a: int, b: int, cos_kN: Tensor, coefficient_N: Tensor) -> NegativeGradient:
-        """Return the gradient by the cosines of rows a to b (b - a, N); 0 for targets."""
+        """Return the gradient by the cosines of rows a to b (b - a, N); 0 for positives."""
         with torch.enable_grad():
             leaf_kN = cos_kN.detach().requires_grad_()
             logits_kN = self.negative_logits(leaf_kN)
         gradient_kN = self.logit_gradient(a, b, logits_kN.detach(), coefficient_N)
-        targets = self.targets(a, b)
-        if len(targets[1]):
-            gradient_kN[targets] = 0
+        positives = self.placed_positives.within(a, b)
+        if len(positives.rows):
+            gradient_kN[positives.at] = 0
         by_bias_k = gradient_kN.sum(1) if self.has_bias else None
         return NegativeGradient(torch.autograd.grad(logits_kN, leaf_kN, gradient_kN)[0], by_bias_k)
 
@@ -158,63 +175,70 @@ class Streamed(ABC):
             needs_target_cos: whether the objective needs all target cosines on all processes, as some margins do.
                 Otherwise a process knows those of its own rows; the others are 0.
         """
-        self.target_cos_N = self.own_target_cosines()
-        if needs := needs_target_cos or self.margin.uses_target_cos:
-            self.target_cos_N = sum_over_processes(self.target_cos_N, self.group)
+        margin = self.margin
+        if self.positives.sample_P is not None and margin.bends_negatives:
+            raise ValueError(
+                f"margin={type(margin).__name__} compares negatives with the cosine of the sample's class and cannot "
+                "be used with several labels a sample; use a margin such as CosFace"
+            )
+        self.target_cos_P = self.own_target_cosines()
+        if needs := needs_target_cos or margin.uses_target_cos:
+            self.target_cos_P = sum_over_processes(self.target_cos_P, self.group)
         # A margin that does not state that it reads the target cosines must fail rather than read wrong ones.
-        self.shared_target_cos_N: Tensor = self.target_cos_N if needs else None  # type: ignore[assignment]
-        self.margin = self.margin.begin(self.inputs.batch, self.shared_target_cos_N)
-        self.target_logit_N = self.target_logits(self.target_cos_N, self.margin)
+        self.shared_target_cos_P: Tensor = self.target_cos_P if needs else None  # type: ignore[assignment]
+        self.margin = margin.begin(self.inputs.batch, self.shared_target_cos_P)
+        self.target_logit_P = self.target_logits(self.target_cos_P, self.margin)
 
     def begin_like(self, other: Streamed) -> None:
         """Take over target cosines and margin of a loss of the same batch that has begun."""
-        self.target_cos_N, self.shared_target_cos_N = other.target_cos_N, other.shared_target_cos_N
-        self.margin, self.target_logit_N = other.margin, other.target_logit_N
+        self.target_cos_P, self.shared_target_cos_P = other.target_cos_P, other.shared_target_cos_P
+        self.margin, self.target_logit_P = other.margin, other.target_logit_P
 
-    def target_logits(self, cos_N: Tensor, margin: Margin) -> Tensor:
-        """Return the logits of the samples' own classes, (N,)."""
-        return margin.target_logits(cos_N)
+    def target_logits(self, cos_P: Tensor, margin: Margin) -> Tensor:
+        """Return the logits of the targets, (P,)."""
+        return margin.target_logits(cos_P)
 
     def negative_logits(self, cos_kN: Tensor) -> Tensor:
         """Return the logits of other classes, (k, N)."""
-        return self.margin.negative_logits(cos_kN, self.shared_target_cos_N)
+        return self.margin.negative_logits(cos_kN, self.shared_target_cos_P)
 
     def with_penalty(self, loss: Tensor) -> Tensor:
         """Return the loss plus the weighted mean of the margin's penalty."""
-        penalty_N = self.margin.penalty()
-        return loss if penalty_N is None else loss + torch.dot(self.weight_N, penalty_N)
+        penalty_P = self.margin.penalty()
+        return loss if penalty_P is None else loss + torch.dot(self.mean_weight_P, penalty_P)
 
-    def target_gradients(self, error_N: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the gradients by the target cosines, and by the lengths without the penalty, both (N,).
+    def target_gradients(self, error_P: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradients by the target cosines (P,), and by the lengths (N,) without the penalty.
 
         Args:
-            error_N: gradient by the target logits.
+            error_P: gradient by the target logits.
         """
-        margin, norm_N = self._margin_of_norms()
+        margin, norm_P = self._margin_of_norms()
         with torch.enable_grad():
-            cos_N = self.target_cos_N.clone().requires_grad_()
-            logit_N = self.target_logits(cos_N, margin)
-        if norm_N is None:
-            return torch.autograd.grad(logit_N, cos_N, error_N)[0], None
-        inputs = (cos_N, norm_N)
-        cos_gradient_N, norm_gradient_N = torch.autograd.grad(logit_N, inputs, error_N, materialize_grads=True)
-        return cos_gradient_N, norm_gradient_N
+            cos_P = self.target_cos_P.clone().requires_grad_()
+            logit_P = self.target_logits(cos_P, margin)
+        if norm_P is None:
+            return torch.autograd.grad(logit_P, cos_P, error_P)[0], None
+        inputs = (cos_P, norm_P)
+        cos_gradient_P, norm_gradient_P = torch.autograd.grad(logit_P, inputs, error_P, materialize_grads=True)
+        return cos_gradient_P, self.positives.summed(norm_gradient_P, len(self.x_ND))
 
-    def penalty_gradient(self, coefficient_N: Tensor) -> Tensor | None:
+    def penalty_gradient(self, coefficient_P: Tensor) -> Tensor | None:
         """Return the gradient of the penalty by the lengths (N,), weighted; None if there is none."""
-        margin, norm_N = self._margin_of_norms()
+        margin, norm_P = self._margin_of_norms()
         with torch.enable_grad():
-            penalty_N = margin.penalty()
-        if norm_N is None or penalty_N is None:
+            penalty_P = margin.penalty()
+        if norm_P is None or penalty_P is None:
             return None
-        return torch.autograd.grad(penalty_N, norm_N, coefficient_N, materialize_grads=True)[0]
+        gradient_P = torch.autograd.grad(penalty_P, norm_P, coefficient_P, materialize_grads=True)[0]
+        return self.positives.summed(gradient_P, len(self.x_ND))
 
     def _margin_of_norms(self) -> tuple[Margin, Tensor | None]:
         """Return the margin as a function of lengths that require a gradient; None if it does not depend on them."""
         if self.margin.norm_N is None:
             return self.margin, None
-        norm_N = self.margin.norm_N.clone().requires_grad_()
-        return self.margin.fixed(norm_N=norm_N), norm_N
+        norm_P = self.margin.norm_N.clone().requires_grad_()
+        return self.margin.fixed(norm_N=norm_P), norm_P
 
     def refuse_changed_rows(self) -> None:
         """Raise a RuntimeError if the rows have changed since the forward pass."""
@@ -224,27 +248,19 @@ class Streamed(ABC):
                 "and before rows are loaded or written"
             )
 
-    def targets(self, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """Return (position in the chunk, sample) of each target among active rows a to b."""
-        begin, end = bisect_left(self.sorted_positions, a), bisect_left(self.sorted_positions, b)
-        if begin == end:  # as in most chunks of many classes
-            return self._no_targets
-        samples = self.order_N[begin:end]
-        return self.position_N[samples] - a, samples
-
     def own_target_cosines(self) -> Tensor:
-        """Return each sample's cosine with its own class (N,); 0 where another process owns the class."""
-        samples = self.order_N[bisect_left(self.sorted_positions, 0) :]
-        cos_N = self.x_ND.new_zeros(len(self.x_ND))
-        if len(samples):
-            rows = self.rows.gather(self.position_N[samples])
-            if self.target_column_N is not None:
-                self.target_column_N[samples] = rows[:, -1]
+        """Return the cosine of each target (P,); 0 where another process owns the class."""
+        here = self.placed.here
+        cos_P = self.x_ND.new_zeros(len(self.placed.position_P))
+        if len(here.rows):
+            rows = self.rows.gather(here.rows)
+            if self.target_column_P is not None:
+                self.target_column_P[here.pairs] = rows[:, -1]
             rows = self.directions(rows)
             if self.margin.normalize:
                 rows = torch.nn.functional.normalize(rows, eps=MIN_NORM)
-            cos_N[samples] = (self.x_ND[samples] * rows).sum(1)
-        return cos_N
+            cos_P[here.pairs] = (self.x_ND[here.samples] * rows).sum(1)
+        return cos_P
 
     def directions(self, rows_kD: Tensor) -> Tensor:
         """Return the columns of rows that are multiplied with embeddings: all but a bias beside directions."""
@@ -268,11 +284,3 @@ class Streamed(ABC):
             unit_kD = self.workspace.borrow("unit", tuple(rows_kD.shape), self.x_ND)
             rows_kD = torch.div(rows_kD, self.norm_K[a:b, None], out=unit_kD)
         return self.matmul.mm(rows_kD, self.x_ND.T, out=out)
-
-    def _place_targets(self, position_N: Tensor) -> None:
-        # Samples sorted by the position of their target, on the host, where a chunk finds its samples by bisection.
-        host_N = position_N.cpu()
-        order_N = torch.argsort(host_N, stable=True)
-        self.sorted_positions: list[int] = host_N[order_N].tolist()
-        self.position_N, self.order_N = position_N.to(self.x_ND.device), order_N.to(self.x_ND.device)
-        self._no_targets = self.position_N[:0], self.order_N[:0]

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from ..group.collectives import rank_and_size, sum_over_processes
+from ..group.positives import Positives
 from ..margins.batch import MarginBatch
 from ..margins.margin import Margin
 from ..objectives.autograd import refuse_second_derivative
@@ -63,7 +64,15 @@ def pool_loss(
         if len(inside):
             weight = x_nD.new_ones(len(inside))
             softmax = MarginSoftmax(
-                LossInputs(x_ND=x_nD[inside], weight_N=weight, position_N=slot_i, rows=rows, margin=margin, batch=batch)
+                LossInputs(
+                    x_ND=x_nD[inside],
+                    weight_N=weight,
+                    positives=Positives(batch.labels_N),
+                    position_P=slot_i,
+                    rows=rows,
+                    margin=margin,
+                    batch=batch,
+                )
             )
             sums[0] += softmax.loss(keep=wanted) * len(inside)
             if wanted:

@@ -29,6 +29,11 @@ class CenterOptions:
     class_counts: ClassCounts = option(
         None, "Number of training examples of each class, (C,), for margins that depend on it, such as ClassMargin."
     )
+    positives: str = option(
+        "all",
+        'Labels of a sample that are targets in a step, where it has several: "all", or "draw:3" for 3 drawn anew in '
+        "each step. The others are left out of its negatives.",
+    )
     seed: int = option(0, "Seed of the initial rows and of the selection.")
     logits_budget_mb: float = option(
         512,
@@ -49,12 +54,22 @@ class CenterOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", whole("seed", self.seed, 0))
+        if self.drawn == 0:
+            raise ValueError(f"positives={self.positives!r} must be 'all', or 'draw:3' to draw 3 labels of a sample")
         number("logits_budget_mb", self.logits_budget_mb, least=0)
         dtypes.named("dtype", self.dtype)
         margin = CosFace() if self.margin is None else checked_margin(self.margin)
         objective = CrossEntropy() if self.objective is None else checked_objective(self.objective)
         object.__setattr__(self, "margin", margin)
         object.__setattr__(self, "objective", objective)
+
+    @property
+    def drawn(self) -> int | None:
+        """Labels of a sample that are drawn in a step; None for all, 0 for a wrong option."""
+        kind, _, count = str(self.positives).partition(":")
+        if kind == "all" and not count:
+            return None
+        return int(count) if kind == "draw" and count.isascii() and count.isdigit() else 0
 
     def centers(
         self,

@@ -22,6 +22,10 @@ class Selection:
     ids: Tensor | None = None
     log_q: Tensor | None = None
 
+    def find(self, local: Tensor) -> Tensor:
+        """Return the positions of rows of the shard among the selected ones; -1 for others."""
+        return local if self.ids is None else positions(self.ids, local)
+
     def positions(self, local_N: Tensor) -> Tensor:
         """Return the position of each sample's class among the selected rows.
 
@@ -31,8 +35,6 @@ class Selection:
         Returns:
             (N,) int64; -1 if another process owns the class.
         """
-        if self.ids is None:
-            return local_N
-        position_N = positions(self.ids, local_N)
+        position_N = self.find(local_N)
         assert torch.equal(position_N >= 0, local_N >= 0), "a selection must hold every positive of its shard"
         return position_N
