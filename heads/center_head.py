@@ -65,12 +65,12 @@ class CenterHead(Head):
         self.margin = self.options.margin
         self.min_probability = getattr(self.options, "min_probability", 0.0)  # an option of `FullFC` only
         objective, log_q = self.options.objective, getattr(self.options, "log_q", False)
-        objective.check(self.margin, log_q=log_q, min_probability=self.min_probability)
+        active_share = self.active_share(num_classes, self.options)
+        objective.check(self.margin, samples=active_share < 1, log_q=log_q, min_probability=self.min_probability)
         counts = checked_counts(self.options.class_counts, self.margin, num_classes)
         self.matmul = MatMul(self.options.compute)
         self.process_group = process_group if process_group is not None else default_group()
-        active_classes = self.active_share(num_classes, self.options) * num_classes
-        bias = objective.initial_bias(self.margin, active_classes) if objective.bias else 0.0
+        bias = objective.initial_bias(self.margin, active_share * num_classes) if objective.bias else 0.0
         column = bias if objective.bias == "class" else None if self.margin.normalize else 0.0
         self.centers = self.options.centers(num_classes, self.embedding_size, column, self.process_group, device)
         shared = bias if objective.bias == "shared" else None
@@ -135,7 +135,10 @@ class CenterHead(Head):
             if self.training:
                 with self.only_looking(not learns):
                     selection = self.select_classes(batch.x_ND, batch.positives.labels_P)
-            keep_logits, keep_rows = self._what_to_keep(batch, selection)
+            num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)
+            column = num_active * self.centers.like.element_size()
+            room = self.options.logits_budget_mb * 2**20 - self.pending.kept_bytes if batch.x_nD.requires_grad else -1
+            keep_logits, keep_rows = what_fits(column * len(batch.x_ND), column * self.centers.width, room)
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
             loss = self.objective.streamed(self.loss_inputs(batch, selection, rows))
             if learns:
@@ -273,15 +276,6 @@ class CenterHead(Head):
         self.pending.to(self.centers.like.device)
         self.loss_state.to(self.centers.like)
         return self
-
-    def _what_to_keep(self, batch: GlobalBatch, selection: Selection) -> tuple[bool, bool]:
-        """Return two flags: keep the cosines, and keep the rows, until the backward pass and the step."""
-        if not batch.x_nD.requires_grad:
-            return False, False
-        num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)
-        column = num_active * self.centers.like.element_size()
-        room = self.options.logits_budget_mb * 2**20 - self.pending.kept_bytes
-        return what_fits(column * len(batch.x_ND), column * self.centers.width, room)
 
     def loss_inputs(self, batch: GlobalBatch, selection: Selection, rows: ActiveRows) -> LossInputs:
         """Return what the objective computes the loss of a batch from, with these active classes and their rows."""

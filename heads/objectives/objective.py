@@ -32,8 +32,14 @@ class Objective(Configured, ABC):
         """
         raise NotImplementedError
 
-    def check(self, margin: Margin, *, log_q: bool = False, min_probability: float = 0.0) -> None:
-        """Raise a ValueError if a margin or an option of the head cannot be combined with this objective."""
+    def check(self, margin: Margin, *, samples: bool = False, log_q: bool = False, min_probability: float = 0) -> None:
+        """Raise a ValueError if a margin or an option of the head cannot be combined with this objective.
+
+        Args:
+            margin: the head's margin.
+            samples: whether the head leaves classes out of a step.
+            log_q, min_probability: options of the head.
+        """
 
 
 def checked_objective(objective: object) -> Objective:

@@ -51,7 +51,7 @@ class SigmoidObjective(Objective):
         plain = type(margin).negative is Margin.negative and type(margin).negative_logits is Margin.negative_logits
         return margin.s if plain and margin.max_negative_cosine is None else None
 
-    def check(self, margin: Margin, *, log_q: bool = False, min_probability: float = 0.0) -> None:
+    def check(self, margin: Margin, *, samples: bool = False, log_q: bool = False, min_probability: float = 0) -> None:
         name, margin_name = type(self).__name__, type(margin).__name__
         if margin.needs_softmax:
             raise ValueError(

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..core.options import documented
+from ..core.options import documented, number, option
 from ..group.collectives import max_over_processes, sum_over_processes
+from ..margins.margin import Margin
 from .objective import Objective
 from .placed import PlacedPairs
 from .row_gradient import RowGradient
@@ -38,17 +39,53 @@ def chunks(num_rows: int, size: int | None = None) -> Iterator[tuple[int, int]]:
 @documented
 @dataclass
 class CrossEntropy(Objective):
-    """Cross-entropy of the softmax over the active classes: -log(e^z_y / (e^z_y + sum over others of e^z_j))."""
+    """Cross-entropy of the softmax over the active classes: -log(e^z_y / (e^z_y + sum over others of e^z_j)).
+
+    With several labels a sample, it is the mean over them, and the sum leaves out the sample's other classes.
+    """
+
+    label_smoothing: float = option(
+        0.0,
+        "Share of the target, in [0, 1), that is spread over all classes (Szegedy et al., CVPR 2016), as in "
+        "torch.nn.CrossEntropyLoss. Only for heads that use all classes.",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= number("label_smoothing", self.label_smoothing) < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1); 0 switches it off")
 
     def streamed(self, inputs: LossInputs) -> "MarginSoftmax":
-        return MarginSoftmax(inputs)
+        if self.label_smoothing:
+            self.check(inputs.margin, min_probability=inputs.min_probability)
+            if inputs.positives.sample_P is not None:
+                raise ValueError(
+                    f"label_smoothing={self.label_smoothing} cannot be used with several labels a sample; set it to 0"
+                )
+        return MarginSoftmax(inputs, self.label_smoothing)
+
+    def check(self, margin: Margin, *, samples: bool = False, log_q: bool = False, min_probability: float = 0) -> None:
+        if not self.label_smoothing:
+            return
+        reasons = {
+            "a head that samples classes": samples,
+            f"min_probability={min_probability:g}": min_probability > 0,
+            f"max_negative_cosine={margin.max_negative_cosine}": margin.max_negative_cosine is not None,
+        }
+        for reason, given in reasons.items():
+            if given:
+                raise ValueError(
+                    f"label_smoothing={self.label_smoothing} needs the logits of all classes and cannot be used with "
+                    f"{reason}; set label_smoothing to 0"
+                )
 
 
 class MarginSoftmax(Streamed):
     """The margin softmax of one global batch over this process's active rows."""
 
-    def __init__(self, inputs: LossInputs):
+    def __init__(self, inputs: LossInputs, label_smoothing: float = 0.0):
         super().__init__(inputs)
+        # Shares of the target: of the sample's class, and of each class.
+        self.own_share, self.share = 1 - label_smoothing, label_smoothing / inputs.batch.num_classes
         self.log_q_K, self.min_probability = inputs.log_q_K, inputs.min_probability
         self.kept_KN: Tensor | None = None
         self.has_several = self.positives.sample_P is not None
@@ -68,10 +105,13 @@ class MarginSoftmax(Streamed):
         kept_KN = self.workspace.acquire("cosines", (self.num_rows, num_samples), self.x_ND) if keep else None
         # exp(logit - maximum so far) is an upper bound of the probability.
         self.bound_K = self.x_ND.new_empty(self.num_rows) if self.min_probability else None
+        total_N = torch.zeros_like(sum_N, dtype=torch.float64)  # of all logits, for smoothing
         for a, b in chunks(self.num_rows):
             rows_kD = self.measured(a, b)
             cos_kN = self.cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
             logits_kN = self._logits(a, b, cos_kN)
+            if self.share:
+                total_N += logits_kN.sum(0)
             new_max_N = torch.maximum(max_N, logits_kN.amax(0))
             exp_kN = logits_kN.sub_(new_max_N).exp_()
             sum_N = sum_N * (max_N - new_max_N).exp_() + exp_kN.sum(0)
@@ -83,7 +123,11 @@ class MarginSoftmax(Streamed):
         self.kept_KN = kept_KN
         # Not combined: log(sum) is small, and its low bits would be lost in a sum with a maximum of up to s.
         self.max_N, self.sum_N = global_max_N, sum_N
-        return self.with_penalty(torch.dot(self.weight_P, self._losses()))
+        losses_P = self._losses()
+        if self.share:
+            mean_N = sum_over_processes(total_N, self.group) / self.inputs.batch.num_classes
+            losses_P += (1 - self.own_share) * (self.target_logit_P - mean_N).to(losses_P)
+        return self.with_penalty(torch.dot(self.weight_P, losses_P))
 
     def backward(self, scale: Tensor) -> LossGradient:
         """Run pass two. See `Streamed`."""
@@ -109,7 +153,10 @@ class MarginSoftmax(Streamed):
         """Return the gradient by the negative logits; the coefficients contain the denominators. See `Streamed`."""
         if self.log_q_K is not None:
             logits_kN = logits_kN - self.log_q_K[a:b, None]
-        return (logits_kN - self.max_N).exp_().mul_(coefficient_N)
+        gradient_kN = (logits_kN - self.max_N).exp_()
+        if self.share:
+            gradient_kN -= self.share * self.sum_N
+        return gradient_kN.mul_(coefficient_N)
 
     def log_pull(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
         return self.negative_logits(cos_kN)
@@ -124,7 +171,10 @@ class MarginSoftmax(Streamed):
         """Return the gradient by the target logits (P,), and the coefficients of `logit_gradient` (N,)."""
         if not self.has_several:
             target_p_N = (self.target_logit_P - self.max_N).exp() / self.sum_N
-            return (target_p_N - 1) * coefficient_P, coefficient_P / self.sum_N
+            error_N = (target_p_N - 1) * coefficient_P
+            if self.share:
+                error_N += (1 - self.own_share - self.share) * coefficient_P
+            return error_N, coefficient_P / self.sum_N
         error_P = -self._excess().sigmoid() * coefficient_P
         total_N = self.positives.summed(-error_P, len(self.x_ND))
         return error_P, torch.where(self.sum_N > 0, total_N / self.sum_N, 0)

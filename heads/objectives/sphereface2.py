@@ -63,8 +63,8 @@ class SphereFace2(SigmoidObjective):
         root = math.sqrt((1 - z) ** 2 + 4 * z * math.exp(positive - negative))
         return math.log(2 * z) - negative - math.log(1 - z + root)
 
-    def check(self, margin: Margin, *, log_q: bool = False, min_probability: float = 0.0) -> None:
-        super().check(margin, log_q=log_q, min_probability=min_probability)
+    def check(self, margin: Margin, *, samples: bool = False, log_q: bool = False, min_probability: float = 0) -> None:
+        super().check(margin, samples=samples, log_q=log_q, min_probability=min_probability)
         if not isinstance(margin, CosFace):
             raise ValueError(
                 f"margin={type(margin).__name__} cannot be used with objective=SphereFace2, whose margin has a form of "
