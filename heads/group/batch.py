@@ -101,7 +101,7 @@ def gather_batch(
     width = labels.shape[1] if not fault and labels.ndim == 2 else 0
     sizes, width = gather_shapes(0 if fault else len(embeddings), width, device, group, fault)
     if width:
-        labels = labels if labels.ndim == 2 else labels[:, None]
+        labels = (labels if labels.ndim == 2 else labels[:, None]).to(torch.int64)
         labels = functional.pad(labels, (0, width - labels.shape[1]), value=-1)
     x_nD = transform(embeddings)
     norm_n = torch.linalg.vector_norm(embeddings.to(x_nD.dtype), dim=1)

@@ -77,7 +77,7 @@ def positives_of(labels: Tensor) -> Positives:
     if labels.ndim == 1:
         return Positives(labels)
     sorted_NL = labels.sort(dim=1).values
-    distinct_NL = sorted_NL >= 0
+    distinct_NL = sorted_NL != -1
     distinct_NL[:, 1:] &= sorted_NL[:, 1:] != sorted_NL[:, :-1]
     sample_P, place_P = distinct_NL.nonzero(as_tuple=True)
     labels_P = sorted_NL[sample_P, place_P]
