@@ -23,9 +23,10 @@ def head_parts(config: DictConfig) -> dict[str, Any]:
     """
     from heads import CrossEntropy
     from heads.core.options import option_fields
+    from heads.margins import checked_margin
 
     kind = _locate(config.head._target_)
-    margin = instantiate(config.margin)
+    margin = checked_margin(instantiate(config.margin))
     # A config of an earlier version has no objective.
     objective = instantiate(config.objective) if "objective" in config else CrossEntropy()
     if "objective" in option_fields(kind):

@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -33,12 +34,15 @@ class Fidelity(L.Callback):
         self.config, self.recorder = config, recorder
         self._call: tuple[Tensor, Tensor, Tensor] | None = None  # embeddings, labels and loss of the last forward
         self._metrics: dict[str, float] = {}
+        self._class_counts: NDArray[np.int64] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         if self.config.interval is not None:
             if not isinstance(module.head, CenterHead):
                 self._check(module)
+                if module.head.margin.uses_class_counts:  # type: ignore[union-attr]
+                    self._class_counts = module.data.train.class_counts()
             module.head.register_forward_hook(lambda head, inputs, loss: self._keep_call(module, inputs, loss))
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
@@ -61,6 +65,7 @@ class Fidelity(L.Callback):
                     held=module.head.held_classes(),
                     num_classes=module.data.train.num_classes,
                     margin=module.head.margin,  # type: ignore[arg-type]
+                    class_counts=self._class_counts,
                     group=module.head.process_group,  # type: ignore[arg-type]
                     probes=probes,
                     hardest=hardest,

@@ -17,7 +17,7 @@ HEADS = {
     "full": ("head=full",),
     "pfc": ("head=pfc", "trainer.accumulate_grad_batches=2"),
     "forest": ("head=forest", "index=ivf", "build=blocking", "interval=2"),
-    "ffc": ("head=ffc", "queue_size=100"),
+    "ffc": ("head=ffc", "queue_size=100", "margin=class_margin"),
 }
 OF_ALL = {"mass", "hardest_recall"}
 OF_SELECTIONS = OF_ALL | {"gradient_cosine", "gradient_norm_ratio", "gradient_bias", "gradient_variance"}
