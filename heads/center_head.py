@@ -65,12 +65,12 @@ class CenterHead(Head):
         self.margin = self.options.margin
         self.min_probability = getattr(self.options, "min_probability", 0.0)  # an option of `FullFC` only
         objective, log_q = self.options.objective, getattr(self.options, "log_q", False)
-        active_share = self.active_share(num_classes, self.options)
-        objective.check(self.margin, samples=active_share < 1, log_q=log_q, min_probability=self.min_probability)
+        shares = self.active_shares(num_classes, self.options)
+        objective.check(self.margin, samples=min(shares) < 1, log_q=log_q, min_probability=self.min_probability)
         counts = checked_counts(self.options.class_counts, self.margin, num_classes)
         self.matmul = MatMul(self.options.compute)
         self.process_group = process_group if process_group is not None else default_group()
-        bias = objective.initial_bias(self.margin, active_share * num_classes) if objective.bias else 0.0
+        bias = objective.initial_bias(self.margin.at(0), shares[0] * num_classes) if objective.bias else 0.0
         column = bias if objective.bias == "class" else None if self.margin.normalize else 0.0
         self.centers = self.options.centers(num_classes, self.embedding_size, column, self.process_group, device)
         shared = bias if objective.bias == "shared" else None
@@ -80,14 +80,14 @@ class CenterHead(Head):
         self.probing = False  # whether a selection must not change the head
 
     @classmethod
-    def active_share(cls, num_classes: int, options: Any) -> float:
-        """Return the expected share of the classes, in (0, 1], that take part in a step with these options."""
-        return 1.0
+    def active_shares(cls, num_classes: int, options: Any) -> list[float]:
+        """Return the expected share of the classes, in (0, 1], of a step: at step 0, and after each change of it."""
+        return [1.0]
 
     @classmethod
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
-        active = min(case.shard, max(1, round(cls.active_share(case.num_classes, options) * case.shard)))
-        return center_cost(case, options, row_state=row_state, active=active if active < case.shard else None)
+        shares = cls.active_shares(case.num_classes, options)
+        return center_cost(case, options, row_state=row_state, shares=shares)
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         """Return the classes of this training step.
@@ -288,7 +288,7 @@ class CenterHead(Head):
             position_P=selection.positions(shard.local(positives.labels_P)),
             position_M=None if labels_M is None else selection.find(shard.local(labels_M)),
             rows=rows,
-            margin=self.margin,
+            margin=self.margin.at(self.step),
             batch=self.loss_state.margin_batch(self.margin, batch.norm_N, positives, key),
             bias=None if self.shared_bias is None else self.shared_bias.value,
             log_q_K=selection.log_q,

@@ -209,7 +209,7 @@ class FFC(Head):
                 batch.norm_n,
                 torch.from_numpy(slots),
                 change.views(),
-                margin=checked_pool_margin(self.margin),
+                margin=checked_pool_margin(self.margin).at(self.step),
                 batch=self._margin_batch(batch.norm_n.detach(), labels, kept=keep),
                 outlier_weight=self.options.outlier_weight,
                 num_nearest=self.num_nearest,

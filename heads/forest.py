@@ -129,15 +129,16 @@ class HashingForest(CenterHead):
         return Allocation(num_classes, options.num_active, options.interval, options.target_mass)
 
     @classmethod
-    def active_share(cls, num_classes: int, options: Any) -> float:
-        """Return the share of the first step."""
-        return cls._allocation(num_classes, options).num_active(0) / num_classes
+    def active_shares(cls, num_classes: int, options: Any) -> list[float]:
+        allocation, num_active = cls._allocation(num_classes, options), options.num_active
+        steps = sorted(num_active) if isinstance(num_active, Mapping) else [0]
+        return [allocation.num_active(step) / num_classes for step in steps]
 
     @classmethod
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
-        """Return the cost of a step at the first step's `num_active`, without that of building the index."""
+        """Return the cost of a step without that of building the index. Of each schedule, the largest value counts."""
         cost = super().cost(case, options, row_state=row_state)
-        active = min(case.shard, max(1, round(cls.active_share(case.num_classes, options) * case.shard)))
+        active = min(case.shard, max(1, round(max(cls.active_shares(case.num_classes, options)) * case.shard)))
         index, D = Annoy() if options.index is None else options.index, case.embedding_size
         neighbours = -(-round(options.neighbours_share * active) // case.batch) + 1
         return replace(

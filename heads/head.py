@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from .core.cost import Case, Cost
 from .core.options import OptionValue, documented, option_fields, refuse_renamed_methods
 from .core.row_state import RowState
+from .core.schedule import value_at
 from .core.timer import Timer
 from .core.uncompiled import run_uncompiled
 from .core.warn import warn_user
 from .group.collectives import default_group, portable, restored
+from .margins.margin import Margin
 from .rows.pending import MOST_WITHOUT_OPTIMIZER
 
 # Number of training batches without an optimizer step after which a warning is issued. The first number applies without
@@ -98,6 +100,15 @@ class Head(nn.Module):
     def stats(self) -> dict[str, float]:
         """Return numbers worth logging, of this process."""
         raise NotImplementedError
+
+    def scheduled(self, step: int) -> dict[str, float]:
+        """Return the values at a step of the options that have a schedule, those of the margin as `margin_NAME`."""
+        margin, options = getattr(self, "margin", None), getattr(self, "options", None)
+        schedules = {name: getattr(options, name, None) for name in option_fields(type(self))}
+        if isinstance(margin, Margin):
+            schedules |= {f"margin_{name}": schedule for name, schedule in margin.schedules.items()}
+        values = {name: value_at(each, step) for name, each in schedules.items() if isinstance(each, Mapping)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def advance(self, applied: bool = True) -> None:
         """Count a step of the optimizer.

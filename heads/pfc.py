@@ -9,6 +9,7 @@ from torch import Tensor
 from .center_head import CenterHead
 from .core import counter_rng
 from .core.options import number, option
+from .core.schedule import Schedule, plain, value_at, values_of
 from .rows.options import CenterOptions
 from .selection.sampling import filled
 from .selection.selection import Selection
@@ -18,10 +19,11 @@ from .selection.selection import Selection
 class PartialFCOptions(CenterOptions):
     """Options of `PartialFC`."""
 
-    sample_rate: float = option(
+    sample_rate: Schedule = option(
         0.1,
         "Share of the classes, in (0, 1], that take part in a step: max(1, round(sample_rate x classes)) per process. "
-        "Positives always take part, even if there are more of them. 1 is the full head.",
+        "Positives always take part, even if there are more of them. 1 is the full head. Or {step: share} to change it "
+        "from each step on.",
     )
     log_q: bool = option(
         False,
@@ -31,8 +33,10 @@ class PartialFCOptions(CenterOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < number("sample_rate", self.sample_rate) <= 1:
-            raise ValueError(f"sample_rate={self.sample_rate} must be in (0, 1]; 0.1 samples a tenth of the classes")
+        object.__setattr__(self, "sample_rate", plain("sample_rate", self.sample_rate))
+        for rate in values_of(self.sample_rate):
+            if not 0 < number("sample_rate", rate) <= 1:
+                raise ValueError(f"sample_rate={rate} must be in (0, 1]; 0.1 samples a tenth of the classes")
 
 
 class PartialFC(CenterHead):
@@ -57,16 +61,17 @@ class PartialFC(CenterHead):
     options: PartialFCOptions
 
     @classmethod
-    def active_share(cls, num_classes: int, options: Any) -> float:
-        return float(options.sample_rate)
+    def active_shares(cls, num_classes: int, options: Any) -> list[float]:
+        return [float(rate) for rate in values_of(options.sample_rate)]
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
-        if self.options.sample_rate == 1:
+        rate = value_at(self.options.sample_rate, self.step)
+        if rate == 1:
             return Selection()
         shard = self.centers.shard
         local = shard.local(labels)
         positives = torch.unique(local[local >= 0])
-        quota = max(1, round(self.options.sample_rate * shard.size))
+        quota = max(1, round(rate * shard.size))
         generator = counter_rng.generator(
             "selection", self.options.seed, self.step, self.micro_batch, shard.start, device=labels.device
         )

@@ -31,6 +31,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     margin: Margin = field(default_factory=CosFace)
     rule: MarginRule = field(default_factory=lambda: Rule(reference.cosface))
+    later_rules: Mapping[int, MarginRule] = field(default_factory=dict)  # those from a step on
     objective: Any = None  # None: that of the head
     formula: reference.Objective = reference.softmax
     shared_bias: float | None = None  # its value before the first step
@@ -43,6 +44,10 @@ class Case:
     chunk_rows: int = 8  # small, so that small cases have many chunks
     optimizer: Callable[..., Any] = RowSGD
     optimizer_options: Mapping[str, Any] = field(default_factory=lambda: SGD)
+
+    def rule_at(self, step: int) -> MarginRule:
+        """Return the formula of the margin at a step."""
+        return {0: self.rule, **self.later_rules}[max(start for start in (0, *self.later_rules) if start <= step)]
 
 
 def with_margins(case: Case, *, refused: Collection[str] = (), recomputing: bool = False) -> dict[str, Case]:

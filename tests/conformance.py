@@ -41,7 +41,9 @@ TORCH_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 def check(group: WorkerGroup, case: Case) -> None:
     """Compare all steps of the case with the reference, and the processes with each other."""
-    results = group.run(train, replace(case, rule=Rule(), formula=reference.softmax))  # lambdas cannot be sent
+    results = group.run(
+        train, replace(case, rule=Rule(), later_rules={}, formula=reference.softmax)
+    )  # lambdas cannot be sent
     orders = column_orders(case.embedding_size, results[0][0]["before"].shape[1])
     exact = Dense(case, torch.float64, orders[0])
     naive = [Dense(case, case.dtype, order) for order in orders]
@@ -116,7 +118,7 @@ class Dense:
         state = {name: table[:, order] if table.shape[1] == len(order) else table for name, table in state.items()}
         rows = before[:, order].to(self.dtype).requires_grad_()
         result: dict[str, Any] = {"losses": [], "gradients": []}
-        num_micro = len(case.batches[step])
+        num_micro, rule = len(case.batches[step]), case.rule_at(step)
         touched, carried = [], self.carried
         for micro in range(num_micro):
             embeddings, labels, weight = global_batch(case, step, micro)
@@ -125,7 +127,7 @@ class Dense:
             logs = [part["log_q"][micro] for part in of_ranks]
             counts = case.options.get("class_counts")
             loss, carried = reference.loss_and_state(
-                case.rule,
+                rule,
                 case.formula,
                 rows[selected],
                 x,
@@ -141,7 +143,7 @@ class Dense:
             result["losses"].append(loss.detach())
             assert x.grad is not None and rows.grad is not None
             result["gradients"].append(x.grad[:, back[: case.embedding_size]])
-            if isinstance(case.rule, Rule) and case.rule.min_probability:
+            if isinstance(rule, Rule) and rule.min_probability:
                 selected = selected[(rows.grad[selected] != 0).any(1)]
             touched.append(selected)
         result["touched"] = torch.unique(torch.cat(touched))

@@ -64,7 +64,7 @@ class Fidelity(L.Callback):
                     means=self._means(trainer, module),
                     held=module.head.held_classes(),
                     num_classes=module.data.train.num_classes,
-                    margin=module.head.margin,  # type: ignore[arg-type]
+                    margin=module.head.margin.at(module.head.step),  # type: ignore[operator, union-attr]
                     class_counts=self._class_counts,
                     group=module.head.process_group,  # type: ignore[arg-type]
                     probes=probes,

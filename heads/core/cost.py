@@ -4,8 +4,8 @@ Collectives are counted as ring algorithms: each of W processes sends (W - 1) / 
 that share of the summed bytes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -63,6 +63,11 @@ class Cost:
     multiply_adds: float
     moved_bytes: float
     index_bytes: float = 0.0
+
+
+def largest(costs: Iterable[Cost]) -> Cost:
+    """Return the largest value of each part, for options that change during training."""
+    return Cost(*map(max, zip(*map(astuple, costs), strict=True)))
 
 
 def state_bytes(row_state: Mapping[str, RowState]) -> int:

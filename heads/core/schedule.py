@@ -1,6 +1,11 @@
-"""Options that may change during training: a number, or a mapping {step: number} that holds from each step on."""
+"""Options that may change during training: a number, or a mapping {step: number} that holds from each step on.
+
+Steps are those of the head's optimizer, counted from 0. Values are resolved by `value_at` and nowhere else.
+"""
 
 from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 Schedule = float | Mapping[int, float]
 
@@ -10,6 +15,29 @@ def value_at(schedule: Schedule, step: int) -> float:
     if isinstance(schedule, Mapping):
         return schedule[max(start for start in schedule if start <= step)]
     return schedule
+
+
+def values_of(schedule: Schedule) -> list[float]:
+    """Return all values in the order of their steps, that of step 0 first."""
+    return [schedule[step] for step in sorted(schedule)] if isinstance(schedule, Mapping) else [schedule]
+
+
+def plain(name: str, schedule: Any) -> Any:
+    """Return a number unchanged, and a schedule as a dict in the order of its steps.
+
+    Args:
+        name: name of the option, for messages.
+        schedule: a number, or {step: number}, which must begin at step 0.
+
+    Raises:
+        ValueError: a step is not a whole number of at least 0, or step 0 is missing.
+    """
+    if not isinstance(schedule, Mapping):
+        return schedule
+    steps = list(schedule)
+    if 0 not in steps or not all(_is_number(step) and step >= 0 and step == int(step) for step in steps):
+        raise ValueError(f"{name}={dict(schedule)} must have whole numbers as steps and begin at step 0")
+    return {int(step): schedule[step] for step in sorted(steps)}
 
 
 def check_schedule(name: str, schedule: Schedule, least: float) -> list[float]:
@@ -23,12 +51,23 @@ def check_schedule(name: str, schedule: Schedule, least: float) -> list[float]:
     Raises:
         ValueError: a step is not a whole number, step 0 is missing, or a value is not a number of at least `least`.
     """
-    if isinstance(schedule, Mapping) and (0 not in schedule or not all(isinstance(step, int) for step in schedule)):
-        raise ValueError(f"{name}={dict(schedule)} must have whole numbers as steps and begin at step 0")
-    values = list(schedule.values()) if isinstance(schedule, Mapping) else [schedule]
+    values = values_of(plain(name, schedule))
     for value in values:
-        if not isinstance(value, int | float):
+        if not _is_number(value):
             raise ValueError(f"{name}={value!r} must be a number, or {{step: number}} to change it from each step on")
         if not value >= least:
             raise ValueError(f"{name}={value} must be at least {least}")
     return values
+
+
+def declares_number(declared: Any) -> bool:
+    """Return whether the declared type of an option, or its text, is a number or a union with one."""
+    if isinstance(declared, str):
+        members: tuple[Any, ...] = tuple(declared.split(" | "))
+    else:
+        members = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
+    return any(member in (float, int, "float", "int") for member in members)
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "__float__") and not isinstance(value, bool | str)

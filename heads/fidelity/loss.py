@@ -52,7 +52,7 @@ def loss_fidelity(
         means: (classes of this process's shard, D), mean embeddings.
         held: int64 ids of all classes that the head compares embeddings with.
         num_classes: C.
-        margin: a margin that normalizes.
+        margin: a margin that normalizes, without schedules: margin.at(step).
         class_counts: (C,) number of training examples of each class, for a margin that depends on it.
         group: the processes that share the classes; None for one process.
         probes: number of embeddings to evaluate.
@@ -63,13 +63,16 @@ def loss_fidelity(
         class_means_cosine, class_means_norm_ratio: cosine and ratio of lengths of this gradient and the exact one.
 
     Raises:
-        ValueError: a margin that does not normalize, or an option that is not a whole number of at least 1.
+        ValueError: a margin that does not normalize or has schedules, or an option that is not a whole number of at
+            least 1.
     """
     probes, _, hardest = check_options(probes, 1, hardest)
     if not margin.normalize:
         raise ValueError(
             f"margin={margin} must normalize, since class means have a direction only; use a margin such as CosFace()"
         )
+    if margin.schedules:
+        raise ValueError(f"margin={margin} has schedules; pass margin.at(step), its values at the step of the loss")
     counts = checked_counts(class_counts, margin, num_classes)
     shard = Shard(num_classes, *rank_and_size(group))
     assert len(means) == shard.size

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.options import documented, option
-from ..core.schedule import Schedule, check_schedule, value_at
+from ..core.schedule import Schedule, check_schedule, value_at, values_of
 from ..objectives.softmax import chunks
 from . import annoy_build
 from .files import loaded_from, path_of, saved_bytes, unnamed_file
@@ -107,10 +107,10 @@ class Annoy(Index):
 
     def bytes_per_vector(self, width: int) -> float:
         # A vector with its header; each tree has at most one node of that size for about `width` vectors.
-        return 4.0 * width + 16 + BYTES_PER_TREE * value_at(self.num_trees, 0)
+        return 4.0 * width + 16 + BYTES_PER_TREE * max(values_of(self.num_trees))
 
     def multiply_adds(self, count: int, width: int, k: int) -> float:
-        candidates = self.search_k or value_at(self.num_trees, 0) * k
+        candidates = self.search_k or max(values_of(self.num_trees)) * k
         return min(count, candidates) * width
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.options import documented, option
-from ..core.schedule import Schedule, check_schedule, value_at
+from ..core.schedule import Schedule, check_schedule, value_at, values_of
 from ..objectives.softmax import chunks
 from .files import loaded_from, saved_bytes
 from .index import Index
@@ -95,7 +95,7 @@ class IVF(Index):
 
     def multiply_adds(self, count: int, width: int, k: int) -> float:
         lists = self.num_lists or min(count, round(4 * count**0.5))
-        return (lists + min(1.0, value_at(self.nprobe, 0) / lists) * count) * width
+        return (lists + min(1.0, max(values_of(self.nprobe)) / lists) * count) * width
 
     def state_dict(self) -> dict[str, Any]:
         lists = saved_bytes(lambda path: _faiss().write_index(self.lists, path))

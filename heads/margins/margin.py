@@ -8,15 +8,17 @@ Legend: s scale of the logits, m margin, cos cosine, theta angle, N batch of all
 """
 
 import copy
+import functools
 import math
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from ..core.options import Configured, documented, number, option
+from ..core.schedule import declares_number, plain, value_at
 from .batch import MarginBatch
 
 
@@ -25,10 +27,28 @@ def begun() -> Any:
     return field(default=None, init=False, repr=False, compare=False)
 
 
+def for_all_stages(check: Callable[["Margin"], None]) -> Callable[["Margin"], None]:
+    """Decorate `__post_init__` so that it checks the values of schedules at each of their steps."""
+
+    @functools.wraps(check)
+    def __post_init__(self: "Margin") -> None:  # noqa: N807
+        schedules = {name: plain(f"margin {name}", schedule) for name, schedule in self.schedules.items()}
+        vars(self).update(schedules)
+        for step in sorted({step for schedule in schedules.values() for step in schedule}):
+            self.at(step)
+        if not schedules:
+            check(self)
+
+    return __post_init__
+
+
 @documented
 @dataclass
 class Margin(Configured):
     """Plain scaled softmax over cosines, and the base class of all margins.
+
+    Any option that is a number may also be a schedule {step: number}, which holds from each step on: CosFace(m={0: 0.1,
+    1000: 0.4}). Heads use the margin `at` their step.
 
     Raises:
         TypeError: an option that the margin does not have.
@@ -58,7 +78,10 @@ class Margin(Configured):
         super().__init_subclass__(**keywords)
         if "uses_target_cos" not in vars(cls) and ("begin" in vars(cls) or "negative" in vars(cls)):
             cls.uses_target_cos = True
+        if "__post_init__" in vars(cls):
+            cls.__post_init__ = for_all_stages(cls.__post_init__)  # type: ignore[method-assign]
 
+    @for_all_stages
     def __post_init__(self) -> None:
         self.s = finite("s", self.s)
         if not self.s > 0:
@@ -72,6 +95,20 @@ class Margin(Configured):
     def bends_negatives(self) -> bool:
         """Whether `negative` reads the target cosines."""
         return self.uses_target_cos and type(self).negative is not Margin.negative
+
+    @property
+    def schedules(self) -> dict[str, Mapping[int, float]]:
+        """The options that are schedules, by name."""
+        numbers = [each.name for each in fields(self) if each.init and declares_number(each.type)]
+        return {name: value for name in numbers if isinstance(value := getattr(self, name), Mapping)}
+
+    def at(self, step: int) -> Self:
+        """Return a copy with the values that its schedules have at an optimizer step; the same object without any."""
+        if not (schedules := self.schedules):
+            return self
+        margin = self.fixed(**{name: value_at(schedule, step) for name, schedule in schedules.items()})
+        margin.__post_init__()
+        return margin
 
     def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> "Margin":
         """Return the margin of one forward pass, for example with a margin of its own for each sample.

@@ -1,8 +1,8 @@
 """Cost of a step of a head with class centers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from ..core.cost import Case, Cost, number_bytes, state_bytes
+from ..core.cost import Case, Cost, largest, number_bytes, state_bytes
 from ..core.row_state import RowState
 from ..objectives.softmax import CHUNK_ROWS
 from .options import CenterOptions
@@ -19,7 +19,25 @@ def what_fits(logits: float, rows: float, room: float) -> tuple[bool, bool]:
     return logits <= room, rows <= room - (logits if logits <= room else 0)
 
 
-def center_cost(case: Case, options: CenterOptions, *, row_state: Mapping[str, RowState], active: int | None) -> Cost:
+def center_cost(
+    case: Case, options: CenterOptions, *, row_state: Mapping[str, RowState], shares: Iterable[float]
+) -> Cost:
+    """Return the cost of a step: of each part, the largest value over the steps of a schedule.
+
+    Args:
+        case: numbers of classes, columns, images and processes.
+        options: options of the head.
+        row_state: what the row optimizer keeps for each row.
+        shares: shares of the classes that take part in a step, one for each stage of the training.
+    """
+    numbers = [min(case.shard, max(1, round(share * case.shard))) for share in shares]
+    return largest(
+        step_cost(case, options, row_state=row_state, active=active if active < case.shard else None)
+        for active in numbers
+    )
+
+
+def step_cost(case: Case, options: CenterOptions, *, row_state: Mapping[str, RowState], active: int | None) -> Cost:
     """Return the cost of a step.
 
     Args:

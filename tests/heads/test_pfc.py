@@ -20,6 +20,9 @@ CASES = {
     "log q": Case(PartialFC, {"sample_rate": 0.3, "log_q": True}),
     "log q recomputing": Case(PartialFC, {"sample_rate": 0.3, "log_q": True, "logits_budget_mb": 0}),
     "adamw": Case(PartialFC, {"sample_rate": 0.3}, optimizer=RowAdamW, optimizer_options=ADAMW),
+    "sampled, then all": Case(
+        PartialFC, {"sample_rate": {0: 0.1, 1: 0.3, 2: 1}}, optimizer=RowAdamW, optimizer_options=ADAMW
+    ),
 }
 
 
@@ -30,8 +33,10 @@ def test_step_matches_the_reference(name, world_size, workers):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_state_round_trip(world_size, workers):
-    workers(world_size).run(conformance.round_trip, Case(PartialFC, {"sample_rate": 0.3}))
+@pytest.mark.parametrize("rate", [0.3, {0: 0.3, 2: 1}], ids=str)
+def test_state_round_trip(rate, world_size, workers):
+    """The second rate becomes exact in the step after the save."""
+    workers(world_size).run(conformance.round_trip, Case(PartialFC, {"sample_rate": rate}))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -126,7 +131,7 @@ def test_log_q_makes_the_denominator_unbiased():
     torch.testing.assert_close(total, every, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("rate", [0, 1.5, -0.1, float("nan")])
+@pytest.mark.parametrize("rate", [0, 1.5, -0.1, float("nan"), {0: 0.1, 5: 1.5}, {0: True}])
 def test_bad_sample_rate_is_refused(rate):
-    with pytest.raises(ValueError, match=r"sample_rate=.*\(0, 1\]"):
+    with pytest.raises(ValueError, match=r"sample_rate=.*(\(0, 1\]|must be a number)"):
         PartialFC(10, 4, sample_rate=rate)

@@ -58,6 +58,13 @@ CASES = {
         formula=lambda batch, rule: sphereface2(batch, rule, t=2) / 2,
         shared_bias=start(NUM_CLASSES, t=2),
     ),
+    "published for MS1M at first": replace(
+        PLAIN,
+        margin=CosFace(s={0: 64, 1: 40}, m={0: 0.5, 1: 0.4}),
+        later_rules={1: Rule(s=40)},
+        formula=lambda batch, rule: sphereface2(batch, rule, m=0.5 if rule.s == 64 else 0.4),
+        shared_bias=start(NUM_CLASSES, m=0.5),
+    ),
     "recomputing": replace(PLAIN, options={"logits_budget_mb": 0}),
     "double": replace(PLAIN, dtype=torch.float64),
     "forest": replace(
