@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import hydra.utils
 from hydra._internal.utils import _locate
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from .option_types import checked
 
@@ -75,6 +75,8 @@ def _check_types(config: DictConfig) -> None:
     for name, value in config.items():
         if isinstance(value, DictConfig):
             _check_types(value)
+            if name in declared and "_target_" not in value:
+                checked(config._get_full_key(name), OmegaConf.to_container(value), declared[str(name)])
         elif name in declared and (value is not None or not config.get("_partial_")):  # null is filled in by the call
             config[name] = checked(config._get_full_key(name), value, declared[str(name)])
 

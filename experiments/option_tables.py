@@ -17,11 +17,11 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from heads.core.options import option_fields
-from heads.core.schedule import Schedule
+from heads.core.schedule import Schedule, declares_number
 from heads.rows.options import CenterOptions
 
 from .command_line.config_files import CONF, choices_of
-from .option_types import NOUNS
+from .option_types import NOUNS, SCHEDULE
 
 DOCUMENT = CONF.parent / "docs" / "heads.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
@@ -49,7 +49,7 @@ def tables() -> str:
             if group == "head" and shared.keys() <= fields.keys():
                 fields = {name: field for name, field in fields.items() if name not in shared}
             parts.append(f"`{group}={choice}`, `{target.__name__}`:")
-            parts.append(table(fields) if fields else "No options.")
+            parts.append(table(fields, schedules=group == "margin") if fields else "No options.")
     return "\n\n".join(parts)
 
 
@@ -70,19 +70,20 @@ def targets(node: Any) -> Iterator[str]:
             yield from targets(node._get_node(name))
 
 
-def table(fields: dict[str, dataclasses.Field[Any]]) -> str:
-    """Return the table of some options."""
+def table(fields: dict[str, dataclasses.Field[Any]], *, schedules: bool = False) -> str:
+    """Return the table of some options. With `schedules`, each number may be one."""
     lines = ["| option | type | default | meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
         meaning = field.metadata["help"].replace("|", "\\|")
-        lines.append(f"| `{name}` | {kind_of(field.type)} | `{field.default}` | {meaning} |")
+        declared = Schedule if schedules and declares_number(field.type) else field.type
+        lines.append(f"| `{name}` | {kind_of(declared)} | `{field.default}` | {meaning} |")
     return "\n".join(lines)
 
 
 def kind_of(declared: Any) -> str:
     """Return the type of an option in words."""
     if declared == Schedule:
-        return "number or {step: number}"
+        return f"number or {SCHEDULE}"
     kinds = [kind for kind in get_args(declared) or (declared,) if kind is not type(None)]
     return " or ".join(
         dict.fromkeys(NOUNS.get(kind, getattr(kind, "__name__", "")).removeprefix("a ") for kind in kinds)

@@ -1,6 +1,6 @@
 """Scalar options, checked against declared types by OmegaConf's structured configs. Imports no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, make_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+SCHEDULE = "{step: number}"
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,18 @@ class Rule:
 def checked(option: str, value: Any, declared: Any) -> Any:
     """Return the value of an option converted to its declared type; 1e8 is a whole number too.
 
-    Only scalar types are checked: a union with any other type accepts everything.
+    Only scalar types are checked: a union with any other type accepts everything. A number may be a schedule, which the
+    class checks that takes it.
 
     Raises:
         ValueError: the value is of another type, or breaks the rule of the type.
     """
-    kinds, rule = _parts(declared)
-    if not set(kinds) <= {*NOUNS, NoneType}:
+    members, rule = _parts(declared)
+    kinds = tuple(kind for kind in members if get_origin(kind) is not Mapping)
+    if not set(kinds) <= {*NOUNS, NoneType} or (isinstance(value, Mapping) and float in kinds):
         return value
     nouns = [rule.noun if rule else NOUNS[kind] for kind in kinds if kind is not NoneType]
+    nouns += [SCHEDULE] if kinds != members else []
     null = ", or null for none" if NoneType in kinds else ""
     refusal = f"{option}={shown(value)} must be {' or '.join(nouns)}{null}"
     if isinstance(value, int | float) and int in kinds and float not in kinds:

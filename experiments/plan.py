@@ -233,9 +233,11 @@ def job(config: DictConfig) -> None:
     screen = console()
     for table in packed(keys, columns, title, screen.width):
         screen.print(table)
+    scheduled = any(isinstance(value, DictConfig) for value in config.options.values())
     screen.print(
         "Device, sent and MACs are those of one process in a step of the head; host and disk are those of a machine. "
-        "The backbone is not included: it needs reserved_gb, and sends its own gradients.",
+        "The backbone is not included: it needs reserved_gb, and sends its own gradients."
+        f"{' Of a schedule, the dearest step counts.' if scheduled else ''}",
         soft_wrap=True,
     )
 

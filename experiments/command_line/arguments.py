@@ -229,6 +229,8 @@ def _check_values(override: Override, config: DictConfig, declared: Mapping[str,
         elif isinstance(default, bool):
             checked(key, value, bool)
         elif isinstance(default, int | float) and isinstance(value, bool | str):  # others may be allowed
+            if hints.SCHEDULE.match(str(value)):
+                raise ValueError(hints.unquoted_schedule(key, value))
             checked(key, value, float)
         if not elsewhere:
             options.check_exists(key, value)

@@ -4,6 +4,7 @@ A suggestion needs a reason: a wrong one is worse than none.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,7 @@ from .habits import HABITS, MERGED, REASONS, RENAMED, RENAMED_CHOICES, REUSED
 
 CUTOFF = 0.8  # least ratio of difflib: glyph and glyphs have 0.91, memory and memory_gb 0.80, node and mode 0.75
 SHOWN = 3
+SCHEDULE = re.compile(r"\d+:")  # how a schedule begins without braces
 SHORTEST = 4  # letters of a beginning that stands for a name: elas of elasticface
 
 
@@ -108,6 +110,11 @@ def value_of_section(key: str, value: object, node: DictConfig) -> str:
     names = [f"{key}.{name}" for name in map(str, node) if not name.startswith("_")]
     reason = f"; {REASONS[key]}" if key in REASONS else ""
     return f"{key}={value} cannot be set, because {key} holds several options: {', '.join(names)}{reason}"
+
+
+def unquoted_schedule(key: str, value: object) -> str:
+    """Return the message about a schedule without braces, as a shell passes it on if they are not quoted."""
+    return f"{key}={value} must be a number; a schedule needs braces and quotes: '{key}={{{value},1000:1}}'"
 
 
 def bare_word(word: str, primary: str) -> str:

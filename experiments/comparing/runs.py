@@ -130,12 +130,15 @@ def short_names(folders: list[Path]) -> dict[Path, str]:
 
 def normalized(value: Any) -> str:
     """Return equal text for equal values of an option, such as 1 and 1.0."""
+    if isinstance(value, dict):  # a schedule
+        return f"{{{', '.join(f'{step}: {normalized(each)}' for step, each in value.items())}}}"
     return repr(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested dicts by dotted keys."""
-    if not isinstance(node, dict) or (not node and prefix):
+    """Return the values of nested dicts by dotted keys. A schedule {step: number} is one value."""
+    is_schedule = isinstance(node, dict) and all(isinstance(key, int | float) for key in node)
+    if not isinstance(node, dict) or (is_schedule and prefix):
         return {prefix: node}
     return {key: value for name, child in node.items() for key, value in flatten(child, _join(prefix, name)).items()}
 

@@ -123,6 +123,7 @@ class Recorder(L.Callback):
             "train/lr": module.last_lr,
             "throughput/images_per_second": self.images_per_second,
             **{f"head/{name}": float(value) for name, value in stats.items()},
+            **{f"head/{name}": float(value) for name, value in module.head.scheduled(module.head.step - 1).items()},
             **head_memory,
             "memory/peak_bytes": self.peak_bytes(),
         }

@@ -121,4 +121,8 @@ def test_tables_that_are_not_current_are_reported(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["option_tables"])
     option_tables.main()
     text = document.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "| `sample_rate` | number | `0.1` |" in text
+    assert (
+        text.startswith("before\n")
+        and text.endswith("\nafter\n")
+        and "| `sample_rate` | number or {step: number} | `0.1` |" in text
+    )

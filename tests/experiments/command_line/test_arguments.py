@@ -174,6 +174,11 @@ MISTYPED = [
     ("fidelity.probes=[1]", "fidelity.probes=[1] must be a whole number"),
     ("data.augment=1", "data.augment=1 must be true or false"),
     ("head=forest num_active={0:100", "num_active={0:100 cannot be parsed"),
+    ("sample_rate=0:0.1 sample_rate=100:1", "sample_rate=0:0.1 must be a number; a schedule needs braces and quotes: "),
+    ("margin.m=0:0.1", "'margin.m={0:0.1,1000:1}'"),
+    ("batch_size={0:1}", "batch_size={0: 1} must be a whole number"),
+    ("head=ffc weights.by=inverse", "weights.by=inverse cannot be used with head=ffc, whose loss has no weights; use"),
+    ("weights=inverse", "weights=inverse cannot be set, because weights holds several options: weights.by, "),
 ]
 OTHERS = ("compare", "launch", "train", "verify")  # commands without a config of their own
 PRIMARY = {command.rpartition(".")[2]: primary for primary, command in COMMANDS.items()}
@@ -192,6 +197,7 @@ def test_wrong_words_are_answered_by_right_ones(typed, words):
     [
         "-m sample_rate=0.1,1 num_workers=${seed} head.log_q=true --config-dir=x",
         "head=forest num_active={0:100,5:200} embedding_size=1e2 data.cache_dir=2024",
+        "sample_rate={0:0.1,2e3:1} margin.m={0:0.1,5:0.4} margin.max_negative_cosine={0:null,5:0.7} weights.by=inverse",
         "--cfg job head=full seed=3",
         "-m head=glob(f*) seed=range(0,3)",
         "-m margin.m=interval(0,1) hydra/sweeper=optuna",
