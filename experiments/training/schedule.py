@@ -1,5 +1,6 @@
 """Learning-rate schedules: linear warm-up, then decay. A schedule maps the step, from 0, to a factor on the rate."""
 
+import math
 from collections.abc import Callable, Sequence
 
 Factor = Callable[[int], float]
@@ -21,6 +22,29 @@ def polynomial(num_steps: int, warmup: float = 0.05, power: float = 2.0) -> Fact
         if step < num_warmup:
             return (step + 1) / num_warmup
         return max(0.0, 1 - (step - num_warmup) / (num_steps - num_warmup)) ** power
+
+    return factor
+
+
+def cosine(num_steps: int, warmup: float = 0.05, final: float = 0.0) -> Factor:
+    """Return a schedule that decays along half a cosine wave.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, without restarts.
+
+    Args:
+        num_steps: steps of the whole training.
+        warmup: fraction of the steps, in [0, 1), in which the factor rises to 1.
+        final: factor at the end of the training, in [0, 1].
+    """
+    if not 0 <= final <= 1:
+        raise ValueError(f"schedule.final={final} must be in [0, 1]; 0.01 ends at a hundredth of the rate")
+    num_warmup = _warmup_steps(num_steps, warmup)
+
+    def factor(step: int) -> float:
+        if step < num_warmup:
+            return (step + 1) / num_warmup
+        progress = min(1.0, (step - num_warmup) / (num_steps - num_warmup))
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
     return factor
 

@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from experiments.training.schedule import multistep, polynomial
+from experiments.training.schedule import cosine, multistep, polynomial
 
 
 def test_warm_up_then_polynomial_decay():
@@ -14,6 +16,19 @@ def test_warm_up_then_polynomial_decay():
 
 def test_without_warm_up():
     assert polynomial(10, warmup=0, power=1)(5) == 0.5
+
+
+def test_warm_up_then_cosine():
+    factor = cosine(100, warmup=0.1, final=0.1)
+    assert [factor(step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [factor(40), factor(55), factor(99)] == pytest.approx(
+        [0.775, 0.55, 0.1 + 0.9 * (1 - math.cos(math.pi / 90)) / 2]
+    )
+    assert factor(100) == factor(999) == pytest.approx(0.1)
+    assert cosine(10, warmup=0)(5) == pytest.approx(0.5) and cosine(1)(0) == 1
+    for final in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=rf"schedule\.final={final} must be in \[0, 1\]"):
+            cosine(100, final=final)
 
 
 def test_warm_up_then_milestones():
