@@ -23,7 +23,7 @@ from .group.batch import GlobalBatch, gather_batch, gather_embeddings, in_rows_s
 from .group.collectives import default_group
 from .head import Head
 from .margins.class_counts import checked_counts
-from .objectives.autograd import streamed_loss
+from .objectives.autograd import no_loss, streamed_loss
 from .objectives.loss_state import LossState
 from .objectives.objective import Objective
 from .objectives.row_gradient import RowGradient
@@ -116,7 +116,7 @@ class CenterHead(Head):
 
         Args:
             embeddings: (n, D) of this process, any float dtype; n may differ between processes and be 0.
-            labels: (n,) integer class ids in [0, C).
+            labels: (n,) integer class ids in [0, C), or `ignore_label`; or (n, L), padded with -1.
             weight: (n,) weight of each sample in the mean; None for ones.
 
         Returns:
@@ -131,6 +131,8 @@ class CenterHead(Head):
         device, learns = self.centers.like.device, self.training and torch.is_grad_enabled()
         with self.timer("forward", device), torch.autocast(device.type, enabled=False):
             batch = self.gather_batch(embeddings, labels, weight, learns=learns)
+            if not len(batch.x_ND):  # all samples are ignored
+                return no_loss(batch, self.pending.begin if learns else None)
             selection = Selection()
             if self.training:
                 with self.only_looking(not learns):
@@ -170,6 +172,7 @@ class CenterHead(Head):
             step=self.step,
             device=self.centers.like.device,
             group=self.process_group,
+            ignore_label=self.options.ignore_label,
         )
         drawn, key = self.options.drawn, (self.options.seed, self.step, self.micro_batch)
         return batch.with_drawn(drawn, key) if self.training and drawn is not None else batch
@@ -230,11 +233,7 @@ class CenterHead(Head):
 
     def stats(self) -> dict[str, float]:
         """Return numbers of this process: active classes and negatives of the last step, bytes, mean milliseconds."""
-        return {
-            **self.counts.last,
-            "memory_bytes": self.centers.memory_bytes,
-            **self.timer.milliseconds(),
-        }
+        return {**self.counts.last, "memory_bytes": self.centers.memory_bytes, **self.timer.milliseconds()}
 
     def to_rows_space(self, embeddings: Tensor) -> Tensor:
         """Return embeddings (n, D) at unit length, or with a last column of ones if the margin has a bias."""

@@ -83,6 +83,7 @@ def gather_batch(
     step: int,
     device: torch.device,
     group: ProcessGroup | None,
+    ignore_label: int | None = None,
 ) -> GlobalBatch:
     """Check the batch of this process, gather the batches of all processes, and check their values.
 
@@ -93,11 +94,14 @@ def gather_batch(
         transform: applied to the embeddings of this process before they are gathered.
         step: the head's step, for messages.
         device: the head's device.
+        ignore_label: samples with this label are left out, so that the batch may be empty; None for none.
 
     Raises:
         ValueError: on all processes, also if only one has a wrong input.
     """
     fault = batch_fault(embeddings, labels, weight, embedding_size, device, several=True)
+    if ignore_label is not None and fault is None:
+        embeddings, labels, weight = without(ignore_label, embeddings, labels, weight)
     width = labels.shape[1] if not fault and labels.ndim == 2 else 0
     sizes, width = gather_shapes(0 if fault else len(embeddings), width, device, group, fault)
     if width:
@@ -106,8 +110,21 @@ def gather_batch(
     x_nD = transform(embeddings)
     norm_n = torch.linalg.vector_norm(embeddings.to(x_nD.dtype), dim=1)
     batch = gather(x_nD, norm_n, labels, weight, sizes, group)
-    check_values(batch, num_classes, step)
+    check_values(batch, num_classes, step, may_be_empty=ignore_label is not None)
     return batch
+
+
+def without(
+    ignore_label: int, embeddings: Tensor, labels: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the samples of this process that have another label, without that label."""
+    ignored = labels == ignore_label
+    if labels.ndim == 2:
+        labels = labels.masked_fill(ignored, -1)
+        ignored = ignored.any(dim=1) & (labels == -1).all(dim=1)
+    kept = (~ignored).nonzero()[:, 0]
+    weight = None if weight is None else weight[kept.to(weight.device)]
+    return embeddings[kept.to(embeddings.device)], labels[kept], weight
 
 
 def gather(
@@ -213,9 +230,9 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def check_values(batch: GlobalBatch, num_classes: int, step: int) -> None:
-    """Raise a ValueError unless class ids are in range, embeddings finite, and weights have a positive sum."""
-    if len(batch.x_ND) == 0:
+def check_values(batch: GlobalBatch, num_classes: int, step: int, *, may_be_empty: bool = False) -> None:
+    """Raise a ValueError unless class ids are in range, embeddings finite, and weights finite and not negative."""
+    if len(batch.x_ND) == 0 and not may_be_empty:
         raise ValueError("the batches of all processes are empty, but the loss needs at least one sample")
     labels_P, sample_P = batch.positives.labels_P, batch.positives.sample_P
     if sample_P is not None and (missing := torch.bincount(sample_P, minlength=len(batch.x_ND)) == 0).any():
@@ -236,5 +253,5 @@ def check_values(batch: GlobalBatch, num_classes: int, step: int) -> None:
             "global batch; a lower learning rate, warm-up or gradient clipping usually helps"
         )
     weight_N = batch.weight_N
-    if not (torch.isfinite(weight_N).all() and (weight_N >= 0).all() and weight_N.sum() > 0):
-        raise ValueError(f"weight at step {step} must be finite, not negative, and not all zero")
+    if not (torch.isfinite(weight_N).all() and (weight_N >= 0).all()):
+        raise ValueError(f"weight at step {step} must be finite and not negative")

@@ -109,7 +109,8 @@ class Streamed(ABC):
         self.x_ND, self.rows, self.num_rows = inputs.x_ND, inputs.rows, len(inputs.rows)
         self.margin, self.group = inputs.margin, inputs.group
         self.matmul, self.workspace = inputs.matmul, inputs.workspace
-        self.weight_N = inputs.weight_N / inputs.weight_N.sum()
+        total = inputs.weight_N.sum()
+        self.weight_N = inputs.weight_N / torch.where(total > 0, total, 1)  # of weights that are all 0, the loss is 0
         self.positives, device = inputs.positives, self.x_ND.device
         self.placed = self.placed_positives = PlacedPairs(inputs.position_P, self.positives.sample_P, device)
         if inputs.position_M is not None:

@@ -34,6 +34,11 @@ class CenterOptions:
         'Labels of a sample that are targets in a step, where it has several: "all", or "draw:3" for 3 drawn anew in '
         "each step. The others are left out of its negatives.",
     )
+    ignore_label: int | None = option(
+        None,
+        "Samples with this label, such as -100, take no part: the loss is that of the batch without them, and 0 if no "
+        "sample remains. None ignores none.",
+    )
     seed: int = option(0, "Seed of the initial rows and of the selection.")
     logits_budget_mb: float = option(
         512,
@@ -56,6 +61,12 @@ class CenterOptions:
         object.__setattr__(self, "seed", whole("seed", self.seed, 0))
         if self.drawn == 0:
             raise ValueError(f"positives={self.positives!r} must be 'all', or 'draw:3' to draw 3 labels of a sample")
+        if self.ignore_label is not None and (
+            isinstance(self.ignore_label, bool) or not hasattr(self.ignore_label, "__index__")
+        ):
+            raise ValueError(
+                f"ignore_label={self.ignore_label!r} must be a whole number, such as -100; None ignores none"
+            )
         number("logits_budget_mb", self.logits_budget_mb, least=0)
         dtypes.named("dtype", self.dtype)
         margin = CosFace() if self.margin is None else checked_margin(self.margin)

@@ -73,6 +73,12 @@ class PendingGradients:
         self.proxy.grad = one if self.proxy.grad is None else self.proxy.grad * one
         self.entries.append((gradient.rows, gradient))
 
+    def begin(self) -> None:
+        """Mark a backward pass, so that `torch.amp.GradScaler` finds a gradient even if no entry follows."""
+        if self.proxy.grad is None:
+            self.clear()  # setting grad to None drops the gradient of the rows
+            self.proxy.grad = torch.ones_like(self.proxy)
+
     def clear(self) -> None:
         """Drop all entries."""
         for rows, gradient in self.entries:
