@@ -42,6 +42,12 @@ class Labels(Protocol):
     def __getitem__(self, indices: Indices, /) -> NDArray[np.int64]: ...
 
 
+class Weights(Protocol):
+    """Weights by index."""
+
+    def __getitem__(self, indices: Indices, /) -> NDArray[np.float32]: ...
+
+
 class ByClass(NamedTuple):
     """The records of each class: those of class c are order[starts[c] : starts[c + 1]]."""
 
@@ -59,12 +65,14 @@ class RecordSet:
         labels: the class id of each example.
         num_classes: number of classes.
         by_class: the records of each class; computed from the labels where needed if None.
+        weights: the weight of each example in the loss; None for equal weights.
     """
 
     source: Source
     labels: Labels
     num_classes: int
     by_class: ByClass | None = None
+    weights: Weights | None = None
 
     def __post_init__(self) -> None:
         if len(self.source) != len(self.labels):

@@ -20,7 +20,7 @@ from .grouping import group
 from .loading import loaded
 from .records import DataSet, Indices, Source
 
-Part = tuple[Tensor, Tensor, Tensor]  # stored examples, labels, random numbers of their augmentation
+Part = tuple[Tensor, ...]  # stored examples, labels, random numbers of their augmentation, and weights if there are any
 Batch = dict[str, Part]
 BLOCK = 2**13  # positions of an epoch that are shuffled together
 IDENTITY = 1  # distinguishes the order of identities from that of records
@@ -51,14 +51,15 @@ class InstanceStream:
         """Return this process's part of batch `number`, counted from 0.
 
         Returns:
-            stored examples (n, ...), labels (n,) int64, random numbers of the augmentation (n, ...).
+            stored examples (n, ...), labels (n,) int64, random numbers of the augmentation (n, ...), and weights (n,)
+            float32 if the records have them.
         """
         epoch, position = divmod(number, self.batches_per_epoch)
         start = position * self.batch_size
         indices = shuffled(start + self.part.start, start + self.part.stop, len(self.data.train), self.seed, epoch)
         draws = self.data.augment.draws(hash64("augmentation", self.seed, epoch, indices))
         labels = torch.from_numpy(np.asarray(self.data.train.labels[indices], dtype=np.int64))
-        return self.data.train.source.read(indices), labels, draws
+        return self.data.train.source.read(indices), labels, draws, *weights_of(self.data, indices)
 
 
 class IdentityStream:
@@ -91,7 +92,8 @@ class IdentityStream:
         """Return this process's part of batch `number`: example n + i has the class of example i.
 
         Returns:
-            stored examples (2n, ...), labels (2n,) int64, random numbers of the augmentation (2n, ...).
+            stored examples (2n, ...), labels (2n,) int64, random numbers of the augmentation (2n, ...), and weights
+            (2n,) float32 if the records have them.
         """
         epoch, position = divmod(number, self.batches_per_epoch)
         start = position * self.pairs
@@ -106,7 +108,14 @@ class IdentityStream:
         indices = np.asarray(self.by_class.order[np.concatenate([starts + first, starts + second])], dtype=np.int64)
         which = np.repeat([0, 1], len(chosen))
         draws = self.data.augment.draws(hash64("identity augmentation", self.seed, epoch, which, indices))
-        return self.data.train.source.read(indices), torch.from_numpy(np.tile(classes, 2)), draws
+        labels = torch.from_numpy(np.tile(classes, 2))
+        return self.data.train.source.read(indices), labels, draws, *weights_of(self.data, indices)
+
+
+def weights_of(data: DataSet, indices: Indices) -> tuple[Tensor, ...]:
+    """Return the weights of training records (n,), or nothing if they have none."""
+    weights = data.train.weights
+    return () if weights is None else (torch.from_numpy(np.asarray(weights[indices], dtype=np.float32)),)
 
 
 def shuffled(start: int, stop: int, size: int, *key: int) -> Indices:

@@ -5,6 +5,7 @@ The heads are imported where they are needed: they import torch, which takes lon
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from hydra._internal.utils import _locate
@@ -26,6 +27,12 @@ def head_parts(config: DictConfig) -> dict[str, Any]:
     from heads.margins import checked_margin
 
     kind = _locate(config.head._target_)
+    by = config.weights.by if "weights" in config else None
+    if by is not None and "weight" not in inspect.signature(kind.forward).parameters:
+        raise ValueError(
+            f"weights.by={by} cannot be used with head={head_name(config)}, whose loss has no weights; use "
+            "weights.by=null, or a head with class centers: full, pfc or forest"
+        )
     margin = checked_margin(instantiate(config.margin))
     # A config of an earlier version has no objective.
     objective = instantiate(config.objective) if "objective" in config else CrossEntropy()

@@ -22,7 +22,7 @@ from .rows.pending import MOST_WITHOUT_OPTIMIZER
 FEW_FORWARDS, MANY_FORWARDS = MOST_WITHOUT_OPTIMIZER, 256
 
 Encode = Callable[[Tensor], Tensor]
-Batch = Mapping[str, tuple[Tensor, Tensor]]
+Batch = Mapping[str, tuple[Tensor, ...]]
 
 ARGUMENTS = {
     "num_classes": "C, the number of classes over all processes.",
@@ -79,10 +79,10 @@ class Head(nn.Module):
 
         Args:
             encode: the backbone.
-            batch: stream name -> (images, labels) of this process.
+            batch: stream name -> (images, labels) of this process, with their weights (n,) as a third if they have any.
         """
-        images, labels = batch["instance"]
-        loss: Tensor = self(encode(images), labels)
+        images, labels, *weight = batch["instance"]
+        loss: Tensor = self(encode(images), labels, *weight)
         return loss
 
     def optimizer(self, lr: float, **options: Any) -> torch.optim.Optimizer:

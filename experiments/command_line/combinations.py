@@ -5,7 +5,7 @@ combinations that may be refused are checked: every single choice of conf/ can b
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 
@@ -18,9 +18,9 @@ PARTS = ("head", "margin", "objective")
 
 
 def check(
-    chosen: Mapping[str, list[str]], composed: Mapping[str, DictConfig], overrides: Iterable[Override], primary: str
+    chosen: Mapping[str, list[str]], composed: Mapping[str, DictConfig], overrides: Sequence[Override], primary: str
 ) -> None:
-    """Raise ValueError if a head cannot have its margin, its objective, or one of its options.
+    """Raise ValueError if a head cannot have its margin, its objective, weights, or one of its options.
 
     Args:
         chosen: the choices of the command line for each group.
@@ -29,10 +29,11 @@ def check(
     """
     swept = {part: chosen[part] for part in PARTS if part in chosen}
     others = [f"{group}={names[0]}" for group, names in chosen.items() if group not in PARTS]
+    weighted = any(override.key_or_group == "weights.by" for override in overrides)
     for names in product(*swept.values()) if swept else []:
         choices = [f"{part}={name}" for part, name in zip(swept, names, strict=True)]
         parts = dict(choice.split("=", 1) for choice in with_defaults([*others, *choices], primary))
-        if _may_be_refused(parts, chosen_in(primary)):
+        if weighted or _may_be_refused(parts, chosen_in(primary)):
             config = copy.deepcopy(composed[choices[0]])
             for choice in choices[1:]:
                 part = choice.split("=")[0]

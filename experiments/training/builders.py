@@ -21,6 +21,7 @@ from .warm_start import WarmStart
 def build_data(config: DictConfig, processes: Processes) -> DataSet:
     """Build the data set. Raise ValueError on all processes unless it has the same size on each."""
     data: DataSet = instantiate(config.noise, _partial_=True)(instantiate(config.data))
+    data = instantiate(config.weights, _partial_=True)(data)
     sizes = processes.gather((data.train.num_classes, len(data.train), len(data.heldout or ())))
     for rank, (classes, records, heldout) in enumerate(sizes):
         if sizes[rank] != sizes[0]:

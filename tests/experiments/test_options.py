@@ -18,7 +18,8 @@ from experiments.option_types import checked
 from heads.core.options import option_fields, signature
 from tests.experiments.commands import config
 
-GROUPS = ("head", "margin", "objective", "index", "optimizer", "data", "noise", "backbone", "schedule", "protocol")
+GROUPS = ("head", "margin", "objective", "index", "optimizer", "data", "noise", "weights", "backbone", "schedule")
+GROUPS += ("protocol",)
 # Options of heads that are known at run time only, that other groups give, or that store=disk brings in.
 RUNTIME = {"margin", "objective", "class_counts", "seed", "store_dir"}
 SHARED = ("head/forest", "centers/default", "store/device", "images/default")  # files that others bring in
