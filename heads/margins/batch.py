@@ -18,20 +18,25 @@ class MarginBatch:
     Attributes:
         norm_N: (N,) lengths of the embeddings before they are scaled to unit length, detached.
         labels_N: (N,) int64 class ids.
-        sample_norms: the lengths, once for each sample.
         num_classes: C, the number of classes of the loss.
         state: the numbers of `Margin.initial_state` as of the last optimizer step, scalar tensors.
         key: seed, step and micro-batch, from which random draws follow.
         class_counts_N: (N,) number of training examples of each sample's class; None unless the margin needs them.
+        several_norms: the lengths, once for each sample, where samples have several labels; else None.
     """
 
     norm_N: Tensor
     labels_N: Tensor
-    sample_norms: Tensor
     num_classes: int
     state: Mapping[str, Tensor]
     key: tuple[int, ...]
     class_counts_N: Tensor | None = None
+    several_norms: Tensor | None = None
+
+    @property
+    def sample_norms(self) -> Tensor:
+        """The lengths, once for each sample."""
+        return self.norm_N if self.several_norms is None else self.several_norms
 
     def chosen(self, places: Tensor) -> "MarginBatch":
         """Return some samples."""
@@ -40,7 +45,6 @@ class MarginBatch:
             self,
             norm_N=self.norm_N[places],
             labels_N=self.labels_N[places],
-            sample_norms=self.sample_norms[places],
             class_counts_N=None if counts_N is None else counts_N[places],
         )
 

@@ -93,7 +93,7 @@ class Margin(Configured):
 
     @property
     def bends_negatives(self) -> bool:
-        """Whether `negative` reads the target cosines."""
+        """True if `negative` reads the target cosines."""
         return self.uses_target_cos and type(self).negative is not Margin.negative
 
     @property

@@ -51,7 +51,7 @@ class LossState:
         return MarginBatch(
             norm_N=positives.of_samples(norm_N),
             labels_N=labels_P,
-            sample_norms=norm_N,
+            several_norms=None if positives.sample_P is None else norm_N,
             num_classes=self.num_classes,
             state=self.of_margin(margin, norm_N),
             key=key,
