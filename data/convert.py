@@ -61,6 +61,11 @@ def _convert_images(options: Options, screen: Console) -> Report:
     paths, labels = tuple(paths_of("source", options.source)), tuple(paths_of("labels", options.labels))
     origin = Origin(source_format(options), paths, labels, path_of("root", options.root), options.shared)
     source = catalog(origin, cache, "stop" if options.on_corrupt == "stop" else "skip")
+    if source.all_labels is not None and options.on_corrupt != "list":
+        raise ValueError(
+            f"source={options.source} has several labels for an image, and a converted set has one; train on the list "
+            "itself with data=list"
+        )
     if options.num_workers is None:
         options = replace(options, num_workers=0 if len(source) < SMALL else os.cpu_count() or 1)
     with bars(screen) as progress:

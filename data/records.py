@@ -62,10 +62,11 @@ class RecordSet:
 
     Args:
         source: the examples.
-        labels: the class id of each example.
+        labels: the class id of each example; the first one if it has several.
         num_classes: number of classes.
-        by_class: the records of each class; computed from the labels where needed if None.
+        by_class: the records of each class, by `labels`; computed from them where needed if None.
         weights: the weight of each example in the loss; None for equal weights.
+        all_labels: all class ids of each example, (n, L) padded with -1; None if each example has one.
     """
 
     source: Source
@@ -73,20 +74,30 @@ class RecordSet:
     num_classes: int
     by_class: ByClass | None = None
     weights: Weights | None = None
+    all_labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        if len(self.source) != len(self.labels):
-            raise ValueError(
-                f"the set has {len(self.source)} records but {len(self.labels)} labels; each record must have one"
-            )
+        for labels in (self.labels, self.targets):
+            if len(self.source) != len(labels):
+                raise ValueError(
+                    f"the set has {len(self.source)} records but {len(labels)} labels; each record must have one"
+                )
 
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def targets(self) -> Labels:
+        """The class ids that a head trains on: (n,), or (n, L) padded with -1 if examples have several."""
+        return self.labels if self.all_labels is None else self.all_labels
+
     def class_counts(self) -> NDArray[np.int64]:
-        """Return the number of records of each class, (num_classes,), without a copy of the labels."""
+        """Return the number of records of each class, (num_classes,), without a copy of the labels.
+
+        A record with several labels counts for each of them.
+        """
         counts = np.zeros(self.num_classes, dtype=np.int64)
-        if self.by_class is not None:
+        if self.by_class is not None and self.all_labels is None:
             for begin in range(0, self.num_classes, CHUNK):
                 classes = np.arange(begin, min(begin + CHUNK, self.num_classes))
                 ends, starts = (np.asarray(self.by_class.starts[classes + k], dtype=np.int64) for k in (1, 0))
@@ -94,9 +105,9 @@ class RecordSet:
             return counts
         for begin in range(0, len(self), CHUNK):
             present, number = np.unique(
-                self.labels[np.arange(begin, min(begin + CHUNK, len(self)))], return_counts=True
+                self.targets[np.arange(begin, min(begin + CHUNK, len(self)))], return_counts=True
             )
-            counts[present] += number
+            counts[present[present >= 0]] += number[present >= 0]
         return counts
 
 

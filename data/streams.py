@@ -51,14 +51,14 @@ class InstanceStream:
         """Return this process's part of batch `number`, counted from 0.
 
         Returns:
-            stored examples (n, ...), labels (n,) int64, random numbers of the augmentation (n, ...), and weights (n,)
-            float32 if the records have them.
+            stored examples (n, ...), labels int64, random numbers of the augmentation (n, ...), and weights (n,) float32
+            if the records have them. Labels are (n,), or (n, L) padded with -1 if the records have several.
         """
         epoch, position = divmod(number, self.batches_per_epoch)
         start = position * self.batch_size
         indices = shuffled(start + self.part.start, start + self.part.stop, len(self.data.train), self.seed, epoch)
         draws = self.data.augment.draws(hash64("augmentation", self.seed, epoch, indices))
-        labels = torch.from_numpy(np.asarray(self.data.train.labels[indices], dtype=np.int64))
+        labels = torch.from_numpy(np.asarray(self.data.train.targets[indices], dtype=np.int64))
         return self.data.train.source.read(indices), labels, draws, *weights_of(self.data, indices)
 
 
@@ -75,6 +75,11 @@ class IdentityStream:
     """
 
     def __init__(self, data: DataSet, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
+        if data.train.all_labels is not None:
+            raise ValueError(
+                "the training records have several labels, and the identity stream pairs records of one class; use a "
+                "head with class centers (full, pfc or forest), or give each record one label"
+            )
         self.by_class = data.train.by_class or group(data.train.labels, data.train.num_classes)
         present = self.by_class.present
         self.num_classes = data.train.num_classes if present is None else len(present)

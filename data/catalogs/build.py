@@ -18,6 +18,7 @@ def build_catalog(folder: Path, origin: Origin) -> None:
     with (
         (folder / "places.bin").open("wb") as places,
         (folder / "raw.bin").open("wb") as labels,
+        (folder / "more.bin").open("wb") as more,
         (folder / "bad.txt").open("w", encoding="utf-8") as bad,
         _progress() as progress,
     ):
@@ -27,12 +28,13 @@ def build_catalog(folder: Path, origin: Origin) -> None:
             def show(count: int, task: TaskID = task) -> None:
                 progress.update(task, completed=count)
 
-            scans.append(scan_file(file, folder, ScanOutputs(places, labels, bad), show))
+            scans.append(scan_file(file, folder, ScanOutputs(places, labels, more, bad), show))
             progress.remove_task(task)
     num_classes = assign_class_ids(folder, scans, origin.shared)
     about = {
         "ends": np.cumsum([scan.count for scan in scans]).tolist(),
         "num_classes": num_classes,
+        "labels_per_image": max(scan.width for scan in scans),
         "numbered": all(scan.names is None for scan in scans) and (origin.shared or len(scans) == 1),
         "bad": sum(scan.num_bad for scan in scans),
         "sizes": {path.name: path.stat().st_size for path in folder.iterdir()},

@@ -21,7 +21,8 @@ from .build import build_catalog, is_intact
 from .names import ClassNames
 from .origin import Origin
 
-VERSION = 3  # version of the files and of the rules by which images are found
+VERSIONS = {"list": 4}  # version of the files and of the rules by which images are found, by format
+VERSION = 3  # that of the other formats
 SHOWN = 3  # unreadable entries in an error message
 
 
@@ -29,8 +30,9 @@ class Catalog:
     """The images of an origin, numbered in the order of its files. Class ids follow the labels, without gaps.
 
     Attributes:
-        labels: (n,) class ids.
-        by_class: the records of each class.
+        labels: (n,) class ids; those of the first labels if images have several.
+        all_labels: (n, L) class ids of all labels, padded with -1; None if each image has one.
+        by_class: the records of each class, by `labels`.
         num_classes: number of classes, each with at least one image.
         class_names: names of the classes in the files; empty if classes are named by their ids.
         numbered: whether the class names, if any, are the labels of the files.
@@ -46,6 +48,9 @@ class Catalog:
         self._ends = np.array(about["ends"])  # end of the images of each file
         count = int(self._ends[-1])
         self.labels: NDArray[Any] = _mapped(folder / "labels.bin", np.int32, count)
+        self.all_labels: NDArray[Any] | None = None
+        if (width := about.get("labels_per_image", 1)) > 1:
+            self.all_labels = _mapped(folder / "all_labels.bin", np.int32, count * width).reshape(count, width)
         self._places = _mapped(folder / "places.bin", np.uint64, count)
         self.by_class = ByClass(
             _mapped(folder / "order.bin", index_dtype(count), count),
@@ -89,7 +94,7 @@ class Catalog:
         return int(self._places[index])
 
     def label(self, index: int) -> int:
-        """Return the label of an image in its file, or its class id if several files have separate labels."""
+        """Return the first label of an image in its file, or its class id if several files have separate labels."""
         class_id = int(self.labels[index])
         return class_id if self._file_labels is None else int(self._file_labels[class_id])
 
@@ -134,7 +139,7 @@ def catalog(origin: Origin, cache: Path, on_corrupt: str = "stop") -> Catalog:
     """
     files = origin.open(cache)
     identity = {
-        "version": VERSION,
+        "version": VERSIONS.get(origin.format, VERSION),
         "origin": [origin.format, origin.paths, origin.labels, origin.root, origin.shared],
         "files": [_file_state(path) for file in files for path in file.files()],
     }

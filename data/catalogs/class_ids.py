@@ -36,7 +36,8 @@ def assign_class_ids(folder: Path, scans: Sequence[FileScan], shared: bool) -> i
     """Write class ids, the records of each class, and class names. Return the number of classes.
 
     Args:
-        folder: the catalog's folder with `raw.bin`, the labels as the files have them; this file is removed.
+        folder: the catalog's folder with `raw.bin` and `more.bin`, the labels as the files have them; these files are
+            removed.
         scans: the classes of each file.
         shared: whether equal labels, or equal class names, mean the same class in all files.
     """
@@ -48,8 +49,11 @@ def assign_class_ids(folder: Path, scans: Sequence[FileScan], shared: bool) -> i
         raise ValueError(f"the sources have {num_classes:,} classes; at most {MOST_CLASSES:,} are supported")
     if sum(scan.count for scan in scans):
         _write_labels(folder, scans, ids)
+        if any(scan.num_more for scan in scans):
+            _write_all_labels(folder, scans, ids)
         group(np.memmap(folder / "labels.bin", np.int32, "r"), num_classes, folder)
-    (folder / "raw.bin").unlink()
+    for name in ("raw.bin", "more.bin"):
+        (folder / name).unlink()
     if names is not None and num_classes:
         write_class_names(folder, names)
     return num_classes
@@ -94,8 +98,29 @@ def _write_labels(folder: Path, scans: Sequence[FileScan], ids: Sequence[NDArray
     with (folder / "labels.bin").open("wb") as labels:
         start = 0
         for scan, of_scan in zip(scans, ids, strict=True):
-            gaps = scan.count and scan.labels[-1] >= len(scan.labels)
             for begin in range(start, start + scan.count, CHUNK):
-                chunk = raw[begin : min(begin + CHUNK, start + scan.count)]
-                of_scan[np.searchsorted(scan.labels, chunk) if gaps else chunk].astype(np.int32).tofile(labels)
+                _class_ids(scan, of_scan, raw[begin : min(begin + CHUNK, start + scan.count)]).tofile(labels)
             start += scan.count
+
+
+def _write_all_labels(folder: Path, scans: Sequence[FileScan], ids: Sequence[NDArray[np.int64]]) -> None:
+    """Write the class ids of all labels, (n, L) padded with -1. The first column is that of `labels.bin`."""
+    count, width = sum(scan.count for scan in scans), max(scan.width for scan in scans)
+    first = np.memmap(folder / "labels.bin", np.int32, "r")
+    more = np.memmap(folder / "more.bin", np.int64, "r").reshape(-1, 3)
+    labels = np.memmap(folder / "all_labels.bin", np.int32, "w+", shape=(count, width))
+    for begin in range(0, count, CHUNK):
+        labels[begin : begin + CHUNK] = -1
+        labels[begin : begin + CHUNK, 0] = first[begin : begin + CHUNK]
+    image = start = 0
+    for scan, of_scan in zip(scans, ids, strict=True):
+        for begin in range(start, start + scan.num_more, CHUNK):
+            number, place, label = more[begin : min(begin + CHUNK, start + scan.num_more)].T
+            labels[image + number, place] = _class_ids(scan, of_scan, label)
+        image, start = image + scan.count, start + scan.num_more
+
+
+def _class_ids(scan: FileScan, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the class ids of some labels of a file."""
+    gaps = scan.labels[-1] >= len(scan.labels)
+    return ids[np.searchsorted(scan.labels, labels) if gaps else labels].astype(np.int32)

@@ -23,12 +23,16 @@ class FileScan:
         labels: (k,) distinct labels, sorted.
         names: class names of the labels 0, 1, ...; None if the file has no names.
         count: number of images.
+        width: most labels of an image.
+        num_more: number of labels after the first ones.
         num_bad: number of entries that cannot be read.
     """
 
     labels: NDArray[np.int64]
     names: Sequence[str] | None
     count: int = 0
+    width: int = 1
+    num_more: int = 0
     num_bad: int = 0
 
 
@@ -36,7 +40,8 @@ class ScanOutputs(NamedTuple):
     """Open files of a catalog that a scan appends to."""
 
     places: IO[bytes]  # uint64 for each image
-    labels: IO[bytes]  # int64 for each image, as in the file
+    labels: IO[bytes]  # int64 for each image, as in the file; the first one if it has several
+    more: IO[bytes]  # int64 (image in its file, place among its labels, label) for each other label
     bad: IO[str]  # a JSON line for each entry that cannot be read
 
 
@@ -57,7 +62,11 @@ def scan_file(file: Format, folder: Path, outputs: ScanOutputs, progress: Callab
             np.array([entry.place for entry in entries], np.uint64).tofile(outputs.places)
             labels = np.array([entry.label for entry in entries], np.int64)
             labels.tofile(outputs.labels)
-            pending.append(np.unique(labels))
+            more = more_labels(entries, scan.count)
+            more.tofile(outputs.more)
+            scan.num_more += len(more)
+            scan.width = max(scan.width, int(more[:, 1].max(initial=0)) + 1)
+            pending.append(np.unique(np.concatenate([labels, more[:, 2]])))
             # Waiting for as many labels as are merged already keeps the total cost linear.
             if sum(map(len, pending)) > max(len(scan.labels), MERGE):
                 scan.labels, pending = np.unique(np.concatenate([scan.labels, *pending])), []
@@ -72,6 +81,20 @@ def scan_file(file: Format, folder: Path, outputs: ScanOutputs, progress: Callab
     if scan.names is not None and len(scan.labels) and scan.labels[-1] >= len(scan.names):
         raise ValueError(f"{file.path} has label {scan.labels[-1]}, but only {len(scan.names)} class names")
     return scan
+
+
+def more_labels(entries: Sequence[Entry], first: int) -> NDArray[np.int64]:
+    """Return (image, place among its labels, label) of the labels after the first ones, (n, 3).
+
+    Args:
+        first: number of the first image.
+    """
+    rows = [
+        (number, place, label)
+        for number, entry in enumerate(entries, first)
+        for place, label in enumerate(entry.more_labels, 1)
+    ]
+    return np.array(rows, np.int64).reshape(-1, 3)
 
 
 def _chunks(entries: Iterator[Entry | BadEntry]) -> Iterator[tuple[list[Entry], list[BadEntry]]]:

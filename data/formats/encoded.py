@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..files import open_file
 
 JPEG = b"\xff\xd8"  # first bytes of the file
+MOST_LABELS = 1000  # labels of an image; each image takes as much memory as the one with the most labels
 
 
 class UnreadableError(ValueError):
@@ -30,13 +31,15 @@ class Entry(NamedTuple):
 
     Args:
         place: its position, in the unit of the format.
-        label: its label in the file, at least 0.
+        label: its label in the file, at least 0; the first one if it has several.
         key: its key, if keys must be unique; None if they may repeat.
+        more_labels: its other labels, without repetitions.
     """
 
     place: int
     label: int
     key: bytes | None = None
+    more_labels: tuple[int, ...] = ()
 
 
 class BadEntry(NamedTuple):
@@ -70,7 +73,7 @@ class Labelled(Images, Protocol):
 
     @property
     def labels(self) -> NDArray[Any]:
-        """Class ids (n,)."""
+        """Class ids (n,); those of the first labels if images have several."""
         ...
 
     @property
@@ -142,3 +145,11 @@ def label_of(raw: bytes) -> int:
     if not raw.isdigit() or len(raw) > 18:
         raise ValueError(f"{text(raw[:40])!r} is not a class id; class ids are whole numbers from 0")
     return int(raw)
+
+
+def labels_of(raw: bytes) -> tuple[int, ...]:
+    """Return the class ids that a text contains, separated by commas, each once. Raises ValueError."""
+    labels = tuple(dict.fromkeys(label_of(part) for part in raw.split(b",")))
+    if len(labels) > MOST_LABELS:
+        raise ValueError(f"{len(labels):,} labels are too many; an image may have {MOST_LABELS:,}")
+    return labels

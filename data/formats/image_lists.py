@@ -1,7 +1,7 @@
 """Folders and lists of images.
 
-A line of a list is `path<TAB>label`, or an image in base64 and its label, in either order. An image folder has a folder
-for each class, named like the class, with images at any depth.
+A line of a list is `path<TAB>label`, or an image in base64 and its label, in either order. Several labels of an image
+are separated by commas. An image folder has a folder for each class, named like the class, with images at any depth.
 """
 
 import base64
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..files import LineFile, check_file, read_file
-from .encoded import BadEntry, Entry, UnreadableError, label_of, read_names, text
+from .encoded import BadEntry, Entry, UnreadableError, labels_of, read_names, text
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 PNM = [base64.b64encode(b"P%d%b" % (kind, after)) for kind in range(1, 7) for after in (b"\n", b" ", b"\r", b"\t")]
@@ -43,7 +43,8 @@ class ImageList:
         check_file(self.path, "list")
         for number, place, line in self.list.lines():
             try:
-                yield Entry(place, label_of(self._columns(line)[1]))
+                label, *others = labels_of(self._columns(line)[1])
+                yield Entry(place, label, more_labels=tuple(others))
             except ValueError as error:
                 yield BadEntry(f"line {number}", str(error))
 
@@ -61,9 +62,9 @@ class ImageList:
             raise UnreadableError((error.strerror if isinstance(error, OSError) else None) or str(error)) from None
 
     def _columns(self, line: bytes) -> tuple[bytes, bytes]:
-        """Return (path or base64, label) of a line in either order. Raises ValueError."""
+        """Return (path or base64, labels) of a line in either order. Raises ValueError."""
         label, _, image = line.partition(b"\t")
-        if not (label.isdigit() and looks_encoded(image)):
+        if not (label.replace(b",", b"").isdigit() and looks_encoded(image)):
             image, _, label = line.rpartition(b"\t")
         if not image:
             raise ValueError("the line must be the path or base64 of an image, a tab and a class id")

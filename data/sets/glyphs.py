@@ -1,6 +1,7 @@
 """`data=glyphs`: characters by typeface, rendered from the fonts that matplotlib installs.
 
 A class is a character; its images are the different renderings by 16 typefaces. A fifth of the classes is held out.
+With labels="character_typeface" each typeface is a class too, and an image has two labels.
 Images are rendered once and kept in a cache folder; a damaged or outdated cache is rendered again.
 """
 
@@ -29,12 +30,14 @@ FACES = (
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
 )
+LABELS = ("character", "character_typeface")
 CHARACTERS = {"letters": "L", "all": "LMNPS"}  # first letters of the Unicode categories
 
 
 def glyphs(
     *,
     characters: str = "letters",
+    labels: str = "character",
     min_images: int = 4,
     heldout: float = 0.2,
     augment: bool = True,
@@ -44,13 +47,17 @@ def glyphs(
 
     Args:
         characters: "letters" (about 2,950 classes) or "all" (about 4,400, with symbols).
-        min_images: fewest different images of a class.
-        heldout: share of the classes that are held out for evaluation.
+        labels: "character", or "character_typeface" for two labels of a training image: its character and its
+            typeface, which are classes alike. The held-out images have their character only.
+        min_images: fewest different images of a character.
+        heldout: share of the characters that are held out for evaluation.
         augment: apply random affine maps to the training images.
         cache_dir: folder of the rendered images; by default $HEADCOUNT_CACHE or ~/.cache/headcount.
     """
     if characters not in CHARACTERS:
         raise ValueError(f"data.characters={characters} must be one of {', '.join(sorted(CHARACTERS))}")
+    if labels not in LABELS:
+        raise ValueError(f"data.labels={labels} must be one of {', '.join(LABELS)}")
     if not 2 <= min_images <= len(FACES):
         raise ValueError(f"data.min_images={min_images} must be in [2, {len(FACES)}]; there are {len(FACES)} typefaces")
     if not 0 < heldout < 1:
@@ -63,7 +70,7 @@ def glyphs(
     }
     root = cache_folder(cache_dir) / "glyphs"
     images = rendered_images(root, identity, SIDE, lambda: shuffled(render(characters, min_images)))
-    train, evaluation, names = images.split(heldout)
+    train, evaluation, names = images.split(heldout, FACES if labels == "character_typeface" else ())
     return DataSet(
         train=train,
         heldout=evaluation,

@@ -59,7 +59,8 @@ def images(
     if files.num_classes == 1:
         path = files.origin.paths[0]
         raise ValueError(f"data.source={path} has one class: {_one_class(files)}; training needs two classes or more")
-    records = RecordSet(EncodedImages(files, preprocessing.decoder), files.labels, files.num_classes, files.by_class)
+    examples = EncodedImages(files, preprocessing.decoder)
+    records = RecordSet(examples, files.labels, files.num_classes, files.by_class, all_labels=files.all_labels)
     train, heldout, names = hold_out(records, files.class_names, num_heldout, seed)
     augment = augment or Unchanged()
     shape, prepare = preprocessing.shape, preprocessing.normalize

@@ -1,6 +1,6 @@
 """Synthetic faults of a training set: label noise and imbalance, to study their effect on a head.
 
-All faults are keyed by seed, record and class. They apply to any set and keep about 20 bytes per record in memory.
+All faults are keyed by seed, record and class. They apply to any set and keep about 20 bytes per label in memory.
 `data=sphere` has the options `tail` and `conflict` of its own, which it computes without memory.
 """
 
@@ -25,8 +25,11 @@ def with_noise(data: DataSet, *, tail: float = 0.0, conflict: float = 0.0, flip:
         tail: exponent of Zipf's law; of C classes in random order, the r-th keeps at most 2 (C / r) ** tail images.
         conflict: share of the classes that are split into two with half of the images each, so that one identity has
             two labels. The second halves get new class ids after all others.
-        flip: share of the records that get the label of another class.
+        flip: share of the labels that become the label of another class.
         seed: seed of all random choices.
+
+    Where records have several labels, `conflict` and `flip` treat each label as that of a record of its own, and a
+    label that a record has already is left out. `tail` is refused.
     """
     if tail < 0:
         raise ValueError(f"noise.tail={tail} must be at least 0")
@@ -36,8 +39,16 @@ def with_noise(data: DataSet, *, tail: float = 0.0, conflict: float = 0.0, flip:
     if tail == conflict == flip == 0:
         return data
     train, names = data.train, data.class_names
-    labels = np.asarray(train.labels[np.arange(len(train))], dtype=np.int64)
     num_classes, source = train.num_classes, train.source
+    all_labels = np.asarray(train.targets[np.arange(len(train))], dtype=np.int64)
+    several = all_labels.ndim == 2
+    if several and tail:
+        raise ValueError(
+            f"noise.tail={tail} leaves out images class by class, and here an image has several labels and so belongs "
+            "to several classes; set it to 0"
+        )
+    is_label = all_labels >= 0
+    labels = all_labels[is_label] if several else all_labels  # one after the other
     if tail:
         kept = long_tail(labels, num_classes, tail, seed)
         source, labels = Subset(source, kept), labels[kept]
@@ -48,7 +59,21 @@ def with_noise(data: DataSet, *, tail: float = 0.0, conflict: float = 0.0, flip:
             names = [*names, *(f"{names[class_id]} (2)" for class_id in split.tolist())]
     if flip:
         labels = flip_labels(labels, num_classes, flip, seed)
-    return replace(data, train=RecordSet(source, labels, num_classes, group(labels, num_classes)), class_names=names)
+    if several:
+        all_labels[is_label] = labels
+        all_labels = without_repetitions(all_labels)
+        labels = all_labels[:, 0]
+    by_class = group(labels, num_classes)
+    noisy = RecordSet(source, labels, num_classes, by_class, all_labels=all_labels if several else None)
+    return replace(data, train=noisy, class_names=names)
+
+
+def without_repetitions(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return labels (n, L) with -1 in place of a label that is further left in its row."""
+    repeated = np.zeros(labels.shape, dtype=bool)
+    for place in range(1, labels.shape[1]):
+        repeated[:, place] = (labels[:, :place] == labels[:, place, None]).any(axis=1)
+    return np.where(repeated, -1, labels)
 
 
 def long_tail(labels: NDArray[np.int64], num_classes: int, tail: float, seed: int) -> Indices:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +53,12 @@ class RenderedImages:
         """Return the source of the images `start` to `stop` - 1."""
         return LmdbArrays(self.folder, start, stop, (1, self.side, self.side))
 
-    def split(self, heldout: float) -> tuple[RecordSet, RecordSet, list[str]]:
+    def split(self, heldout: float, face_names: Sequence[str] = ()) -> tuple[RecordSet, RecordSet, list[str]]:
         """Hold out the last share of the classes, which must be in random order.
+
+        Args:
+            face_names: names of the typefaces. If there are any, the typefaces are classes too, after the others, and
+                each training record has the label of its typeface as a second one.
 
         Returns:
             training records, held-out records, and the names of the training classes.
@@ -61,12 +66,16 @@ class RenderedImages:
         names, labels = self.names, self.labels
         num_train = len(names) - max(2, round(heldout * len(names)))
         boundary = int(np.searchsorted(labels, num_train))
+        train = RecordSet(self.images(0, boundary), labels[:boundary], num_train)
+        if face_names:
+            both = np.stack([labels[:boundary], num_train + self.faces[:boundary].astype(np.int64)], axis=1)
+            train = replace(train, num_classes=num_train + len(face_names), all_labels=both)
         return (
-            RecordSet(self.images(0, boundary), labels[:boundary], num_train),
+            train,
             RecordSet(
                 self.images(boundary, len(labels)), np.asarray(labels[boundary:]) - num_train, len(names) - num_train
             ),
-            names[:num_train],
+            [*names[:num_train], *face_names],
         )
 
 

@@ -21,8 +21,11 @@ def hold_out(
 
     The training records are a view: nothing is copied, and its memory does not grow with the records or classes.
 
+    The first label of a record decides. Records of a held-out class have one label, and training records with several
+    labels lose those that are held out.
+
     Args:
-        records: records with `by_class`; every class has a record.
+        records: records with `by_class`; every class has a record, if each record has one label.
         names: names of all classes; empty if they are named by their ids.
         num_heldout: number of held-out classes; a twentieth of all, at most 500, if None.
         seed: seed of the choice of classes.
@@ -50,6 +53,7 @@ def hold_out(
         RemainingLabels(records.labels, view, heldout),
         len(classes),
         ByClass(Identity(len(view)), RemainingStarts(by_class.starts, classes, heldout, removed)),
+        all_labels=None if records.all_labels is None else RemainingLabels(records.all_labels, view, heldout),
     )
     return train, evaluation, RemainingNames(names, classes)
 
@@ -139,7 +143,7 @@ class ViewedSource:
 
 @dataclass(frozen=True)
 class RemainingLabels:
-    """Class ids of the training records, without gaps."""
+    """Class ids of the training records, without gaps; -1 for held-out classes and for padding."""
 
     labels: Labels
     view: InClassOrder
@@ -150,7 +154,11 @@ class RemainingLabels:
 
     def __getitem__(self, indices: Indices) -> NDArray[np.int64]:
         before = np.asarray(self.labels[self.view[np.asarray(indices)]], dtype=np.int64)
-        return before - np.searchsorted(self.heldout, before)
+        place = np.searchsorted(self.heldout, before)
+        if before.ndim == 1:
+            return before - place
+        left_out = (before < 0) | (self.heldout[np.minimum(place, len(self.heldout) - 1)] == before)
+        return np.where(left_out, -1, before - place)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def describe_data(data: DataSet, class_names: bytes) -> dict[str, Any]:
     """
     records, classes = len(data.train), data.train.num_classes
     some = np.linspace(0, records - 1, min(records, LABELS)).astype(np.int64)
-    labels = np.asarray(data.train.labels[some], dtype="<i8")
+    labels = np.asarray(data.train.targets[some], dtype="<i8")
     fingerprint = hashlib.sha256(class_names + labels.tobytes()).hexdigest()
     return {"records": records, "classes": classes, "fingerprint": fingerprint}
 

@@ -28,6 +28,8 @@ OPTION = "protocol.closed_set"
 class ClosedSet:
     """Classification among the training classes.
 
+    An image with several labels is judged by the first one. Its other classes are not compared with it.
+
     Args:
         source: images by class; None for training records of the model's data.
         format: format of the images, as `data.format`; None detects it.
@@ -67,7 +69,7 @@ class ClosedSet:
 
     def check(self, model: Model) -> None:
         """Raise ValueError if the source does not fit the model. Reads one image."""
-        _, images, _ = self._sets(model)
+        _, images = self._sets(model)
         if (width := images.width(model)) != model.embedding_size:
             raise ValueError(
                 f"{OPTION}.source={images.name} has features of {width} numbers and the model embeddings of "
@@ -76,10 +78,9 @@ class ClosedSet:
 
     def __call__(self, model: Model) -> list[Result]:
         """Return the result on the first process."""
-        centers, images, label_N = self._sets(model)
+        centers, images = self._sets(model)
         if self.records is not None and self.records < len(images):
-            chosen = permute(np.arange(self.records), len(images), 0)
-            images, label_N = images.subset(chosen), label_N[chosen]
+            images = images.subset(permute(np.arange(self.records), len(images), 0))
         probes_ND = images.embeddings(model, "images", unit_length=centers.normalize).to(model.processes.device)
         if not centers.normalize:
             probes_ND = torch.cat([probes_ND, probes_ND.new_ones(len(probes_ND), 1)], 1)  # multiplies the bias
@@ -90,12 +91,12 @@ class ClosedSet:
                     rows = finite(rows, "class centers")
                     yield start, normalize(rows) if centers.normalize else rows
 
-        number_N = torch.arange(len(images))
-        known = KnownPairs(number_N, torch.from_numpy(label_N), torch.ones(len(images), dtype=torch.bool))
-        _, above_N = count_strangers_above(probes_ND, known, blocks, together=model.together)
+        known = known_classes(images)
+        _, above_M = count_strangers_above(probes_ND, known, blocks, together=model.together)
         if not model.processes.is_rank_zero:
             return []
-        ranks = Ranks(known, above_N.cpu(), label_N, "best")
+        assert images.classes is not None
+        ranks = Ranks(known, above_M.cpu(), images.classes, "best")
 
         def metrics(weights: np.ndarray | None = None) -> dict[str, float]:
             values = ranks.metrics(self.ranks, weights)
@@ -105,30 +106,31 @@ class ClosedSet:
         counts = {"images": len(images), "classes": centers.num_classes}
         return [Result("closed_set", metrics(), intervals, counts, curves={"cmc": ranks.cmc(centers.num_classes)})]
 
-    def _sets(self, model: Model) -> tuple[Centers, ImageSet, NDArray[np.int64]]:
-        """Return the class centers, the images, and the class of each image."""
+    def _sets(self, model: Model) -> tuple[Centers, ImageSet]:
+        """Return the class centers, and the images with the model's numbers of their classes."""
         if model.centers is None:
             raise ValueError(
                 "protocol=closed_set needs class centers, and there are none: the head keeps none, or checkpoint= is "
                 "missing"
             )
         if isinstance(self.source, ImageSet):
-            return model.centers, self.source, self._labels(self.source, model.centers)
+            return model.centers, self.source.renumbered(self._numbers(self.source, model.centers))
         images = from_dataset(model, model.data().train, "training records", self.mirrored)
         assert images.classes is not None
-        if images.classes.max() >= model.centers.num_classes:
+        largest = (images.classes if images.all_classes is None else images.all_classes).max()
+        if largest >= model.centers.num_classes:
             raise ValueError(
-                f"protocol=closed_set found class {images.classes.max():,} in the model's data and the model has "
+                f"protocol=closed_set found class {largest:,} in the model's data and the model has "
                 f"{model.centers.num_classes:,} classes; restore the data that it was trained on"
             )
-        return model.centers, images, images.classes
+        return model.centers, images
 
-    def _labels(self, source: ImageSet, centers: Centers) -> NDArray[np.int64]:
-        """Return the model's class of each image."""
+    def _numbers(self, source: ImageSet, centers: Centers) -> NDArray[np.int64]:
+        """Return the model's class for each class of the source."""
         if source.classes is None:
             raise ValueError(f"{OPTION}.source={source.name} has no classes; add a .txt file that names them")
         if self.classes == "id":
-            return self._ids(source, centers.num_classes)[source.classes]
+            return self._ids(source, centers.num_classes)
         model_names = [one_line(name) for name in centers.class_names] or [
             str(number) for number in range(centers.num_classes)
         ]
@@ -139,7 +141,7 @@ class ClosedSet:
                 f"{OPTION}.classes=name needs class names of the model, and {len(unknown):,} of {len(source.names):,} "
                 f"classes of {source.name} have other names, such as {unknown[0]!r}; rename them, or choose classes=id"
             )
-        return np.array([numbers[name] for name in source.names], np.int64)[source.classes]
+        return np.array([numbers[name] for name in source.names], np.int64)
 
     def _ids(self, source: ImageSet, num_classes: int) -> NDArray[np.int64]:
         """Return the model's class for each class of the source, by number."""
@@ -156,3 +158,15 @@ class ClosedSet:
                 "classes; use a model of those classes"
             )
         return ids
+
+
+def known_classes(images: ImageSet) -> KnownPairs:
+    """Return the classes of each image. The first is the one to be found, and the others are ignored."""
+    assert images.classes is not None
+    if images.all_classes is None:
+        number_N = torch.arange(len(images))
+        return KnownPairs(number_N, torch.from_numpy(images.classes), torch.ones(len(images), dtype=torch.bool))
+    image, place = np.nonzero(images.all_classes >= 0)
+    image, class_id = np.unique([image, images.all_classes[image, place]], axis=1)
+    is_first = class_id == images.classes[image]
+    return KnownPairs(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (image, class_id, is_first)))

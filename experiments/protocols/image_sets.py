@@ -1,7 +1,7 @@
 """Sets of images with their classes, or of features that were computed before."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.catalogs.catalog import Catalog
 from data.conversion.writers import one_line
 from data.records import Indices, RecordSet
 from data.sets.image_source import images_at
@@ -28,11 +29,12 @@ class ImageSet:
     Args:
         name: for messages.
         size: number of images.
-        classes: class of each image, (n,), as an index into `names`; None if unknown.
+        classes: class of each image, (n,), as an index into `names`; None if unknown. The first one if it has several.
         names: names of the classes; empty if they are not compared with those of other sets.
         rows: returns embeddings (n, D) of some images, of any length, on the device. The last argument is the title
             of a progress bar, None for no bar.
         are_features: whether the set contains features, so that no image has to be embedded.
+        all_classes: all classes of each image, (n, L) padded with -1; None if each has one.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ImageSet:
     names: Sequence[str]
     rows: Rows
     are_features: bool = False
+    all_classes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -58,6 +61,13 @@ class ImageSet:
             return self.classes
         return np.array([known.setdefault(name, len(known)) for name in self.names], np.int64)[self.classes]
 
+    def renumbered(self, number_of_class: NDArray[np.int64]) -> "ImageSet":
+        """Return the set with other numbers of its classes, by number."""
+        assert self.classes is not None
+        every = self.all_classes
+        every = None if every is None else np.where(every < 0, -1, number_of_class[every])
+        return replace(self, classes=number_of_class[self.classes], all_classes=every)
+
     def width(self, model: Model) -> int:
         """Return the number of columns of the embeddings, which reads the first image."""
         return self.rows(model, np.array([0]), None).shape[1]
@@ -65,9 +75,10 @@ class ImageSet:
     def subset(self, chosen: Indices) -> "ImageSet":
         """Return some of the images, in this order."""
         classes = None if self.classes is None else self.classes[chosen]
+        all_classes = None if self.all_classes is None else self.all_classes[chosen]
         rows = self.rows
         chosen_rows: Rows = lambda model, at, title: rows(model, chosen[at], title)  # noqa: E731
-        return ImageSet(self.name, len(chosen), classes, self.names, chosen_rows, self.are_features)
+        return ImageSet(self.name, len(chosen), classes, self.names, chosen_rows, self.are_features, all_classes)
 
     def embeddings(self, model: Model, title: str, *, unit_length: bool = True) -> Tensor:
         """Return the embeddings of all images on every process. Each process embeds a part."""
@@ -130,7 +141,9 @@ def image_set(
         return model.embed(*model.view(images), indices, mirrored=mirrored, label=title)
 
     names = [one_line(name) for name in images.names]
-    return ImageSet(path, len(images), np.asarray(images.labels, np.int64), names, rows)
+    every = images.all_labels if isinstance(images, Catalog) else None
+    every = None if every is None else np.asarray(every, np.int64)
+    return ImageSet(path, len(images), np.asarray(images.labels, np.int64), names, rows, all_classes=every)
 
 
 def features(path: str, option: str = "features") -> ImageSet:
@@ -169,8 +182,9 @@ def from_dataset(model: Model, records: RecordSet, name: str, mirrored: bool = F
     """Return a part of the data set that the model was trained on as an image set."""
     prepare = model.data().prepare
     labels = np.asarray(records.labels[np.arange(len(records))], np.int64)
+    every = None if records.all_labels is None else np.asarray(records.all_labels[np.arange(len(records))], np.int64)
 
     def rows(model: Model, indices: Indices, title: str | None) -> Tensor:
         return model.embed(records.source, prepare, indices, mirrored=mirrored, label=title)
 
-    return ImageSet(name, len(records), labels, (), rows)
+    return ImageSet(name, len(records), labels, (), rows, all_classes=every)

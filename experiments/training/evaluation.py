@@ -114,16 +114,25 @@ def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:
 
 @torch.no_grad()
 def against_all_centers(model: Model, head: CenterHead, records: RecordSet, count: int, seed: int) -> dict[str, float]:
-    """Return the exact loss and the top-1 accuracy of `count` random training records without augmentation."""
+    """Return the exact loss and the top-1 accuracy of `count` random training records without augmentation.
+
+    For records with several labels, the top-1 accuracy is that of the first one, and the others are left out.
+    """
     chosen = permute(np.arange(min(count, len(records))), len(records), seed)
     part = np.array_split(chosen, model.processes.world_size)[model.processes.rank]
     embeddings = model.embed(records.source, model.data().prepare, part)
     embeddings = embeddings if len(part) else embeddings.new_empty(0, head.embedding_size)
-    labels = torch.from_numpy(np.asarray(records.labels[part], dtype=np.int64)).to(embeddings.device)
+    labels = torch.from_numpy(np.asarray(records.targets[part], dtype=np.int64)).to(embeddings.device)
+    first, *others = labels.T if labels.ndim == 2 else [labels]
     head.eval()
     try:
         loss = head(embeddings, labels)
-        correct = (head.topk(embeddings, 1)[1][:, 0] == labels).sum()
+        nearest = head.topk(embeddings, min(1 + len(others), head.centers.shard.num_classes))[1]
+        left_out = torch.zeros_like(nearest, dtype=torch.bool)
+        for other in others:
+            left_out |= nearest == other[:, None]
+        nearest_class = nearest.gather(1, left_out.int().argmin(1, keepdim=True))[:, 0]
+        correct = (nearest_class == first).sum()
     finally:
         head.train()
     correct = sum_over_processes(correct, default_group())

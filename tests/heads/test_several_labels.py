@@ -1,5 +1,7 @@
 """Several labels a sample: labels (N, L) padded with -1, in all heads with class centers."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
@@ -26,6 +28,12 @@ from heads.group.positives import draw, positives_of
 from tests import several
 from tests.several import Case
 from tests.workers import rank_and_world
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
 
 COUNTS = torch.arange(1, 42)
 FOREST = {"num_active": 0.4, "index": Exact(), "build": "blocking", "interval": 1}
@@ -187,22 +195,24 @@ def test_own_classes_are_never_negatives(objective):
 
     All images have classes in common, so those rows are active.
     """
-    head = PartialFC(41, 8, sample_rate=0.7, objective=objective, positives="draw:1")
+    head = PartialFC(41, 8, sample_rate=0.7, margin=CosFace(s=4), objective=objective, positives="draw:1")
     optimizer = head.optimizer(lr=0.1, momentum=0, weight_decay=0)
     seen = several.recorded(head)
     labels = torch.tensor([[1, 2, 3], [3, 2, 4], [4, 1, -1], [2, 5, 3], [1, 5, 4]])
-    left_out_rows = 0
+    left_out_rows, targets = 0, set()
     for _ in range(8):
         before = head.centers.rows.clone()
         head(torch.randn(5, 8, requires_grad=True), labels, torch.eye(5)[0]).backward()
         optimizer.step()
         optimizer.zero_grad()
         [target] = seen[-1]["targets"][0]
+        targets.add(target)
         left_out = [label for label in (1, 2, 3) if label != target]
         assert torch.equal(head.centers.rows[left_out], before[left_out])
         assert not torch.equal(head.centers.rows[target], before[target])
         left_out_rows += len({*left_out} & {*seen[-1]["active"]})
     assert left_out_rows > 8
+    assert targets == {1, 2, 3}
 
 
 def test_drawn_targets():
@@ -220,6 +230,23 @@ def test_drawn_targets():
     # Each of the four labels, by size, is drawn in half of the 400 cases; 3 deviations of a binomial are 30.
     places = [sorted(labels[sample].tolist()).index(label) for sample, label in pairs if sample >= 100]
     assert all(170 <= places.count(place) <= 230 for place in range(4))
+
+
+def test_targets_are_drawn_anew():
+    """Each forward pass draws other targets, also within a step; the same seed draws the same ones again."""
+    x, labels = torch.randn(20, 8), torch.arange(80).view(20, 4)
+    drawn = []
+    for seed in (0, 0, 1):
+        head = FullFC(100, 8, positives="draw:2", seed=seed)
+        optimizer, seen = head.optimizer(lr=0.1), several.recorded(head)
+        for _ in range(2):
+            for _ in range(2):
+                head(x.requires_grad_(), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        drawn.append([each["targets"] for each in seen])
+    assert drawn[0] == drawn[1]
+    assert all(a != b for a, b in combinations(drawn[0] + drawn[2], 2))
 
 
 def test_evaluation_uses_all_labels():

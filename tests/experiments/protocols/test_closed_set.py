@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from data.formats.unlabeled_images import ImageFiles
 from experiments.models.model import Model
 from experiments.protocols.closed_set import ClosedSet
-from tests.data.made_sets import images, write_folder
+from tests.data.made_sets import image, images, write_folder, write_list
 from tests.experiments.protocols.models import of_pixels
 from tests.workers import rank_and_world
 
@@ -62,6 +62,28 @@ def test_top_k(unit, workers, tmp_path):
     for world_size in (2, 3):
         first, *others = workers(world_size).run(results_of, tmp_path / "set", unit)
         assert first == one and others == [[]] * (world_size - 1)
+
+
+def test_several_labels(workers, tmp_path):
+    """The first class of an image is ranked among the classes that the image does not have."""
+    own = [list(dict.fromkeys([number % 10, *np.random.default_rng(number).choice(10, 4)])) for number in range(30)]
+    write_list(tmp_path / "set.txt", [(",".join(map(str, classes)), image(k)) for k, classes in enumerate(own)])
+    one = results_by_id(tmp_path / "set.txt")
+    model = of_pixels()
+    held = [str(tmp_path / f"{number}.jpg").encode() for number in range(30)]
+    x = model.embed(*model.view(ImageFiles(held)), np.arange(30))
+    scores = normalize(x) @ normalize(centers(True).rows).T
+    for number, (_, *others) in enumerate(own):
+        scores[number, others] = -torch.inf
+    first = scores[torch.arange(30), [classes[0] for classes in own]]
+    rank = (scores >= first[:, None]).sum(1)
+    assert one == {f"top{k}": pytest.approx(float((rank <= k).double().mean())) for k in (1, 2, 5)}
+    assert workers(2).run(results_by_id, tmp_path / "set.txt") == [one, None]
+
+
+def results_by_id(path) -> dict[str, float] | None:
+    found = ClosedSet(str(path), classes="id", ranks=[1, 2, 5], resamples=0)(of_pixels(centers=centers(True)))
+    return found[0].metrics if found else None
 
 
 @pytest.mark.parametrize(
