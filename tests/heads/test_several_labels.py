@@ -130,6 +130,8 @@ def with_widths(labels: torch.Tensor, widths: list[int]) -> list[torch.Tensor]:
     parts = [labels[:3], labels[3:], labels[:0]] if world_size == 3 else [labels]
     mine = parts[rank]
     padded = torch.nn.functional.pad(mine, (0, widths[rank] - mine.shape[1]), value=-1)
+    if rank == 1:
+        padded = padded.to(torch.uint8)  # has no -1
     x = torch.randn(len(labels), 8, generator=torch.Generator().manual_seed(0))
     x = (x if world_size == 1 else [x[:3], x[3:], x[:0]][rank]).requires_grad_()
     head = FullFC(41, 8)
@@ -289,6 +291,7 @@ SEVERAL = torch.tensor([[1, 2], [3, -1]])
         (lambda: FullFC(9, 4), torch.full((2, 2), -1), "2 of 2 samples of the global batch at step 0 have no label"),
         (lambda: FullFC(9, 4), torch.tensor([[1, -1], [-1, -1]]), "1 of 2 samples .* each needs one"),
         (lambda: FullFC(9, 4), torch.tensor([[1, 9], [2, -1]]), "label 9 at step 0 is out of range"),
+        (lambda: FullFC(9, 4), torch.tensor([[1, -2], [2, 3]]), "label -2 at step 0 is out of range"),
         (lambda: FullFC(9, 4), SEVERAL[:, :0], "must be one integer class id, or a row of them padded with -1"),
         (lambda: FullFC(9, 4), SEVERAL.double(), "must be one integer class id"),
         (lambda: FullFC(9, 4), SEVERAL[None], "must be one integer class id"),
