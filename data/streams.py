@@ -51,8 +51,8 @@ class InstanceStream:
         """Return this process's part of batch `number`, counted from 0.
 
         Returns:
-            stored examples (n, ...), labels int64, random numbers of the augmentation (n, ...), and weights (n,) float32
-            if the records have them. Labels are (n,), or (n, L) padded with -1 if the records have several.
+            stored examples (n, ...), labels int64, random numbers of the augmentation (n, ...), and weights (n,)
+            float32 if the records have them. Labels are (n,), or (n, L) padded with -1 if the records have several.
         """
         epoch, position = divmod(number, self.batches_per_epoch)
         start = position * self.batch_size

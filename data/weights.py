@@ -1,6 +1,7 @@
 """Weights of the training records in the loss: by class frequency, or from a file.
 
-The loss of a batch is a weighted mean, so only the ratios of weights matter. Their mean over the training records is 1.
+The loss of a batch is a weighted mean, so only the ratios of weights matter. Their mean over the training records, or
+over all labels of the training records, is 1.
 """
 
 from dataclasses import dataclass, replace
@@ -51,13 +52,17 @@ def with_weights(data: DataSet, *, by: str | None = None, beta: float = 0.999, f
 
 @dataclass(frozen=True)
 class ClassWeights:
-    """The weights of records by their class."""
+    """The weights of records by their class; the mean over its classes if a record has several."""
 
     labels: Labels
     of_class: NDArray[np.float32]
 
     def __getitem__(self, indices: Indices) -> NDArray[np.float32]:
-        return self.of_class[np.asarray(self.labels[indices], dtype=np.int64)]
+        labels = np.asarray(self.labels[indices], dtype=np.int64)
+        if labels.ndim == 1:
+            return self.of_class[labels]
+        is_label = labels >= 0
+        return np.where(is_label, self.of_class[labels], 0).sum(axis=1) / is_label.sum(axis=1, dtype=np.float32)
 
 
 class FileWeights:
@@ -75,8 +80,9 @@ class FileWeights:
 
 
 def _by_class(weights: NDArray[np.float64], train: RecordSet) -> ClassWeights:
-    mean = float(np.dot(weights, train.class_counts())) / len(train)
-    return ClassWeights(train.labels, (weights / mean if mean else weights).astype(np.float32))
+    counts = train.class_counts()
+    mean = float(np.dot(weights, counts)) / int(counts.sum())
+    return ClassWeights(train.targets, (weights / mean if mean else weights).astype(np.float32))
 
 
 def _from_file(path: str, train: RecordSet) -> ClassWeights | FileWeights:

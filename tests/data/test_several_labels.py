@@ -18,6 +18,7 @@ from data.sets.glyphs import FACES, glyphs
 from data.sets.images import images as build
 from data.sets.noise import with_noise
 from data.streams import IdentityStream, InstanceStream
+from data.weights import with_weights
 from experiments.train import train
 from tests.data.made_sets import SIDE, image, write_base64, write_list
 from tests.experiments.commands import config, summary
@@ -203,6 +204,15 @@ def test_class_counts_count_every_label(monkeypatch):
         RecordSet(np.zeros(2), np.zeros(2), 2, all_labels=np.zeros((1, 2)))
 
 
+def test_weights():
+    """An image has the mean weight of its classes."""
+    data = with_weights(made(np.array([[0, 2], [2, -1], [2, 1], [3, -1]]), 4), by="inverse")
+    expected = np.array([(1 + 1 / 3) / 2, 1 / 3, (1 / 3 + 1) / 2, 1])
+    weights = data.train.weights[np.arange(4)]
+    assert weights.dtype == np.float32
+    assert weights / weights[3] == pytest.approx(expected)
+
+
 def test_glyphs_with_typefaces():
     one, two = glyphs(), glyphs(labels="character_typeface")
     number = one.train.num_classes
@@ -230,7 +240,14 @@ def words(path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     "options",
     [
-        ("head=pfc", "sample_rate=0.5", "noise.flip=0.1", "noise.conflict=0.2", "fidelity.interval=2"),
+        (
+            "head=pfc",
+            "sample_rate=0.5",
+            "noise.flip=0.1",
+            "noise.conflict=0.2",
+            "weights.by=inverse",
+            "fidelity.interval=2",
+        ),
         ("head=full", "objective=uniface", "positives=draw:1", "margin=class_margin", "evaluate.train_records=20"),
     ],
 )
