@@ -1,7 +1,9 @@
 """`python -m experiments.embed checkpoint=RUN source=IMAGES target=FILE.npy`: write embeddings to an array.
 
-Row i of FILE.npy, (n, D), belongs to the image in line i of FILE.txt: `key<TAB>class`. Both files are written in
-`FILE.npy.partial`. After an interruption the same command continues, with any number of processes.
+Row i of FILE.npy, (n, D), belongs to the image in line i of FILE.txt: `key<TAB>class`. Its class id is number i of
+FILE.labels.npy, (n,), and line c of FILE.labels.classes.txt names class c, if classes have names. These are files of
+`data=features`. They are written in `FILE.npy.partial`. After an interruption the same command continues, with any
+number of processes.
 """
 
 if __name__ == "__main__":  # before torch is imported
@@ -15,6 +17,8 @@ if __name__ == "__main__":  # before torch is imported
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,15 +27,17 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
-from data.conversion.writers import one_line
+from data.arrays import write_header
+from data.conversion.writers import one_line, write_names
 from data.files import write_whole
 from data.formats.encoded import Labelled, UnreadableError
 from data.options import absolute
-from data.records import Source
+from data.records import CHUNK, DataSet, Labels, Source
 from data.sets.image_source import images_at
 
 from .cli import command, model, needed
 from .launching.processes import joined
+from .models.fingerprint import describe_data, encode_class_names
 from .models.model import Model, Prepare, finite, unit
 from .tables import console
 
@@ -45,16 +51,21 @@ def embed(config: DictConfig, folder: Path) -> None:
     Raises:
         ValueError: an option does not fit, or an image cannot be read.
     """
-    needed(config, "checkpoint", "source", "target")
-    path, target = absolute(config.source), Path(absolute(config.target))
+    needed(config, "checkpoint", "target", *(["source"] if config.source is not None else []))
+    target = Path(absolute(config.target))
     if target.suffix != ".npy":
         raise ValueError(f"target={target} must end in .npy")
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype={config.dtype} must be one of {', '.join(DTYPES)}")
-    source = images_at(path, config.format, root=config.root, labels=config.labels)
+    given = source_of(config)
+    source: Labelled | OwnRecords
     with joined(config) as processes:
         embedder = model(config, processes)
-        images, prepare = embedder.view(source)
+        if given is not None:
+            source, (images, prepare) = given, embedder.view(given)
+        else:
+            data = embedder.data()
+            source, images, prepare = OwnRecords(data), data.train.source, data.prepare
         shape = (len(source), embedder.embedding_size)
         # An interrupted command continues only with the same images, model and options.
         options = [config.mirrored, config.unit, config.dtype, config.trainer.precision]
@@ -71,13 +82,49 @@ def embed(config: DictConfig, folder: Path) -> None:
             files.unlock()
         if processes.is_rank_zero:
             message = (
-                f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {files.keys.name}: their keys and classes"
+                f"{target}: {shape[0]:,} embeddings of {shape[1]} numbers; {files.keys.name}: their keys and classes; "
+                f"{files.labels.name}: their class ids"
             )
             console().print(message, soft_wrap=True, highlight=False)
 
 
+def source_of(config: DictConfig) -> Labelled | None:
+    """Return the images of `source`; None for the training records of the model's own data."""
+    if config.source is not None:
+        return images_at(absolute(config.source), config.format, root=config.root, labels=config.labels)
+    for name in ("format", "root", "labels"):
+        if config[name] is not None:
+            raise ValueError(f"{name}={config[name]} applies to a source only; remove it, or name a source")
+    return None
+
+
+@dataclass(frozen=True)
+class OwnRecords:
+    """The training records of a model's own data, by number."""
+
+    data: DataSet
+
+    def __len__(self) -> int:
+        return len(self.data.train)
+
+    @property
+    def labels(self) -> Labels:
+        return self.data.train.labels
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.data.class_names or [str(number) for number in range(self.data.train.num_classes)]
+
+    @property
+    def fingerprint(self) -> str:
+        return str(describe_data(self.data, encode_class_names(self.data))["fingerprint"])
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+
 class Files:
-    """The files of a target: an array, a text file of keys, and a folder for both until they are complete.
+    """The files of a target: an array, keys, labels and class names, and a folder for them until they are complete.
 
     Args:
         target: path of the array.
@@ -85,7 +132,9 @@ class Files:
     """
 
     def __init__(self, target: Path, description: str):
-        self.target, self.keys, self.description = target, target.with_suffix(".txt"), description
+        self.target, self.description = target, description
+        self.keys, self.labels = target.with_suffix(".txt"), target.with_suffix(".labels.npy")
+        self.names = target.with_suffix(".labels.classes.txt")
         self.partial = target.with_name(f"{target.name}.partial")
         self.rows, self.done, self.about = (self.partial / name for name in ("rows.npy", "done", "about.json"))
         self._lock = FileLock(self.partial / "lock")
@@ -93,7 +142,7 @@ class Files:
     def check(self) -> None:
         """Raise ValueError if the target exists, or the folder belongs to another computation."""
         if not self.about.exists():
-            for path in (self.target, self.keys):
+            for path in (self.target, self.keys, self.labels, self.names):
                 if path.exists():
                     raise ValueError(
                         f"target={self.target} cannot be written: {path.name} exists already; remove it or give "
@@ -128,15 +177,29 @@ class Files:
             return self.begin(shape, dtype)
         return self.rows.exists()
 
-    def finish(self, source: Labelled) -> None:
+    def finish(self, source: Labelled | OwnRecords) -> None:
         """Rename the files, the array last. A command killed in this method continues in it."""
         if self.rows.exists():
-            names, keys = source.names, self.partial / "keys.txt"
-            with keys.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                for index, label in enumerate(source.labels):
-                    file.write(f"{one_line(source.key(index))}\t{one_line(names[label])}\n")
-                file.flush()
-                os.fsync(file.fileno())
+            names, count = source.names, len(source)
+            keys, labels, classes = (self.partial / name for name in ("keys.txt", "labels.npy", "classes.txt"))
+            with (
+                keys.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as lines,
+                labels.open("wb") as ids,
+            ):
+                write_header(ids, np.int64, (count,))
+                for start in range(0, count, CHUNK):
+                    chunk = np.arange(start, min(start + CHUNK, count))
+                    found = np.asarray(source.labels[chunk], dtype=np.int64)
+                    ids.write(found.tobytes())
+                    for index, label in zip(chunk.tolist(), found.tolist(), strict=True):
+                        lines.write(f"{one_line(source.key(index))}\t{one_line(names[label])}\n")
+                for file in (lines, ids):
+                    file.flush()
+                    os.fsync(file.fileno())
+            if any(name != str(number) for number, name in enumerate(names)):
+                write_names(classes, [one_line(name) for name in names])
+                os.replace(classes, self.names)
+            os.replace(labels, self.labels)
             os.replace(keys, self.keys)
             os.replace(self.rows, self.target)
         self.about.unlink()
@@ -150,6 +213,7 @@ def _fill(files: Files, count: int, images: Source, prepare: Prepare, embedder: 
     """
     offset = np.load(files.rows, mmap_mode="r").offset
     processes, done = embedder.processes, files.done.read_bytes()
+    label = "the training records" if config.source is None else config.source
     missing = [number for number in range(processes.rank, len(done), processes.world_size) if not done[number]]
     with files.rows.open("r+b") as rows, files.done.open("r+b") as marks:
         for number in embedder.track(missing, "Embedding"):
@@ -159,8 +223,8 @@ def _fill(files: Files, count: int, images: Source, prepare: Prepare, embedder: 
             except UnreadableError as error:
                 hint = "python -m data.convert on_corrupt=skip verify=true makes a copy without such images"
                 raise ValueError(f"{error}; {hint}") from None
-            embeddings = unit(embeddings, config.source) if config.unit else embeddings
-            embeddings = finite(embeddings.to(getattr(torch, config.dtype)), config.source)  # float16 ends at 65,504
+            embeddings = unit(embeddings, label) if config.unit else embeddings
+            embeddings = finite(embeddings.to(getattr(torch, config.dtype)), label)  # float16 ends at 65,504
             block = embeddings.cpu().numpy()
             rows.seek(offset + block[:1].nbytes * number * BLOCK)
             rows.write(block.tobytes())

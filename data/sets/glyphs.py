@@ -18,6 +18,8 @@ from rich.progress import track
 from ..augment import RandomAffine, Unchanged
 from ..cache import cache_folder
 from ..counter_rng import permute
+from ..label_file import with_labels
+from ..options import path_of
 from ..records import DataSet, normalize_pixels
 from .rendered import RenderedClass, draw, preprocessing, rendered_images
 
@@ -47,8 +49,9 @@ def glyphs(
 
     Args:
         characters: "letters" (about 2,950 classes) or "all" (about 4,400, with symbols).
-        labels: "character", or "character_typeface" for two labels of a training image: its character and its
-            typeface, which are classes alike. The held-out images have their character only.
+        labels: "character"; or "character_typeface" for two labels of a training image, its character and its
+            typeface, which are classes alike; or a .npy file of a class id for each training image, an array of
+            integers. The held-out images have their character only.
         min_images: fewest different images of a character.
         heldout: share of the characters that are held out for evaluation.
         augment: apply random affine maps to the training images.
@@ -56,8 +59,8 @@ def glyphs(
     """
     if characters not in CHARACTERS:
         raise ValueError(f"data.characters={characters} must be one of {', '.join(sorted(CHARACTERS))}")
-    if labels not in LABELS:
-        raise ValueError(f"data.labels={labels} must be one of {', '.join(LABELS)}")
+    if labels not in LABELS and not labels.endswith(".npy"):
+        raise ValueError(f"data.labels={labels} must be one of {', '.join(LABELS)}, or a .npy file")
     if not 2 <= min_images <= len(FACES):
         raise ValueError(f"data.min_images={min_images} must be in [2, {len(FACES)}]; there are {len(FACES)} typefaces")
     if not 0 < heldout < 1:
@@ -71,6 +74,9 @@ def glyphs(
     root = cache_folder(cache_dir) / "glyphs"
     images = rendered_images(root, identity, SIDE, lambda: shuffled(render(characters, min_images)))
     train, evaluation, names = images.split(heldout, FACES if labels == "character_typeface" else ())
+    if labels not in LABELS:
+        path = path_of("data.labels", labels)
+        train, names = with_labels(train.source, path, cache_folder(cache_dir), "training images"), []
     return DataSet(
         train=train,
         heldout=evaluation,

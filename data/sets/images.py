@@ -1,14 +1,17 @@
 """`data=lmdb`, `rec`, `folder` and `list`: a training set of the user's own images."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..augment import Unchanged
 from ..cache import cache_folder
 from ..catalogs.catalog import Catalog, catalog
 from ..catalogs.origin import Origin
+from ..formats.encoded import Images
 from ..formats.recordio import RecordFile
 from ..formats.sources import FORMATS
-from ..formats.unlabeled_images import has_folders
+from ..formats.unlabeled_images import UnlabeledImages, has_folders
+from ..label_file import with_labels
 from ..options import path_of, paths_of, whole
 from ..preprocessing import preprocessing_of
 from ..records import Augmentation, DataSet, RecordSet
@@ -39,7 +42,9 @@ def images(
     Args:
         format: one of FORMATS.
         source: path of a file or folder, or several. The classes of several sources are separate unless `shared`.
-        labels: key-label file of each LMDB source; the file in its folder if None.
+        labels: key-label file of each LMDB source; the file in its folder if None. Or for any format a .npy file with
+            a class id for each image, in the order of the sources, as `experiments.embed` reads them. The labels of the
+            sources are then ignored, and a folder may have images without subfolders.
         root: folder that the paths of lists are relative to; the list's folder if None.
         shared: whether a label means the same class in all sources.
         size: side in pixels, or [height, width].
@@ -55,13 +60,20 @@ def images(
     preprocessing = preprocessing_of(size, channels, fit, mean, std, crop, option="data.")
     if num_heldout is not None:
         num_heldout = whole("data.num_heldout", num_heldout, 0)
-    files = catalog(_origin(format, source, labels, root, shared), cache_folder(cache_dir))
-    if files.num_classes == 1:
-        path = files.origin.paths[0]
-        raise ValueError(f"data.source={path} has one class: {_one_class(files)}; training needs two classes or more")
-    examples = EncodedImages(files, preprocessing.decoder)
-    records = RecordSet(examples, files.labels, files.num_classes, files.by_class, all_labels=files.all_labels)
-    train, heldout, names = hold_out(records, files.class_names, num_heldout, seed)
+    cache, label_file = cache_folder(cache_dir), _label_file(format, labels)
+    origin = _origin(format, source, None if label_file else labels, root, shared)
+    names: Sequence[str] = ()
+    if label_file:
+        unlabeled = EncodedImages(_unlabeled(origin, cache), preprocessing.decoder)
+        records = with_labels(unlabeled, label_file, cache, "images")
+    else:
+        files = catalog(origin, cache)
+        if files.num_classes == 1:
+            path, reason = files.origin.paths[0], _one_class(files)
+            raise ValueError(f"data.source={path} has one class: {reason}; training needs two classes or more")
+        decoded, names = EncodedImages(files, preprocessing.decoder), files.class_names
+        records = RecordSet(decoded, files.labels, files.num_classes, files.by_class, all_labels=files.all_labels)
+    train, heldout, names = hold_out(records, names, num_heldout, seed)
     augment = augment or Unchanged()
     shape, prepare = preprocessing.shape, preprocessing.normalize
     return DataSet(train, heldout, shape, prepare, augment, names, preprocessing)
@@ -76,6 +88,24 @@ def _origin(
     if not paths:
         raise ValueError(f"data.source=null must be the path of {FORMATS[format]}")
     return Origin(format, paths, tuple(paths_of("data.labels", labels)), path_of("data.root", root), shared)
+
+
+def _label_file(format: str, labels: str | Sequence[str] | None) -> str | None:
+    """Return the path of a .npy file of labels; None for the labels of the sources."""
+    paths = paths_of("data.labels", labels)
+    if len(paths) == 1 and paths[0].endswith(".npy"):
+        return paths[0]
+    if paths and format != "lmdb":
+        raise ValueError(f"data.labels={labels} must be one .npy file with a class id for each image")
+    return None
+
+
+def _unlabeled(origin: Origin, cache: Path) -> Images:
+    """Return the images of an origin, whose labels are not used."""
+    path = origin.paths[0]
+    if origin.format == "folder" and len(origin.paths) == 1 and Path(path).is_dir() and not has_folders(path):
+        return UnlabeledImages(path)
+    return catalog(origin, cache)
 
 
 def _one_class(files: Catalog) -> str:

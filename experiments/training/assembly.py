@@ -34,6 +34,7 @@ from .builders import (
     build_loader,
     build_optimizers,
     build_warm_start,
+    is_trained,
 )
 from .ending import GracefulStop
 from .evaluation import Evaluation
@@ -113,7 +114,8 @@ def assemble(
         embedding_size=config.embedding_size,
         accumulate=config.trainer.accumulate_grad_batches,
         gradient_clip_val=config.trainer.gradient_clip_val,
-        loss_scale=LossScale(processes) if config.trainer.precision == "16-mixed" else None,
+        # Without parameters no gradient of the backbone can underflow, and the scaler would find none to check.
+        loss_scale=LossScale(processes) if config.trainer.precision == "16-mixed" and is_trained(backbone) else None,
         allow_finished=checkpoint is not None and checkpoint.startswith(f"{store}/"),
     )
     if not processes.is_rank_zero:  # initial weights are the same on all processes, later draws differ

@@ -1,5 +1,7 @@
 """The parts of a training, each built from the config."""
 
+from typing import Any
+
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -72,7 +74,17 @@ def build_head(config: DictConfig, data: DataSet, backbone: nn.Module) -> Head:
         **parts,
     )
     head.prepare(backbone)
+    if not is_trained(backbone) and not head.sharded_state():
+        raise ValueError(
+            f"head={config.head_name or head.__class__.__name__} has no class centers, and the backbone has no "
+            "parameters to train, so that nothing would learn; use head=full, pfc or forest, or backbone=mlp"
+        )
     return head
+
+
+def is_trained(backbone: nn.Module) -> bool:
+    """Return whether a backbone has parameters to train."""
+    return any(parameter.requires_grad for parameter in backbone.parameters())
 
 
 def build_loader(config: DictConfig, data: DataSet, head: Head, processes: Processes) -> BatchLoader:
@@ -101,9 +113,9 @@ def build_optimizers(
 ) -> tuple[list[Optimizer], list[LambdaLR]]:
     """Build the optimizers of the backbone and of the head's rows, and the learning-rate schedule of each."""
     optimizer = config.optimizer
-    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    parameters: list[Any] = [p for p in backbone.parameters() if p.requires_grad]
     of_backbone: Optimizer = instantiate(optimizer.backbone)(
-        parameters, lr=_learning_rate(optimizer.backbone, optimizer.lr)
+        parameters or [{"params": []}], lr=_learning_rate(optimizer.backbone, optimizer.lr)
     )
     # A head without rows has no rule.
     rule = {"rule": instantiate(optimizer.rows)} if "_target_" in (optimizer.rows or {}) else {}

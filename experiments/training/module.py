@@ -133,7 +133,8 @@ class HeadModule(L.LightningModule):
         if self.loss_scale is not None:
             self.loss_scale.unscale(backbone)
         if self.gradient_clip_val is not None:
-            nn.utils.clip_grad_norm_(self.backbone.parameters(), self.gradient_clip_val)
+            # A list, since torch warns about a generator without parameters.
+            nn.utils.clip_grad_norm_([*self.backbone.parameters()], self.gradient_clip_val)
         if self.loss_scale is None:
             backbone.step()
             skipped = False
@@ -159,9 +160,10 @@ class HeadModule(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Raise RuntimeError if the processes ended with different backbones, which is a bug."""
-        if self.processes.world_size == 1:
+        all_parameters = [p.detach().flatten().double() for p in self.backbone.parameters()]
+        if self.processes.world_size == 1 or not all_parameters:
             return
-        parameters = torch.cat([p.detach().flatten().double() for p in self.backbone.parameters()])
+        parameters = torch.cat(all_parameters)
         sums = torch.stack([parameters.sum(), parameters.square().sum()])
         low_and_high = torch.cat([-sums, sums])
         if not torch.equal(max_over_processes(low_and_high.clone(), default_group()), low_and_high):

@@ -19,6 +19,8 @@ from ...augment import RandomAffine, Unchanged
 from ...cache import cache_folder
 from ...counter_rng import permute
 from ...grouping import group
+from ...label_file import with_labels
+from ...options import path_of
 from ...records import DataSet, RecordSet, normalize_pixels
 from ..fonts import installed
 from ..rendered import RenderedImages, preprocessing, rendered_images
@@ -39,6 +41,7 @@ def hanzi(
     heldout: float = 0.05,
     conflict: str = "merge",
     augment: bool = True,
+    labels: str | None = None,
     cache_dir: str | None = None,
     seed: int = 0,
 ) -> DataSet:
@@ -53,6 +56,8 @@ def hanzi(
         conflict: canonically equivalent characters: "merge" makes them one class, "keep" leaves them two. These
             conflicts are real; `noise.conflict` splits classes at random.
         augment: apply random affine maps to the training images.
+        labels: a class id for each training image, in place of its character: an array of integers, .npy. The held-out
+            images keep their characters.
         cache_dir: folder of the rendered images; by default $HEADCOUNT_CACHE or ~/.cache/headcount.
         seed: seed of the choice of held-out typefaces.
     """
@@ -71,6 +76,8 @@ def hanzi(
         train, evaluation, names = images.split(heldout)
     else:
         train, evaluation, names = _split_typefaces(images, [face.design for face in faces], heldout, seed)
+    if (path := path_of("data.labels", labels)) is not None:
+        train, names = with_labels(train.source, path, cache_folder(cache_dir), "training images"), []
     return DataSet(
         train=train,
         heldout=evaluation,
