@@ -12,10 +12,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 # Commands by their primary config.
 COMMANDS = {
     "config": "experiments.run",
-    **{
-        name: f"experiments.{name}"
-        for name in ("evaluate", "embed", "export", "cluster", "benchmark", "plan", "pretrained", "dashboard")
-    },
+    **{name: f"experiments.{name}" for name in ("evaluate", "embed", "export", "cluster", "centers", "pretrained")},
+    **{name: f"experiments.{name}" for name in ("benchmark", "plan", "dashboard")},
     "convert": "data.convert",
 }
 NO_OPTIONS = ("experiment", "hydra")  # groups whose files set options of other groups

@@ -15,7 +15,13 @@ from . import schema
 
 TRAINING = dict(schema.declared(schema.Training))
 MODEL_USE = dict(schema.declared(schema.ModelUse))
-PATHS = ("resume", "warm_start.checkpoint", "checkpoint")  # on the machine that trains
+RUN = "give the folder of a run, or a checkpoint"
+WORDS = (None, "auto", "mean", "random")  # values that are no paths
+# Paths on the machine that trains -> what must be there.
+PATHS = {
+    **dict.fromkeys(("resume", "warm_start.checkpoint", "checkpoint"), RUN),
+    "warm_start.rows": "give a .npy file of rows, mean or random",
+}
 
 
 def check(config: DictConfig) -> None:
@@ -40,8 +46,10 @@ def check(config: DictConfig) -> None:
 
 def check_exists(option: str, value: Any) -> None:
     """Raise ValueError if the option is a path on this machine that does not exist; URLs are not looked up."""
-    if option in PATHS and value not in (None, "auto") and "://" not in str(value) and not Path(str(value)).exists():
-        raise ValueError(f"{option}={value} does not exist; give the folder of a run, or a checkpoint")
+    if option not in PATHS or value in WORDS or "://" in str(value):
+        return
+    if not Path(str(value)).exists():
+        raise ValueError(f"{option}={value} does not exist; {PATHS[option]}")
 
 
 def _has(config: DictConfig, name: str) -> bool:

@@ -11,6 +11,11 @@ from typing import Annotated, Any, get_type_hints
 from ..option_types import Rule
 
 
+def is_row_source(value: str) -> bool:
+    """Return whether a value is a word of `warm_start.rows`, or the name of an array's file."""
+    return value in ("mean", "random") or value.endswith(".npy")
+
+
 def one_of(*choices: str) -> Rule:
     return Rule(lambda value: value in choices, f"one of {', '.join(choices)}")
 
@@ -87,7 +92,7 @@ class Checkpoint:
 class WarmStart:
     checkpoint: str | None
     classes: Annotated[str, one_of("name", "id")]
-    rows: Annotated[str, one_of("mean", "random")]
+    rows: Annotated[str, Rule(is_row_source, "mean, random, or the path of a .npy file of rows")]
     images: Count
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.arrays import beside, mapped
 from data.catalogs.catalog import Catalog
 from data.conversion.writers import one_line
 from data.records import Indices, RecordSet
@@ -19,7 +20,7 @@ from ..models.model import BLOCK, Model, unit
 from .search import Blocks, WantedItems
 
 Rows = Callable[[Model, Indices, str | None], Tensor]
-KEY_FILE = "a .txt file of the same name with a line `key<TAB>class` for each row"
+KEY_FILE = "a .txt file of the same name with a line `key<TAB>class` for each row, or NAME.labels.npy with class ids"
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def image_set(
 def features(path: str, option: str = "features") -> ImageSet:
     """Open features from `experiments.embed` or another program.
 
-    A .npy file has the numbers (n, D), which are memory-mapped. A .txt file of the same name has their classes.
+    A .npy file has the numbers (n, D), which are memory-mapped. Their classes are in a .txt file of the same name, or
+    else in NAME.labels.npy, by number.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -168,6 +170,11 @@ def features(path: str, option: str = "features") -> ImageSet:
             raise ValueError(f"{key_file} has {len(lines):,} lines and {path} {len(array):,} rows; they must agree")
         if all(tab for _, tab, _ in keys_and_classes):
             names, classes = np.unique([name for _, _, name in keys_and_classes], return_inverse=True)
+    elif Path(label_file := beside(path, ".labels.npy")).exists():
+        labels = mapped(option, label_file, "iu", 1)
+        if len(labels) != len(array):
+            raise ValueError(f"{label_file} has {len(labels):,} labels and {path} {len(array):,} rows; they must agree")
+        names, classes = np.unique(labels, return_inverse=True)
 
     def rows(model: Model, indices: Indices, title: str | None) -> Tensor:
         contiguous = len(indices) and indices[-1] - indices[0] + 1 == len(indices)

@@ -98,7 +98,7 @@ def assemble(
     data = build_data(config, processes)
     check_capacity(config, data.train.num_classes, processes, store)
     protocols = build_evaluation_protocols(config, data)
-    warm_start = build_warm_start(config, checkpoint)
+    warm_start = build_warm_start(config, data, checkpoint)
     backbone = build_backbone(config, data.shape)
     if warm_start is not None:
         warm_start.load_backbone(backbone)  # before the head is prepared, which may copy it

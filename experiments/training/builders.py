@@ -12,11 +12,13 @@ from data.streams import STREAMS, BatchLoader
 from heads import Head
 
 from ..command_line.hints import did_you_mean
+from ..head_name import head_name
 from ..head_parts import head_parts
 from ..instantiate import instantiate
 from ..launching.processes import Processes
 from ..protocols import EvaluationProtocol, build_protocols
 from .openset import names as open_set_names
+from .row_file import is_file
 from .warm_start import WarmStart
 
 
@@ -56,9 +58,12 @@ def build_evaluation_protocols(config: DictConfig, data: DataSet) -> list[Evalua
     return protocols
 
 
-def build_warm_start(config: DictConfig, checkpoint: str | None) -> WarmStart | None:
-    """Open the checkpoint of a warm start; a resumed training has none."""
-    return WarmStart(config.warm_start) if config.warm_start.checkpoint is not None and checkpoint is None else None
+def build_warm_start(config: DictConfig, data: DataSet, checkpoint: str | None) -> WarmStart | None:
+    """Open the checkpoint and the rows of a warm start; a resumed training has none."""
+    options = config.warm_start
+    if checkpoint is not None or (options.checkpoint is None and not is_file(options.rows)):
+        return None
+    return WarmStart(options, data.train.num_classes, config.embedding_size)
 
 
 def build_head(config: DictConfig, data: DataSet, backbone: nn.Module) -> Head:
@@ -76,7 +81,7 @@ def build_head(config: DictConfig, data: DataSet, backbone: nn.Module) -> Head:
     head.prepare(backbone)
     if not is_trained(backbone) and not head.sharded_state():
         raise ValueError(
-            f"head={config.head_name or head.__class__.__name__} has no class centers, and the backbone has no "
+            f"head={head_name(config)} has no class centers, and the backbone has no "
             "parameters to train, so that nothing would learn; use head=full, pfc or forest, or backbone=mlp"
         )
     return head

@@ -1,4 +1,7 @@
-"""Warm start: a training that begins with another training's backbone, and its rows of the classes that both have."""
+"""Warm start: a training that begins with another training's backbone, and its rows of the classes that both have.
+
+The rows may come from a file instead.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +24,7 @@ from .arcface_files import open_arcface
 from .class_means import class_means
 from .evaluation import live_model
 from .module import HeadModule
+from .row_file import RowFile, is_file
 
 SOFTMAX = "heads.objectives.CrossEntropy"
 
@@ -65,14 +69,22 @@ def open_source(path: str) -> Source:
 
 
 class WarmStart(L.Callback):
-    """A callback that loads `warm_start.checkpoint` into a module that has not trained yet."""
+    """A callback that loads `warm_start.checkpoint` and `warm_start.rows` into a module that has not trained yet.
 
-    def __init__(self, config: DictConfig):
+    Args:
+        config: the options; a checkpoint or a file of rows is given.
+        num_classes, embedding_size: C and D of the head.
+    """
+
+    def __init__(self, config: DictConfig, num_classes: int, embedding_size: int):
         self.config = config
-        self.source = open_source(config.checkpoint)
+        self.source = open_source(config.checkpoint) if config.checkpoint is not None else None
+        self.row_file = RowFile(config.rows, num_classes, embedding_size) if is_file(config.rows) else None
 
     def load_backbone(self, backbone: nn.Module) -> None:
         """Load the weights. Call this before the head is prepared: a head may copy the backbone."""
+        if self.source is None:
+            return
         try:
             backbone.load_state_dict(self.source.backbone_state)
         except RuntimeError as error:
@@ -85,32 +97,47 @@ class WarmStart(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         head, is_rank_zero = module.head, module.processes.is_rank_zero
+        if self.row_file is not None:
+            if not isinstance(head, CenterHead):
+                raise ValueError(
+                    f"warm_start.rows={self.config.rows} needs a head with class centers, and {type(head).__name__} "
+                    "has none; use head=full, pfc or forest"
+                )
+            report = self.row_file.load(head.centers, module.processes)
+            if is_rank_zero:
+                print(f"Warm start: {'the backbone was loaded; ' if self.source else ''}{report}", flush=True)
+            return
+        assert self.source is not None
         if not isinstance(head, CenterHead) or not self.source.num_classes:
             if is_rank_zero:
                 print("Warm start: the backbone was loaded; there are no class centers to load", flush=True)
             return
-        new_of_old = self._match(module.data.class_names, module.data.train.num_classes)
-        same_objective = self._has_objective_of(module)
-        norm = self._load_rows(new_of_old, head.centers, same_objective)
-        bias = self._load_bias(head, same_objective)
+        self._load_centers(trainer, module, head, self.source)
+
+    def _load_centers(self, trainer: L.Trainer, module: HeadModule, head: CenterHead, source: Source) -> None:
+        """Load the source's rows of known classes, and begin new classes at their mean images. Print a report."""
+        new_of_old = self._match(source, module.data.class_names, module.data.train.num_classes)
+        same_objective = self._has_objective_of(source, module)
+        norm = self._load_rows(source, new_of_old, head.centers, same_objective)
+        bias = self._load_bias(source, head, same_objective)
         known = np.zeros(module.data.train.num_classes, dtype=bool)
         known[new_of_old[new_of_old >= 0]] = True
         averaged = self._average(trainer, module, ~known, norm) if self.config.rows == "mean" else 0
-        if is_rank_zero:
+        if module.processes.is_rank_zero:
             kept = int(known.sum())
             print(
                 f"Warm start: the backbone and the rows of {kept:,} classes were loaded, matched by "
                 f"{self.config.classes}; new classes have {averaged:,} rows from the mean of their images and "
-                f"{len(known) - kept - averaged:,} random rows; {self.source.num_classes - kept:,} classes are dropped"
+                f"{len(known) - kept - averaged:,} random rows; {source.num_classes - kept:,} classes are dropped"
                 f"{bias}",
                 flush=True,
             )
 
-    def _match(self, names: Sequence[str], num_classes: int) -> NDArray[np.int64]:
+    def _match(self, source: Source, names: Sequence[str], num_classes: int) -> NDArray[np.int64]:
         """Return the new number of each old class (C,), -1 for classes that are unknown here."""
-        old_names = self.source.class_names
+        old_names = source.class_names
         if self.config.classes == "id":
-            old = np.arange(self.source.num_classes)
+            old = np.arange(source.num_classes)
             return np.where(old < num_classes, old, -1)
         for owner, class_names in (("the checkpoint", old_names), ("the data set", names)):
             if not len(class_names):
@@ -126,30 +153,32 @@ class WarmStart(L.Callback):
         number_of = {name: number for number, name in enumerate(names)}
         return np.array([number_of.get(name, -1) for name in old_names], dtype=np.int64)
 
-    def _has_objective_of(self, module: HeadModule) -> bool:
+    def _has_objective_of(self, source: Source, module: HeadModule) -> bool:
         """Return whether source and training have the same objective, whose biases therefore mean the same."""
         here = module.origin.config.get("objective", {}).get("_target_")
-        return (self.source.objective or SOFTMAX) == (here or SOFTMAX)
+        return (source.objective or SOFTMAX) == (here or SOFTMAX)
 
-    def _load_bias(self, head: CenterHead, same_objective: bool) -> str:
+    def _load_bias(self, source: Source, head: CenterHead, same_objective: bool) -> str:
         """Load the bias that all classes share, if both trainings have the same one. Return a clause for the report."""
         if head.shared_bias is None:
             return ""
-        value = self.source.shared_bias() if same_objective else None
+        value = source.shared_bias() if same_objective else None
         if value is None:
             return "; the bias of all classes starts at its initial value"
         head.shared_bias.value.fill_(value)
         return "; the bias of all classes was loaded"
 
-    def _load_rows(self, new_of_old: NDArray[np.int64], centers: ClassCenters, same_objective: bool) -> float:
+    def _load_rows(
+        self, source: Source, new_of_old: NDArray[np.int64], centers: ClassCenters, same_objective: bool
+    ) -> float:
         """Write this process's known rows; return the mean norm of the known rows of all processes."""
         total = torch.zeros(2, dtype=torch.float64)
-        for start, rows in self.source.rows():
+        for start, rows in source.rows():
             columns = rows.shape[1]
             if columns != centers.width or (columns > centers.embedding_size and not same_objective):
                 raise ValueError(
                     f"warm_start.checkpoint={self.config.checkpoint} has rows of {columns} columns for "
-                    f"{_name(self.source.objective)}, and this head's have {centers.width}; use the embedding_size, "
+                    f"{_name(source.objective)}, and this head's have {centers.width}; use the embedding_size, "
                     "margin and objective it was trained with"
                 )
             local = centers.shard.local(torch.from_numpy(new_of_old[start : start + len(rows)]))

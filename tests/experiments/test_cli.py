@@ -207,6 +207,10 @@ def test_embeddings_of_every_format(format, trained, pictures, tmp_path):
     lines = [line.split("\t") for line in (tmp_path / "out.txt").read_text().splitlines()]
     wanted = {"folder": "class 002", "rec": "2", "lmdb": "2", "loose": "set"}[format]
     assert len(lines) == 12 and lines[-1][1] == wanted and len({key for key, _ in lines}) == 12
+    assert np.load(tmp_path / "out.labels.npy").tolist() == [0 if format == "loose" else n // 4 for n in range(12)]
+    names = {"folder": [f"class 00{n}" for n in range(3)], "loose": ["set"]}.get(format, [])
+    named = tmp_path / "out.labels.classes.txt"
+    assert (named.read_text().splitlines() if named.exists() else []) == names
 
 
 def test_embedding_continues_after_an_interruption(trained, pictures, tmp_path, monkeypatch):
@@ -652,7 +656,8 @@ def test_embedding_killed_at_its_end_continues(moment, trained, pictures, tmp_pa
     monkeypatch.undo()
     if moment == "all but removed":  # and the user has moved the files since
         (tmp_path / "out.npy").rename(tmp_path / "elsewhere.npy")
-        (tmp_path / "out.txt").unlink()
+        for path in tmp_path.glob("out.*[yt]"):  # out.txt, out.labels.npy, out.labels.classes.txt
+            path.unlink()
     embed(options, tmp_path)
     assert np.load(tmp_path / "out.npy").shape == (12, 128) and not (tmp_path / "out.npy.partial").exists()
     assert len((tmp_path / "out.txt").read_text().splitlines()) == 12

@@ -350,7 +350,7 @@ def commands_of_the_documentation() -> list[tuple[str, str]]:
 
 def test_commands_of_the_documentation_pass(monkeypatch):
     """Commands are checked except for their paths."""
-    monkeypatch.setattr(options, "PATHS", ())
+    monkeypatch.setattr(options, "PATHS", {})
     commands = commands_of_the_documentation()
     assert len(commands) > 40
     for primary, line in commands:
