@@ -19,7 +19,7 @@ from ..augment import RandomAffine, Unchanged
 from ..cache import cache_folder
 from ..counter_rng import permute
 from ..label_file import with_labels
-from ..options import path_of
+from ..options import absolute
 from ..records import DataSet, normalize_pixels
 from .rendered import RenderedClass, draw, preprocessing, rendered_images
 
@@ -75,7 +75,7 @@ def glyphs(
     images = rendered_images(root, identity, SIDE, lambda: shuffled(render(characters, min_images)))
     train, evaluation, names = images.split(heldout, FACES if labels == "character_typeface" else ())
     if labels not in LABELS:
-        path = path_of("data.labels", labels)
+        path = absolute(labels)
         train, names = with_labels(train.source, path, cache_folder(cache_dir), "training images"), []
     return DataSet(
         train=train,
