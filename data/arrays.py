@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from .files import check_file
 
 KINDS = {"f": "floats", "iu": "integers"}
-SHAPES = {1: "(N,)", 2: "(N, D)"}
+SHAPES = {(1,): "(N,)", (2,): "(N, D)", (1, 2): "(N,) or (N, L)"}
 
 
-def mapped(option: str, path: str, kind: str, ndim: int) -> NDArray[Any]:
+def mapped(option: str, path: str, kind: str, *ndims: int) -> NDArray[Any]:
     """Map the array of a .npy file.
 
     Args:
         option: name of the option with the path, for messages.
         path: path of the file.
         kind: "f" for floats, "iu" for integers.
-        ndim: number of dimensions.
+        ndims: the numbers of dimensions that it may have.
 
     Raises:
         ValueError: there is no such file, or its array has another dtype or number of dimensions.
@@ -32,9 +32,9 @@ def mapped(option: str, path: str, kind: str, ndim: int) -> NDArray[Any]:
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError) as error:
         raise ValueError(f"{option}={path} cannot be read as a .npy file ({error}); numpy.save writes one") from None
-    if array.dtype.kind not in kind or array.ndim != ndim:
+    if array.dtype.kind not in kind or array.ndim not in ndims:
         raise ValueError(
-            f"{option}={path} must be an array {SHAPES[ndim]} of {KINDS[kind]}, and it is {array.dtype} of shape "
+            f"{option}={path} must be an array {SHAPES[ndims]} of {KINDS[kind]}, and it is {array.dtype} of shape "
             f"{list(array.shape)}"
         )
     return array.view(np.ndarray)  # plain arrays are indexed faster

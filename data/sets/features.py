@@ -31,8 +31,9 @@ def features(
 
     Args:
         source: an (N, D) array of floats, .npy.
-        labels: an (N,) array of class ids 0 .. C - 1, .npy; NAME.labels.npy for the source NAME.npy if None. Class
-            names are read from a file with the same name and the ending .classes.txt, if there is one.
+        labels: an array of class ids 0 .. C - 1, .npy: (N,), or (N, L) padded with -1 for records of several classes;
+            NAME.labels.npy for the source NAME.npy if None. Class names are read from a file with the same name and the
+            ending .classes.txt, if there is one.
         num_heldout: classes held out for evaluation; a twentieth, at most 500, if None; 0 for none.
         cache_dir: folder of the records by class; by default $HEADCOUNT_CACHE or ~/.cache/headcount.
         seed: seed of the choice of held-out classes.

@@ -74,6 +74,23 @@ def test_classes_are_held_out_with_their_records(tmp_path):
         features(source=str(tmp_path / "x.npy"))
 
 
+def test_records_may_have_several_labels(tmp_path):
+    _, labels = write(tmp_path)
+    several = np.stack([labels, (labels + 1) % (C + 1), np.where(labels % 2, -1, C)], axis=1).astype(np.int16)
+    several[several[:, 1] == several[:, 2], 2] = -1
+    np.save(tmp_path / "x.labels.npy", several)
+    data = features(source=str(tmp_path / "x.npy"), num_heldout=0)
+    records = np.arange(N)
+    assert data.train.num_classes == C + 1  # the last class is the first label of no record
+    assert np.array_equal(data.train.labels[records], labels) and np.array_equal(data.train.targets[records], several)
+    assert data.train.class_counts().tolist() == [int((several == c).sum()) for c in range(C + 1)]
+    split = features(source=str(tmp_path / "x.npy"), num_heldout=9)
+    assert split.train.num_classes == C + 1 - 9 and split.train.targets[np.arange(5)].shape == (5, 3)
+    assert len(split.train) + len(split.heldout) == N
+    np.save(tmp_path / "x.labels.npy", labels[:, None])
+    assert features(source=str(tmp_path / "x.npy"), num_heldout=0).train.all_labels is None
+
+
 def test_labels_are_grouped_once(tmp_path, monkeypatch):
     calls = []
     group = label_file.group
@@ -89,10 +106,12 @@ def test_labels_are_grouped_once(tmp_path, monkeypatch):
 
 
 LABELS = {
-    "lengths": (np.zeros(599, int), "has 599 labels for 600 features; each must have one label"),
-    "floats": (np.zeros(600), "must be an array (N,) of integers, and it is float64 of shape [600]"),
-    "columns": (np.zeros((600, 1), int), "of shape [600, 1]"),
-    "negative": (np.r_[np.arange(598), -2, -3], "has label -3, first below 0 at record 598, counted from 0"),
+    "lengths": (np.zeros(599, int), "has 599 labels for 600 features; each must have its own"),
+    "floats": (np.zeros(600), "must be an array (N,) or (N, L) of integers, and it is float64 of shape [600]"),
+    "cubes": (np.zeros((600, 1, 1), int), "of shape [600, 1, 1]"),
+    "negative": (np.r_[np.arange(598), -1, -3], "has label -1 at record 598, counted from 0"),
+    "padding": (np.c_[np.arange(600), np.r_[np.full(599, -1), -2]], "has label -2 at record 599, counted from 0"),
+    "no first": (np.c_[np.r_[-1, np.arange(599)], np.arange(600)], "has label -1 at record 0, counted from 0"),
     "gap": (np.arange(600) % 60 + (np.arange(600) % 60 > 6), "has gaps: no record has label 7, and the largest"),
     "huge": (np.arange(600) * 10**15, "has gaps: no record has label 1, and the largest label is 599,000,"),
     "one": (np.zeros(600, int), "has labels of one class; training needs two"),

@@ -51,7 +51,10 @@ MISTYPED = [
     ("margin=elastic", "margin=elastic is not available; did you mean 'elasticface'? choose one of adacos_fixed, "),
     ("head=arcface", "head=arcface must name a head, and arcface is a margin; write margin=arcface"),
     ("margin=pfc", "margin=pfc must name a margin, and pfc is a head; write head=pfc"),
-    ("data=mnist", "data=mnist is not available; choose one of features, folder, glyphs, hanzi, list, lmdb, rec, sphere"),
+    (
+        "data=mnist",
+        "data=mnist is not available; choose one of features, folder, glyphs, hanzi, list, lmdb, rec, sphere",
+    ),
     ("dataset=glyphs", "write data=glyphs"),
     ("head=", "head= is not available; choose one of ffc, forest"),
     ("trainer=gpu", "trainer=gpu cannot be set, because trainer holds several options: trainer.max_steps, "),
