@@ -76,6 +76,7 @@ def _make(folder: str, num_records: int, num_classes: int) -> Step:
         for start in range(0, num_records, CHUNK):
             records = np.arange(start, min(start + CHUNK, num_records))
             (permute(records, num_records, 0) % num_classes).tofile(file)
+    Path(folder, "more.bin").touch()  # one label a record
     with Path(folder, "places.bin").open("wb") as file:
         file.truncate(8 * num_records)
     before, own = resident("VmRSS"), own_memory()

@@ -18,7 +18,7 @@ from experiments.option_types import checked
 from heads.core.options import option_fields, signature
 from tests.experiments.commands import config
 
-GROUPS = ("head", "margin", "objective", "index", "optimizer", "data", "noise", "weights", "backbone", "schedule")
+GROUPS = ("head", "margin", "objective", "index", "optimizer", "data", "noise", "weighting", "backbone", "schedule")
 GROUPS += ("protocol",)
 # Options of heads that are known at run time only, that other groups give, or that store=disk brings in.
 RUNTIME = {"margin", "objective", "class_counts", "seed", "store_dir"}
@@ -39,7 +39,7 @@ def targets_of(group, choice):
     """Yield (target, section) of one file of conf/, with what it brings in."""
     words = ["head=forest"] if group == "index" else []
     composed = config(*words, f"{group}={choice}")
-    section = composed.head if group == "index" else composed[group]
+    section = composed.head if group == "index" else composed[{"weighting": "weights"}.get(group, group)]
     yield from ((_locate(node._target_), node) for node in nodes(section) if not node._target_.startswith("torch."))
 
 
