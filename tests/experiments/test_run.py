@@ -399,7 +399,7 @@ def test_a_wrong_option_gets_a_message(tmp_path):
         (["evaluate.interval=0"], "evaluate.interval=0 must be a whole number of at least 1"),
         (["checkpoint.keep=null"], "checkpoint.keep=null must be a whole number of at least 1"),
         (["embedding_size=abc"], "embedding_size=abc must be a whole number of at least 1"),
-        (["warm_start.rows=mode"], "warm_start.rows=mode must be one of mean, random"),
+        (["warm_start.rows=mode"], "warm_start.rows=mode must be mean, random, or the path of a .npy file"),
         (["head=forest", "head.probe_interval=1.5"], "head.probe_interval=1.5 must be a whole number, or null"),
     ],
 )

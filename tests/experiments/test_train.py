@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -57,6 +58,11 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
             "sample_rate=0.5",
         ]
         extra["images=default"] = ["data=folder", *extra[choice]]
+    if choice in ("data=features", "backbone=none"):
+        np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((120, 128)).astype(np.float32))
+        np.save(tmp_path / "x.labels.npy", np.arange(120) // 3)
+        source = f"data.source={tmp_path / 'x.npy'}"
+        extra[choice] = ["data=features", source, "backbone=none", "batch_size=8", "sample_rate=0.5"]
     if choice in ("protocol=lfw", "protocol=ijb"):
         extra[choice] = written_for(choice.removeprefix("protocol="), tmp_path)
     overrides = [choice, *extra.get(choice, [])]
