@@ -101,7 +101,7 @@ def gather_batch(
     """
     fault = batch_fault(embeddings, labels, weight, embedding_size, device, several=True)
     if ignore_label is not None and fault is None:
-        embeddings, labels, weight = without(ignore_label, embeddings, labels, weight)
+        embeddings, labels, weight = without(ignore_label, embeddings, labels, weight, num_classes)
     width = labels.shape[1] if not fault and labels.ndim == 2 else 0
     sizes, width = gather_shapes(0 if fault else len(embeddings), width, device, group, fault)
     if width:
@@ -110,18 +110,26 @@ def gather_batch(
     x_nD = transform(embeddings)
     norm_n = torch.linalg.vector_norm(embeddings.to(x_nD.dtype), dim=1)
     batch = gather(x_nD, norm_n, labels, weight, sizes, group)
+    if ignore_label is not None:
+        batch = replace(batch, positives=batch.positives.without_target(ignore_label))
     check_values(batch, num_classes, step, may_be_empty=ignore_label is not None)
     return batch
 
 
 def without(
-    ignore_label: int, embeddings: Tensor, labels: Tensor, weight: Tensor | None
+    ignore_label: int, embeddings: Tensor, labels: Tensor, weight: Tensor | None, num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the samples of this process that have another label, without that label."""
+    """Return the samples of this process that have another label.
+
+    Of several labels, an ignored class stays: it is no negative of its sample. `Positives.without_target` drops it from
+    the targets. A number that is no class becomes padding.
+    """
+    labels = labels.to(torch.int64)
     ignored = labels == ignore_label
     if labels.ndim == 2:
-        labels = labels.masked_fill(ignored, -1)
-        ignored = ignored.any(dim=1) & (labels == -1).all(dim=1)
+        padded = labels.masked_fill(ignored, -1)
+        ignored = ignored.any(dim=1) & (padded == -1).all(dim=1)
+        labels = labels if 0 <= ignore_label < num_classes else padded
     kept = (~ignored).nonzero()[:, 0]
     weight = None if weight is None else weight[kept.to(weight.device)]
     return embeddings[kept.to(embeddings.device)], labels[kept], weight

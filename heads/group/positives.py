@@ -58,6 +58,13 @@ class Positives:
         hits_MK = (local_NK[samples] == own_M[:, None]).to(torch.int32)
         return torch.zeros_like(local_NK, dtype=torch.int32).index_add_(0, samples, hits_MK) > 0
 
+    def without_target(self, label: int) -> "Positives":
+        """Return the pairs with this class among no targets. Every sample must have another class."""
+        if self.sample_P is None:
+            return self
+        kept_P = self.labels_P != label
+        return Positives(self.labels_P[kept_P], self.sample_P[kept_P], self.all_labels, self.all_samples)
+
     def chosen(self, places: list[int], num_samples: int) -> "Positives":
         """Return the pairs of some samples, whose numbers become 0, 1, ..."""
         if self.sample_P is None:
@@ -107,4 +114,4 @@ def draw(positives: Positives, count: int, num_samples: int, key: tuple[int, ...
     first_N = per_sample.cumsum(0) - per_sample
     rank = torch.arange(len(order), device=order.device) - first_N[sample_P[order]]
     kept = order[rank < count].sort().values
-    return Positives(positives.labels_P[kept], sample_P[kept], positives.labels_P, sample_P)
+    return Positives(positives.labels_P[kept], sample_P[kept], positives.all_labels, positives.all_samples)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from heads import BCE, CurricularFace, ElasticFace, FullFC, HashingForest, PartialFC, Softmax, UniFace
+from heads import BCE, CosFace, CurricularFace, ElasticFace, FullFC, HashingForest, PartialFC, Softmax, UniFace
 from heads.indexes import Exact
 from tests.workers import rank_and_world
 
@@ -148,3 +148,15 @@ def test_wrong_uses_are_refused():
         FullFC(C, D, ignore_label=-1)(x, torch.tensor([-1, -100]))
     with pytest.raises(ValueError, match=r"labels of .* must be one integer class id"):
         FullFC(C, D, ignore_label=-1)(x, torch.tensor([-1.0, 2.0]))
+
+
+@pytest.mark.parametrize("objective", [None, UniFace()])
+def test_an_ignored_class_is_no_negative_of_its_image(objective):
+    """The row of class 7 may be anywhere: the image of classes 3 and 7 does not see it."""
+    x, losses = torch.randn(1, 8), []
+    for factor in (1.0, -1.0):
+        head = FullFC(20, 8, margin=CosFace(s=4), ignore_label=7, objective=objective)
+        head.centers.rows[7] *= factor
+        losses.append(head(x, torch.tensor([[3, 7]])).item())
+        assert head(x, torch.tensor([[3, -1]])).item() != losses[-1]  # without its label, class 7 is a negative
+    assert losses[0] == losses[1]
