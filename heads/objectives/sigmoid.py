@@ -132,9 +132,7 @@ class SigmoidLoss(Streamed):
         if self.bias is not None:
             gradient.shared_bias = others.pop().view(1, 1)
         norm_gradient_N = others.pop() * scale if others else None
-        if (penalty_gradient_N := self.penalty_gradient(self.mean_weight_P * scale)) is not None:
-            assert norm_gradient_N is not None
-            norm_gradient_N = norm_gradient_N + penalty_gradient_N
+        norm_gradient_N = self.with_penalty_gradient(norm_gradient_N, self.mean_weight_P * scale)
         return LossGradient(x_gradient_ND.view_as(self.x_ND) * scale, norm_gradient_N, gradient)
 
     def target_logits(self, cos_N: Tensor, margin: Margin) -> Tensor:

@@ -144,9 +144,7 @@ class MarginSoftmax(Streamed):
             rows_kD = softmax.rows.slice(a, b)
             self.matmul.addmm_(x_gradient_ND, gradient.of_inner_products(a, b, rows_kD).T, rows_kD)
         gradient.seal()
-        if (penalty_gradient_N := self.penalty_gradient(coefficient_P)) is not None:
-            assert norm_gradient_N is not None
-            norm_gradient_N = norm_gradient_N + penalty_gradient_N
+        norm_gradient_N = self.with_penalty_gradient(norm_gradient_N, coefficient_P)
         return LossGradient(sum_over_processes(x_gradient_ND, self.group), norm_gradient_N, gradient)
 
     def logit_gradient(self, a: int, b: int, logits_kN: Tensor, coefficient_N: Tensor) -> Tensor:

@@ -224,15 +224,20 @@ class Streamed(ABC):
         cos_gradient_P, norm_gradient_P = torch.autograd.grad(logit_P, inputs, error_P, materialize_grads=True)
         return cos_gradient_P, self.positives.summed(norm_gradient_P, len(self.x_ND))
 
-    def penalty_gradient(self, coefficient_P: Tensor) -> Tensor | None:
-        """Return the gradient of the penalty by the lengths (N,), weighted; None if there is none."""
+    def with_penalty_gradient(self, norm_gradient_N: Tensor | None, coefficient_P: Tensor) -> Tensor | None:
+        """Return the gradient by the lengths (N,) plus that of the penalty, weighted.
+
+        Args:
+            norm_gradient_N: gradient by the lengths without the penalty; None if the margin does not depend on them.
+            coefficient_P: weight of each target.
+        """
         margin, norm_P = self._margin_of_norms()
         with torch.enable_grad():
             penalty_P = margin.penalty()
-        if norm_P is None or penalty_P is None:
-            return None
+        if norm_gradient_N is None or norm_P is None or penalty_P is None:
+            return norm_gradient_N
         gradient_P = torch.autograd.grad(penalty_P, norm_P, coefficient_P, materialize_grads=True)[0]
-        return self.positives.summed(gradient_P, len(self.x_ND))
+        return norm_gradient_N + self.positives.summed(gradient_P, len(self.x_ND))
 
     def _margin_of_norms(self) -> tuple[Margin, Tensor | None]:
         """Return the margin as a function of lengths that require a gradient; None if it does not depend on them."""
