@@ -45,9 +45,10 @@ def with_weights(data: DataSet, *, by: str | None = None, beta: float = 0.999, f
     train = data.train
     if path is not None:
         return replace(data, train=replace(train, weights=_from_file(path, train)))
-    count = np.maximum(train.class_counts(), 1).astype(np.float64)
+    counts = train.class_counts()
+    count = np.maximum(counts, 1).astype(np.float64)
     weights = 1 / count if by == "inverse" else (1 - beta) / (1 - beta**count)
-    return replace(data, train=replace(train, weights=_by_class(weights, train)))
+    return replace(data, train=replace(train, weights=_by_class(weights, train, counts)))
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ class FileWeights:
         return (self._weights[indices] * self.factor).astype(np.float32)
 
 
-def _by_class(weights: NDArray[np.float64], train: RecordSet) -> ClassWeights:
-    counts = train.class_counts()
+def _by_class(weights: NDArray[np.float64], train: RecordSet, counts: NDArray[np.int64]) -> ClassWeights:
     mean = float(np.dot(weights, counts)) / int(counts.sum())
     return ClassWeights(train.targets, (weights / mean if mean else weights).astype(np.float32))
 
@@ -98,8 +98,9 @@ def _from_file(path: str, train: RecordSet) -> ClassWeights | FileWeights:
     total = _checked_sum(path, numbers)
     if len(numbers) == len(train) != train.num_classes:
         return FileWeights(path, len(numbers) / total)
-    weights = _by_class(np.asarray(numbers, dtype=np.float64), train)
-    if not weights.of_class[train.class_counts() > 0].any():
+    counts = train.class_counts()
+    weights = _by_class(np.asarray(numbers, dtype=np.float64), train, counts)
+    if not weights.of_class[counts > 0].any():
         raise ValueError(f"weights.file={path} has only zeros for classes with records, so nothing would be learned")
     return weights
 
