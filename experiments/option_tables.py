@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from heads.core.options import option_fields
 from heads.core.schedule import Schedule, declares_number
-from heads.rows.options import CenterOptions
+from heads.rows.options import CenterOptions, LossOptions
 
 from .command_line.config_files import CONF, choices_of
 from .option_types import NOUNS, SCHEDULE
@@ -40,14 +40,17 @@ your own training loop. `python -m experiments.run --help` lists the defaults of
 
 def tables() -> str:
     """Return the tables of all groups in Markdown."""
-    shared = option_fields(CenterOptions)
-    parts = [INTRODUCTION, "### Heads with class centers", "`full`, `pfc` and `forest` share these:", table(shared)]
+    of_loss, of_rows = option_fields(LossOptions), option_fields(CenterOptions)
+    stored = {name: field for name, field in of_rows.items() if name not in of_loss}
+    parts = [INTRODUCTION, "### Heads with class centers", "All of them have these:", table(of_loss)]
+    parts += ["Those that store their rows, such as `full`, `pfc` and `forest`, have these too:", table(stored)]
     for group, title in GROUPS.items():
         parts.append(f"### {title}")
         for choice, target in classes_of(group):
             fields = option_fields(target)
-            if group == "head" and shared.keys() <= fields.keys():
-                fields = {name: field for name, field in fields.items() if name not in shared}
+            for shared in (of_loss, stored) if group == "head" else ():
+                if shared.keys() <= fields.keys():
+                    fields = {name: field for name, field in fields.items() if name not in shared}
             parts.append(f"`{group}={choice}`, `{target.__name__}`:")
             parts.append(table(fields, schedules=group == "margin") if fields else "No options.")
     return "\n\n".join(parts)

@@ -9,6 +9,7 @@ Legend: n batch of this process, N batch of all processes, D embedding, C classe
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,9 +32,10 @@ from .objectives.shared_bias import SharedBias
 from .objectives.streamed import LossInputs
 from .objectives.topk import nearest_classes
 from .rows.active import ActiveRows
+from .rows.centers import ClassCenters
 from .rows.cost import center_cost, what_fits
 from .rows.optimizers import RowSGD
-from .rows.options import CenterOptions
+from .rows.options import LossOptions
 from .rows.pending import PendingGradients
 from .rows.row_optimizer import RowOptimizer
 from .selection.counts import SelectionCounts
@@ -46,7 +48,7 @@ class CenterHead(Head):
     The loss is the objective, by default the exact margin softmax, over the selected rows.
     """
 
-    Options: ClassVar[type[CenterOptions]] = CenterOptions
+    Options: ClassVar[type[LossOptions]] = LossOptions
     objective: Objective
 
     def __init__(
@@ -60,24 +62,35 @@ class CenterHead(Head):
     ):
         super().__init__()
         self.options: Any = make_options(type(self), options)
-        num_classes = whole("num_classes", num_classes, 1)
+        self.num_classes = whole("num_classes", num_classes, 1)
         self.embedding_size = whole("embedding_size", embedding_size, 1)
         self.margin = self.options.margin
         self.min_probability = getattr(self.options, "min_probability", 0.0)  # an option of `FullFC` only
         objective, log_q = self.options.objective, getattr(self.options, "log_q", False)
-        shares = self.active_shares(num_classes, self.options)
+        loss_classes = self.loss_classes(self.num_classes, self.options)
+        shares = self.active_shares(loss_classes, self.options)
         objective.check(self.margin, samples=min(shares) < 1, log_q=log_q, min_probability=self.min_probability)
-        counts = checked_counts(self.options.class_counts, self.margin, num_classes)
+        counts = checked_counts(self.options.class_counts, self.margin, self.num_classes)
         self.matmul = MatMul(self.options.compute)
         self.process_group = process_group if process_group is not None else default_group()
-        bias = objective.initial_bias(self.margin.at(0), shares[0] * num_classes) if objective.bias else 0.0
+        bias = objective.initial_bias(self.margin.at(0), shares[0] * loss_classes) if objective.bias else 0.0
         column = bias if objective.bias == "class" else None if self.margin.normalize else 0.0
-        self.centers = self.options.centers(num_classes, self.embedding_size, column, self.process_group, device)
+        self.centers = self.make_centers(loss_classes, column, device)
         shared = bias if objective.bias == "shared" else None
-        self.loss_state = LossState(num_classes, self.centers.like, shared, counts)
+        self.loss_state = LossState(loss_classes, self.centers.like, shared, counts)
         self.pending = PendingGradients(self.centers.like.device)
         self.counts = SelectionCounts()
         self.probing = False  # whether a selection must not change the head
+
+    def make_centers(self, num_classes: int, bias: float | None, device: torch.device | str | None) -> ClassCenters:
+        """Return the rows of the loss: `num_classes` of them, with a last column of this initial value if any."""
+        centers: ClassCenters = self.options.centers(num_classes, self.embedding_size, bias, self.process_group, device)
+        return centers
+
+    @classmethod
+    def loss_classes(cls, num_classes: int, options: Any) -> int:
+        """Return the number of classes that the loss compares; another one than that of labels if they share rows."""
+        return num_classes
 
     @classmethod
     def active_shares(cls, num_classes: int, options: Any) -> list[float]:
@@ -86,6 +99,7 @@ class CenterHead(Head):
 
     @classmethod
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
+        case = replace(case, num_classes=cls.loss_classes(case.num_classes, options))
         shares = cls.active_shares(case.num_classes, options)
         return center_cost(case, options, row_state=row_state, shares=shares)
 
@@ -168,7 +182,7 @@ class CenterHead(Head):
             weight,
             lambda x_nD: self.to_rows_space(trainable(x_nD) if learns else x_nD),
             embedding_size=self.embedding_size,
-            num_classes=self.centers.shard.num_classes,
+            num_classes=self.num_classes,
             step=self.step,
             device=self.centers.like.device,
             group=self.process_group,

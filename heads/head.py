@@ -69,7 +69,7 @@ class Head(nn.Module):
 
     def stream_sizes(self, batch_size: int) -> dict[str, int]:
         """Return the number of a step's images, over all processes, that come from each of `streams`."""
-        return {"instance": batch_size}
+        return {self.streams[0]: batch_size}
 
     def prepare(self, encoder: nn.Module) -> None:
         """Take a copy of the backbone, for heads that need one; called once, before DDP wraps the backbone."""
@@ -81,7 +81,7 @@ class Head(nn.Module):
             encode: the backbone.
             batch: stream name -> (images, labels) of this process, with their weights (n,) as a third if they have any.
         """
-        images, labels, *weight = batch["instance"]
+        images, labels, *weight = batch[self.streams[0]]
         loss: Tensor = self(encode(images), labels, *weight)
         return loss
 

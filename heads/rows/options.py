@@ -1,4 +1,4 @@
-"""Options of heads that keep one row per class."""
+"""Options of heads with class centers."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .centers import ClassCenters
 
 
 @dataclass(frozen=True, kw_only=True)
-class CenterOptions:
+class LossOptions:
     """Options of every `CenterHead`.
 
     Raises:
@@ -45,16 +45,6 @@ class CenterOptions:
         "Memory of this process, in MiB, in which cosines, and then active rows, are kept from the forward pass to the "
         "backward pass and the step. Those that do not fit are computed or gathered again.",
     )
-    dtype: torch.dtype | str = option(
-        "fp32",
-        'Dtype of the stored rows: "fp32"; "bf16", with arithmetic in float32; or "fp64", to check numerics.',
-    )
-    rounding: str = option("stochastic", 'Rounding of rows stored in bf16: "stochastic" or "nearest".')
-    store: str = option(
-        "device",
-        'Where rows are stored: on the "device", in "host" memory, or on "disk" in sparse files of `store_dir`.',
-    )
-    store_dir: str | os.PathLike[str] | None = option(None, 'Folder of the files of store="disk".')
     compute: str = option("fp32", '"fp32", or "bf16" for matrix products of inputs rounded to bfloat16.')
 
     def __post_init__(self) -> None:
@@ -68,7 +58,6 @@ class CenterOptions:
                 f"ignore_label={self.ignore_label!r} must be a whole number, such as -100; None ignores none"
             )
         number("logits_budget_mb", self.logits_budget_mb, least=0)
-        dtypes.named("dtype", self.dtype)
         margin = CosFace() if self.margin is None else checked_margin(self.margin)
         objective = CrossEntropy() if self.objective is None else checked_objective(self.objective)
         object.__setattr__(self, "margin", margin)
@@ -81,6 +70,30 @@ class CenterOptions:
         if kind == "all" and not count:
             return None
         return int(count) if kind == "draw" and count.isascii() and count.isdigit() else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterOptions(LossOptions):
+    """Options of heads that store rows for their classes.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    dtype: torch.dtype | str = option(
+        "fp32",
+        'Dtype of the stored rows: "fp32"; "bf16", with arithmetic in float32; or "fp64", to check numerics.',
+    )
+    rounding: str = option("stochastic", 'Rounding of rows stored in bf16: "stochastic" or "nearest".')
+    store: str = option(
+        "device",
+        'Where rows are stored: on the "device", in "host" memory, or on "disk" in sparse files of `store_dir`.',
+    )
+    store_dir: str | os.PathLike[str] | None = option(None, 'Folder of the files of store="disk".')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        dtypes.named("dtype", self.dtype)
 
     def centers(
         self,
