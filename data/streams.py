@@ -6,18 +6,20 @@ batches that it returned.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .counter_rng import hash64, permute, uniforms
 from .grouping import group
 from .loading import loaded
+from .options import whole
 from .records import DataSet, Indices, Source
 
 Part = tuple[Tensor, ...]  # stored examples, labels, random numbers of their augmentation, and weights if there are any
@@ -63,58 +65,91 @@ class InstanceStream:
 
 
 class IdentityStream:
-    """Stream of pairs: each class appears once per epoch with two different records, chosen again each epoch.
+    """Stream of classes: each appears once per epoch with some of its records, chosen again each epoch.
 
     Args:
-        data: the set with the training records. The two records of a class with one record are the same, with different
-            augmentations.
-        batch_size: records of a batch over all processes, two for each class. An epoch drops the last records that
-            do not fill a batch.
+        data: the set with the training records. The records of a class in a batch are different ones. A class with
+            fewer records than that repeats them, with different augmentations.
+        batch_size: records of a batch over all processes, `images_per_class` for each class. An epoch drops the last
+            classes that do not fill a batch.
+        images_per_class: records of a class in a batch, at least 2.
         seed: seed of order, choice and augmentation.
         rank, world_size: this process gets its contiguous part of every batch.
     """
 
-    def __init__(self, data: DataSet, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        data: DataSet,
+        batch_size: int,
+        *,
+        images_per_class: int = 2,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
         if data.train.all_labels is not None:
             raise ValueError(
-                "the training records have several labels, and the identity stream pairs records of one class; use a "
+                "the training records have several labels, and the identity stream groups records of one class; use a "
                 "head with class centers (full, pfc or forest), or give each record one label"
             )
         self.by_class = data.train.by_class or group(data.train.labels, data.train.num_classes)
         present = self.by_class.present
         self.num_classes = data.train.num_classes if present is None else len(present)
-        self.pairs = batch_size // 2
-        if batch_size % 2 or not world_size <= self.pairs <= self.num_classes:
+        self.images_per_class = whole("images_per_class", images_per_class, 2)
+        self.classes_per_batch, rest = divmod(batch_size, self.images_per_class)
+        if rest or not world_size <= self.classes_per_batch <= self.num_classes:
+            k = self.images_per_class
             raise ValueError(
-                f"batch_size={batch_size} of the identity stream must be an even number from {2 * world_size}, a pair "
-                f"for each process, to {2 * self.num_classes}, a pair for each training class"
+                f"batch_size={batch_size} of the identity stream must be a multiple of images_per_class={k}, from "
+                f"{k * world_size}, a class for each process, to {k * self.num_classes}, all training classes"
             )
         self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.part = slice(rank * self.pairs // world_size, (rank + 1) * self.pairs // world_size)
-        self.batches_per_epoch = self.num_classes // self.pairs
+        classes = self.classes_per_batch
+        self.part = slice(rank * classes // world_size, (rank + 1) * classes // world_size)
+        self.batches_per_epoch = self.num_classes // classes
 
     def batch(self, number: int) -> Part:
-        """Return this process's part of batch `number`: example n + i has the class of example i.
+        """Return this process's part of batch `number`: block i of it has the i-th record of each of its n classes.
 
         Returns:
-            stored examples (2n, ...), labels (2n,) int64, random numbers of the augmentation (2n, ...), and weights
-            (2n,) float32 if the records have them.
+            stored examples (k n, ...), where examples j, n + j, 2 n + j, ... have one class; labels (k n,) int64,
+            random numbers of the augmentation (k n, ...), and weights (k n,) float32 if the records have them. k is
+            `images_per_class`.
         """
         epoch, position = divmod(number, self.batches_per_epoch)
-        start = position * self.pairs
+        start = position * self.classes_per_batch
         key = (self.seed, epoch, IDENTITY)
         chosen = shuffled(start + self.part.start, start + self.part.stop, self.num_classes, *key)
         classes = chosen if self.by_class.present is None else self.by_class.present[chosen]
         starts = np.asarray(self.by_class.starts[classes], dtype=np.int64)
         counts = np.asarray(self.by_class.starts[classes + 1], dtype=np.int64) - starts
-        u, v = (uniforms("identity", self.seed, epoch, which, chosen) for which in (0, 1))
-        first = (u * counts).astype(np.int64)
-        second = (first + 1 + (v * (counts - 1)).astype(np.int64)) % counts
-        indices = np.asarray(self.by_class.order[np.concatenate([starts + first, starts + second])], dtype=np.int64)
-        which = np.repeat([0, 1], len(chosen))
-        draws = self.data.augment.draws(hash64("identity augmentation", self.seed, epoch, which, indices))
-        labels = torch.from_numpy(np.tile(classes, 2))
-        return self.data.train.source.read(indices), labels, draws, *weights_of(self.data, indices)
+        draws = [uniforms("identity", self.seed, epoch, which, chosen) for which in range(self.images_per_class)]
+        places = (starts + within_classes(counts, draws)).ravel()
+        indices = np.asarray(self.by_class.order[places], dtype=np.int64)
+        which = np.repeat(np.arange(self.images_per_class), len(chosen))
+        augmentation = self.data.augment.draws(hash64("identity augmentation", self.seed, epoch, which, indices))
+        labels = torch.from_numpy(np.tile(classes, self.images_per_class))
+        return self.data.train.source.read(indices), labels, augmentation, *weights_of(self.data, indices)
+
+
+def within_classes(counts: Indices, draws: Sequence[NDArray[np.float64]]) -> Indices:
+    """Draw records of each class without replacement, and from the first again once all of them are drawn.
+
+    Args:
+        counts: (n,) records of each class, at least 1.
+        draws: k arrays (n,) of uniform numbers in (0, 1).
+
+    Returns:
+        (k, n) positions in [0, count).
+    """
+    first = (draws[0] * counts).astype(np.int64)
+    steps = np.zeros((len(draws), len(counts)), dtype=np.int64)  # from the first record on, in a circle
+    for which, draw in enumerate(draws[1:], 1):
+        step = 1 + (draw * np.maximum(counts - which, 0)).astype(np.int64)
+        for taken in np.sort(steps[1:which], axis=0):
+            step += step >= taken
+        steps[which] = np.where(which < counts, step, steps[which % counts, np.arange(len(counts))])
+    return (first + steps) % counts
 
 
 def weights_of(data: DataSet, indices: Indices) -> tuple[Tensor, ...]:

@@ -67,6 +67,11 @@ class Head(nn.Module):
         self.timer = Timer()
         self._has_warned_of_steps = False
 
+    @property
+    def images_per_class(self) -> int:
+        """Images of a class in a batch of the stream "identity": the option of this name if the head has it, else 2."""
+        return int(getattr(getattr(self, "options", None), "images_per_class", 2))
+
     def stream_sizes(self, batch_size: int) -> dict[str, int]:
         """Return the number of a step's images, over all processes, that come from each of `streams`."""
         return {self.streams[0]: batch_size}

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..augment import Unchanged
 from ..counter_rng import normals, permute, uniforms
 from ..options import whole
-from ..records import DataSet, Indices, RecordSet
+from ..records import ByClass, DataSet, Indices, RecordSet
 
 
 def sphere(
@@ -52,8 +52,10 @@ def sphere(
         raise ValueError(f"data.conflict={conflict} must be in [0, 1]; 0.1 affects a tenth of the pairs of ids")
     train = SphereLabels(num_classes * images_per_class, num_classes, tail, seed)
     heldout = SphereLabels(num_heldout * 8, num_heldout, 0.0, seed)
+    size_of_all = (num_classes, images_per_class)
+    by_class = None if tail else ByClass(SphereOrder(*size_of_all), SphereStarts(*size_of_all))
     return DataSet(
-        train=RecordSet(SphereVectors(train, size, noise, conflict, 0, seed), train, num_classes),
+        train=RecordSet(SphereVectors(train, size, noise, conflict, 0, seed), train, num_classes, by_class),
         heldout=RecordSet(SphereVectors(heldout, size, noise, 0.0, num_classes, seed), heldout, num_heldout),
         shape=(size,),
         prepare=_unchanged,
@@ -86,6 +88,35 @@ class SphereLabels:
         rank = np.minimum(rank.astype(np.int64), self.num_classes - 1)
         # The permutation distributes frequent classes over the ids, and so over the shards.
         return permute(rank, self.num_classes, self.seed)
+
+
+@dataclass(frozen=True)
+class SphereOrder:
+    """Computed records of classes of one size, class by class, as `grouping.group` orders them."""
+
+    num_classes: int
+    images_per_class: int
+
+    def __len__(self) -> int:
+        return self.num_classes * self.images_per_class
+
+    def __getitem__(self, places: Indices) -> NDArray[np.int64]:
+        classes, which = np.divmod(np.asarray(places), self.images_per_class)
+        return classes + which * self.num_classes
+
+
+@dataclass(frozen=True)
+class SphereStarts:
+    """Computed position of the first record of each class in `SphereOrder`."""
+
+    num_classes: int
+    images_per_class: int
+
+    def __len__(self) -> int:
+        return self.num_classes + 1
+
+    def __getitem__(self, classes: Indices) -> NDArray[np.int64]:
+        return np.asarray(classes) * self.images_per_class
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,10 @@ def is_trained(backbone: nn.Module) -> bool:
 
 def build_loader(config: DictConfig, data: DataSet, head: Head, processes: Processes) -> BatchLoader:
     """Build the loader of the streams that the head trains on, for the whole training."""
+    common = {"seed": config.seed, "rank": processes.rank, "world_size": processes.world_size}
+    own = {"identity": {"images_per_class": head.images_per_class}}
     streams = {
-        name: STREAMS[name](data, size, seed=config.seed, rank=processes.rank, world_size=processes.world_size)
+        name: STREAMS[name](data, size, **common, **own.get(name, {}))
         for name, size in head.stream_sizes(config.batch_size).items()
     }
     accumulate = config.trainer.accumulate_grad_batches

@@ -153,7 +153,7 @@ def test_streams(path):
         )
     }
     assert [of_record[tuple(p.flatten().tolist())] for p in examples] == labels.tolist()
-    with pytest.raises(ValueError, match="training records have several labels, and the identity stream pairs records"):
+    with pytest.raises(ValueError, match="several labels, and the identity stream groups records"):
         IdentityStream(data, 8)
 
 
@@ -261,7 +261,7 @@ def test_training(options, path, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("head=ffc queue_size=0.5", "the identity stream pairs records of one class"),
+        ("head=ffc queue_size=0.5", "the identity stream groups records of one class"),
         ("noise.tail=1", "noise.tail=1"),
         ("head=full margin=sv", "margin=SVSoftmax .* cannot be used with several labels a sample"),
     ],

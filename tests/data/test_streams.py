@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from data import streams
-from data.counter_rng import permute
+from data.counter_rng import permute, uniforms
+from data.grouping import group
 from data.sets.sphere import sphere
-from data.streams import BatchLoader, IdentityStream, InOrder, InstanceStream
+from data.streams import BatchLoader, IdentityStream, InOrder, InstanceStream, within_classes
 
 DATA = sphere(23, size=6, images_per_class=3, num_heldout=5)  # 69 records
 
@@ -119,6 +120,71 @@ def test_identity_pairs_are_chosen_uniformly():
     assert len(seen) == 3 and all(160 < count < 240 for count in seen.values())  # 3 records make 3 pairs
 
 
+@pytest.mark.parametrize("images_per_class", [2, 3, 5])
+def test_several_records_of_a_class_are_different_ones_in_blocks(images_per_class):
+    data = sphere(23, size=6, images_per_class=5, num_heldout=5)
+    stream = IdentityStream(data, 4 * images_per_class, images_per_class=images_per_class)
+    assert stream.batches_per_epoch == 5
+    seen: list[int] = []
+    for number in range(5):
+        examples, labels, _ = stream.batch(number)
+        blocks = labels.view(images_per_class, 4)
+        assert (blocks == blocks[0]).all()
+        assert len(torch.unique(examples, dim=0)) == len(examples)
+        directions = torch.from_numpy(data.train.source.directions(labels.numpy()))
+        assert (examples * directions).sum(1).mean() > 0.4
+        seen += blocks[0].tolist()
+    assert len(set(seen)) == 20
+
+
+def test_records_of_a_class_are_chosen_uniformly_without_replacement():
+    counts = np.array([1, 2, 4, 5]).repeat(6000)
+    draws = [uniforms("test", which, np.arange(len(counts))) for which in range(3)]
+    chosen = within_classes(counts, draws)
+    assert (chosen >= 0).all() and (chosen < counts).all()
+    assert (chosen[:, :6000] == 0).all()  # one record, three times
+    of_two = chosen[:, 6000:12000]
+    assert (of_two[0] != of_two[1]).all() and (of_two[2] == of_two[0]).all()  # both, and the first again
+    for count, begin in ((4, 12000), (5, 18000)):
+        triples, numbers = np.unique(chosen[:, begin : begin + 6000], axis=1, return_counts=True)
+        possible = count * (count - 1) * (count - 2)
+        assert triples.shape[1] == possible and all(len(set(triple)) == 3 for triple in triples.T.tolist())
+        expected = 6000 / possible
+        assert abs(numbers - expected).max() < 5 * expected**0.5
+
+
+def test_a_pair_is_drawn_as_it_always_was():
+    """The order and the draws of pairs belong to resumed trainings."""
+    counts = np.array([1, 2, 3, 7, 100, 3])
+    u, v = (uniforms("test", which, np.arange(6)) for which in (0, 1))
+    first = (u * counts).astype(np.int64)
+    second = (first + 1 + (v * (counts - 1)).astype(np.int64)) % counts
+    assert np.array_equal(within_classes(counts, [u, v]), [first, second])
+    assert IdentityStream(DATA, 8, seed=5).batch(7)[1].tolist() == [20, 0, 15, 8, 20, 0, 15, 8]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "images_per_class", "words"),
+    [
+        (8, 3, "batch_size=8 .* multiple of images_per_class=3, from 6, a class for each process, to 69,"),
+        (3, 3, "from 6,"),
+        (72, 3, "to 69,"),
+        (8, 1, "images_per_class=1 must be a whole number of at least 2"),
+    ],
+)
+def test_impossible_numbers_of_images_a_class_are_refused(batch_size, images_per_class, words):
+    with pytest.raises(ValueError, match=words):
+        IdentityStream(DATA, batch_size, images_per_class=images_per_class, world_size=2)
+
+
+def test_the_records_of_computed_classes_are_those_of_grouping():
+    computed, grouped = DATA.train.by_class, group(DATA.train.labels, 23)
+    assert computed is not None and sphere(23, tail=1.0).train.by_class is None
+    assert np.array_equal(computed.order[np.arange(69)], grouped.order)
+    assert np.array_equal(computed.starts[np.arange(24)], grouped.starts)
+    assert (len(computed.order), len(computed.starts)) == (69, 24)
+
+
 def test_a_class_of_one_record_returns_it_twice():
     single = sphere(10, size=6, images_per_class=1, num_heldout=5)
     examples, labels, _ = IdentityStream(single, 20).batch(0)
@@ -130,20 +196,23 @@ def test_classes_without_records_are_skipped():
     present = set(tail.train.labels[np.arange(200)].tolist())
     stream = IdentityStream(tail, 2)
     assert {int(stream.batch(number)[1][0]) for number in range(stream.batches_per_epoch)} == present
-    with pytest.raises(ValueError, match=rf"batch_size=400 .* to {2 * len(present)}, a pair for each training class"):
+    with pytest.raises(ValueError, match=rf"batch_size=400 .* to {2 * len(present)}, all training classes"):
         IdentityStream(tail, 400)
 
 
+@pytest.mark.parametrize("images_per_class", [2, 3])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_share_the_identities_of_one(world_size):
-    whole = IdentityStream(DATA, 14, seed=4)
-    parts = [IdentityStream(DATA, 14, seed=4, rank=rank, world_size=world_size) for rank in range(world_size)]
+def test_processes_share_the_identities_of_one(world_size, images_per_class):
+    k = images_per_class
+    whole = IdentityStream(DATA, 7 * k, images_per_class=k, seed=4)
+    parts = [
+        IdentityStream(DATA, 7 * k, images_per_class=k, seed=4, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     for number in (0, 3, 11):
         examples, *_ = whole.batch(number)
-        of_ranks = [part.batch(number)[0] for part in parts]
-        first = torch.cat([part[: len(part) // 2] for part in of_ranks])
-        second = torch.cat([part[len(part) // 2 :] for part in of_ranks])
-        assert torch.equal(torch.cat([first, second]), examples)
+        of_ranks = [part.batch(number)[0].unflatten(0, (k, -1)) for part in parts]
+        assert torch.equal(torch.cat(of_ranks, dim=1).flatten(0, 1), examples)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
