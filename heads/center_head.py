@@ -32,7 +32,7 @@ from .objectives.shared_bias import SharedBias
 from .objectives.streamed import LossInputs
 from .objectives.topk import nearest_classes
 from .rows.active import ActiveRows
-from .rows.centers import ClassCenters
+from .rows.class_rows import ClassRows
 from .rows.cost import center_cost, what_fits
 from .rows.optimizers import RowSGD
 from .rows.options import LossOptions
@@ -82,9 +82,9 @@ class CenterHead(Head):
         self.counts = SelectionCounts()
         self.probing = False  # whether a selection must not change the head
 
-    def make_centers(self, num_classes: int, bias: float | None, device: torch.device | str | None) -> ClassCenters:
+    def make_centers(self, num_classes: int, bias: float | None, device: torch.device | str | None) -> ClassRows:
         """Return the rows of the loss: `num_classes` of them, with a last column of this initial value if any."""
-        centers: ClassCenters = self.options.centers(num_classes, self.embedding_size, bias, self.process_group, device)
+        centers: ClassRows = self.options.centers(num_classes, self.embedding_size, bias, self.process_group, device)
         return centers
 
     @classmethod

@@ -126,7 +126,7 @@ def ours(
     num_active = active(sample_rate, num_classes)
     kept = num_active * batch * 4 <= logits_budget_mb * 2**20
     floor = products(num_active, batch, embedding_size, 3 if kept else 5, device)
-    kinds = [(table.shape[1], table.dtype) for table in (built.centers.rows, *built.centers.state.values())]
+    kinds = [(table.shape[1], table.dtype) for table in built.sharded_state().values()]
     by_kind = {kind: copies(num_active, *kind, device) for kind in set(kinds)}
     copying = [by_kind[kind] for kind in kinds]
 

@@ -93,7 +93,7 @@ def _gradients(
     x = embeddings.clone().requires_grad_()
     loss = head(x, labels)
     loss.backward()
-    gradient = torch.zeros_like(head.centers.rows)
+    gradient = torch.zeros_like(head.centers.read(slice(0, head.centers.shard.size)))
     for index, _, chunk in head.pending.stream(head.centers):
         gradient[index] = chunk.dense()
     rows.zero_grad()

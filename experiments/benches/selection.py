@@ -168,7 +168,8 @@ def _in_turns(queries: Mapping[str, Callable[[], Tensor]], warmup: int, repeats:
 
 def _truth(head: HashingForest, x_ND: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the softmax over all negatives (N, C), and the k nearest classes (N, k)."""
-    cos_NC = x_ND @ torch.nn.functional.normalize(head.centers.rows).T
+    rows_CD = head.centers.read(slice(0, head.centers.shard.size))
+    cos_NC = x_ND @ torch.nn.functional.normalize(rows_CD).T
     nearest_Nk = cos_NC.topk(k).indices
     cos_NC[torch.arange(len(labels)), labels] = -torch.inf
     return (head.margin.s * cos_NC).softmax(1), nearest_Nk

@@ -9,7 +9,7 @@ from torch import Tensor
 from data.arrays import floats, mapped
 from data.options import absolute
 from heads.group.collectives import sum_over_processes
-from heads.rows.centers import ClassCenters
+from heads.rows.class_rows import ClassRows
 
 from ..launching.processes import Processes
 
@@ -45,7 +45,7 @@ class RowFile:
             )
 
     @torch.no_grad()
-    def load(self, centers: ClassCenters, processes: Processes) -> str:
+    def load(self, centers: ClassRows, processes: Processes) -> str:
         """Write this process's rows. A column with a bias keeps its initial values. Return a report.
 
         Raises:

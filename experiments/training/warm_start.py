@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from heads import CenterHead
 from heads.group.collectives import sum_over_processes
-from heads.rows.centers import ClassCenters
+from heads.rows.class_rows import ClassRows
 from heads.rows.initial import INIT_STD
 
 from ..models.trained import Trained
@@ -169,7 +169,7 @@ class WarmStart(L.Callback):
         return "; the bias of all classes was loaded"
 
     def _load_rows(
-        self, source: Source, new_of_old: NDArray[np.int64], centers: ClassCenters, same_objective: bool
+        self, source: Source, new_of_old: NDArray[np.int64], centers: ClassRows, same_objective: bool
     ) -> float:
         """Write this process's known rows; return the mean norm of the known rows of all processes."""
         total = torch.zeros(2, dtype=torch.float64)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rows.centers import ClassCenters
+from ..rows.class_rows import ClassRows
 from .index import Index
 from .refresh import ATTEMPTS, IndexRefresh
 from .vectors import CenterVectors
@@ -25,7 +25,7 @@ class ShardIndex(IndexRefresh):
         changed: (rows,) whether a row has changed since the last refresh began.
     """
 
-    def __init__(self, template: Index, centers: ClassCenters, *, normalize: bool, background: bool):
+    def __init__(self, template: Index, centers: ClassRows, *, normalize: bool, background: bool):
         super().__init__(background=background)
         self.template, self.centers, self.normalize = template, centers, normalize
         self.next_refresh = 0

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from ..objectives.rows import MIN_NORM, RowSequence
 from ..objectives.softmax import chunks
-from ..rows.centers import ClassCenters
+from ..rows.class_rows import ClassRows
 
 READ_ROWS = 8192  # rows that are read at a time into a library's memory
 
@@ -50,7 +50,7 @@ class CenterVectors:
         columns: number of the first columns that are compared; None for all.
     """
 
-    def __init__(self, centers: ClassCenters, radius: float = 0.0, columns: int | None = None):
+    def __init__(self, centers: ClassRows, radius: float = 0.0, columns: int | None = None):
         self.centers, self.radius = centers, radius
         self.columns = centers.width if columns is None else columns
 

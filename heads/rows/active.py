@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .centers import ClassCenters
+from .class_rows import ClassRows
 
 
 class ActiveRows:
@@ -15,7 +15,7 @@ class ActiveRows:
             gather them again. Rows that can be read in place are never copied.
     """
 
-    def __init__(self, centers: ClassCenters, ids: Tensor | None, *, keep: bool):
+    def __init__(self, centers: ClassRows, ids: Tensor | None, *, keep: bool):
         self.centers, self.ids = centers, ids
         self.stamp = centers.stamp
         self.kept_KD: Tensor | None = None

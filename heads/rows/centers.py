@@ -10,23 +10,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..core.row_state import RowState
-from ..core.workspace import Workspace
-from ..group.collectives import portable, rank_and_size, restored
-from ..group.sharding import Shard
 from . import rounding, stores
+from .class_rows import ClassRows, RowIndex
 from .initial import initial_rows
 from .sharded_tensor import foreign_part, global_view, local_part
 
-RowIndex = slice | Tensor  # rows of the shard: a contiguous range, or sorted int64 ids
 INIT_ROWS = 1024  # drawn at a time
 
 
-class ClassCenters(nn.Module):
-    """Rows (classes of this shard, width) with per-row state, saved and moved with the module.
+class ClassCenters(ClassRows):
+    """Stored rows (classes of this shard, width) with per-row state, saved and moved with the module.
 
     Args:
         num_classes: C, over all processes.
@@ -62,42 +59,26 @@ class ClassCenters(nn.Module):
         store: str = "device",
         store_dir: str | os.PathLike[str] | None = None,
     ):
-        super().__init__()
         if dtype not in (torch.float32, torch.bfloat16, torch.float64):
             raise ValueError(f"dtype={dtype} must be float32 or bfloat16, or float64 to check numerics")
         if rounding not in ("stochastic", "nearest"):
             raise ValueError(f"rounding={rounding!r} must be 'stochastic' or 'nearest'")
-        self.process_group = process_group
-        self.shard = Shard(num_classes, *rank_and_size(process_group))
-        self.embedding_size, self.width, self.seed = embedding_size, embedding_size + (bias is not None), seed
-        self.bias = 0.0 if bias is None else bias
+        super().__init__(
+            num_classes,
+            embedding_size,
+            bias=bias,
+            seed=seed,
+            process_group=process_group,
+            device=device,
+            dtype=torch.promote_types(dtype, torch.float32),
+        )
         self.rounding = rounding
-        self.workspace = Workspace()
         self.store = stores.make_store(store, store_dir, self.shard, {"seed": seed})
-        self.state: dict[str, Tensor] = {}
-        self.version = 0  # counts steps and loads
-        self.claims = 0  # counts optimizers; the last one owns the row state
         self._loaded: dict[str, Tensor] = {}  # state loaded before its optimizer exists
         with torch.inference_mode(False):  # tensors created in inference mode cannot be trained
-            # An empty tensor with the device and dtype of arithmetic.
-            self.like = torch.empty(0, dtype=torch.promote_types(dtype, torch.float32), device=device)
             self.rows = self.store.allocate("rows", (self.shard.size, self.width), dtype, self.like.device)
             if not self.store.lazy:
                 self._draw_blank(everywhere=True)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy or pickle: rows and row state, and a reference to the default process group."""
-        return {**self.__dict__, "process_group": portable(self.process_group), "workspace": Workspace()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.process_group = restored(state["process_group"])
-        rank, world_size = rank_and_size(self.process_group)
-        if (rank, world_size) != (self.shard.rank, self.shard.world_size):
-            raise ValueError(
-                f"this copy of a head holds the classes of process {self.shard.rank} of {self.shard.world_size} and "
-                f"cannot be loaded on process {rank} of {world_size}; use state_dict() or full_state_dict()"
-            )
 
     @property
     def stamp(self) -> tuple[int, int]:
@@ -109,17 +90,9 @@ class ClassCenters(nn.Module):
 
     @property
     def in_place(self) -> bool:
-        """Return whether a range of rows can be used and changed without a copy."""
         return self.rows.dtype == self.like.dtype and self.rows.device == self.like.device and not self.store.lazy
 
     def read(self, index: RowIndex, name: str = "rows", out: Tensor | None = None) -> Tensor:
-        """Return rows or row state (k, width) in the dtype and on the device of arithmetic.
-
-        Args:
-            index: k rows of the shard.
-            name: "rows" or the name of row state.
-            out: tensor that receives the values. Without it, the result of a slice may be a view.
-        """
         table = self._table(name)
         if isinstance(index, slice):
             values = table[index]
@@ -133,15 +106,7 @@ class ClassCenters(nn.Module):
             values = out.copy_(values)
         return self._with_initial_rows(index, values) if name == "rows" and self.store.lazy else values
 
-    def borrow(self, index: RowIndex, name: str, count: int) -> Tensor:
-        """Return `count` rows of state as `read` does, in memory that the next call reuses."""
-        if isinstance(index, slice):
-            return self.read(index, name)
-        width = self._table(name).shape[1]
-        return self.read(index, name, out=self.workspace.borrow(f"state {name}", (count, width), self.like))
-
     def write(self, index: RowIndex, name: str, values: Tensor, step: int = 0) -> None:
-        """Store the values (k, width) of rows or row state; `step` is a key of the rounding to bfloat16."""
         table = self._table(name)
         if table.dtype == torch.bfloat16 and self.rounding == "stochastic":
             key = (self.seed, step, zlib.crc32(name.encode()))
@@ -152,15 +117,6 @@ class ClassCenters(nn.Module):
             table[index] = values
 
     def claim(self, state: Mapping[str, RowState], *, keep: bool = False) -> None:
-        """Allocate the state of a row optimizer, which starts at zero or as loaded.
-
-        Args:
-            state: name -> state per row.
-            keep: whether existing state of these names stays.
-
-        Raises:
-            ValueError: state named "rows", or loaded state that this optimizer does not keep.
-        """
         self.claims += not keep
         if "rows" in state:
             raise ValueError("a row optimizer must not name its state 'rows', which names the class centers themselves")
@@ -189,7 +145,6 @@ class ClassCenters(nn.Module):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of rows and row state of this process, in any store."""
         return sum(tensor.nbytes for _, tensor in self._saved())
 
     def extra_repr(self) -> str:
@@ -197,12 +152,6 @@ class ClassCenters(nn.Module):
 
     def _table(self, name: str) -> Tensor:
         return self.rows if name == "rows" else self.state[name]
-
-    def _classes(self, index: RowIndex) -> Tensor:
-        """Return the global class ids (k,) of rows of this shard, on the device of arithmetic."""
-        if isinstance(index, slice):
-            index = torch.arange(index.start, index.stop, device=self.like.device)
-        return index.to(self.like.device) + self.shard.start
 
     def _draw_blank(self, *, everywhere: bool = False) -> None:
         """Replace rows of zeros, which were never written, with the initial rows of their classes."""
@@ -235,9 +184,7 @@ class ClassCenters(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ClassCenters":
         super()._apply(fn, recurse)
-        # Only the device changes: `.half()` on a model must not round its centers.
-        device = fn(torch.empty(0, device=self.like.device)).device
-        self.like = self.like.to(device)
+        device = self.like.device
         self.rows = self.store.move(self.rows, device)
         self.state = {name: self.store.move(table, device) for name, table in self.state.items()}
         self._loaded = {name: self.store.move(table, device) for name, table in self._loaded.items()}
@@ -275,7 +222,6 @@ class ClassCenters(nn.Module):
             self._draw_blank()  # a checkpoint of a lazy store may hold rows of zeros
 
     def faults(self, state_dict: Mapping[str, Tensor], prefix: str) -> list[str]:
-        """Return why rows and row state of a state dict do not fit; an empty list if they fit."""
         tables = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         error_msgs = []
         for name, value in tables.items():

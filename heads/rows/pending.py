@@ -16,8 +16,8 @@ from ..margins.margin import Margin
 from ..objectives.row_gradient import RowGradient
 from ..objectives.softmax import chunks
 from .active import ActiveRows
-from .centers import ClassCenters, RowIndex
 from .chunk_gradient import ChunkGradient, StreamedGradient, SummedGradient
+from .class_rows import ClassRows, RowIndex
 
 MOST_WITHOUT_OPTIMIZER = 8  # entries kept for an optimizer that may still be created
 MOST = 1000  # entries; each takes memory, and that many backward passes without a step are a mistake
@@ -104,7 +104,7 @@ class PendingGradients:
         parts = [bias * factor for bias, factor in biases if bias is not None]
         return torch.stack(parts).sum(0) if parts and self.proxy.grad is not None else None
 
-    def stream(self, centers: ClassCenters) -> Iterator[tuple[RowIndex, Tensor, ChunkGradient]]:
+    def stream(self, centers: ClassRows) -> Iterator[tuple[RowIndex, Tensor, ChunkGradient]]:
         """Yield (index, rows, gradient) of each chunk of the rows that any entry touches.
 
         The caller may change the rows of a chunk once it has the gradient: no later chunk reads them again.
@@ -137,7 +137,7 @@ class PendingGradients:
             index = slice(a, b) if ids is None else ids[a:b]
             yield index, rows, StreamedGradient(gradients, a, b, rows, centers.workspace)
 
-    def _stream_union(self, centers: ClassCenters) -> Iterator[tuple[RowIndex, Tensor, ChunkGradient]]:
+    def _stream_union(self, centers: ClassRows) -> Iterator[tuple[RowIndex, Tensor, ChunkGradient]]:
         """Stream entries with different rows: each entry adds to its own rows of a chunk."""
         all_ids = torch.arange(centers.shard.size, device=centers.like.device)
         ids_of_entries = [all_ids if active.ids is None else active.ids for active, _ in self.entries]

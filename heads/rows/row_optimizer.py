@@ -13,15 +13,15 @@ from torch import Tensor
 from ..core.row_state import RowState
 from ..core.timer import Timer
 from ..objectives.shared_bias import SharedBias
-from .centers import ClassCenters
 from .chunk_gradient import ChunkGradient, SummedGradient
+from .class_rows import ClassRows
 from .pending import PendingGradients
 
 
 class RowOwner(Protocol):
     """The attributes of a head that a row optimizer uses; it sets `has_optimizer`."""
 
-    centers: ClassCenters
+    centers: ClassRows
     pending: PendingGradients
     timer: Timer
     has_optimizer: bool

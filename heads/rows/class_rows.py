@@ -1,0 +1,145 @@
+"""Rows of this process's classes, as losses, optimizers and checkpoints use them: stored or computed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from ..core.row_state import RowState
+from ..core.workspace import Workspace
+from ..group.collectives import portable, rank_and_size, restored
+from ..group.sharding import Shard
+
+RowIndex = slice | Tensor  # rows of the shard: a contiguous range, or sorted int64 ids
+
+
+class ClassRows(nn.Module, ABC):
+    """Rows (classes of this shard, width).
+
+    Args:
+        num_classes: C, over all processes.
+        embedding_size: columns that are compared with embeddings.
+        bias: initial value of one more column; None for no such column.
+        seed: seed of the rows.
+        process_group: the processes that share the classes; None for one process.
+        device: device of arithmetic.
+        dtype: dtype of arithmetic.
+
+    Attributes:
+        learned: whether row optimizers change the rows. Others have no gradient.
+        like: an empty tensor with the device and dtype of arithmetic.
+        state: name -> state that a row optimizer keeps for each row.
+        version: counts steps and loads.
+        claims: counts optimizers; the last one owns the row state.
+
+    Raises:
+        ValueError: more processes than classes allow.
+    """
+
+    learned: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        bias: float | None,
+        seed: int,
+        process_group: ProcessGroup | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype,
+    ):
+        super().__init__()
+        self.process_group = process_group
+        self.shard = Shard(num_classes, *rank_and_size(process_group))
+        self.embedding_size, self.width, self.seed = embedding_size, embedding_size + (bias is not None), seed
+        self.bias = 0.0 if bias is None else bias
+        self.workspace = Workspace()
+        self.state: dict[str, Tensor] = {}
+        self.version = self.claims = 0
+        with torch.inference_mode(False):  # tensors created in inference mode cannot be trained
+            self.like = torch.empty(0, dtype=dtype, device=device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy or pickle: rows and row state, and a reference to the default process group."""
+        return {**self.__dict__, "process_group": portable(self.process_group), "workspace": Workspace()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.process_group = restored(state["process_group"])
+        rank, world_size = rank_and_size(self.process_group)
+        if (rank, world_size) != (self.shard.rank, self.shard.world_size):
+            raise ValueError(
+                f"this copy of a head holds the classes of process {self.shard.rank} of {self.shard.world_size} and "
+                f"cannot be loaded on process {rank} of {world_size}; use state_dict() or full_state_dict()"
+            )
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Version of the rows: steps and loads, the same on all processes, and changes that a user made in place."""
+        return self.version, 0
+
+    @property
+    def in_place(self) -> bool:
+        """Return whether a range of rows can be used and changed without a copy."""
+        return False
+
+    @abstractmethod
+    def read(self, index: RowIndex, name: str = "rows", out: Tensor | None = None) -> Tensor:
+        """Return rows or row state (k, width) in the dtype and on the device of arithmetic.
+
+        Args:
+            index: k rows of the shard.
+            name: "rows" or the name of row state.
+            out: tensor that receives the values. Without it, the result of a slice may be a view.
+        """
+
+    @abstractmethod
+    def write(self, index: RowIndex, name: str, values: Tensor, step: int = 0) -> None:
+        """Store the values (k, width) of rows or row state; `step` is a key of the rounding to bfloat16."""
+
+    def borrow(self, index: RowIndex, name: str, count: int) -> Tensor:
+        """Return `count` rows of state as `read` does, in memory that the next call reuses."""
+        if isinstance(index, slice):
+            return self.read(index, name)
+        width = self.state[name].shape[1]
+        return self.read(index, name, out=self.workspace.borrow(f"state {name}", (count, width), self.like))
+
+    @abstractmethod
+    def claim(self, state: Mapping[str, RowState], *, keep: bool = False) -> None:
+        """Allocate the state of a row optimizer, which starts at zero or as loaded.
+
+        Args:
+            state: name -> state per row.
+            keep: whether existing state of these names stays.
+
+        Raises:
+            ValueError: state named "rows", or loaded state that this optimizer does not keep.
+        """
+
+    @property
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Bytes of rows and row state of this process, in any store."""
+
+    @abstractmethod
+    def faults(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
+        """Return why rows and row state of a state dict do not fit; an empty list if they fit."""
+
+    def extra_repr(self) -> str:
+        return f"{self.shard}, width={self.width}"
+
+    def _classes(self, index: RowIndex) -> Tensor:
+        """Return the global class ids (k,) of rows of this shard, on the device of arithmetic."""
+        if isinstance(index, slice):
+            index = torch.arange(index.start, index.stop, device=self.like.device)
+        return index.to(self.like.device) + self.shard.start
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ClassRows":
+        super()._apply(fn, recurse)
+        # Only the device changes: `.half()` on a model must not round its rows.
+        self.like = self.like.to(fn(torch.empty(0, device=self.like.device)).device)
+        return self
