@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .records import Indices, Source
 from .workers import end_with_parent
 
 T = TypeVar("T")
@@ -82,3 +84,22 @@ def _poll_for_deaths() -> None:
     of_torch = getattr(handler, "__module__", "").startswith("torch.")
     if of_torch and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+class InOrder(Dataset[Tensor | ValueError]):
+    """Stored examples in the order of `indices`, `block` at a time."""
+
+    def __init__(self, source: Source, indices: Indices, block: int):
+        self.source, self.indices, self.block = source, indices, block
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.block)
+
+    def __getitem__(self, number: int) -> Tensor | ValueError:
+        indices = self.indices[number * self.block : (number + 1) * self.block]
+        if not len(indices):
+            raise IndexError(number)
+        try:
+            return self.source.read(indices)
+        except ValueError as error:
+            return error

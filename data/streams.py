@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from .counter_rng import hash64, permute, uniforms
 from .grouping import group
 from .loading import loaded
 from .options import whole
-from .records import DataSet, Indices, Source
+from .records import DataSet, Indices
 
-Part = tuple[Tensor, ...]  # stored examples, labels, random numbers of their augmentation, and weights if there are any
+# Stored examples, labels, random numbers of their augmentation, and weights if there are any; or weights or None, and
+# record numbers, for a head that asks for these.
+Part = tuple[Any, ...]
 Batch = dict[str, Part]
 BLOCK = 2**13  # positions of an epoch that are shuffled together
 IDENTITY = 1  # distinguishes the order of identities from that of records
@@ -36,16 +37,26 @@ class InstanceStream:
         batch_size: records of a batch over all processes. An epoch drops the last records that do not fill a batch.
         seed: seed of order and augmentation.
         rank, world_size: this process gets its contiguous part of every batch.
+        records: whether batches contain record numbers.
     """
 
-    def __init__(self, data: DataSet, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        data: DataSet,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        records: bool = False,
+    ):
         if not world_size <= batch_size <= len(data.train):
             remedy = f"{len(data.train)} or less" if batch_size > len(data.train) else f"{world_size} or more"
             raise ValueError(
                 f"batch_size={batch_size} must be between the number of processes, {world_size}, "
                 f"and the number of training records, {len(data.train)}; set batch_size={remedy}"
             )
-        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.data, self.batch_size, self.seed, self.records = data, batch_size, seed, records
         self.part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self.batches_per_epoch = len(data.train) // batch_size
 
@@ -55,13 +66,14 @@ class InstanceStream:
         Returns:
             stored examples (n, ...), labels int64, random numbers of the augmentation (n, ...), and weights (n,)
             float32 if the records have them. Labels are (n,), or (n, L) padded with -1 if the records have several.
+            With `records`, the weights or None, and the record numbers (n,).
         """
         epoch, position = divmod(number, self.batches_per_epoch)
         start = position * self.batch_size
         indices = shuffled(start + self.part.start, start + self.part.stop, len(self.data.train), self.seed, epoch)
         draws = self.data.augment.draws(hash64("augmentation", self.seed, epoch, indices))
         labels = torch.from_numpy(np.asarray(self.data.train.targets[indices], dtype=np.int64))
-        return self.data.train.source.read(indices), labels, draws, *weights_of(self.data, indices)
+        return self.data.train.source.read(indices), labels, draws, *extras_of(self.data, indices, self.records)
 
 
 class IdentityStream:
@@ -75,6 +87,7 @@ class IdentityStream:
         images_per_class: records of a class in a batch, at least 2.
         seed: seed of order, choice and augmentation.
         rank, world_size: this process gets its contiguous part of every batch.
+        records: whether batches contain record numbers.
     """
 
     def __init__(
@@ -86,6 +99,7 @@ class IdentityStream:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        records: bool = False,
     ):
         if data.train.all_labels is not None:
             raise ValueError(
@@ -103,7 +117,7 @@ class IdentityStream:
                 f"batch_size={batch_size} of the identity stream must be a multiple of images_per_class={k}, from "
                 f"{k * world_size}, a class for each process, to {k * self.num_classes}, all training classes"
             )
-        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.data, self.batch_size, self.seed, self.records = data, batch_size, seed, records
         classes = self.classes_per_batch
         self.part = slice(rank * classes // world_size, (rank + 1) * classes // world_size)
         self.batches_per_epoch = self.num_classes // classes
@@ -114,7 +128,7 @@ class IdentityStream:
         Returns:
             stored examples (k n, ...), where examples j, n + j, 2 n + j, ... have one class; labels (k n,) int64,
             random numbers of the augmentation (k n, ...), and weights (k n,) float32 if the records have them. k is
-            `images_per_class`.
+            `images_per_class`. With `records`, the weights or None, and the record numbers (k n,).
         """
         epoch, position = divmod(number, self.batches_per_epoch)
         start = position * self.classes_per_batch
@@ -129,7 +143,7 @@ class IdentityStream:
         which = np.repeat(np.arange(self.images_per_class), len(chosen))
         augmentation = self.data.augment.draws(hash64("identity augmentation", self.seed, epoch, which, indices))
         labels = torch.from_numpy(np.tile(classes, self.images_per_class))
-        return self.data.train.source.read(indices), labels, augmentation, *weights_of(self.data, indices)
+        return self.data.train.source.read(indices), labels, augmentation, *extras_of(self.data, indices, self.records)
 
 
 def within_classes(counts: Indices, draws: Sequence[NDArray[np.float64]]) -> Indices:
@@ -152,10 +166,23 @@ def within_classes(counts: Indices, draws: Sequence[NDArray[np.float64]]) -> Ind
     return (first + steps) % counts
 
 
-def weights_of(data: DataSet, indices: Indices) -> tuple[Tensor, ...]:
-    """Return the weights of training records (n,), or nothing if they have none."""
+def extras_of(data: DataSet, indices: Indices, records: bool) -> Part:
+    """Return the last items of a batch of training records.
+
+    Args:
+        data: the set with the records.
+        indices: (n,) their positions among the training records, the same on all processes and in a resumed training.
+        records: whether to return record numbers.
+
+    Returns:
+        The weights (n,) float32, or nothing if the records have none. With `records`, the weights or None, and the
+        positions (n,) int64.
+    """
     weights = data.train.weights
-    return () if weights is None else (torch.from_numpy(np.asarray(weights[indices], dtype=np.float32)),)
+    weight = None if weights is None else torch.from_numpy(np.asarray(weights[indices], dtype=np.float32))
+    if records:
+        return weight, torch.from_numpy(np.array(indices, dtype=np.int64))
+    return () if weight is None else (weight,)
 
 
 def shuffled(start: int, stop: int, size: int, *key: int) -> Indices:
@@ -266,22 +293,3 @@ class BatchLoader:
                 "resume with the batch_size of the training"
             )
         self.handed_out = batches
-
-
-class InOrder(Dataset[Tensor | ValueError]):
-    """Stored examples in the order of `indices`, `block` at a time."""
-
-    def __init__(self, source: Source, indices: Indices, block: int):
-        self.source, self.indices, self.block = source, indices, block
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.block)
-
-    def __getitem__(self, number: int) -> Tensor | ValueError:
-        indices = self.indices[number * self.block : (number + 1) * self.block]
-        if not len(indices):
-            raise IndexError(number)
-        try:
-            return self.source.read(indices)
-        except ValueError as error:
-            return error

@@ -22,7 +22,7 @@ from .rows.pending import MOST_WITHOUT_OPTIMIZER
 FEW_FORWARDS, MANY_FORWARDS = MOST_WITHOUT_OPTIMIZER, 256
 
 Encode = Callable[[Tensor], Tensor]
-Batch = Mapping[str, tuple[Tensor, ...]]
+Batch = Mapping[str, tuple[Any, ...]]
 
 ARGUMENTS = {
     "num_classes": "C, the number of classes over all processes.",
@@ -45,6 +45,7 @@ class Head(nn.Module):
 
     Options: ClassVar[type[Any] | None] = None
     streams: ClassVar[tuple[str, ...]] = ("instance",)  # the batch streams that it trains on
+    needs_records: ClassVar[bool] = False  # whether it gets `num_records`, and record numbers with each batch
     assignable: ClassVar[tuple[str, ...]] = ("margin", "min_probability")  # options that may change in a training
     state_differs: ClassVar[bool] = False  # whether state outside `sharded_state` differs between processes
 
@@ -85,9 +86,11 @@ class Head(nn.Module):
         Args:
             encode: the backbone.
             batch: stream name -> (images, labels) of this process, with their weights (n,) as a third if they have any.
+                With `needs_records`, the third is the weights or None, and the fourth the record numbers (n,), which
+                are positions among the training records.
         """
-        images, labels, *weight = batch[self.streams[0]]
-        loss: Tensor = self(encode(images), labels, *weight)
+        images, labels, *rest = batch[self.streams[0]]
+        loss: Tensor = self(encode(images), labels, *rest)
         return loss
 
     def optimizer(self, lr: float, **options: Any) -> torch.optim.Optimizer:

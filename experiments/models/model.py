@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from data.formats.encoded import Images
-from data.loading import loaded
+from data.loading import InOrder, loaded
 from data.preprocessing import Preprocessing
 from data.records import DataSet, Indices, Source
 from data.sets.encoded_images import EncodedImages
-from data.streams import InOrder
 from heads.group.collectives import default_group, gather_rows, gather_sizes
 
 from ..launching.processes import Processes

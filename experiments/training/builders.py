@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Optimizer
@@ -71,6 +72,9 @@ def build_head(config: DictConfig, data: DataSet, backbone: nn.Module) -> Head:
     parts = head_parts(config)
     if parts["margin"].uses_class_counts:
         parts["class_counts"] = data.train.class_counts()
+    kind: type[Head] = get_class(config.head._target_)
+    if kind.needs_records:
+        parts["num_records"] = len(data.train)
     head: Head = instantiate(
         config.head,
         num_classes=data.train.num_classes,
@@ -95,7 +99,8 @@ def is_trained(backbone: nn.Module) -> bool:
 def build_loader(config: DictConfig, data: DataSet, head: Head, processes: Processes) -> BatchLoader:
     """Build the loader of the streams that the head trains on, for the whole training."""
     common = {"seed": config.seed, "rank": processes.rank, "world_size": processes.world_size}
-    own = {"identity": {"images_per_class": head.images_per_class}}
+    common["records"] = head.needs_records
+    own: dict[str, Any] = {"identity": {"images_per_class": head.images_per_class}}
     streams = {
         name: STREAMS[name](data, size, **common, **own.get(name, {}))
         for name, size in head.stream_sizes(config.batch_size).items()

@@ -108,13 +108,13 @@ class HeadModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         return self.build_optimizers(self.backbone, self.head, self.num_steps)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> dict[str, tuple[Tensor, ...]]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return {
-            name: (self.data.finish(examples, draws), labels, *weights)
-            for name, (examples, labels, draws, *weights) in batch.items()
+            name: (self.data.finish(examples, draws), labels, *rest)
+            for name, (examples, labels, draws, *rest) in batch.items()
         }
 
-    def training_step(self, batch: dict[str, tuple[Tensor, ...]], batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         loss = self.head.training_loss(self._encode, batch)
         self.manual_backward(loss / self.accumulate)
         self._loss_sum = self._loss_sum.to(loss.device) + loss.detach() / self.accumulate

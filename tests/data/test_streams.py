@@ -7,8 +7,11 @@ import torch
 from data import streams
 from data.counter_rng import permute, uniforms
 from data.grouping import group
+from data.loading import InOrder
+from data.sets.noise import with_noise
 from data.sets.sphere import sphere
-from data.streams import BatchLoader, IdentityStream, InOrder, InstanceStream, within_classes
+from data.streams import BatchLoader, IdentityStream, InstanceStream, within_classes
+from data.weights import with_weights
 
 DATA = sphere(23, size=6, images_per_class=3, num_heldout=5)  # 69 records
 
@@ -224,3 +227,30 @@ def test_streams_run_in_parallel_and_the_shorter_repeats(num_workers):
         for name, stream in streams.items():
             assert torch.equal(batch[name][0], stream.batch(number)[0])
             assert torch.equal(batch[name][1], stream.batch(number)[1])
+
+
+@pytest.mark.parametrize("kind", [InstanceStream, IdentityStream])
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("by", [None, "inverse"])
+def test_record_numbers_are_positions_among_the_training_records(kind, num_workers, by):
+    """Wrong labels change no number, and a batch without numbers is the same otherwise."""
+    data = with_weights(with_noise(DATA, flip=0.5), by=by)
+    plain = list(BatchLoader({"a": kind(data, 8, seed=4)}, 12, 8))
+    numbered = list(BatchLoader({"a": kind(data, 8, seed=4, records=True)}, 12, 8, num_workers))
+    for without, batch in zip(plain, numbered, strict=True):
+        *items, weight, records = batch["a"]
+        assert records.dtype == torch.int64
+        assert torch.equal(items[0], DATA.train.source.read(records.numpy()))
+        assert torch.equal(items[1], torch.from_numpy(data.train.labels[records.numpy()]))
+        expected = (*items,) if by is None else (*items, weight)
+        assert len(without["a"]) == len(expected) and all(map(torch.equal, without["a"], expected))
+        assert (weight is None) == (by is None)
+
+
+@pytest.mark.parametrize("kind", [InstanceStream, IdentityStream])
+def test_record_numbers_do_not_depend_on_the_processes(kind):
+    whole = kind(DATA, 8, seed=4, records=True)
+    parts = [kind(DATA, 8, seed=4, rank=rank, world_size=2, records=True) for rank in range(2)]
+    for number in (0, 5, 30):
+        of_ranks = [part.batch(number)[-1] for part in parts]
+        assert sorted(torch.cat(of_ranks).tolist()) == sorted(whole.batch(number)[-1].tolist())
