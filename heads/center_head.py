@@ -25,6 +25,7 @@ from .group.collectives import default_group
 from .head import Head
 from .margins.class_counts import checked_counts
 from .objectives.autograd import no_loss, streamed_loss
+from .objectives.blocks import Block
 from .objectives.loss_state import LossState
 from .objectives.objective import Objective
 from .objectives.row_gradient import RowGradient
@@ -67,7 +68,7 @@ class CenterHead(Head):
         self.margin = self.options.margin
         self.min_probability = getattr(self.options, "min_probability", 0.0)  # an option of `FullFC` only
         objective, log_q = self.options.objective, getattr(self.options, "log_q", False)
-        loss_classes = self.loss_classes(self.num_classes, self.options)
+        loss_classes, self.block = self.loss_classes(self.num_classes, self.options), self.block_of(self.options)
         shares = self.active_shares(loss_classes, self.options)
         objective.check(self.margin, samples=min(shares) < 1, log_q=log_q, min_probability=self.min_probability)
         counts = checked_counts(self.options.class_counts, self.margin, self.num_classes)
@@ -75,6 +76,7 @@ class CenterHead(Head):
         self.process_group = process_group if process_group is not None else default_group()
         bias = objective.initial_bias(self.margin.at(0), shares[0] * loss_classes) if objective.bias else 0.0
         column = bias if objective.bias == "class" else None if self.margin.normalize else 0.0
+        objective.check_rows(self.block.size, self.margin)
         self.centers = self.make_centers(loss_classes, column, device)
         shared = bias if objective.bias == "shared" else None
         self.loss_state = LossState(loss_classes, self.centers.like, shared, counts)
@@ -83,14 +85,24 @@ class CenterHead(Head):
         self.probing = False  # whether a selection must not change the head
 
     def make_centers(self, num_classes: int, bias: float | None, device: torch.device | str | None) -> ClassRows:
-        """Return the rows of the loss: `num_classes` of them, with a last column of this initial value if any."""
-        centers: ClassRows = self.options.centers(num_classes, self.embedding_size, bias, self.process_group, device)
+        """Return the rows of the classes of the loss, with a last column of this initial value if any."""
+        rows, group = self.block.size, self.process_group
+        centers: ClassRows = self.options.centers(num_classes, self.embedding_size, rows, bias, group, device)
         return centers
 
     @classmethod
     def loss_classes(cls, num_classes: int, options: Any) -> int:
         """Return the number of classes that the loss compares; another one than that of labels if they share rows."""
         return num_classes
+
+    @classmethod
+    def block_of(cls, options: Any) -> Block:
+        """Return the rows of a class, and how their cosines become those of the loss."""
+        return Block()
+
+    @property
+    def class_centers(self) -> ClassRows | None:
+        return self.centers
 
     @classmethod
     def active_shares(cls, num_classes: int, options: Any) -> list[float]:
@@ -101,7 +113,7 @@ class CenterHead(Head):
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
         case = replace(case, num_classes=cls.loss_classes(case.num_classes, options))
         shares = cls.active_shares(case.num_classes, options)
-        return center_cost(case, options, row_state=row_state, shares=shares)
+        return center_cost(case, options, row_state=row_state, shares=shares, rows_per_class=cls.block_of(options).size)
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         """Return the classes of this training step.
@@ -152,7 +164,7 @@ class CenterHead(Head):
                 with self.only_looking(not learns):
                     selection = self.select_classes(batch.x_ND, batch.positives.labels_P)
             num_active = self.centers.shard.size if selection.ids is None else len(selection.ids)
-            column = num_active * self.centers.like.element_size()
+            column = num_active * self.block.size * self.centers.like.element_size()
             room = self.options.logits_budget_mb * 2**20 - self.pending.kept_bytes if batch.x_nD.requires_grad else -1
             keep_logits, keep_rows = what_fits(column * len(batch.x_ND), column * self.centers.width, room)
             rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
@@ -243,7 +255,10 @@ class CenterHead(Head):
             group, to_rows_space, D = self.process_group, self.to_rows_space, self.embedding_size
             x_ND, sizes = gather_embeddings(embeddings, to_rows_space, embedding_size=D, device=device, group=group)
             rows = ActiveRows(self.centers, None, keep=False)
-            return nearest_classes(x_ND, rows, k, shard, sizes, group, normalize=self.margin.normalize)
+            rows_per_class, normalize = self.block.size, self.margin.normalize
+            return nearest_classes(
+                x_ND, rows, k, shard, sizes, group, normalize=normalize, rows_per_class=rows_per_class
+            )
 
     def stats(self) -> dict[str, float]:
         """Return numbers of this process: active classes and negatives of the last step, bytes, mean milliseconds."""
@@ -306,6 +321,7 @@ class CenterHead(Head):
             bias=None if self.shared_bias is None else self.shared_bias.value,
             log_q_K=selection.log_q,
             group=self.process_group,
+            block=self.block,
             min_probability=self.min_probability if self.training else 0.0,
             matmul=self.matmul if self.training else MatMul(),
             workspace=self.centers.workspace,

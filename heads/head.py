@@ -15,6 +15,7 @@ from .core.uncompiled import run_uncompiled
 from .core.warn import warn_user
 from .group.collectives import default_group, portable, restored
 from .margins.margin import Margin
+from .rows.class_rows import ClassRows
 from .rows.pending import MOST_WITHOUT_OPTIMIZER
 
 # Number of training batches without an optimizer step after which a warning is issued. The first number applies without
@@ -195,6 +196,11 @@ class Head(nn.Module):
         state = self.state_dict()
         full = {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in state.items()}
         return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in full.items()}
+
+    @property
+    def class_centers(self) -> ClassRows | None:
+        """The rows that stand for the classes, one or more for each; None for a head without such rows."""
+        return None
 
     @property
     def failure(self) -> str | None:

@@ -41,6 +41,14 @@ class Objective(Configured, ABC):
             log_q, min_probability: options of the head.
         """
 
+    def check_rows(self, rows_per_class: int, margin: Margin) -> None:
+        """Raise a ValueError if this objective cannot be used with several rows a class."""
+        if rows_per_class > 1 and self.bias == "class" and margin.normalize:
+            raise ValueError(
+                f"objective={type(self).__name__} has a bias for each class and cannot be used with {rows_per_class} "
+                "rows a class; use UniFace, with one bias for all classes, or the objective softmax"
+            )
+
 
 def checked_objective(objective: object) -> Objective:
     """Return the objective, or raise a ValueError if it is not an `Objective`."""

@@ -1,4 +1,7 @@
-"""The gradient of a streamed loss with respect to its class rows."""
+"""The gradient of a streamed loss with respect to its class rows.
+
+Legend: N global batch, P targets, K active classes, k classes of a chunk, L and l their rows.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class RowGradient:
         loss: the loss, after its margin has begun.
         coefficient_N: weight of each sample.
         target_gradient_P: gradient by the target cosines.
-        kept_KN: cosines, or memory for them, that G takes; None to recompute G.
+        kept_LN: cosines, or memory for them, that G takes; None to recompute G.
         target_error_P: gradient by the target logits, if the gradient by a bias is wanted; else None.
 
     Attributes:
@@ -38,12 +41,12 @@ class RowGradient:
         loss: Streamed,
         coefficient_N: Tensor,
         target_gradient_P: Tensor,
-        kept_KN: Tensor | None,
+        kept_LN: Tensor | None,
         target_error_P: Tensor | None = None,
     ):
         self.loss, self.coefficient_N, self.target_gradient_P = loss, coefficient_N, target_gradient_P
-        self.kept_KN, self.target_error_P = kept_KN, target_error_P
-        self.radial_K = None if kept_KN is None else loss.x_ND.new_zeros(loss.num_rows)
+        self.kept_LN, self.target_error_P = kept_LN, target_error_P
+        self.radial_L = None if kept_LN is None else loss.x_ND.new_zeros(len(loss.norm_L))
         self.bias_K = None if target_error_P is None else loss.x_ND.new_zeros(loss.num_rows)
         self.shared_bias: Tensor | None = None
         self.scale: Tensor | None = None
@@ -53,7 +56,7 @@ class RowGradient:
     @property
     def kept_bytes(self) -> int:
         """Bytes of kept cosines or of G."""
-        return 0 if self.kept_KN is None else self.kept_KN.nbytes
+        return 0 if self.kept_LN is None else self.kept_LN.nbytes
 
     @property
     def rows(self) -> Rows:
@@ -66,9 +69,9 @@ class RowGradient:
 
     def release(self) -> None:
         """Return the memory of a gradient that is no longer needed to the workspace."""
-        if self.kept_KN is not None:
-            self.loss.workspace.release("cosines", self.kept_KN)
-            self.kept_KN = None
+        if self.kept_LN is not None:
+            self.loss.workspace.release("cosines", self.kept_LN)
+            self.kept_LN = None
 
     def multiply(self, factor: Tensor) -> None:
         """Multiply the gradients that are added from now on by a scalar tensor, without waiting for the device."""
@@ -77,55 +80,57 @@ class RowGradient:
         self.x_ND, self.factor = self.loss.x_ND * factor, factor
 
     def add_to(
-        self, total_kD: Tensor, a: int, b: int, rows_kD: Tensor, *, beta: float = 1.0, decay: float = 0.0
+        self, total_lD: Tensor, a: int, b: int, rows_lD: Tensor, *, beta: float = 1.0, decay: float = 0.0
     ) -> Tensor:
-        """Compute total_kD <- beta total_kD + gradient of rows a to b + decay rows_kD in place, and return it."""
-        loss = self.loss
-        directions_kD, row_directions_kD = loss.directions(total_kD), loss.directions(rows_kD)
-        if self.kept_KN is not None:
-            assert self.sealed and self.radial_K is not None
-            G_kN, radial_k = self.kept_KN[a:b], self.radial_K[a:b]
+        """Compute total_lD <- beta total_lD + gradient of the rows of classes a to b + decay rows_lD, and return it."""
+        loss, own = self.loss, self.loss.block.rows(a, b)
+        directions_lD, row_directions_lD = loss.directions(total_lD), loss.directions(rows_lD)
+        if self.kept_LN is not None:
+            assert self.sealed and self.radial_L is not None
+            G_lN, radial_l = self.kept_LN[own], self.radial_L[own]
         else:
-            G_kN, radial_k = self._differentiate(a, b, loss.cosines(a, b, row_directions_kD))
-        loss.matmul.addmm_(directions_kD, G_kN, self.x_ND, beta=beta)
-        directions_kD.addcmul_((decay - radial_k * self.factor)[:, None], row_directions_kD)
-        if total_kD.shape[1] > self.x_ND.shape[1]:
-            self._add_bias_to(total_kD[:, -1], a, b, rows_kD[:, -1], beta=beta, decay=decay)
-        return total_kD
+            G_lN, radial_l = self._differentiate(a, b, loss.cosines(a, b, row_directions_lD))
+        loss.matmul.addmm_(directions_lD, G_lN, self.x_ND, beta=beta)
+        directions_lD.addcmul_((decay - radial_l * self.factor)[:, None], row_directions_lD)
+        if total_lD.shape[1] > self.x_ND.shape[1]:
+            self._add_bias_to(total_lD[:, -1], a, b, rows_lD[:, -1], beta=beta, decay=decay)
+        return total_lD
 
     def _add_bias_to(self, total_k: Tensor, a: int, b: int, bias_k: Tensor, *, beta: float, decay: float) -> None:
         assert self.bias_K is not None
         total_k.copy_(total_k * beta if beta else torch.zeros_like(total_k))
         total_k.add_(self.bias_K[a:b] * self.factor + decay * bias_k)
 
-    def of_inner_products(self, a: int, b: int, rows_kD: Tensor) -> Tensor:
-        """Return G of active rows a to b: the gradient of their inner products with the batch, (b - a, N)."""
-        if self.kept_KN is None:
-            return self._differentiate(a, b, self.loss.cosines(a, b, rows_kD))[0]
-        return self.replaced(a, b, self.kept_KN[a:b])
+    def of_inner_products(self, a: int, b: int, rows_lD: Tensor) -> Tensor:
+        """Return G of the rows of classes a to b: the gradient of their inner products with the batch, (l, N)."""
+        if self.kept_LN is None:
+            return self._differentiate(a, b, self.loss.cosines(a, b, rows_lD))[0]
+        return self.replaced(a, b, self.kept_LN[self.loss.block.rows(a, b)])
 
-    def replaced(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
-        """Return G of active rows a to b, and keep it in place of their cosines if there is memory for it."""
-        G_kN, radial_k = self._differentiate(a, b, cos_kN)
-        if self.kept_KN is not None:
-            assert not self.sealed and self.radial_K is not None
-            self.radial_K[a:b] = radial_k
-            self.kept_KN[a:b] = G_kN
-        return G_kN
+    def replaced(self, a: int, b: int, cos_lN: Tensor) -> Tensor:
+        """Return G of the rows of classes a to b, and keep it in place of their cosines if there is memory for it."""
+        G_lN, radial_l = self._differentiate(a, b, cos_lN)
+        if self.kept_LN is not None:
+            assert not self.sealed and self.radial_L is not None
+            own = self.loss.block.rows(a, b)
+            self.radial_L[own] = radial_l
+            self.kept_LN[own] = G_lN
+        return G_lN
 
-    def _differentiate(self, a: int, b: int, cos_kN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return G (b - a, N) and the radial part (b - a,) from the cosines (b - a, N)."""
+    def _differentiate(self, a: int, b: int, cos_lN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return G (l, N) and the radial part (l,) from the cosines (l, N) of the rows of classes a to b."""
         loss, targets = self.loss, self.loss.placed.within(a, b)
-        negative = loss.negative_gradient(a, b, cos_kN, self.coefficient_N)
+        negative = loss.negative_gradient(a, b, loss.block.combined(cos_lN), self.coefficient_N)
         gradient_kN = negative.by_cos_kN
         if self.bias_K is not None and self.target_error_P is not None and negative.by_bias_k is not None:
             self.bias_K[a:b] = negative.by_bias_k.index_add_(0, targets.rows, self.target_error_P[targets.pairs])
         if len(targets.rows):
             gradient_kN[targets.at] = self.target_gradient_P[targets.pairs] / negative.slope
+        gradient_lN = loss.block.spread(gradient_kN, cos_lN)
         if not loss.margin.normalize:
-            return gradient_kN.mul_(negative.slope), gradient_kN.new_zeros(b - a)
-        norm_k = loss.norm_K[a:b]
-        gradient_kN = gradient_kN.div_(norm_k[:, None] / negative.slope)
+            return gradient_lN.mul_(negative.slope), gradient_lN.new_zeros(len(gradient_lN))
+        norm_l = loss.norm_L[loss.block.rows(a, b)]
+        gradient_lN = gradient_lN.div_(norm_l[:, None] / negative.slope)
         # Kept cosines are not needed any more: G takes their place.
-        product_kN = torch.mul(gradient_kN, cos_kN, out=cos_kN if self.kept_KN is not None else None)
-        return gradient_kN, product_kN.sum(1).div_(norm_k)
+        product_lN = torch.mul(gradient_lN, cos_lN, out=cos_lN if self.kept_LN is not None else None)
+        return gradient_lN, product_lN.sum(1).div_(norm_l)

@@ -1,4 +1,7 @@
-"""The interface by which an objective reads class rows, in any store."""
+"""The interface by which an objective reads class rows, in any store.
+
+A class has one row or a block of them (`heads.objectives.blocks`), and is addressed by its position.
+"""
 
 from typing import Protocol
 
@@ -8,12 +11,14 @@ MIN_NORM = 1e-12
 
 
 class RowSequence(Protocol):
-    """Rows that can be read in order."""
+    """Rows of classes that can be read in order."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of classes."""
+        ...
 
     def slice(self, a: int, b: int) -> Tensor:
-        """Return rows a to b, (b - a, D)."""
+        """Return the rows of classes a to b, (rows, D)."""
         ...
 
 
@@ -21,11 +26,11 @@ class Rows(RowSequence, Protocol):
     """The active rows of one forward pass."""
 
     def gather(self, positions: Tensor) -> Tensor:
-        """Return the rows at positions (n,) as (n, D)."""
+        """Return the rows of classes at positions (n,) as (rows, D)."""
         ...
 
     def subset(self, positions: Tensor) -> "Rows":
-        """Return the rows at sorted positions."""
+        """Return the rows of classes at sorted positions."""
         ...
 
     def release(self) -> None:

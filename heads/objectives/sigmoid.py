@@ -4,7 +4,7 @@ Each logit z has a loss of its own, softplus(-z) for the sample's class and soft
 Nothing normalizes the logits. So the forward pass computes the gradient too; no maximum and no sum of exponentials goes
 over processes, and most margins need no target cosines from other processes.
 
-Legend: N global batch, D columns of an embedding, K active rows of this process, k rows of a chunk.
+Legend: N global batch, D columns of an embedding, k classes of a chunk, L and l the rows of all and of a chunk.
 """
 
 import copy
@@ -85,7 +85,7 @@ class SigmoidLoss(Streamed):
         self.objective, self.bias = objective, None if inputs.bias is None else inputs.bias[0, 0].clone()
         self.positive_weight, self.negative_weight = objective.weights(inputs.margin)
         if objective.bias == "class" and inputs.margin.normalize:
-            self.column_K, self.target_column_P = self.norm_K.new_zeros(self.num_rows), torch.zeros_like(self.weight_P)
+            self.column_K, self.target_column_P = self.x_ND.new_zeros(self.num_rows), torch.zeros_like(self.weight_P)
         self.has_bias = self.bias is not None or self.column_K is not None
         self.sum: Tensor | None = None  # the loss so far, in the first pass
 
@@ -98,18 +98,19 @@ class SigmoidLoss(Streamed):
         if learns:
             error_P = torch.where(own_P, -self.positive_weight * self.weight_P * (-z_P).sigmoid(), 0)
             cos_gradient_P, self.norm_gradient_N = self.target_gradients(error_P)
-            shape = (self.num_rows, len(self.x_ND))
-            kept_KN = self.workspace.acquire("cosines", shape, self.x_ND) if keep else None
+            kept_LN = self.acquired_cosines() if keep else None
             bias_error_P = error_P if self.has_bias else None
-            self.gradient = RowGradient(self, self.weight_N, cos_gradient_P, kept_KN, bias_error_P)
+            self.gradient = RowGradient(self, self.weight_N, cos_gradient_P, kept_LN, bias_error_P)
             self.x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(self.num_rows):
-            rows_kD = self.measured(a, b)
+            rows_lD = self.measured(a, b)
             if not learns:
-                self.logit_gradient(a, b, self.negative_logits(self.cosines(a, b, rows_kD)), self.weight_N)
+                cos_kN = self.block.combined(self.cosines(a, b, rows_lD))
+                self.logit_gradient(a, b, self.negative_logits(cos_kN), self.weight_N)
                 continue
-            cos_kN = self.cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
-            self.matmul.addmm_(self.x_gradient_ND, self.gradient.replaced(a, b, cos_kN).T, rows_kD)
+            kept_lN = None if kept_LN is None else kept_LN[self.block.rows(a, b)]
+            cos_lN = self.cosines(a, b, rows_lD, out=kept_lN)
+            self.matmul.addmm_(self.x_gradient_ND, self.gradient.replaced(a, b, cos_lN).T, rows_lD)
         loss, self.sum = sum_over_processes(self.sum, self.group).to(self.x_ND.dtype), None
         return self.with_penalty(loss)
 
@@ -118,7 +119,7 @@ class SigmoidLoss(Streamed):
         self.refuse_changed_rows()
         # A second backward pass through the same graph recomputes the gradient of the products.
         gradient, self.gradient = self.gradient, copy.copy(self.gradient)
-        self.gradient.kept_KN = None
+        self.gradient.kept_LN = None
         gradient.seal()
         gradient.scale = scale
         parts = [self.x_gradient_ND]

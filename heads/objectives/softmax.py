@@ -4,7 +4,7 @@ No tensor of size N x K is necessary: two passes read the rows chunk by chunk. P
 the softmax's denominator, with one max and one sum over processes. Pass two (`backward`) turns the probabilities of
 each chunk into gradients. The margin acts inside the log-sum-exp.
 
-Legend: N global batch, D row width, K active rows of this process, k rows of a chunk.
+Legend: N global batch, D row width, K active classes of this process, k classes of a chunk, l their rows.
 """
 
 import copy
@@ -87,7 +87,7 @@ class MarginSoftmax(Streamed):
         # Shares of the target: of the sample's class, and of each class.
         self.own_share, self.share = 1 - label_smoothing, label_smoothing / inputs.batch.num_classes
         self.log_q_K, self.min_probability = inputs.log_q_K, inputs.min_probability
-        self.kept_KN: Tensor | None = None
+        self.kept_LN: Tensor | None = None
         self.has_several = self.positives.sample_P is not None
         if self.has_several and self.min_probability:
             raise ValueError(
@@ -97,19 +97,18 @@ class MarginSoftmax(Streamed):
     def loss(self, *, keep: bool, learns: bool = True) -> Tensor:
         """Run pass one; `keep` keeps the cosines. See `Streamed`."""
         self.begin(needs_target_cos=True)
-        num_samples = len(self.x_ND)
-        sum_N = self.x_ND.new_zeros(num_samples)
+        sum_N = self.x_ND.new_zeros(self.num_samples)
         # The target's row is active on one of the processes, so no maximum is lower than its logit. With several labels
         # a sample, the maxima and sums are those of the negatives.
         max_N = sum_N + torch.finfo(sum_N.dtype).min if self.has_several else self.target_logit_P
-        kept_KN = self.workspace.acquire("cosines", (self.num_rows, num_samples), self.x_ND) if keep else None
+        kept_LN = self.acquired_cosines() if keep else None
         # exp(logit - maximum so far) is an upper bound of the probability.
         self.bound_K = self.x_ND.new_empty(self.num_rows) if self.min_probability else None
         total_N = torch.zeros_like(sum_N, dtype=torch.float64)  # of all logits, for smoothing
         for a, b in chunks(self.num_rows):
-            rows_kD = self.measured(a, b)
-            cos_kN = self.cosines(a, b, rows_kD, out=None if kept_KN is None else kept_KN[a:b])
-            logits_kN = self._logits(a, b, cos_kN)
+            kept_lN = None if kept_LN is None else kept_LN[self.block.rows(a, b)]
+            cos_lN = self.cosines(a, b, self.measured(a, b), out=kept_lN)
+            logits_kN = self._logits(a, b, self.block.combined(cos_lN))
             if self.share:
                 total_N += logits_kN.sum(0)
             new_max_N = torch.maximum(max_N, logits_kN.amax(0))
@@ -120,7 +119,7 @@ class MarginSoftmax(Streamed):
                 self.bound_K[a:b] = exp_kN.amax(1)
         global_max_N = max_over_processes(max_N.clone(), self.group)
         sum_N = sum_over_processes(sum_N * (max_N - global_max_N).exp_(), self.group)
-        self.kept_KN = kept_KN
+        self.kept_LN = kept_LN
         # Not combined: log(sum) is small, and its low bits would be lost in a sum with a maximum of up to s.
         self.max_N, self.sum_N = global_max_N, sum_N
         losses_P = self._losses()
@@ -137,12 +136,12 @@ class MarginSoftmax(Streamed):
         error_P, coefficient_N = softmax._errors(coefficient_P)
         cos_gradient_P, norm_gradient_N = softmax.target_gradients(error_P)
         # The first gradient takes the kept cosines; a second backward pass through the same graph recomputes them.
-        gradient = RowGradient(softmax, coefficient_N, cos_gradient_P, softmax.kept_KN)
-        softmax.kept_KN = None
+        gradient = RowGradient(softmax, coefficient_N, cos_gradient_P, softmax.kept_LN)
+        softmax.kept_LN = None
         x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(softmax.num_rows):
-            rows_kD = softmax.rows.slice(a, b)
-            self.matmul.addmm_(x_gradient_ND, gradient.of_inner_products(a, b, rows_kD).T, rows_kD)
+            rows_lD = softmax.rows.slice(a, b)
+            self.matmul.addmm_(x_gradient_ND, gradient.of_inner_products(a, b, rows_lD).T, rows_lD)
         gradient.seal()
         norm_gradient_N = self.with_penalty_gradient(norm_gradient_N, coefficient_P)
         return LossGradient(sum_over_processes(x_gradient_ND, self.group), norm_gradient_N, gradient)
@@ -174,7 +173,7 @@ class MarginSoftmax(Streamed):
                 error_N += (1 - self.own_share - self.share) * coefficient_P
             return error_N, coefficient_P / self.sum_N
         error_P = -self._excess().sigmoid() * coefficient_P
-        total_N = self.positives.summed(-error_P, len(self.x_ND))
+        total_N = self.positives.summed(-error_P, self.num_samples)
         return error_P, torch.where(self.sum_N > 0, total_N / self.sum_N, 0)
 
     def _excess(self) -> Tensor:
@@ -184,14 +183,14 @@ class MarginSoftmax(Streamed):
 
     def _filtered(self) -> "MarginSoftmax":
         """Return this softmax without rows below `min_probability`: first by bounds, then by exact probabilities."""
-        assert self.bound_K is not None
+        assert self.bound_K is not None and self.block.size == 1
         softmax = self._narrowed(self.bound_K >= self.min_probability)
         large_K = torch.zeros(softmax.num_rows, dtype=torch.bool, device=self.x_ND.device)
         for a, b in chunks(softmax.num_rows):
-            if softmax.kept_KN is None:
+            if softmax.kept_LN is None:
                 cos_kN = softmax.cosines(a, b, softmax.rows.slice(a, b))
             else:
-                cos_kN = softmax.kept_KN[a:b]
+                cos_kN = softmax.kept_LN[a:b]
             p_kN = (softmax._logits(a, b, cos_kN) - softmax.max_N).exp_().div_(softmax.sum_N)
             large_K[a:b] = p_kN.amax(1) >= self.min_probability
         return softmax._narrowed(large_K)
@@ -207,15 +206,15 @@ class MarginSoftmax(Streamed):
         positions = mask_K.nonzero()[:, 0]
         narrow = copy.copy(self)
         narrow.rows, narrow.num_rows = self.rows.subset(positions), len(positions)
-        narrow.norm_K = self.norm_K[positions]
+        narrow.norm_L = self.norm_L[positions]
         narrow.log_q_K = None if self.log_q_K is None else self.log_q_K[positions]
         position_N[own_N] = (mask_K.cumsum(0) - 1)[position_N[own_N]]
         narrow.placed = narrow.placed_positives = PlacedPairs(position_N, None, self.x_ND.device)
-        if self.kept_KN is not None:
+        if self.kept_LN is not None:
             # In the same buffer: a row only moves to a position that has been read already.
             for a, b in chunks(len(positions)):
-                self.kept_KN[a:b] = self.kept_KN[positions[a:b]]
-            narrow.kept_KN, self.kept_KN = self.kept_KN[: len(positions)], None
+                self.kept_LN[a:b] = self.kept_LN[positions[a:b]]
+            narrow.kept_LN, self.kept_LN = self.kept_LN[: len(positions)], None
         self.rows.release()
         return narrow
 

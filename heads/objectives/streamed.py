@@ -3,8 +3,9 @@
 This file depends on neither stores nor optimizers: it reads `Rows`.
 
 Legend: N global batch, P targets (pairs of a sample and a class, N with one label a sample), D columns of an embedding,
-K active rows of this process, k rows of a chunk. A suffix such as `x_ND` names the dimensions. `x_ND` has unit rows if
-the margin normalizes. Rows may have one more column, a bias.
+K active classes of this process, k classes of a chunk, L and l their rows: as many, if a class has one row. A suffix
+such as `x_ND` names the dimensions. `x_ND` has unit rows if the margin normalizes. Rows may have one more column, a
+bias.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..group.collectives import sum_over_processes
 from ..group.positives import Positives
 from ..margins.batch import MarginBatch
 from ..margins.margin import Margin
+from .blocks import Block
 from .placed import PlacedPairs
 from .rows import MIN_NORM, Rows
 
@@ -41,7 +43,7 @@ class LossInputs:
         position_P: int64, the position of each target among the active rows; -1 if another process owns it. The host
             needs these positions, so a tensor on the host avoids waiting for the device.
         position_M: the same of all pairs, -1 also for those that are not active; None if all pairs are targets.
-        rows: the K active rows.
+        rows: those of the K active classes.
         margin: changes the cosines.
         batch: what the margin may read in addition.
         bias: (1, 1), the bias that all classes share; None without one.
@@ -49,6 +51,7 @@ class LossInputs:
         min_probability: rows whose largest probability over the batch is below it get no gradient, unless they are a
             sample's own class.
         group: the processes that share the classes; None for one process.
+        block: the rows of a class. There may be several samples of an embedding: `weight_N` has one number for each.
         matmul: multiplies matrices.
         workspace: provides buffers.
     """
@@ -65,6 +68,7 @@ class LossInputs:
     log_q_K: Tensor | None = None
     min_probability: float = 0.0
     group: ProcessGroup | None = None
+    block: Block = field(default_factory=Block)
     matmul: MatMul = field(default_factory=MatMul)
     workspace: Workspace = field(default_factory=Workspace)
 
@@ -107,6 +111,7 @@ class Streamed(ABC):
     def __init__(self, inputs: LossInputs):
         self.inputs = inputs
         self.x_ND, self.rows, self.num_rows = inputs.x_ND, inputs.rows, len(inputs.rows)
+        self.block, self.num_samples = inputs.block, len(inputs.weight_N)
         self.margin, self.group = inputs.margin, inputs.group
         self.matmul, self.workspace = inputs.matmul, inputs.workspace
         total = inputs.weight_N.sum()
@@ -121,7 +126,7 @@ class Streamed(ABC):
             targets_N = torch.bincount(sample_P, minlength=len(self.weight_N))
             self.mean_weight_P = (self.weight_N / targets_N)[sample_P]
             self.weight_P = self.mean_weight_P if self.averages else self.weight_N[sample_P]
-        self.norm_K = self.x_ND.new_ones(self.num_rows)
+        self.norm_L = self.x_ND.new_ones(self.num_rows * self.block.size)
         self.has_bias = False  # whether the objective learns a bias
         # Biases of the rows and of the targets' rows, where the rows have one beside a direction.
         self.column_K: Tensor | None = None
@@ -146,7 +151,7 @@ class Streamed(ABC):
 
     @abstractmethod
     def logit_gradient(self, a: int, b: int, logits_kN: Tensor, coefficient_N: Tensor) -> Tensor:
-        """Return the gradient by the negative logits of rows a to b, (b - a, N), as a new tensor.
+        """Return the gradient by the negative logits of classes a to b, (b - a, N), as a new tensor.
 
         Args:
             logits_kN: their logits as the margin returns them; those of the targets are ignored.
@@ -154,7 +159,7 @@ class Streamed(ABC):
         """
 
     def negative_gradient(self, a: int, b: int, cos_kN: Tensor, coefficient_N: Tensor) -> NegativeGradient:
-        """Return the gradient by the cosines of rows a to b (b - a, N); 0 for positives."""
+        """Return the gradient by the cosines of classes a to b (b - a, N); 0 for positives."""
         with torch.enable_grad():
             leaf_kN = cos_kN.detach().requires_grad_()
             logits_kN = self.negative_logits(leaf_kN)
@@ -222,7 +227,7 @@ class Streamed(ABC):
             return torch.autograd.grad(logit_P, cos_P, error_P)[0], None
         inputs = (cos_P, norm_P)
         cos_gradient_P, norm_gradient_P = torch.autograd.grad(logit_P, inputs, error_P, materialize_grads=True)
-        return cos_gradient_P, self.positives.summed(norm_gradient_P, len(self.x_ND))
+        return cos_gradient_P, self._of_embeddings(norm_gradient_P)
 
     def with_penalty_gradient(self, norm_gradient_N: Tensor | None, coefficient_P: Tensor) -> Tensor | None:
         """Return the gradient by the lengths (N,) plus that of the penalty, weighted.
@@ -237,7 +242,12 @@ class Streamed(ABC):
         if norm_gradient_N is None or norm_P is None or penalty_P is None:
             return norm_gradient_N
         gradient_P = torch.autograd.grad(penalty_P, norm_P, coefficient_P, materialize_grads=True)[0]
-        return norm_gradient_N + self.positives.summed(gradient_P, len(self.x_ND))
+        return norm_gradient_N + self._of_embeddings(gradient_P)
+
+    def _of_embeddings(self, values_P: Tensor) -> Tensor:
+        """Return the sum over the targets of each embedding, (N,)."""
+        values_S = self.positives.summed(values_P, self.num_samples)
+        return self.block.of_embeddings(values_S, len(self.x_ND))
 
     def _margin_of_norms(self) -> tuple[Margin, Tensor | None]:
         """Return the margin as a function of lengths that require a gradient; None if it does not depend on them."""
@@ -265,28 +275,34 @@ class Streamed(ABC):
             rows = self.directions(rows)
             if self.margin.normalize:
                 rows = torch.nn.functional.normalize(rows, eps=MIN_NORM)
-            cos_P[here.pairs] = (self.x_ND[here.samples] * rows).sum(1)
+            x_pD = self.x_ND[self.block.embedding(here.samples, len(self.x_ND))]
+            cos_pR = (x_pD[:, None] * rows.view(len(x_pD), self.block.size, -1)).sum(2)
+            cos_P[here.pairs] = self.block.of_pairs(cos_pR, here.samples, len(self.x_ND))
         return cos_P
 
-    def directions(self, rows_kD: Tensor) -> Tensor:
+    def directions(self, rows_lD: Tensor) -> Tensor:
         """Return the columns of rows that are multiplied with embeddings: all but a bias beside directions."""
         columns = self.x_ND.shape[1]
-        return rows_kD if rows_kD.shape[1] == columns else rows_kD[:, :columns]
+        return rows_lD if rows_lD.shape[1] == columns else rows_lD[:, :columns]
 
     def measured(self, a: int, b: int) -> Tensor:
-        """Return rows a to b without their bias, and keep their lengths and biases."""
-        rows_kD = self.rows.slice(a, b)
+        """Return the rows of classes a to b without their bias, and keep their lengths and biases."""
+        rows_lD = self.rows.slice(a, b)
         if self.column_K is not None:
-            self.column_K[a:b] = rows_kD[:, -1]
-        rows_kD = self.directions(rows_kD)
+            self.column_K[a:b] = rows_lD[:, -1]
+        rows_lD = self.directions(rows_lD)
         if self.margin.normalize:
-            self.norm_K[a:b] = torch.linalg.vector_norm(rows_kD, dim=1).clamp_(min=MIN_NORM)
-        return rows_kD
+            self.norm_L[self.block.rows(a, b)] = torch.linalg.vector_norm(rows_lD, dim=1).clamp_(min=MIN_NORM)
+        return rows_lD
 
-    def cosines(self, a: int, b: int, rows_kD: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the cosines of rows a to b with the batch, (b - a, N); inner products without normalization."""
+    def cosines(self, a: int, b: int, rows_lD: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the cosines (l, N) of the rows of classes a to b with the batch; inner products if not normalized."""
         # Rows are scaled before the product. Scaling the product would round cosines, and s multiplies that error.
         if self.margin.normalize:
-            unit_kD = self.workspace.borrow("unit", tuple(rows_kD.shape), self.x_ND)
-            rows_kD = torch.div(rows_kD, self.norm_K[a:b, None], out=unit_kD)
-        return self.matmul.mm(rows_kD, self.x_ND.T, out=out)
+            unit_lD = self.workspace.borrow("unit", tuple(rows_lD.shape), self.x_ND)
+            rows_lD = torch.div(rows_lD, self.norm_L[self.block.rows(a, b), None], out=unit_lD)
+        return self.matmul.mm(rows_lD, self.x_ND.T, out=out)
+
+    def acquired_cosines(self) -> Tensor:
+        """Return memory for the cosines of all rows (L, N), which `RowGradient.release` returns."""
+        return self.workspace.acquire("cosines", (len(self.norm_L), len(self.x_ND)), self.x_ND)

@@ -10,14 +10,17 @@ from .rows import MIN_NORM, RowSequence
 from .softmax import chunks
 
 
-def streamed_topk(x_ND: Tensor, rows: RowSequence, k: int, *, normalize: bool) -> tuple[Tensor, Tensor]:
-    """Return the k rows of highest cosine with each embedding.
+def streamed_topk(
+    x_ND: Tensor, rows: RowSequence, k: int, *, normalize: bool, rows_per_class: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return the k classes of highest cosine with each embedding.
 
     Args:
         x_ND: embeddings (N, D), of unit length for cosines.
-        rows: K rows. A bias beside directions has no effect.
-        k: number of rows.
+        rows: the rows of K classes. A bias beside directions has no effect.
+        k: number of classes.
         normalize: whether rows are scaled to unit length; without it the values are inner products.
+        rows_per_class: of several rows of a class, the one with the highest cosine counts.
 
     Returns:
         Values, highest first, and int64 positions, both (N, min(k, K)).
@@ -27,6 +30,8 @@ def streamed_topk(x_ND: Tensor, rows: RowSequence, k: int, *, normalize: bool) -
     for a, b in chunks(len(rows)):
         rows_kD = rows.slice(a, b)[:, : x_ND.shape[1]]  # without the bias of an objective
         scores_Nk = x_ND @ (torch.nn.functional.normalize(rows_kD, eps=MIN_NORM) if normalize else rows_kD).T
+        if rows_per_class > 1:
+            scores_Nk = scores_Nk.view(len(x_ND), b - a, rows_per_class).amax(2)
         values = torch.cat([values, scores_Nk], dim=1)
         chunk_positions = torch.arange(a, b, device=x_ND.device).expand(len(x_ND), -1)
         positions = torch.cat([positions, chunk_positions], dim=1)
@@ -44,6 +49,7 @@ def nearest_classes(
     group: ProcessGroup | None,
     *,
     normalize: bool,
+    rows_per_class: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Return the k nearest classes of this process's embeddings, over the shards of all processes.
 
@@ -54,12 +60,12 @@ def nearest_classes(
         rows: all rows of this process's shard.
         k: at most the number of classes.
         sizes: number of embeddings of each process.
-        normalize: as in `streamed_topk`.
+        normalize, rows_per_class: as in `streamed_topk`.
 
     Returns:
         Values, highest first, and class ids, both (n, k).
     """
-    values, ids = streamed_topk(x_ND, rows, k, normalize=normalize)
+    values, ids = streamed_topk(x_ND, rows, k, normalize=normalize, rows_per_class=rows_per_class)
     rank, _ = rank_and_size(group)
     widths = gather_sizes(values.shape[1], values.device, group)
     values_NM, classes_NM = (gather_columns(part, widths, group) for part in (values, ids + shard.start))

@@ -1,5 +1,8 @@
 """Class centers: the rows of this process's classes, and the state that a row optimizer keeps for each.
 
+A class has one row, or a block of adjacent rows. The tables of rows and of row state have one line a class, so that
+sharding, selections and checkpoints are about classes; `read` and `write` are about their rows.
+
 Rows are plain tensors, neither parameters nor buffers: DDP would overwrite the other shards with rank 0's and average
 their gradients, and gradient clipping would include them.
 """
@@ -23,13 +26,14 @@ INIT_ROWS = 1024  # drawn at a time
 
 
 class ClassCenters(ClassRows):
-    """Stored rows (classes of this shard, width) with per-row state, saved and moved with the module.
+    """Stored rows (classes of this shard, rows_per_class x width) with per-row state, saved and moved with the module.
 
     Args:
         num_classes: C, over all processes.
         embedding_size: columns drawn from N(0, 0.01). A draw depends on seed and class only, so neither the number
             of processes nor the store changes an initial row.
-        bias: initial value of one more column; None for no such column.
+        rows_per_class: rows of a class.
+        bias: initial value of one more column of each row; None for no such column.
         seed: seed of the initial rows.
         process_group: the processes that share the classes; None for one process.
         device: device on which rows are updated.
@@ -50,6 +54,7 @@ class ClassCenters(ClassRows):
         num_classes: int,
         embedding_size: int,
         *,
+        rows_per_class: int = 1,
         bias: float | None = None,
         seed: int = 0,
         process_group: ProcessGroup | None = None,
@@ -66,6 +71,7 @@ class ClassCenters(ClassRows):
         super().__init__(
             num_classes,
             embedding_size,
+            rows_per_class=rows_per_class,
             bias=bias,
             seed=seed,
             process_group=process_group,
@@ -73,10 +79,11 @@ class ClassCenters(ClassRows):
             dtype=torch.promote_types(dtype, torch.float32),
         )
         self.rounding = rounding
-        self.store = stores.make_store(store, store_dir, self.shard, {"seed": seed})
+        facts = {"seed": seed} if rows_per_class == 1 else {"seed": seed, "rows_per_class": rows_per_class}
+        self.store = stores.make_store(store, store_dir, self.shard, facts)
         self._loaded: dict[str, Tensor] = {}  # state loaded before its optimizer exists
         with torch.inference_mode(False):  # tensors created in inference mode cannot be trained
-            self.rows = self.store.allocate("rows", (self.shard.size, self.width), dtype, self.like.device)
+            self.rows = self._allocate("rows", self.width, dtype)
             if not self.store.lazy:
                 self._draw_blank(everywhere=True)
 
@@ -94,6 +101,8 @@ class ClassCenters(ClassRows):
 
     def read(self, index: RowIndex, name: str = "rows", out: Tensor | None = None) -> Tensor:
         table = self._table(name)
+        if out is not None:
+            out = out.view(-1, table.shape[1])
         if isinstance(index, slice):
             values = table[index]
         elif out is not None and table.dtype == out.dtype and table.device == out.device:
@@ -104,10 +113,13 @@ class ClassCenters(ClassRows):
             values = values.to(self.like)
         elif values is not out:
             values = out.copy_(values)
-        return self._with_initial_rows(index, values) if name == "rows" and self.store.lazy else values
+        if name == "rows" and self.store.lazy:
+            values = self._with_initial_rows(index, values)
+        return values.view(len(values) * self.rows_per_class, -1)
 
     def write(self, index: RowIndex, name: str, values: Tensor, step: int = 0) -> None:
         table = self._table(name)
+        values = values.view(-1, table.shape[1])
         if table.dtype == torch.bfloat16 and self.rounding == "stochastic":
             key = (self.seed, step, zlib.crc32(name.encode()))
             values = rounding.stochastic(values, self._classes(index), *key)
@@ -127,7 +139,7 @@ class ClassCenters(ClassRows):
                 "use the row optimizer they were saved with"
             )
         for name, loaded in self._loaded.items():
-            shape = [self.shard.size, state[name].width]
+            shape = [self.shard.size, self.rows_per_class * state[name].width]
             if list(loaded.shape) != shape:
                 raise ValueError(f"loaded row state {name!r} has shape {list(loaded.shape)}, but must have {shape}")
         with torch.inference_mode(False):
@@ -140,8 +152,10 @@ class ClassCenters(ClassRows):
         self._loaded = {}
 
     def _allocate_state(self, name: str, state: RowState) -> Tensor:
-        shape, dtype = (self.shard.size, state.width), state.dtype or self.like.dtype
-        return self.store.allocate(name, shape, dtype, self.like.device)
+        return self._allocate(name, state.width, state.dtype or self.like.dtype)
+
+    def _allocate(self, name: str, width: int, dtype: torch.dtype) -> Tensor:
+        return self.store.allocate(name, (self.shard.size, self.rows_per_class * width), dtype, self.like.device)
 
     @property
     def memory_bytes(self) -> int:
@@ -164,8 +178,13 @@ class ClassCenters(ClassRows):
                 rows[blank] = self._initial(self._classes(index)[blank]).to(rows)
 
     def _initial(self, classes: Tensor) -> Tensor:
-        rows = initial_rows(classes, self.embedding_size, self.seed).to(self.like)
-        return rows if self.width == self.embedding_size else torch.nn.functional.pad(rows, (0, 1), value=self.bias)
+        """Return the initial rows of classes (k, rows_per_class x width)."""
+        within = torch.arange(self.rows_per_class, device=classes.device)
+        numbers = (classes[:, None] * self.rows_per_class + within).flatten()
+        rows = initial_rows(numbers, self.embedding_size, self.seed).to(self.like)
+        if self.width > self.embedding_size:
+            rows = torch.nn.functional.pad(rows, (0, 1), value=self.bias)
+        return rows.view(len(classes), -1)
 
     def _with_initial_rows(self, index: RowIndex, values: Tensor) -> Tensor:
         """Return `values` with the initial rows of their classes in place of rows of zeros."""

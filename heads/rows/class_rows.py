@@ -13,16 +13,17 @@ from ..core.workspace import Workspace
 from ..group.collectives import portable, rank_and_size, restored
 from ..group.sharding import Shard
 
-RowIndex = slice | Tensor  # rows of the shard: a contiguous range, or sorted int64 ids
+RowIndex = slice | Tensor  # classes of the shard: a contiguous range, or sorted int64 ids
 
 
 class ClassRows(nn.Module, ABC):
-    """Rows (classes of this shard, width).
+    """Rows of the classes of this shard: one row for each class, or a block of adjacent ones.
 
     Args:
         num_classes: C, over all processes.
         embedding_size: columns that are compared with embeddings.
-        bias: initial value of one more column; None for no such column.
+        rows_per_class: rows of a class.
+        bias: initial value of one more column of each row; None for no such column.
         seed: seed of the rows.
         process_group: the processes that share the classes; None for one process.
         device: device of arithmetic.
@@ -46,6 +47,7 @@ class ClassRows(nn.Module, ABC):
         num_classes: int,
         embedding_size: int,
         *,
+        rows_per_class: int = 1,
         bias: float | None,
         seed: int,
         process_group: ProcessGroup | None,
@@ -56,6 +58,7 @@ class ClassRows(nn.Module, ABC):
         self.process_group = process_group
         self.shard = Shard(num_classes, *rank_and_size(process_group))
         self.embedding_size, self.width, self.seed = embedding_size, embedding_size + (bias is not None), seed
+        self.rows_per_class = rows_per_class
         self.bias = 0.0 if bias is None else bias
         self.workspace = Workspace()
         self.state: dict[str, Tensor] = {}
@@ -89,24 +92,24 @@ class ClassRows(nn.Module, ABC):
 
     @abstractmethod
     def read(self, index: RowIndex, name: str = "rows", out: Tensor | None = None) -> Tensor:
-        """Return rows or row state (k, width) in the dtype and on the device of arithmetic.
+        """Return rows or row state (k x rows_per_class, width) in the dtype and on the device of arithmetic.
 
         Args:
-            index: k rows of the shard.
+            index: k classes of the shard.
             name: "rows" or the name of row state.
             out: tensor that receives the values. Without it, the result of a slice may be a view.
         """
 
     @abstractmethod
     def write(self, index: RowIndex, name: str, values: Tensor, step: int = 0) -> None:
-        """Store the values (k, width) of rows or row state; `step` is a key of the rounding to bfloat16."""
+        """Store values as `read` returns them; `step` is a key of the rounding to bfloat16."""
 
     def borrow(self, index: RowIndex, name: str, count: int) -> Tensor:
-        """Return `count` rows of state as `read` does, in memory that the next call reuses."""
+        """Return the state of `count` classes as `read` does, in memory that the next call reuses."""
         if isinstance(index, slice):
             return self.read(index, name)
-        width = self.state[name].shape[1]
-        return self.read(index, name, out=self.workspace.borrow(f"state {name}", (count, width), self.like))
+        shape = (count, self.state[name].shape[1])
+        return self.read(index, name, out=self.workspace.borrow(f"state {name}", shape, self.like))
 
     @abstractmethod
     def claim(self, state: Mapping[str, RowState], *, keep: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Cost of a step of a head with class centers."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from ..core.cost import Case, Cost, largest, number_bytes, state_bytes
 from ..core.row_state import RowState
@@ -20,7 +21,12 @@ def what_fits(logits: float, rows: float, room: float) -> tuple[bool, bool]:
 
 
 def center_cost(
-    case: Case, options: CenterOptions, *, row_state: Mapping[str, RowState], shares: Iterable[float]
+    case: Case,
+    options: CenterOptions,
+    *,
+    row_state: Mapping[str, RowState],
+    shares: Iterable[float],
+    rows_per_class: int = 1,
 ) -> Cost:
     """Return the cost of a step: of each part, the largest value over the steps of a schedule.
 
@@ -29,7 +35,10 @@ def center_cost(
         options: options of the head.
         row_state: what the row optimizer keeps for each row.
         shares: shares of the classes that take part in a step, one for each stage of the training.
+        rows_per_class: rows of a class.
     """
+    # Each row costs what a class with one row costs.
+    case = replace(case, num_classes=case.num_classes * rows_per_class)
     numbers = [min(case.shard, max(1, round(share * case.shard))) for share in shares]
     return largest(
         step_cost(case, options, row_state=row_state, active=active if active < case.shard else None)

@@ -99,6 +99,7 @@ class CenterOptions(LossOptions):
         self,
         num_classes: int,
         embedding_size: int,
+        rows_per_class: int,
         bias: float | None,
         process_group: ProcessGroup | None,
         device: torch.device | str | None,
@@ -107,6 +108,7 @@ class CenterOptions(LossOptions):
         return ClassCenters(
             num_classes,
             embedding_size,
+            rows_per_class=rows_per_class,
             bias=bias,
             seed=self.seed,
             process_group=process_group,

@@ -105,7 +105,7 @@ class PendingGradients:
         return torch.stack(parts).sum(0) if parts and self.proxy.grad is not None else None
 
     def stream(self, centers: ClassRows) -> Iterator[tuple[RowIndex, Tensor, ChunkGradient]]:
-        """Yield (index, rows, gradient) of each chunk of the rows that any entry touches.
+        """Yield (index, rows, gradient) of each chunk of the classes that any entry touches.
 
         The caller may change the rows of a chunk once it has the gradient: no later chunk reads them again.
 
@@ -145,10 +145,12 @@ class PendingGradients:
         for start, stop in chunks(len(union)):
             chunk = union[start:stop]
             rows = centers.read(chunk)
-            gradient = torch.zeros_like(rows)
+            rows_kW = rows.view(len(chunk), -1)  # one line a class
+            gradient_kW = torch.zeros_like(rows_kW)
             for ids, (_, entry) in zip(ids_of_entries, self.entries, strict=True):
                 a, b = torch.searchsorted(ids, torch.stack([chunk[0], chunk[-1] + 1])).tolist()
                 inside = torch.searchsorted(chunk, ids[a:b])
-                own_rows = rows[inside]
-                gradient.index_add_(0, inside, entry.add_to(torch.zeros_like(own_rows), a, b, own_rows))
-            yield chunk, rows, SummedGradient(gradient, rows, centers.workspace)
+                own_rows = rows_kW[inside].view(-1, centers.width)
+                own_gradient = entry.add_to(torch.zeros_like(own_rows), a, b, own_rows)
+                gradient_kW.index_add_(0, inside, own_gradient.view(len(inside), -1))
+            yield chunk, rows, SummedGradient(gradient_kW.view_as(rows), rows, centers.workspace)

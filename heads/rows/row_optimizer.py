@@ -101,7 +101,8 @@ class RowOptimizer(torch.optim.Optimizer):
         device = centers.like.device
         with self.head.timer("update", device), torch.autocast(device.type, enabled=False):
             for index, rows, gradient in self.head.pending.stream(centers):
-                state = {name: centers.borrow(index, name, len(rows)) for name in centers.state}
+                count = len(rows) // centers.rows_per_class
+                state = {name: centers.borrow(index, name, count) for name in centers.state}
                 self.update(rows, gradient, state, group)
                 for name, value in {"rows": rows, **state}.items():
                     centers.write(index, name, value, self.head.step)
