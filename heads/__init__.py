@@ -44,6 +44,7 @@ from .pfc import PartialFC
 from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from .rows.row_optimizer import RowOptimizer
 from .selection.selection import Selection
+from .subcenter import SubCenterFC
 
 __version__ = "0.3.0"  # the version of the whole project; both pyproject.toml files read it
 
@@ -80,6 +81,7 @@ __all__ = [
     "Softmax",
     "SphereFace",
     "SphereFace2",
+    "SubCenterFC",
     "UniFace",
     "fidelity",
 ]

@@ -36,7 +36,7 @@ from .rows.active import ActiveRows
 from .rows.class_rows import ClassRows
 from .rows.cost import center_cost, what_fits
 from .rows.optimizers import RowSGD
-from .rows.options import LossOptions
+from .rows.options import CenterOptions, LossOptions
 from .rows.pending import PendingGradients
 from .rows.row_optimizer import RowOptimizer
 from .selection.counts import SelectionCounts
@@ -49,7 +49,7 @@ class CenterHead(Head):
     The loss is the objective, by default the exact margin softmax, over the selected rows.
     """
 
-    Options: ClassVar[type[LossOptions]] = LossOptions
+    Options: ClassVar[type[LossOptions]] = CenterOptions
     objective: Objective
 
     def __init__(

@@ -35,6 +35,7 @@ class Case:
     objective: Any = None  # None: that of the head
     formula: reference.Objective = reference.softmax
     shared_bias: float | None = None  # its value before the first step
+    rows_per_class: int = 1
     num_classes: int = 101
     embedding_size: int = 32
     batches: tuple[tuple[int, ...], ...] = ((8,), (5,), (6, 3))
@@ -79,7 +80,8 @@ def build(case: Case) -> CenterHead:
     head = case.head(case.num_classes, case.embedding_size, **{**options, **case.options})
     if case.spread:
         shard = head.centers.shard
-        head.centers.rows[:, : case.embedding_size] = initial_centers(case)[shard.start : shard.stop]
+        rows = head.centers.rows.view(shard.size, case.rows_per_class, -1)
+        rows[:, :, : case.embedding_size] = initial_rows(case)[shard.start : shard.stop]
     return head
 
 
@@ -110,6 +112,14 @@ def initial_centers(case: Case) -> Tensor:
     """Return the centers that training starts from if the case is spread out; the steps change them little."""
     generator = torch.Generator().manual_seed(7)
     return torch.randn(case.num_classes, case.embedding_size, generator=generator, dtype=case.dtype)
+
+
+def initial_rows(case: Case) -> Tensor:
+    """Return the rows (C, rows_per_class, D) around the initial centers; a single row is the center."""
+    generator = torch.Generator().manual_seed(8)
+    shape = (case.num_classes, case.rows_per_class, case.embedding_size)
+    apart = torch.randn(shape, generator=generator, dtype=case.dtype) * (case.rows_per_class > 1)
+    return initial_centers(case)[:, None] + 0.5 * apart
 
 
 def standard_normal(case: Case, step: int, micro: int) -> Tensor:

@@ -44,7 +44,7 @@ def check(group: WorkerGroup, case: Case) -> None:
     results = group.run(
         train, replace(case, rule=Rule(), later_rules={}, formula=reference.softmax)
     )  # lambdas cannot be sent
-    orders = column_orders(case.embedding_size, results[0][0]["before"].shape[1])
+    orders = column_orders(case.embedding_size, results[0][0]["before"].shape[1] // case.rows_per_class)
     exact = Dense(case, torch.float64, orders[0])
     naive = [Dense(case, case.dtype, order) for order in orders]
     compared: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -113,10 +113,10 @@ class Dense:
     def step(self, step: int, of_ranks: list[Any], before: Tensor, state: dict[str, Tensor]) -> dict[str, Any]:
         """Return losses, gradients, rows and numbers of one step."""
         case, order = self.case, self.order
-        back = order.argsort()
-        state = {name: table.to(self.dtype) for name, table in state.items()}
+        back, count = order.argsort(), len(before) * case.rows_per_class
+        state = {name: table.view(count, -1).to(self.dtype) for name, table in state.items()}
         state = {name: table[:, order] if table.shape[1] == len(order) else table for name, table in state.items()}
-        rows = before[:, order].to(self.dtype).requires_grad_()
+        rows = before.view(count, -1)[:, order].to(self.dtype).requires_grad_()
         result: dict[str, Any] = {"losses": [], "gradients": []}
         num_micro, rule = len(case.batches[step]), case.rule_at(step)
         touched, carried = [], self.carried
@@ -129,11 +129,12 @@ class Dense:
             loss, carried = reference.loss_and_state(
                 rule,
                 case.formula,
-                rows[selected],
+                rows[lines(case, selected)],
                 x,
                 torch.searchsorted(selected, labels),
                 weight.to(self.dtype),
                 bias=self.bias,
+                rows_per_class=case.rows_per_class,
                 log_q=None if logs[0] is None else torch.cat(logs).to(self.dtype),
                 count=None if counts is None else counts[labels].to(self.dtype),
                 normal=standard_normal(case, step, micro).to(self.dtype),
@@ -147,7 +148,8 @@ class Dense:
                 selected = selected[(rows.grad[selected] != 0).any(1)]
             touched.append(selected)
         result["touched"] = torch.unique(torch.cat(touched))
-        result["after"] = updated(case, rows, result["touched"], state)[:, back]
+        after = updated(case, rows, lines(case, result["touched"]), state)[:, back]
+        result["after"] = after.reshape(len(before), -1)
         self.carried = carried  # of the last forward
         result["numbers"] = dict(carried)
         if self.bias is not None:
@@ -155,6 +157,11 @@ class Dense:
             self.optimizer.zero_grad()
             result["numbers"]["bias"] = self.bias.detach().clone()[0]
         return result
+
+
+def lines(case: Case, classes: Tensor) -> Tensor:
+    """Return the rows of classes."""
+    return (classes[:, None] * case.rows_per_class + torch.arange(case.rows_per_class)).flatten()
 
 
 def updated(case: Case, rows: Tensor, touched: Tensor, state: dict[str, Tensor]) -> Tensor:

@@ -123,16 +123,18 @@ def loss_and_state(
     weight: Tensor,
     *,
     bias: Tensor | None = None,
+    rows_per_class: int = 1,
     **known: Any,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Return the mean loss of a batch, and the numbers that the margin carries to the next step.
 
     Args:
-        rows: the active rows (K, D), or (K, D + 1) with a bias in the last column.
+        rows: the rows of the active classes (K x rows_per_class, D), or (..., D + 1) with a bias in the last column.
         embeddings: (N, D).
         targets: (N,) positions of the samples' classes among the active rows.
         weight: (N,).
         bias: the bias that all classes share.
+        rows_per_class: rows of a class; the nearest one counts.
         known: further fields of `Batch`.
     """
     D = embeddings.shape[1]
@@ -141,7 +143,10 @@ def loss_and_state(
         cos = embeddings @ centers.T
     else:
         cos = normalize(embeddings) @ normalize(centers).T
-    own = torch.nn.functional.one_hot(targets, len(rows)).bool()
+    if rows_per_class > 1:
+        cos = cos + column.sum(1)  # the bias is one of the row
+        cos, column = cos.view(len(cos), -1, rows_per_class).amax(2), rows.new_zeros(len(rows) // rows_per_class, 1)
+    own = torch.nn.functional.one_hot(targets, len(rows) // rows_per_class).bool()
     bias = -column.sum(1) if bias is None else bias
     batch = Batch(cos, own, embeddings.norm(dim=1), bias, **known)
     if not isinstance(rule, Rule):

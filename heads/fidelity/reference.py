@@ -160,18 +160,18 @@ def stream_negatives(loss: Streamed, *, k: int = 0) -> Negatives:
         loss: a loss whose margin has begun.
         k: number of the highest logs to return.
     """
-    x_QD = loss.x_ND
-    max_Q = x_QD.new_full((len(x_QD),), torch.finfo(x_QD.dtype).min)
+    x_QD, count = loss.x_ND, loss.num_samples
+    max_Q = x_QD.new_full((count,), torch.finfo(x_QD.dtype).min)
     sum_Q = torch.zeros_like(max_Q)
-    top_Qk, nearest_Qk = x_QD.new_empty(len(x_QD), 0), loss.placed.position_P.new_empty(len(x_QD), 0)
+    top_Qk, nearest_Qk = x_QD.new_empty(count, 0), loss.placed.position_P.new_empty(count, 0)
     for a, b in chunks(loss.num_rows):
-        logs_kQ = loss.log_pull(a, b, loss.cosines(a, b, loss.measured(a, b)))
+        logs_kQ = loss.log_pull(a, b, loss.class_cosines(a, b))
         logs_kQ[loss.placed_positives.within(a, b).at] = -torch.inf
         new_max_Q = torch.maximum(max_Q, logs_kQ.amax(0))
         sum_Q = sum_Q * (max_Q - new_max_Q).exp_() + (logs_kQ - new_max_Q).exp_().sum(0)
         max_Q = new_max_Q
         if k:
-            places = torch.arange(a, b, device=x_QD.device).expand(len(x_QD), -1)
+            places = torch.arange(a, b, device=x_QD.device).expand(count, -1)
             merged = torch.cat([top_Qk, logs_kQ.T], dim=1)
             top_Qk, best = merged.topk(min(k, merged.shape[1]), dim=1)
             nearest_Qk = torch.cat([nearest_Qk, places], dim=1).gather(1, best)

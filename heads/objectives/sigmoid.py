@@ -103,11 +103,10 @@ class SigmoidLoss(Streamed):
             self.gradient = RowGradient(self, self.weight_N, cos_gradient_P, kept_LN, bias_error_P)
             self.x_gradient_ND = torch.zeros_like(self.x_ND)
         for a, b in chunks(self.num_rows):
-            rows_lD = self.measured(a, b)
             if not learns:
-                cos_kN = self.block.combined(self.cosines(a, b, rows_lD))
-                self.logit_gradient(a, b, self.negative_logits(cos_kN), self.weight_N)
+                self.logit_gradient(a, b, self.negative_logits(self.class_cosines(a, b)), self.weight_N)
                 continue
+            rows_lD = self.measured(a, b)
             kept_lN = None if kept_LN is None else kept_LN[self.block.rows(a, b)]
             cos_lN = self.cosines(a, b, rows_lD, out=kept_lN)
             self.matmul.addmm_(self.x_gradient_ND, self.gradient.replaced(a, b, cos_lN).T, rows_lD)

@@ -303,6 +303,10 @@ class Streamed(ABC):
             rows_lD = torch.div(rows_lD, self.norm_L[self.block.rows(a, b), None], out=unit_lD)
         return self.matmul.mm(rows_lD, self.x_ND.T, out=out)
 
+    def class_cosines(self, a: int, b: int) -> Tensor:
+        """Return the cosines of classes a to b with the samples (b - a, N), in the first pass over the rows."""
+        return self.block.combined(self.cosines(a, b, self.measured(a, b)))
+
     def acquired_cosines(self) -> Tensor:
         """Return memory for the cosines of all rows (L, N), which `RowGradient.release` returns."""
         return self.workspace.acquire("cosines", (len(self.norm_L), len(self.x_ND)), self.x_ND)

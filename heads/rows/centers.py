@@ -115,7 +115,7 @@ class ClassCenters(ClassRows):
             values = out.copy_(values)
         if name == "rows" and self.store.lazy:
             values = self._with_initial_rows(index, values)
-        return values.view(len(values) * self.rows_per_class, -1)
+        return values.view(-1, table.shape[1] // self.rows_per_class)
 
     def write(self, index: RowIndex, name: str, values: Tensor, step: int = 0) -> None:
         table = self._table(name)

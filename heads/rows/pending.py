@@ -152,5 +152,5 @@ class PendingGradients:
                 inside = torch.searchsorted(chunk, ids[a:b])
                 own_rows = rows_kW[inside].view(-1, centers.width)
                 own_gradient = entry.add_to(torch.zeros_like(own_rows), a, b, own_rows)
-                gradient_kW.index_add_(0, inside, own_gradient.view(len(inside), -1))
+                gradient_kW.index_add_(0, inside, own_gradient.view(len(inside), rows_kW.shape[1]))
             yield chunk, rows, SummedGradient(gradient_kW.view_as(rows), rows, centers.workspace)
