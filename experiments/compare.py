@@ -169,8 +169,6 @@ def difference_lines(comparison: Comparison) -> list[dict[str, Any]]:
 
 def format_value(figure: Figure, value: float) -> str:
     """Format the value of a figure, in the unit of its column."""
-    if figure.name.endswith("bytes"):
-        return f"{value / 2**20:,.1f}"
     if figure is TIME:
         return readable("seconds", value)
     if figure.kind == "fidelity" or figure.name.startswith(("val/", "train/top1")):
@@ -184,7 +182,7 @@ def _cell(comparison: Comparison, figure: Figure, number: int) -> Cell:
         return ""
     mean, deviation = spread(values)
     text = format_value(figure, mean)
-    if deviation is not None:
+    if deviation or (deviation is not None and not figure.name.endswith("bytes")):
         text += f" ± {format_value(figure, deviation)}"
     best = comparison.best(figure, comparison.groups[number].problem)
     if best == number:

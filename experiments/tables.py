@@ -1,5 +1,6 @@
 """Output on the terminal: tables that fit its width, readable figures, and progress bars."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from data import screen
 
 T = TypeVar("T")
 Cell = str | Text  # plain or styled text
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def console() -> Console:
@@ -74,12 +76,18 @@ def readable(name: str, value: Any) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)
     if name.endswith("bytes"):
-        return f"{value / 2**20:,.1f} MiB"
+        return readable_bytes(value)
     if name.endswith(("per_second", "seconds")):
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
     if isinstance(value, int) or float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def readable_bytes(value: float) -> str:
+    """Return a number of bytes with its unit, such as 72.0 KiB."""
+    power = min(int(math.log2(value) / 10), len(UNITS) - 1) if value >= 1024 else 0
+    return f"{value / 1024**power:,.{1 if power else 0}f} {UNITS[power]}"
 
 
 def _width(title: str, cells: Sequence[Cell]) -> int:

@@ -30,6 +30,7 @@ class Figure:
 
 
 TIME = Figure("time", "training s", False)  # up to the point of the comparison
+MEMORY = Figure("memory/head_bytes", "head memory", False)
 FIGURES = (
     Figure("val/rank1", "rank-1", True, is_curve=True),
     Figure("val/tar_at_far_1e-3", "TAR@FAR 1e-3", True, is_curve=True),
@@ -41,8 +42,8 @@ FIGURES = (
     Figure("throughput/images_per_second", "images/s", True),
     Figure("head/step_ms", "head ms/step", False),
     Figure("head/active_classes", "active classes", None),
-    Figure("memory/head_bytes", "head MiB", False),
-    Figure("memory/peak_bytes", "peak MiB", False),
+    MEMORY,
+    Figure("memory/peak_bytes", "peak memory", False),
     Figure("fidelity/mass", "mass", True, is_curve=True),
     Figure("fidelity/gradient_cosine", "gradient cosine", True, is_curve=True),
     Figure("fidelity/gradient_norm_ratio", "gradient norm ratio", None, is_curve=True),

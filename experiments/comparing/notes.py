@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .comparison import Comparison
+from .floor import memory_floor
 
 
 def notes_on(comparison: Comparison, names: dict[Path, str]) -> list[str]:
@@ -21,6 +22,9 @@ def notes_on(comparison: Comparison, names: dict[Path, str]) -> list[str]:
             "computed within each problem"
         )
     notes += [note for problem in comparison.problems for note in _on_point(comparison, problem, names)]
+    for problem in comparison.problems:
+        if floor := memory_floor(comparison, problem):
+            notes.append(floor.sentence + (f" on {problem}" if len(comparison.problems) > 1 else ""))
     if single := [group.label for group in comparison.groups if len(group.runs) == 1]:
         which = ", ".join(single) if len(single) < len(comparison.groups) else "all groups"
         notes.append(f"One run gives no error bar; run several seeds: {which}")

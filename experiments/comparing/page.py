@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .comparison import AXES, Comparison
-from .figures import Figure, format_option, spread
+from .figures import MEMORY, Figure, format_option, spread
+from .floor import memory_floor
 from .loading import LeftOut
 from .notes import notes_on
 from .runs import short_names
 
 PARTS = Path(__file__).with_name("page")
-SCRIPTS = ("values", "plots", "tables", "controls")  # in the order in which the page runs them
+SCRIPTS = ("values", "selection", "axes", "plots", "tables", "controls")  # in the order in which the page runs them
 CURVES = ("val/", "train/", "fidelity/", "throughput/", "head/step_ms")  # prefixes of the curves that are drawn
 
 
@@ -53,9 +54,9 @@ def content(comparison: Comparison, left_out: LeftOut) -> dict[str, Any]:
         "equal": comparison.axis,
         "where": comparison.where,
         "axes": AXES,
-        "problems": [
-            {"name": problem or "all runs", "point": comparison.point(problem)} for problem in comparison.problems
-        ],
+        "sweepMetric": sweep_metric(comparison),
+        "memory": MEMORY.name,
+        "problems": [_problem(comparison, problem) for problem in comparison.problems],
         "figures": [_figure(figure) for figure in comparison.figures],
         "options": comparison.options,
         "groups": [
@@ -80,6 +81,22 @@ def content(comparison: Comparison, left_out: LeftOut) -> dict[str, Any]:
         },
         "notes": notes_on(comparison, names),
         "leftOut": [{"name": names[folder], "reason": reason} for folder, reason in left_out],
+    }
+
+
+def sweep_metric(comparison: Comparison) -> str | None:
+    """Return the figure that the runs name as `sweep_metric`; None if they name none or several."""
+    names = {run.options.get("sweep_metric") for run in comparison.runs}
+    name = names.pop()
+    return str(name) if name and not names else None
+
+
+def _problem(comparison: Comparison, problem: str) -> dict[str, Any]:
+    floor = memory_floor(comparison, problem)
+    return {
+        "name": problem or "all runs",
+        "point": comparison.point(problem),
+        "floor": None if floor is None else {"bytes": floor.bytes, "text": floor.sentence},
     }
 
 

@@ -31,7 +31,7 @@ def made_run(
         "batch_size": BATCH,
         "backbone": "tiny",
         "head_name": head,
-        "head": {"_target_": f"heads.{head}.{CLASSES[head]}"},
+        "head": {"_target_": f"heads.{head}.{CLASSES.get(head, head.title())}"},
         "trainer": {"max_steps": steps, "accumulate_grad_batches": 1},
         "logger": {"wandb": {"name": f"run {seed}"}},
     }

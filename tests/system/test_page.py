@@ -51,8 +51,12 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(params=SIZES)
 def page(request, browser, made) -> Iterator[Page]:
-    """Open the page without a network; any message of the console is an error."""
-    width, height = SIZES[request.param]
+    yield from opened(browser, made, SIZES[request.param])
+
+
+def opened(browser: Browser, made: Path, size: tuple[int, int]) -> Iterator[Page]:
+    """Open a page without a network; any message of the console is an error."""
+    width, height = size
     context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
     page = context.new_page()
     said: list[Any] = []
@@ -115,9 +119,9 @@ def test_filters_remove_heads_and_groups_from_plots(page):
 
 
 def test_choices_change_what_is_drawn(page):
-    choose(page, "quality", "head MiB")
-    expect(page.locator("#against-time .ytitle")).to_have_text("head MiB")
-    expect(page.locator("#differences thead")).to_contain_text("head MiB")
+    choose(page, "quality", "head memory")
+    expect(page.locator("#against-time .ytitle")).to_have_text("head memory, logarithmic")
+    expect(page.locator("#differences thead")).to_contain_text("head memory")
     choose(page, "time-axis", "images/s")
     expect(page.locator("#against-time .xtitle")).to_have_text("images/s")
     choose(page, "curve", "loss")

@@ -6,7 +6,7 @@ function choices(id, list, chosen) {
 }
 
 function drawHeads() {
-  const present = heads.filter((name) => groupsOfProblem().some((i) => data.groups[i].head === name));
+  const present = headsOfProblem(), on = headsShown();
   $("heads").replaceChildren(
     ...present.map((name) => {
       const members = groupsOfProblem().filter((i) => data.groups[i].head === name);
@@ -14,13 +14,19 @@ function drawHeads() {
       check.checked = members.some((i) => shown[i]);
       check.indeterminate = check.checked && !members.every((i) => shown[i]);
       check.addEventListener("change", () => { for (const i of members) shown[i] = check.checked; update(); $("heads").querySelector(`input[data-head="${CSS.escape(name)}"]`).focus(); });
-      box.append(check, " ", swatch(data.groups[members[0]]), name);
+      check.disabled = isFull() && !on.includes(name);
+      box.append(check, " ", swatch(data.groups[members[0]], check.checked), name);
       return box;
     }),
   );
+  const more = present.length > LIMIT;
+  $("several").hidden = !more;
+  $("show-best").textContent = `Show the best ${LIMIT}`;
+  $("limit").textContent = more ? `${on.length} of ${present.length} heads are shown, and at most ${LIMIT} at once. ` + (isFull() ? "Clear a box to show another head." : "") : "";
 }
 
 function update() {
+  giveColours();
   drawHeads();
   scatter("against-time", $("time-axis").value);
   scatter("against-memory", $("memory-axis").value);
@@ -41,7 +47,10 @@ function begin() {
   $("about").textContent = `${data.title}, compared ${data.where}. Created ${data.created}.`;
   const titled = (list) => list.map((figure) => [figure.name, figure.title]);
   const measured = data.figures.filter((figure) => figure.better);
-  choices("quality", titled([...measured.filter((f) => f.kind === "quality"), ...measured.filter((f) => f.kind === "fidelity"), ...measured.filter((f) => f.kind === "cost")]));
+  choices("quality", titled([...measured.filter((f) => f.kind === "quality"), ...measured.filter((f) => f.kind === "fidelity"), ...measured.filter((f) => f.kind === "cost")]), data.sweepMetric);
+  data.problems.forEach((_, of) => showBest($("quality").value, of));
+  const isReferred = data.groups.some((group) => group.isFull);
+  $("rule").textContent = `At first: ${isReferred ? "the full head, and those" : "those"} best in ${$("quality").selectedOptions[0].textContent}.`;
   choices("problem", data.problems.map((problem, i) => [String(i), `${problem.name}, at ${problem.point}`]));
   $("problem").parentElement.hidden = data.problems.length === 1;
   const timed = ["time", "head/step_ms", "throughput/images_per_second"].filter((name) => figures[name]);
@@ -67,6 +76,8 @@ function begin() {
       if (id === "problem") chooseReference();
       update();
     });
+  $("show-best").addEventListener("click", () => { showBest($("quality").value); update(); });
+  $("show-none").addEventListener("click", () => { for (const i of groupsOfProblem()) shown[i] = false; update(); });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   update();
   document.documentElement.dataset.ready = "yes";

@@ -3,17 +3,16 @@
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "% {");
 
 function layout(xTitle, yTitle, more = {}) {
-  const axis = { gridcolor: "#eaeef2", zeroline: false, linecolor: "#d0d7de", automargin: true };
+  const axis = { gridcolor: "#eaeef2", zeroline: false, linecolor: "#d0d7de" };
   return {
-    margin: { l: 60, r: 15, t: 10, b: 45 },
+    margin: { l: 60, r: 20, t: 10, b: 45 },
     font: { family: "system-ui, DejaVu Sans, sans-serif", size: 13, color: "#1b1f24" },
     paper_bgcolor: "#fff",
     plot_bgcolor: "#fff",
     hovermode: "closest",
-    showlegend: true,
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-    xaxis: { ...axis, title: { text: escaped(xTitle), standoff: 8 }, ...(more.x ?? {}) },
-    yaxis: { ...axis, title: { text: escaped(yTitle), standoff: 8 }, ...(more.y ?? {}) },
+    showlegend: false,
+    xaxis: { ...axis, automargin: "bottom", title: { text: escaped(xTitle), standoff: 8 }, ...(more.x ?? {}) },
+    yaxis: { ...axis, automargin: "left", title: { text: escaped(yTitle), standoff: 8 }, ...(more.y ?? {}) },
   };
 }
 
@@ -21,6 +20,7 @@ function draw(id, traces, shape, description) {
   const plot = $(id);
   plot.setAttribute("role", "img");
   plot.setAttribute("aria-label", description);
+  drawLegend(plot, traces);
   if (!traces.length) {
     Plotly.purge(plot);
     plot.classList.remove("js-plotly-plot");
@@ -31,47 +31,72 @@ function draw(id, traces, shape, description) {
   Plotly.react(plot, traces, shape, CONFIG);
 }
 
-// Returns whether values need a logarithmic axis.
-const isWide = (values) => Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 8;
+// Draws the names of traces above their plot. A name hides its groups, as their boxes do.
+function drawLegend(plot, traces) {
+  if (!plot.previousElementSibling.classList.contains("legend")) plot.before(element("div", null, { class: "legend" }));
+  const entries = traces.filter((trace) => trace.meta).map(({ meta, line }) => {
+    const button = element("button", null, { type: "button", title: `Hide ${meta.name}` });
+    button.append(swatch(data.groups[meta.groups[0]], true, line?.dash), meta.name);
+    button.addEventListener("click", () => { for (const i of meta.groups) shown[i] = false; update(); });
+    return button;
+  });
+  plot.previousElementSibling.replaceChildren(...entries);
+}
 
-function errorBar(figure, value) {
-  return value.deviation === null ? 0 : inUnits(figure, value.deviation);
+function errorBar(value) {
+  return value.deviation ?? 0;
+}
+
+// Returns the points that no other point exceeds in both figures, as a line.
+function paretoFront(groups, x, y, horizontal, vertical) {
+  const sign = y.better === "less" ? -1 : 1, way = x.better === "more" ? -1 : 1;
+  const mean = (i, figure) => data.groups[i].values[figure.name].mean;
+  const sorted = [...groups].sort((a, b) => way * (mean(a, x) - mean(b, x)) || sign * (mean(b, y) - mean(a, y)));
+  const kept = [];
+  for (const i of sorted) if (!kept.length || sign * mean(i, y) > sign * mean(kept[kept.length - 1], y)) kept.push(i);
+  return {
+    x: kept.map((i) => horizontal.place(mean(i, x))), y: kept.map((i) => vertical.place(mean(i, y))), mode: "lines",
+    hoverinfo: "skip", line: { dash: "dash", color: NO_COLOUR, width: 1.5, shape: "hv" },
+  };
+}
+
+// Returns the memory floor as a line with its name, if there is one.
+function floorLine(floor, axis) {
+  if (!floor) return { shapes: [], annotations: [] };
+  const at = axis.place(floor.bytes), color = "#8a2c0d";
+  return {
+    shapes: [{ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, layer: "below", line: { color, width: 1.5, dash: "dashdot" } }],
+    annotations: [{ x: Math.log10(at || 1), yref: "paper", y: 1, xanchor: "left", yanchor: "top", showarrow: false, text: "floor", font: { color, size: 12 } }],
+  };
 }
 
 function scatter(id, xName) {
   const x = figures[xName], y = figures[$("quality").value];
+  $(`${id}-note`).textContent = "";
   if (!x || !y) return draw(id, [], {}, "Nothing to draw");
   const groups = visible().filter((i) => data.groups[i].values[xName] && data.groups[i].values[y.name]);
-  const place = (i) => inUnits(x, data.groups[i].values[xName].mean);
-  const height = (i) => inUnits(y, data.groups[i].values[y.name].mean);
-  const sign = y.better === "less" ? -1 : 1, way = x.better === "more" ? -1 : 1;
-  const traces = [];
-  if (x.better && y.better) {
-    const front = [...groups].sort((a, b) => way * (place(a) - place(b)) || sign * (height(b) - height(a)));
-    const kept = [];
-    for (const i of front) if (!kept.length || sign * height(i) > sign * height(kept[kept.length - 1])) kept.push(i);
-    if (kept.length)
-      traces.push({
-        x: kept.map(place), y: kept.map(height), mode: "lines", name: "Pareto front", hoverinfo: "skip",
-        line: { dash: "dash", color: "#6e7781", width: 1.5, shape: "hv" },
-      });
-  }
+  const means = (figure) => groups.map((i) => data.groups[i].values[figure.name].mean);
+  const floor = x.name === data.memory ? data.problems[problem()].floor : null;
+  const horizontal = axisOf(x, [...means(x), ...(floor ? [floor.bytes] : [])], "x"), vertical = axisOf(y, means(y), "y");
+  $(`${id}-note`).textContent = [floor && floor.text, horizontal.shapes.length && "0 B is left of the dotted line"].filter(Boolean).join(". ");
+  const traces = x.better && y.better && groups.length ? [paretoFront(groups, x, y, horizontal, vertical)] : [];
   const named = new Set();
   for (const i of groups) {
     const group = data.groups[i], values = group.values;
+    const meta = byGroup ? { name: group.label, groups: [i] } : { name: group.head, groups: groups.filter((j) => data.groups[j].head === group.head) };
     traces.push({
-      x: [place(i)], y: [height(i)], mode: "markers", name: escaped(heads.length > 1 ? group.head : group.label),
-      legendgroup: group.head, showlegend: heads.length === 1 || !named.has(group.head),
-      marker: { color: colour(group), symbol: shape(group), size: 11, line: { color: "#fff", width: 1 } },
-      error_x: { type: "data", array: [errorBar(x, values[xName])], color: colour(group), thickness: 1.2 },
-      error_y: { type: "data", array: [errorBar(y, values[y.name])], color: colour(group), thickness: 1.2 },
+      x: [horizontal.place(values[xName].mean)], y: [vertical.place(values[y.name].mean)], mode: "markers",
+      ...(named.has(meta.name) ? {} : { meta }), // a head has one name in the legend
+      marker: { color: colour(group), symbol: marker(group), size: 11, line: { color: marker(group).endsWith("-open") ? colour(group) : "#fff", width: 1 } },
+      error_x: { type: "data", array: [errorBar(values[xName])], color: colour(group), thickness: 1.2 },
+      error_y: { type: "data", array: [errorBar(values[y.name])], color: colour(group), thickness: 1.2 },
       hovertemplate: `<b>${escaped(group.label)}</b><br>${escaped(y.title)} ${formatted(y, values[y.name].mean)}<br>${escaped(x.title)} ` +
         `${formatted(x, values[xName].mean)}<br>${group.runs.length === 1 ? "1 run" : `${group.runs.length} runs`}<extra></extra>`,
     });
-    named.add(group.head);
+    named.add(meta.name);
   }
-  const log = groups.length && isWide(groups.map(place));
-  draw(id, groups.length ? traces : [], layout(x.title + (log ? ", logarithmic" : ""), y.title, { x: { type: log ? "log" : "linear" } }),
+  const line = floorLine(floor, horizontal), look = layout(horizontal.title, vertical.title, { x: horizontal.settings, y: vertical.settings });
+  draw(id, groups.length ? traces : [], { ...look, shapes: [...horizontal.shapes, ...vertical.shapes, ...line.shapes], annotations: line.annotations },
     `${y.title} against ${x.title}: ` + groups.map((i) => `${data.groups[i].label} ${formatted(y, data.groups[i].values[y.name].mean)} at ${formatted(x, data.groups[i].values[xName].mean)}`).join("; "));
 }
 
@@ -91,20 +116,22 @@ function drawOption() {
       if (!lines.has(line)) lines.set(line, []);
       lines.get(line).push([value, i]);
     }
+    const drawn = [...lines.values()].flat().map(([, i]) => data.groups[i].values[name].mean), vertical = axisOf(figure, drawn, "y");
     const traces = [...lines].map(([line, points], number) => {
       points.sort((a, b) => a[0] - b[0]);
       const groups = points.map(([, i]) => data.groups[i]), values = groups.map((group) => group.values[name]);
       return {
-        x: points.map(([value]) => value), y: values.map((value) => inUnits(figure, value.mean)), mode: "lines+markers", name: escaped(line),
-        marker: { color: colour(groups[0]), symbol: shape(groups[0]), size: 9 },
-        line: { color: colour(groups[0]), dash: DASHES[number % DASHES.length] },
-        error_y: { type: "data", array: values.map((value) => errorBar(figure, value)), color: colour(groups[0]), thickness: 1.2 },
-        hovertemplate: `<b>${escaped(line)}</b><br>${escaped(option)} %{x}<br>${escaped(figure.title)} %{y}<extra></extra>`,
+        x: points.map(([value]) => value), y: values.map((value) => vertical.place(value.mean)), mode: "lines+markers", meta: { name: line, groups: points.map(([, i]) => i) },
+        marker: { color: colour(groups[0]), symbol: marker(groups[0]), size: 9 },
+        line: { color: colour(groups[0]), dash: dashOf(number) },
+        error_y: { type: "data", array: values.map((value) => errorBar(value)), color: colour(groups[0]), thickness: 1.2 },
+        text: values.map((value) => formatted(figure, value.mean)),
+        hovertemplate: `<b>${escaped(line)}</b><br>${escaped(option)} %{x}<br>${escaped(figure.title)} %{text}<extra></extra>`,
       };
     });
     const at = [...new Set(traces.flatMap((trace) => trace.x))], log = at.length > 0 && isWide(at);
     const ticks = at.length > 8 ? {} : { tickvals: at, ticktext: at.map(String) };
-    draw(id, traces, layout(option + (log ? ", logarithmic" : ""), figure.title, { x: { type: log ? "log" : "linear", ...ticks } }),
+    draw(id, traces, { ...layout(option + (log ? ", logarithmic" : ""), vertical.title, { x: { type: log ? "log" : "linear", ...ticks }, y: vertical.settings }), shapes: vertical.shapes },
       `${figure.title} against ${option}`);
   }
 }
@@ -122,11 +149,12 @@ function drawCurves() {
     if (group.runs.length > 1)
       traces.push({
         x: [...x, ...[...x].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", fillcolor: `${tint}22`,
-        line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, legendgroup: group.label,
+        line: { width: 0 }, mode: "lines", hoverinfo: "skip",
       });
     traces.push({
-      x, y: mean, mode: x.length < 30 ? "lines+markers" : "lines", name: escaped(group.label), legendgroup: group.label,
-      line: { color: tint, dash: DASHES[ofHead[group.head] % DASHES.length], width: 2 }, marker: { symbol: shape(group), size: 6 },
+      x, y: mean, mode: "lines+markers", meta: { name: group.label, groups: [i] },
+      line: { color: tint, dash: dashOf(series(group) + ofHead[group.head]), width: 2 },
+      marker: { symbol: marker(group), size: 7, maxdisplayed: x.length < 30 ? 0 : 8 },
       hovertemplate: `<b>${escaped(group.label)}</b><br>%{y:.4g} at %{x:,.4~s}<extra></extra>`,
     });
   }

@@ -27,13 +27,15 @@ function drawTable() {
     const cell = element("th", null, { scope: "row" }), box = element("label");
     const check = element("input", null, { type: "checkbox", "data-group": i });
     check.checked = shown[i];
+    check.disabled = !shown[i] && isFull() && !headsShown().includes(group.head);
     check.addEventListener("change", () => { shown[i] = check.checked; update(); $("figures").querySelector(`input[data-group="${i}"]`).focus(); });
-    box.append(check, " ", swatch(group), `${group.label} (${group.runs.length})`);
+    box.append(check, " ", swatch(group, shown[i]), `${group.label} (${group.runs.length})`);
     cell.append(box);
     line.append(cell);
     for (const figure of columns) {
       const value = group.values[figure.name], winner = best(figure.name);
-      const text = value ? formatted(figure, value.mean) + (value.deviation !== null ? ` ± ${formatted(figure, value.deviation)}` : "") : "–";
+      const isNoisy = value && value.deviation !== null && (value.deviation > 0 || figure.unit !== "bytes");
+      const text = value ? formatted(figure, value.mean) + (isNoisy ? ` ± ${formatted(figure, value.deviation)}` : "") : "–";
       const gap = winner !== null && winner !== i && value ? difference(figure.name, i, winner) : null;
       const mark = winner === i ? " ★" : !gap || allSingle ? "" : { true: "", false: " ≈", null: " ?" }[beyondNoise(gap)];
       line.append(element("td", text + mark, winner === i ? { class: "best" } : {}));
@@ -44,12 +46,6 @@ function drawTable() {
   header.append(head);
   body.append(...lines);
   table.replaceChildren(header, body);
-}
-
-function swatch(group) {
-  const dot = element("span", null, { class: "swatch", "aria-hidden": "true" });
-  dot.style.background = colour(group);
-  return dot;
 }
 
 function drawDifferences() {

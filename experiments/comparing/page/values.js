@@ -2,24 +2,12 @@
 // The data of the page, and how values are formatted and compared.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-// The colours of Okabe and Ito, dark enough for a white background. Shapes distinguish heads without colour.
-const COLOURS = ["#0072b2", "#d55e00", "#007a5a", "#aa4499", "#8a6d00", "#332288", "#444444", "#b3003c"];
-const SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
-const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const CONFIG = { responsive: true, displayModeBar: false };
-const heads = [...new Set(data.groups.map((group) => group.head))];
 const figures = Object.fromEntries(data.figures.map((figure) => [figure.name, figure]));
-const shown = data.groups.map(() => true);
 const allSingle = data.groups.every((group) => group.runs.length === 1);
 let sorting = { name: null, direction: 1 };
 
-// Colours distinguish heads; if there is one head only, they distinguish its groups.
-const series = (group) => (heads.length > 1 ? heads.indexOf(group.head) : data.groups.indexOf(group));
-const colour = (group) => COLOURS[series(group) % COLOURS.length];
-const shape = (group) => SHAPES[series(group) % SHAPES.length];
 const problem = () => Number($("problem").value);
-const groupsOfProblem = () => data.groups.map((_, i) => i).filter((i) => data.groups[i].problem === problem());
-const visible = () => groupsOfProblem().filter((i) => shown[i]);
 
 function element(name, text, attributes = {}) {
   const node = document.createElement(name);
@@ -28,17 +16,19 @@ function element(name, text, attributes = {}) {
   return node;
 }
 
-function inUnits(figure, value) {
-  return figure.unit === "bytes" ? value / 2 ** 20 : value;
+// Returns a number of bytes with its unit, such as 72.0 KiB.
+function bytes(value, digits = 1) {
+  const power = value < 1024 ? 0 : Math.min(4, Math.floor(Math.log2(value) / 10));
+  const scaled = (value / 1024 ** power).toLocaleString("en", { minimumFractionDigits: power ? digits : 0, maximumFractionDigits: power ? digits : 0 });
+  return `${scaled} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
 }
 
 function formatted(figure, value) {
   if (value === null || value === undefined) return "";
-  const scaled = inUnits(figure, value);
-  if (figure.unit === "share") return Math.abs(scaled) >= 100 ? scaled.toFixed(1) : scaled.toFixed(4);
-  if (figure.unit === "bytes") return scaled.toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
-  if (Number.isInteger(scaled) || Math.abs(scaled) >= 1000) return Math.round(scaled).toLocaleString("en");
-  return scaled.toPrecision(4);
+  if (figure.unit === "share") return Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(4);
+  if (figure.unit === "bytes") return bytes(value);
+  if (Number.isInteger(value) || Math.abs(value) >= 1000) return Math.round(value).toLocaleString("en");
+  return value.toPrecision(4);
 }
 
 // Returns the first group minus the second, with the interval; null if they were not compared.
