@@ -24,6 +24,7 @@ from .forest import HashingForest
 from .full import FullFC
 from .head import Head
 from .indexes import IVF, Annoy, Exact, Index
+from .mach import MACH
 from .margins import (
     AdaFace,
     ArcFace,
@@ -52,6 +53,7 @@ __all__ = [
     "BCE",
     "FFC",
     "IVF",
+    "MACH",
     "AdaFace",
     "Annoy",
     "ArcFace",

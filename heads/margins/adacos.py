@@ -25,7 +25,10 @@ class FixedAdaCos(Margin):
     uses_target_cos: ClassVar[bool] = False
     needs_softmax: ClassVar[bool] = True
 
+    def scale(self, num_classes: int) -> float:
+        if num_classes < 3:
+            raise ValueError(f"num_classes={num_classes} must be at least 3 for FixedAdaCos; use margin CosFace")
+        return math.sqrt(2) * math.log(num_classes - 1)
+
     def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> Margin:
-        if batch.num_classes < 3:
-            raise ValueError(f"num_classes={batch.num_classes} must be at least 3 for FixedAdaCos; use margin CosFace")
-        return self.fixed(s=math.sqrt(2) * math.log(batch.num_classes - 1))
+        return self.fixed(s=self.scale(batch.num_classes))

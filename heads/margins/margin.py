@@ -110,6 +110,10 @@ class Margin(Configured):
         margin.__post_init__()
         return margin
 
+    def scale(self, num_classes: int) -> float:
+        """Return the scale of the logits in a loss over this many classes."""
+        return self.s
+
     def begin(self, batch: MarginBatch, target_cos_N: Tensor) -> "Margin":
         """Return the margin of one forward pass, for example with a margin of its own for each sample.
 
