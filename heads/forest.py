@@ -19,9 +19,12 @@ from .core.schedule import Schedule
 from .fidelity.reference import coverage
 from .group.batch import GlobalBatch
 from .indexes import Annoy, Index
+from .indexes.index import check_index
+from .indexes.refresh import check_build
 from .indexes.shard_index import ShardIndex
 from .rows.options import CenterOptions
 from .selection.allocation import Allocation
+from .selection.nearest import nearest_first
 from .selection.sampling import filled
 from .selection.selection import Selection
 
@@ -72,12 +75,8 @@ class HashingForestOptions(CenterOptions):
             raise ValueError(
                 f"neighbours_share={self.neighbours_share} must be in [0, 1]; it is a share of the negatives"
             )
-        if self.build not in ("background", "blocking"):
-            raise ValueError(f"build={self.build!r} must be 'background' or 'blocking'")
-        if self.index is not None and not isinstance(self.index, Index):
-            raise ValueError(
-                f"index={self.index!r} must be an index object, such as index=Annoy(num_trees=50) or Exact()"
-            )
+        check_build(self.build)
+        check_index(self.index)
         if self.probe_interval is not None:
             object.__setattr__(self, "probe_interval", whole("probe_interval", self.probe_interval, 1))
         object.__setattr__(self, "probes", whole("probes", self.probes, 1))
@@ -130,9 +129,7 @@ class HashingForest(CenterHead):
 
     @classmethod
     def active_shares(cls, num_classes: int, options: Any) -> list[float]:
-        allocation, num_active = cls._allocation(num_classes, options), options.num_active
-        steps = sorted(num_active) if isinstance(num_active, Mapping) else [0]
-        return [allocation.num_active(step) / num_classes for step in steps]
+        return cls._allocation(num_classes, options).shares()
 
     @classmethod
     def cost(cls, case: Case, options: Any, *, row_state: Mapping[str, RowState]) -> Cost:
@@ -149,8 +146,7 @@ class HashingForest(CenterHead):
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         shard = self.centers.shard
-        share = self.allocation.num_active(self.step) / shard.num_classes
-        quota = min(shard.size, max(1, round(share * shard.size)))
+        quota = self.allocation.quota(self.step, shard)
         if quota == shard.size:
             return Selection()
         local = shard.local(labels)
@@ -219,12 +215,7 @@ class HashingForest(CenterHead):
             return positives[:0]
         with self.timer("forward/query", x_ND.device):
             nearest_Nk = refresh.query(x_ND, self._num_queried)
-        ids = nearest_Nk.T.flatten()  # all nearest neighbours, then all second nearest
-        ids = ids[(ids >= 0) & ~torch.isin(ids, positives)]
-        distinct, group = torch.unique(ids, return_inverse=True)
-        order = torch.arange(len(ids), device=ids.device)
-        first = torch.full_like(distinct, len(ids)).scatter_reduce_(0, group, order, "amin")
-        return distinct[first.argsort()[:count]]
+        return nearest_first(nearest_Nk, positives, count)
 
     def _refresh_index(self) -> None:
         """Adopt a finished index, and start to build the next one if it is due."""

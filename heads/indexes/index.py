@@ -109,3 +109,9 @@ class Index(Configured, ABC):
         self.__dict__.update(state["own"])
         if state["built"] is not None:
             self.load_state_dict(state["built"])
+
+
+def check_index(index: object) -> None:
+    """Raise a ValueError if an option `index` is neither None nor an index."""
+    if index is not None and not isinstance(index, Index):
+        raise ValueError(f"index={index!r} must be an index object, such as index=Annoy(num_trees=50) or Exact()")

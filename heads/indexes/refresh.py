@@ -1,4 +1,4 @@
-"""The refresh of an index: in a background thread, or while training waits."""
+"""The refresh of an index or a graph: in a background thread, or while training waits."""
 
 import atexit
 import contextlib
@@ -7,50 +7,156 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 from .index import Index
 
 NICENESS = 5  # niceness of the background thread and of processes that it starts
 ATTEMPTS = 3  # consecutive failures to build an index before training ends
 
+T = TypeVar("T")
 
-class IndexRefresh:
-    """The current index, and the build of the next one.
+
+def check_build(build: object) -> None:
+    """Raise a ValueError for an option `build` out of range."""
+    if build not in ("background", "blocking"):
+        raise ValueError(f"build={build!r} must be 'background' or 'blocking'")
+
+
+class Work(Generic[T]):
+    """One call, in a thread of low priority, or at once.
 
     Args:
-        background: build in a thread, while the current index keeps serving. Otherwise `start` waits for the build.
+        function: the work. It gets this object, whose `cancelled` asks it to end early.
+        background: run it in a thread. Otherwise it has run when the constructor returns.
 
     Attributes:
-        current: the index in use; None until one is built.
-        as_of: the step of the rows in the current index. With `background`, reading the rows began at this step.
+        done: whether the call has ended.
+        error: its exception, or None.
+        seconds: its duration.
+    """
+
+    def __init__(self, function: Callable[["Work[T]"], T], *, background: bool):
+        self.cancelled = self.done = False
+        self.error: BaseException | None = None
+        self.seconds = 0.0
+        self._result: T | None = None
+        self._thread: threading.Thread | None = None
+        if not background:
+            self._run(function)
+            return
+        self._thread = threading.Thread(target=self._run, args=(function, True), name="index", daemon=True)
+        self._thread.start()
+        # A thread that returns from a library during the interpreter's exit would crash the process.
+        atexit.register(self.cancel)
+
+    @property
+    def result(self) -> T:
+        """Result of the call, which must have ended without an error."""
+        assert self.done and self.error is None
+        return self._result  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Wait until the call has ended."""
+        if self._thread is not None:
+            self._thread.join()
+            atexit.unregister(self.cancel)
+            self._thread = None
+
+    def cancel(self) -> None:
+        """Ask the call to end early, and wait until it has ended."""
+        self.cancelled = True
+        self.wait()
+
+    def _run(self, function: Callable[["Work[T]"], T], in_thread: bool = False) -> None:
+        begin = time.perf_counter()
+        try:
+            if in_thread:
+                _lower_priority()
+            self._result = function(self)
+        except BaseException as error:
+            self.error = error
+        self.seconds = time.perf_counter() - begin
+        self.done = True  # last, because others take it as the end of the call
+
+
+class Refresh(Generic[T]):
+    """The index or graph in use, and how the builds of its successors ended.
+
+    Args:
+        background: build in a thread, while `current` keeps serving. Otherwise training waits for the build.
+
+    Attributes:
+        current: the index or graph in use; None until one is built.
+        as_of: the step of the rows in `current`. With `background`, reading the rows began at this step.
         seconds: duration of its build.
-        failures: consecutive failed builds. With `background` they are reported, and the current index keeps serving.
-            Without a current index, `ATTEMPTS` of them end the training.
+        next_refresh: step at which the next build is due.
+        failures: consecutive failed builds. With `background` they are reported, and `current` keeps serving.
+            If there is none, `ATTEMPTS` of them end the training.
         failed: whether a build failed since the owner last cleared this flag.
         error: why the next step will raise, or None.
     """
 
+    thing: ClassVar[str] = "index"  # its name in messages
+
     def __init__(self, *, background: bool):
         self.background = background
-        self.current: Index | None = None
+        self.current: T | None = None
         self.as_of = 0
         self.seconds = 0.0
+        self.next_refresh = 0
         self.failures = 0
         self.failed = False
         self.error: str | None = None
-        self._thread: threading.Thread | None = None
-        self._result: Index | BaseException | None = None
-        self._started = (0, 0.0)  # step of the build, and its seconds
+
+    def adopt(self, built: T, step: int, seconds: float) -> None:
+        """Make an index or graph, built from the rows of this step, the current one."""
+        self.current, self.failures = built, 0
+        self.as_of, self.seconds = step, seconds
+
+    def report(self, error: BaseException) -> None:
+        """Report that a build failed.
+
+        Raises:
+            RuntimeError: without `background`.
+        """
+        self.failed = True
+        message = f"the {self.thing} of nearest classes could not be built: {str(error) or repr(error)}"
+        if not self.background:
+            raise RuntimeError(message) from error
+        self.failures += 1
+        if self.current is None and self.failures >= ATTEMPTS:
+            self.error = f"{message} ({self.failures} times in a row)"
+            return
+        meanwhile = f"the previous {self.thing} is used" if self.current is not None else "all negatives are uniform"
+        warnings.warn(f"{message}; {meanwhile} until a new build succeeds", RuntimeWarning, stacklevel=3)
+
+    def repeat(self, step: int) -> bool:
+        """Return whether a build has failed since the last call; a few times, the next one is due at this step."""
+        if not self.failed:
+            return False
+        self.failed = False
+        if self.failures < ATTEMPTS:  # else at the next interval
+            self.next_refresh = step
+        return True
+
+
+class IndexRefresh(Refresh[Index]):
+    """The current index, and the build of the next one."""
+
+    def __init__(self, *, background: bool):
+        super().__init__(background=background)
+        self._work: Work[Index] | None = None
+        self._step = 0  # of the build
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which has the current index and repeats a build that is running."""
-        return {**self.__dict__, "_thread": None, "_result": None, "failed": self.failed or self.running}
+        return {**self.__dict__, "_work": None, "failed": self.failed or self.running}
 
     @property
     def running(self) -> bool:
         """Return whether a build runs in the background."""
-        return self._thread is not None
+        return self._work is not None
 
     def start(self, step: int, build: Callable[[], Index]) -> None:
         """Start to build the next index; without `background` it is the current one on return.
@@ -63,25 +169,9 @@ class IndexRefresh:
             RuntimeError: the build failed, without `background`.
         """
         assert not self.running
-        begin = time.perf_counter()
-
-        def work() -> None:
-            try:
-                if self.background:
-                    _lower_priority()
-                result: Index | BaseException = build()
-            except BaseException as error:
-                result = error
-            self._started = step, time.perf_counter() - begin
-            self._result = result  # last, because `collect` takes it as the end of the build
-
-        if self.background:
-            self._thread = threading.Thread(target=work, name="index", daemon=True)
-            self._thread.start()
-            # A thread that returns from a library during the interpreter's exit would crash the process.
-            atexit.register(self._thread.join)
-        else:
-            work()
+        self._step = step
+        self._work = Work(lambda work: build(), background=self.background)
+        if not self.background:
             self.collect()
 
     def collect(self) -> None:
@@ -90,34 +180,20 @@ class IndexRefresh:
         Raises:
             RuntimeError: the build failed, without `background`.
         """
-        if self._result is None:
+        work = self._work
+        if work is None or not work.done:
             return
-        result, self._result = self._result, None
-        if self._thread is not None:
-            atexit.unregister(self._thread.join)
-            self._thread = None
-        if isinstance(result, BaseException):
-            self.failed = True
-            self._report(result)
-            return
-        self.current, self.failures = result, 0
-        self.as_of, self.seconds = self._started
-
-    def _report(self, error: BaseException) -> None:
-        message = f"the index of nearest classes could not be built: {str(error) or repr(error)}"
-        if not self.background:
-            raise RuntimeError(message) from error
-        self.failures += 1
-        if self.current is None and self.failures >= ATTEMPTS:
-            self.error = f"{message} ({self.failures} times in a row)"
-            return
-        meanwhile = "the previous index is used" if self.current is not None else "all negatives are uniform"
-        warnings.warn(f"{message}; {meanwhile} until a new build succeeds", RuntimeWarning, stacklevel=3)
+        work.wait()
+        self._work = None
+        if work.error is not None:
+            self.report(work.error)
+        else:
+            self.adopt(work.result, self._step, work.seconds)
 
     def wait(self) -> None:
         """Wait for a running build and collect its result."""
-        if self._thread is not None:
-            self._thread.join()
+        if self._work is not None:
+            self._work.wait()
         self.collect()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..rows.class_rows import ClassRows
 from .index import Index
-from .refresh import ATTEMPTS, IndexRefresh
+from .refresh import IndexRefresh
 from .vectors import CenterVectors
 
 
@@ -21,14 +21,12 @@ class ShardIndex(IndexRefresh):
         background: as in `IndexRefresh`.
 
     Attributes:
-        next_refresh: step at which the next refresh is due.
         changed: (rows,) whether a row has changed since the last refresh began.
     """
 
     def __init__(self, template: Index, centers: ClassRows, *, normalize: bool, background: bool):
         super().__init__(background=background)
         self.template, self.centers, self.normalize = template, centers, normalize
-        self.next_refresh = 0
         self.changed = torch.zeros(centers.shard.size, dtype=torch.bool)
         self._reread = torch.empty(0, dtype=torch.long)  # changed rows that the last refresh reads
 
@@ -50,11 +48,8 @@ class ShardIndex(IndexRefresh):
             RuntimeError: a blocking refresh failed.
         """
         self.collect()
-        if self.failed:
-            self.failed = False
+        if self.repeat(step):
             self.changed[self._reread.to(self.changed.device)] = True
-            if self.failures < ATTEMPTS:  # else at the next interval
-                self.next_refresh = step
         if step < self.next_refresh or self.running:
             return
         self.next_refresh = step + interval

@@ -1,11 +1,14 @@
-"""Allocation of a hashing forest's active classes, search scale and refresh interval, by schedule or by target.
+"""Allocation of active classes, search scale and refresh interval of nearest classes, by schedule or by target.
 
-The paper (Zhang et al., AAAI 2018) changes the three during training; its rule was never released.
+The paper of the hashing forest (Zhang et al., AAAI 2018) changes the three during training; its rule was never
+released.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..core.schedule import Schedule, check_schedule, value_at
+from ..group.sharding import Shard
 
 STEP = 1.25  # factor of one correction
 SLACK = 0.02  # mass above the target that causes no correction
@@ -45,6 +48,16 @@ class Allocation:
         """Return the number of active classes of all processes."""
         value = value_at(self._num_active, step)
         return min(self.num_classes, max(1, round(self.growth * (value * self.num_classes if value <= 1 else value))))
+
+    def quota(self, step: int, shard: Shard) -> int:
+        """Return the number of active classes of a shard, at least 1: its part of `num_active`."""
+        share = self.num_active(step) / shard.num_classes
+        return min(shard.size, max(1, round(share * shard.size)))
+
+    def shares(self) -> list[float]:
+        """Return the share of the classes that are active: at step 0, and after each change of `num_active`."""
+        steps = sorted(self._num_active) if isinstance(self._num_active, Mapping) else [0]
+        return [self.num_active(step) / self.num_classes for step in steps]
 
     def interval(self, step: int) -> int:
         """Return the steps between refreshes of the index."""
