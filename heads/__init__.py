@@ -13,8 +13,8 @@ The package needs torch and numpy only, and works in any training loop::
             optimizer.zero_grad()
     cosines, classes = head.topk(backbone(images), k=5)
 
-Heads: `FullFC`, `PartialFC`, `HashingForest`, `FFC`. In a process group, each process passes its own batch and holds
-its own share of the classes. `help(PartialFC)` lists the options of a head.
+Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `FFC`. In a process group, each process passes its own
+batch and holds its own share of the classes. `help(PartialFC)` lists the options of a head.
 """
 
 from . import fidelity
@@ -24,6 +24,7 @@ from .forest import HashingForest
 from .full import FullFC
 from .head import Head
 from .indexes import IVF, Annoy, Exact, Index
+from .knn import KNNSoftmax
 from .mach import MACH
 from .margins import (
     AdaFace,
@@ -70,6 +71,7 @@ __all__ = [
     "HashingForest",
     "Head",
     "Index",
+    "KNNSoftmax",
     "MagFace",
     "Margin",
     "Objective",
