@@ -15,6 +15,7 @@ from ..launching.processes import Processes
 from .attempts import CheckpointError, attempt_on_all, no_group_warning
 from .blocks import BlockSavePlanner
 from .files import Writer
+from .manifest import InitialRows
 from .state import pack
 from .storage import CheckpointStore
 
@@ -28,7 +29,7 @@ def write(
     store: CheckpointStore,
     name: str,
     processes: Processes,
-    initial: dict[str, float] | None = None,
+    initial: InitialRows | None = None,
 ) -> None:
     """Write a complete checkpoint. All processes must call this.
 
@@ -36,8 +37,7 @@ def write(
         shared: state that is the same on all processes; that of process 0 is written.
         local: state of this process alone.
         rows: tensors of the classes of all processes, as `Head.sharded_state` returns them.
-        initial: seed, embedding_size and initial bias of the class centers, from which rows that were never written
-            are drawn.
+        initial: what rows that were never written are drawn from; None for a head that stores none.
 
     Raises:
         CheckpointError: on all processes; earlier checkpoints remain.
@@ -59,7 +59,7 @@ def write_tensors(
     store: CheckpointStore,
     name: str,
     processes: Processes,
-    initial: dict[str, float] | None = None,
+    initial: InitialRows | None = None,
 ) -> None:
     """Write a checkpoint of tensors. Each process writes its own, and its part of those that all processes share."""
 

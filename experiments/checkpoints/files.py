@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import provenance
-from .manifest import Block, Manifest, StoredTensor, check_block, digest
+from .manifest import Block, InitialRows, Manifest, StoredTensor, check_block, digest
 from .storage import COMPLETE, CheckpointStore
 
 READ_THREADS = 2  # each reads and checks a block
@@ -44,7 +44,7 @@ class Writer(StorageWriter):
         initial: see `Manifest`.
     """
 
-    def __init__(self, store: CheckpointStore, name: str, rank: int, initial: dict[str, float] | None):
+    def __init__(self, store: CheckpointStore, name: str, rank: int, initial: InitialRows | None):
         self.store, self.name, self.file, self.initial = store, name, f"process-{rank}.bin", initial
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None: ...

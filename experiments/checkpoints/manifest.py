@@ -5,7 +5,7 @@ It is JSON, is written last, and contains its own digest. Importing this module 
 
     {"format": 3, "sha256": digest of the content, "content": {
         "version": of this project, "commit": of its repository, or null,
-        "initial": {"seed": ..., "embedding_size": ..., "bias": ...}: source of the initial rows; null without centers,
+        "initial": the fields of `InitialRows`; null for a head that stores no rows,
         "tensors": {name: {"dtype": ..., "size": [...], "blocks": [
             [file, begin, length, digest, offsets in the tensor, sizes], ...]}}}}
 
@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
@@ -54,24 +54,45 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class InitialRows:
+    """What the rows of a head were drawn from, for rows that were never written.
+
+    Args:
+        seed, embedding_size: as of the head.
+        bias: initial value of a column after those of the embedding.
+        rows_per_class: rows of a line.
+        of_classes: whether the rows stand for the classes; False if classes share rows.
+    """
+
+    seed: int
+    embedding_size: int
+    bias: float = 0.0
+    rows_per_class: int = 1
+    of_classes: bool = True
+
+
+KINDS = {"seed": int, "embedding_size": int, "bias": float, "rows_per_class": int, "of_classes": bool}
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of a checkpoint.
 
     Args:
         program: version and commit of the project that wrote the checkpoint.
-        initial: seed, embedding_size and initial bias of the class centers; None without class centers.
+        initial: source of the initial rows; None for a head that stores none.
         tensors: tensors by name.
     """
 
     program: dict[str, str | None]
-    initial: dict[str, float] | None
+    initial: InitialRows | None
     tensors: dict[str, StoredTensor]
 
     def to_bytes(self) -> bytes:
         """Return the content of the file."""
         content = {
             **self.program,
-            "initial": self.initial,
+            "initial": None if self.initial is None else asdict(self.initial),
             "tensors": {
                 name: {
                     "dtype": tensor.dtype,
@@ -120,8 +141,8 @@ def read_manifest(store: CheckpointStore, name: str) -> Manifest:
         tensors = {str(name): _tensor(name, tensor) for name, tensor in content["tensors"].items()}
         initial = content["initial"]
         if initial is not None:
-            bias = float(initial.get("bias", 0))  # missing in checkpoints of an earlier commit
-            initial = {**{name: int(initial[name]) for name in ("seed", "embedding_size")}, "bias": bias}
+            # Those with a default are missing in checkpoints of an earlier commit.
+            initial = InitialRows(**{name: kind(initial[name]) for name, kind in KINDS.items() if name in initial})
         return Manifest({name: content[name] for name in ("version", "commit")}, initial, tensors)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamageError(f"its {COMPLETE} is damaged ({type(error).__name__}: {error})") from error

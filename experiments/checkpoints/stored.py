@@ -10,14 +10,14 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from heads.rows.initial import initial_rows
+from heads.rows.initial import initial_blocks
 
 from ..launching.processes import Processes
 from .attempts import CheckpointError, attempt_on_all, no_group_warning, retry
 from .blocks import BLOCK_BYTES, RowRangePlanner
 from .checkpoint import SHARED, local_prefix
 from .files import Reader, metadata_of
-from .manifest import Block, DamageError, read_manifest, wrong_sizes
+from .manifest import Block, DamageError, InitialRows, read_manifest, wrong_sizes
 from .state import unpack
 from .storage import open_store
 
@@ -146,9 +146,7 @@ class Stored:
         if name == ROWS and self.initial is not None and (values[:, 0] == 0).any():
             blank = (values == 0).all(dim=1)
             classes = torch.arange(block.offsets[0], block.offsets[0] + len(values))[blank]
-            D = int(self.initial["embedding_size"])
-            values[blank, :D] = initial_rows(classes, D, int(self.initial["seed"])).to(values)
-            values[blank, D:] = self.initial["bias"]
+            values[blank] = drawn(self.initial, classes, values)
 
     def _allocate(self, prefix: str, *, in_file: bool = False) -> dict[str, Tensor]:
         """Return empty tensors for those that `pack` made under this prefix.
@@ -172,6 +170,13 @@ class Stored:
         if not others:
             return "; there is no other checkpoint in the folder"
         return f"; remove it, and use {self.option}={self.store}/{others[-1]}"
+
+
+def drawn(initial: InitialRows, classes: Tensor, like: Tensor) -> Tensor:
+    """Return the initial rows of classes, one line a class, of the width, dtype and device of `like`."""
+    bias = initial.bias if like.shape[1] > initial.rows_per_class * initial.embedding_size else None
+    size, rows = initial.embedding_size, initial.rows_per_class
+    return initial_blocks(classes, size, initial.seed, rows_per_class=rows, bias=bias, like=like)
 
 
 def _diverged(name: str) -> str:

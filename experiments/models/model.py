@@ -48,7 +48,10 @@ class Centers(Protocol):
         ...
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first class and the float32 rows (k, width) of each block in this process's share."""
+        """Yield the first class and the float32 rows of each block in this process's share.
+
+        Rows are (k, width), or (k, R, width) if a class has R of them.
+        """
         ...
 
 
@@ -165,6 +168,11 @@ class Model:
     def track(self, work: Any, label: str, count: int | None = None) -> Iterable[Any]:
         """Iterate with a progress bar, which process 0 shows on a terminal."""
         return shown(work, label, len(work) if count is None else count, self.processes.is_rank_zero)
+
+
+def by_class(rows: Tensor, rows_per_class: int) -> Tensor:
+    """Return rows (k x R, width) of classes as (k, R, width), unchanged if each class has one."""
+    return rows if rows_per_class == 1 else rows.view(-1, rows_per_class, rows.shape[1])
 
 
 def unit(embeddings: Tensor, label: str) -> Tensor:

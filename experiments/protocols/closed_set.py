@@ -89,7 +89,7 @@ class ClosedSet:
             for start, rows in centers.blocks():
                 if wanted is None or wanted.within(start, start + len(rows)):
                     rows = finite(rows, "class centers")
-                    yield start, normalize(rows) if centers.normalize else rows
+                    yield start, normalize(rows, dim=-1) if centers.normalize else rows
 
         known = known_classes(images)
         _, above_M = count_strangers_above(probes_ND, known, blocks, together=model.together)

@@ -8,7 +8,8 @@ its shard.
 There is one rule for equal scores: a stranger that scores as high as a mate comes before it. A network that gives all
 images the same embedding therefore identifies no image.
 
-Legend: P probes, D embedding, M known pairs of a probe and an item, B items of a block, T thresholds.
+Legend: P probes, D embedding, M known pairs of a probe and an item, B items of a block, R rows of an item,
+T thresholds.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +22,9 @@ from heads.group.collectives import default_group, max_over_processes, sum_over_
 
 PROBES = 1024  # probes in a matrix product
 FEW = 4  # thresholds of a probe that are compared with the scores one by one if many scores reach them
-# Blocks (first item, rows (B, D)) of this process's share of a gallery. Each item is in the blocks of one process. The
-# argument names the items whose blocks are needed; None for all.
+# Blocks (first item, rows (B, D)) of this process's share of a gallery. If an item has R rows, (B, R, D), the one with
+# the highest score counts. Each item is in the blocks of one process. The argument names the items whose blocks are
+# needed; None for all.
 Blocks = Callable[["WantedItems | None"], Iterable[tuple[int, Tensor]]]
 
 
@@ -152,17 +154,19 @@ def _products(probes_PD: Tensor, rows_BD: Tensor, only: Tensor | None = None) ->
     Args:
         only: probes whose blocks are needed; None for all.
     """
-    if rows_BD.shape[1] != probes_PD.shape[1]:
+    if rows_BD.shape[-1] != probes_PD.shape[1]:
         raise ValueError(
-            f"features of the gallery have {rows_BD.shape[1]} numbers and those of the probes {probes_PD.shape[1]}; "
+            f"features of the gallery have {rows_BD.shape[-1]} numbers and those of the probes {probes_PD.shape[1]}; "
             "both must come from one model"
         )
     needed = set((only // PROBES).unique().tolist()) if only is not None else None
-    buffer = probes_PD.new_empty(min(PROBES, len(probes_PD)), len(rows_BD))
+    rows_LD = rows_BD.flatten(0, -2)  # as many rows as items, or R times as many
+    buffer = probes_PD.new_empty(min(PROBES, len(probes_PD)), len(rows_LD))
     for begin in range(0, len(probes_PD), PROBES):
         if needed is None or begin // PROBES in needed:
             block_PD = probes_PD[begin : begin + PROBES]
-            yield begin, torch.mm(block_PD, rows_BD.T, out=buffer[: len(block_PD)])
+            scores_PL = torch.mm(block_PD, rows_LD.T, out=buffer[: len(block_PD)])
+            yield begin, scores_PL if rows_BD.ndim == 2 else scores_PL.view(len(block_PD), len(rows_BD), -1).amax(2)
 
 
 class _Thresholds:

@@ -6,7 +6,7 @@ Held-out classes give `val/...`, protocols `val/SET/...`, and training records c
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from data.counter_rng import permute
 from data.records import RecordSet
-from heads import CenterHead
+from heads import CenterHead, Head
 from heads.group.collectives import default_group, sum_over_processes
+from heads.rows.class_rows import ClassRows
 
-from ..models.model import BLOCK, Model
+from ..models.model import BLOCK, Model, by_class
 from ..protocols import EvaluationProtocol, Result, metrics_with_ci
 from ..tables import bars_hidden
 from .module import HeadModule
@@ -50,14 +51,20 @@ class Evaluation(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
-        head = module.head
         for protocol in self.protocols:
             protocol.check(live_model(trainer, module))
-        if self.train_records is not None and not isinstance(head, CenterHead):
+        if self.train_records is not None:
+            self._check_topk(module)
+
+    def _check_topk(self, module: HeadModule) -> None:
+        """Raise ValueError if the head cannot compare an embedding with all classes."""
+        try:
+            module.head.topk(torch.zeros(1, module.embedding_size, device=module.device), 1)
+        except ValueError as error:
             raise ValueError(
-                f"evaluate.train_records={self.train_records} needs class centers, and {type(head).__name__} has none; "
-                "set it to null"
-            )
+                f"evaluate.train_records={self.train_records} compares records with all classes: {error}. Or set it to "
+                "null"
+            ) from error
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,8 +81,7 @@ class Evaluation(L.Callback):
                 metrics = {f"val/{name}": value for name, value in metrics.items()}
             metrics |= self._protocol_metrics(model)
             if self.train_records is not None and module.is_last_step:
-                head = cast(CenterHead, module.head)
-                metrics |= against_all_centers(model, head, module.data.train, self.train_records, self.seed)
+                metrics |= against_all_classes(model, module.head, module.data.train, self.train_records, self.seed)
             self.recorder.record(trainer, metrics, module.step)
 
     def _protocol_metrics(self, model: Model) -> dict[str, float]:
@@ -113,7 +119,7 @@ def evaluate(model: Model, heldout: RecordSet, far: float) -> dict[str, float]:
 
 
 @torch.no_grad()
-def against_all_centers(model: Model, head: CenterHead, records: RecordSet, count: int, seed: int) -> dict[str, float]:
+def against_all_classes(model: Model, head: Head, records: RecordSet, count: int, seed: int) -> dict[str, float]:
     """Return the exact loss and the top-1 accuracy of `count` random training records without augmentation.
 
     For records with several labels, the top-1 accuracy is that of the first one, and the others are left out.
@@ -121,13 +127,13 @@ def against_all_centers(model: Model, head: CenterHead, records: RecordSet, coun
     chosen = permute(np.arange(min(count, len(records))), len(records), seed)
     part = np.array_split(chosen, model.processes.world_size)[model.processes.rank]
     embeddings = model.embed(records.source, model.data().prepare, part)
-    embeddings = embeddings if len(part) else embeddings.new_empty(0, head.embedding_size)
+    embeddings = embeddings if len(part) else embeddings.new_empty(0, model.embedding_size)
     labels = torch.from_numpy(np.asarray(records.targets[part], dtype=np.int64)).to(embeddings.device)
     first, *others = labels.T if labels.ndim == 2 else [labels]
     head.eval()
     try:
         loss = head(embeddings, labels)
-        nearest = head.topk(embeddings, min(1 + len(others), head.centers.shard.num_classes))[1]
+        nearest = head.topk(embeddings, min(1 + len(others), records.num_classes))[1]
         left_out = torch.zeros_like(nearest, dtype=torch.bool)
         for other in others:
             left_out |= nearest == other[:, None]
@@ -143,27 +149,26 @@ def against_all_centers(model: Model, head: CenterHead, records: RecordSet, coun
 class LiveCenters:
     """Class centers of a head in training: the shard of each process."""
 
-    head: CenterHead
+    rows: ClassRows
+    normalize: bool
     class_names: Sequence[str]
 
     @property
     def num_classes(self) -> int:
-        return self.head.centers.shard.num_classes
-
-    @property
-    def normalize(self) -> bool:
-        return self.head.margin.normalize
+        return self.rows.shard.num_classes
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        centers = self.head.centers
-        width, shard = centers.embedding_size if self.normalize else centers.width, centers.shard
+        width, shard = self.rows.embedding_size if self.normalize else self.rows.width, self.rows.shard
         for start in range(0, shard.size, BLOCK):
-            yield shard.start + start, centers.read(slice(start, min(start + BLOCK, shard.size)))[:, :width]
+            rows = self.rows.read(slice(start, min(start + BLOCK, shard.size)))[:, :width]
+            yield shard.start + start, by_class(rows, self.rows.rows_per_class)
 
 
 def live_model(trainer: L.Trainer, module: HeadModule) -> Model:
     """Return the model in training as protocols see it, at the precision of the training."""
-    head = module.head
+    head, centers = module.head, None
+    if isinstance(head, CenterHead) and head.class_centers is not None:
+        centers = LiveCenters(head.class_centers, head.margin.normalize, module.data.class_names)
     return Model(
         module.backbone,
         module.embedding_size,
@@ -171,6 +176,6 @@ def live_model(trainer: L.Trainer, module: HeadModule) -> Model:
         trainer.precision_plugin.forward_context,
         module.data.preprocessing,
         lambda: module.data,
-        LiveCenters(head, module.data.class_names) if isinstance(head, CenterHead) else None,
+        centers,
         module.loader.num_workers,
     )

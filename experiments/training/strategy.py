@@ -11,6 +11,7 @@ from heads import CenterHead, Head
 
 from ..checkpoints.attempts import CheckpointError
 from ..checkpoints.checkpoint import write
+from ..checkpoints.manifest import InitialRows
 from ..checkpoints.storage import open_store
 from ..checkpoints.stored import Stored
 from ..launching.processes import Processes
@@ -100,12 +101,12 @@ def rows_of(head: Head) -> dict[str, Tensor]:
     return {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
 
 
-def row_initialization(head: Head) -> dict[str, float] | None:
-    """Return what the initial rows are drawn from; None for a head without class centers."""
-    if not isinstance(head, CenterHead):
+def row_initialization(head: Head) -> InitialRows | None:
+    """Return what the initial rows are drawn from; None for a head that stores none."""
+    if not isinstance(head, CenterHead) or not head.centers.learned:
         return None
-    centers = head.centers
-    return {"seed": centers.seed, "embedding_size": centers.embedding_size, "bias": centers.bias}
+    rows, of_classes = head.centers, head.class_centers is not None
+    return InitialRows(rows.seed, rows.embedding_size, rows.bias, rows.rows_per_class, of_classes)
 
 
 def local_state_keys(module: HeadModule) -> list[str]:

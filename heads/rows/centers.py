@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from ..core.row_state import RowState
 from . import rounding, stores
 from .class_rows import ClassRows, RowIndex
-from .initial import initial_rows
+from .initial import initial_blocks
 from .sharded_tensor import foreign_part, global_view, local_part
 
 INIT_ROWS = 1024  # drawn at a time
@@ -179,12 +179,9 @@ class ClassCenters(ClassRows):
 
     def _initial(self, classes: Tensor) -> Tensor:
         """Return the initial rows of classes (k, rows_per_class x width)."""
-        within = torch.arange(self.rows_per_class, device=classes.device)
-        numbers = (classes[:, None] * self.rows_per_class + within).flatten()
-        rows = initial_rows(numbers, self.embedding_size, self.seed).to(self.like)
-        if self.width > self.embedding_size:
-            rows = torch.nn.functional.pad(rows, (0, 1), value=self.bias)
-        return rows.view(len(classes), -1)
+        bias = self.bias if self.width > self.embedding_size else None
+        size, rows = self.embedding_size, self.rows_per_class
+        return initial_blocks(classes, size, self.seed, rows_per_class=rows, bias=bias, like=self.like)
 
     def _with_initial_rows(self, index: RowIndex, values: Tensor) -> Tensor:
         """Return `values` with the initial rows of their classes in place of rows of zeros."""

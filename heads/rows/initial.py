@@ -26,6 +26,24 @@ def initial_rows(classes: Tensor, embedding_size: int, seed: int) -> Tensor:
     return normal_quantiles(classes.device).index_select(0, places.reshape(-1)).view(places.shape)
 
 
+def initial_blocks(
+    classes: Tensor, embedding_size: int, seed: int, *, rows_per_class: int, bias: float | None, like: Tensor
+) -> Tensor:
+    """Return the initial rows of classes, one line a class (k, rows_per_class x width).
+
+    Args:
+        classes, embedding_size, seed: as in `initial_rows`.
+        rows_per_class: rows of a class.
+        bias: initial value of one more column of each row; None for no such column.
+        like: a tensor with the dtype and device of the result.
+    """
+    numbers = classes[:, None] * rows_per_class + torch.arange(rows_per_class, device=classes.device)
+    rows = initial_rows(numbers.flatten(), embedding_size, seed).to(like)
+    if bias is not None:
+        rows = torch.nn.functional.pad(rows, (0, 1), value=bias)
+    return rows.view(len(classes), -1)
+
+
 @lru_cache
 @torch.inference_mode(False)
 def normal_quantiles(device: torch.device) -> Tensor:

@@ -242,7 +242,10 @@ def test_ignored_samples_take_no_part():
         ({"num_buckets": 2.5}, "num_buckets=2.5"),
         ({"num_buckets": 0.001}, "num_buckets=0.001"),
         ({"num_hashes": 0}, "num_hashes=0"),
-        ({"margin": ClassMargin(), "class_counts": torch.ones(C, dtype=torch.int64)}, "margin=ClassMargin depends on the images"),
+        (
+            {"margin": ClassMargin(), "class_counts": torch.ones(C, dtype=torch.int64)},
+            "margin=ClassMargin depends on the images",
+        ),
         ({"objective": BCE()}, "objective=BCE has a bias for each class"),
     ],
 )

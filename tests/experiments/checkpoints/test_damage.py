@@ -15,11 +15,11 @@ from torch import Tensor
 from experiments import provenance, verify
 from experiments.checkpoints import blocks
 from experiments.checkpoints.checkpoint import write
-from experiments.checkpoints.manifest import digest
+from experiments.checkpoints.manifest import InitialRows, digest
 from experiments.checkpoints.storage import Folder
 from experiments.checkpoints.stored import ROWS, Stored
 from experiments.launching.processes import Processes
-from heads import PartialFC
+from heads import PartialFC, SubCenterFC
 
 ONE = Processes(0, 1, torch.device("cpu"))
 FILE, MANIFEST = "process-0.bin", "manifest.json"
@@ -38,7 +38,7 @@ def written(folder: Path, change: Callable[[dict, dict, dict[str, Tensor]], None
     """Write a checkpoint, with a changed state if `change` is given."""
     shared, own, rows = state()
     change(shared, own, rows)
-    write(shared, own, rows, Folder(folder), "step-00000007", ONE, {"seed": 0, "embedding_size": D})
+    write(shared, own, rows, Folder(folder), "step-00000007", ONE, InitialRows(0, D))
     return folder / "step-00000007"
 
 
@@ -215,17 +215,18 @@ def test_large_finite_rows_are_accepted(tmp_path):
     assert everything(written(tmp_path, change))
 
 
+@pytest.mark.parametrize("head", [PartialFC, SubCenterFC])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_rows_that_were_never_written_are_drawn_on_every_read(dtype, tmp_path, monkeypatch):
+def test_rows_that_were_never_written_are_drawn_on_every_read(head, dtype, tmp_path, monkeypatch):
     """A checkpoint of store=disk holds zeros for them. They are read in parts, across blocks, and completely."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 37 * 16 * 4)
-    fresh = PartialFC(C, D, seed=5, dtype=dtype).centers.rows
-    rows = fresh.clone()
+    centers = head(C, D, seed=5, dtype=dtype).centers
+    rows = centers.rows.clone()
     rows[100:110] += 1  # the only rows that were written
     stored_rows = torch.zeros_like(rows)
     stored_rows[100:110] = rows[100:110]
-    write({"state_dict": {}}, None, {ROWS: stored_rows}, Folder(tmp_path), "step-00000001", ONE,
-          {"seed": 5, "embedding_size": D})  # fmt: skip
+    initial = InitialRows(5, D, rows_per_class=centers.rows_per_class)
+    write({"state_dict": {}}, None, {ROWS: stored_rows}, Folder(tmp_path), "step-00000001", ONE, initial)
     stored = Stored(str(tmp_path / "step-00000001"))
     for start, stop in ((0, C), (95, 105), (299, 300), (7, 7)):
         assert torch.equal(stored.read_rows(ROWS, start, stop), rows[start:stop])

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from data.augment import Unchanged
 from data.records import DataSet, RecordSet
-from experiments.training.evaluation import against_all_centers
+from experiments.training.evaluation import against_all_classes
 from heads import CosFace, FullFC
 from tests.experiments.protocols.models import of_pixels
 
@@ -37,7 +37,7 @@ def evaluated(labels: np.ndarray, several: bool) -> list[dict[str, float]]:
     rows = torch.randn(NUM_CLASSES, 18, generator=torch.Generator().manual_seed(1))
     shard = head.centers.shard
     head.centers.write(slice(0, shard.size), "rows", rows[shard.start : shard.stop])
-    found = against_all_centers(of_pixels(backbone=nn.Identity(), data=data), head, records, 100, 0)
+    found = against_all_classes(of_pixels(backbone=nn.Identity(), data=data), head, records, 100, 0)
     cos, correct, losses = normalize(x) @ normalize(rows).T, [], []
     for row, classes in zip(cos, labels.tolist(), strict=True):
         first, *others = [label for label in classes if label >= 0][: None if several else 1]
