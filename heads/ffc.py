@@ -22,6 +22,7 @@ from .core import dtypes
 from .core.cost import Case, Cost
 from .core.options import make_options, whole
 from .core.row_state import RowState
+from .core.step_counter import StepCounter
 from .group.collectives import default_group, rank_and_size
 from .group.positives import Positives
 from .head import Batch, Encode, Head
@@ -36,7 +37,6 @@ from .pool.feature_queue import FeatureQueue, QueueChange
 from .pool.gather import gather_gallery
 from .pool.loss import pool_loss
 from .pool.options import FFCOptions, checked_pool_margin
-from .pool.step_counter import StepCounter
 from .rows.optimizers import RowSGD
 
 

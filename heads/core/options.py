@@ -209,6 +209,17 @@ def whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def ignored(label: Any) -> Any:
+    """Return the option `ignore_label` unchanged.
+
+    Raises:
+        ValueError: it is neither a whole number nor None.
+    """
+    if label is not None and (isinstance(label, bool) or not hasattr(label, "__index__")):
+        raise ValueError(f"ignore_label={label!r} must be a whole number, such as -100; None ignores none")
+    return label
+
+
 def number(name: str, value: Any, *, least: float | None = None) -> float:
     """Return `value` unchanged.
 

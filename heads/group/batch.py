@@ -84,6 +84,7 @@ def gather_batch(
     device: torch.device,
     group: ProcessGroup | None,
     ignore_label: int | None = None,
+    several: bool = True,
 ) -> GlobalBatch:
     """Check the batch of this process, gather the batches of all processes, and check their values.
 
@@ -95,11 +96,12 @@ def gather_batch(
         step: the head's step, for messages.
         device: the head's device.
         ignore_label: samples with this label are left out, so that the batch may be empty; None for none.
+        several: whether labels may be (n, L).
 
     Raises:
         ValueError: on all processes, also if only one has a wrong input.
     """
-    fault = batch_fault(embeddings, labels, weight, embedding_size, device, several=True)
+    fault = batch_fault(embeddings, labels, weight, embedding_size, device, several=several)
     if ignore_label is not None and fault is None:
         embeddings, labels, weight = without(ignore_label, embeddings, labels, weight, num_classes)
     width = labels.shape[1] if not fault and labels.ndim == 2 else 0

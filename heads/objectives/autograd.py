@@ -1,6 +1,7 @@
 """The loss of an objective as a node of the autograd graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +85,33 @@ class _Loss(torch.autograd.Function):
         x_gradient_nD = gradient.x_ND[ctx.rows] * world_size
         norm_gradient_n = None if gradient.norm_N is None else gradient.norm_N[ctx.rows] * world_size
         return x_gradient_nD, norm_gradient_n, torch.zeros_like(scale), None, None, None, None, None, None
+
+
+def with_known_gradients(loss: Tensor, gradients: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return a loss as a scalar that backpropagates gradients which were computed with it.
+
+    Args:
+        loss: the loss, a scalar without a graph.
+        gradients: pairs of a tensor that is attached to the graph, and the gradient of the loss by it.
+    """
+    inputs, known = zip(*gradients, strict=True)
+    value: Tensor = _KnownGradients.apply(loss, len(inputs), *inputs, *known)
+    return value
+
+
+class _KnownGradients(torch.autograd.Function):
+    """A loss whose gradients were computed with it, so that what it was computed from may change before backward."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, count: int, *inputs_and_gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs_and_gradients[count:])
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        refuse_second_derivative()
+        gradients = ctx.saved_tensors
+        return None, None, *(gradient * scale for gradient in gradients), *(None for _ in gradients)
 
 
 def refuse_second_derivative() -> None:

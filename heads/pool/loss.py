@@ -4,7 +4,6 @@ Legend: n probes of this process, i those whose class is in the pool, o the othe
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ..group.collectives import rank_and_size, sum_over_processes
 from ..group.positives import Positives
 from ..margins.batch import MarginBatch
 from ..margins.margin import Margin
-from ..objectives.autograd import refuse_second_derivative
+from ..objectives.autograd import with_known_gradients
 from ..objectives.rows import MIN_NORM
 from ..objectives.softmax import MarginSoftmax
 from ..objectives.streamed import LossInputs
@@ -91,7 +90,7 @@ def pool_loss(
         return loss
     gradient_nD = (gradients[0] * scale[0] + gradients[1] * scale[1]) * world_size
     norm_gradient_n *= scale[0] * world_size
-    return _KnownGradient.apply(probes, lengths, loss, gradient_nD, norm_gradient_n)  # type: ignore[no-any-return]
+    return with_known_gradients(loss, [(probes, gradient_nD), (lengths, norm_gradient_n)])
 
 
 def nearest_term(x_oD: Tensor, rows: PoolRows, num_nearest: int) -> tuple[Tensor, Tensor]:
@@ -101,20 +100,3 @@ def nearest_term(x_oD: Tensor, rows: PoolRows, num_nearest: int) -> tuple[Tensor
     cos_ok = torch.einsum("od,okd->ok", x_oD, near_okD)
     share = (cos_ok > 0).to(x_oD.dtype) / positions.shape[1]
     return (cos_ok * share).sum(), torch.einsum("ok,okd->od", share, near_okD)
-
-
-class _KnownGradient(torch.autograd.Function):
-    """A loss whose gradient was computed with it, so that the pool may change before backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x_nD: Tensor, norm_n: Tensor, loss: Tensor, gradient_nD: Tensor, norm_gradient_n: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(gradient_nD, norm_gradient_n)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        refuse_second_derivative()
-        gradient_nD, norm_gradient_n = ctx.saved_tensors
-        return gradient_nD * scale, norm_gradient_n * scale, None, None, None

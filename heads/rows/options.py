@@ -7,7 +7,7 @@ import torch
 from torch.distributed import ProcessGroup
 
 from ..core import dtypes
-from ..core.options import number, option, whole
+from ..core.options import ignored, number, option, whole
 from ..margins.class_counts import ClassCounts
 from ..margins.cosface import CosFace
 from ..margins.margin import Margin, checked_margin
@@ -51,12 +51,7 @@ class LossOptions:
         object.__setattr__(self, "seed", whole("seed", self.seed, 0))
         if self.drawn == 0:
             raise ValueError(f"positives={self.positives!r} must be 'all', or 'draw:3' to draw 3 labels of a sample")
-        if self.ignore_label is not None and (
-            isinstance(self.ignore_label, bool) or not hasattr(self.ignore_label, "__index__")
-        ):
-            raise ValueError(
-                f"ignore_label={self.ignore_label!r} must be a whole number, such as -100; None ignores none"
-            )
+        ignored(self.ignore_label)
         number("logits_budget_mb", self.logits_budget_mb, least=0)
         margin = CosFace() if self.margin is None else checked_margin(self.margin)
         objective = CrossEntropy() if self.objective is None else checked_objective(self.objective)

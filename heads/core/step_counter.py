@@ -4,8 +4,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..core.options import number
-from ..core.timer import Timer
+from .options import number
+from .timer import Timer
 
 
 class Counted(Protocol):
