@@ -9,15 +9,15 @@ import inspect
 from typing import Any
 
 from hydra._internal.utils import _locate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from .command_line.config_files import has
+from .command_line.config_files import CONF, chosen_in, has, load
 from .head_name import head_name
 from .instantiate import instantiate, with_checked_types
 
 
 def head_parts(config: DictConfig) -> dict[str, Any]:
-    """Return the margin, and the objective if the head has one, as keyword arguments of the head.
+    """Return the margin and the objective as keyword arguments of the head, each if the head has one.
 
     Raises:
         ValueError: they cannot be combined, or the head lacks what they need.
@@ -33,9 +33,9 @@ def head_parts(config: DictConfig) -> dict[str, Any]:
             f"weights.by={by} cannot be used with head={head_name(config)}, whose loss has no weights; use "
             "weights.by=null, or a head with class centers: full, pfc or forest"
         )
-    margin = checked_margin(instantiate(config.margin))
     # A config of an earlier version has no objective.
     objective = instantiate(config.objective) if "objective" in config else CrossEntropy()
+    margin = checked_margin(instantiate(config.margin))
     if "objective" in option_fields(kind):
         objective.check(
             margin,
@@ -43,12 +43,29 @@ def head_parts(config: DictConfig) -> dict[str, Any]:
             min_probability=config.head.get("min_probability", 0.0),
         )
         return {"margin": margin, "objective": objective}
-    if not isinstance(objective, CrossEntropy):
+    has_margin = takes(kind, "margin")
+    if objective != CrossEntropy():
         raise ValueError(
-            f"objective={type(objective).__name__} cannot be used with head={head_name(config)}, whose loss is the "
-            "softmax; use objective=softmax, or a head with class centers: full, pfc or forest"
+            f"objective={objective} cannot be used with head={head_name(config)}, whose loss "
+            f"{'is the softmax' if has_margin else 'has no objective'}; use objective=softmax without options, or a "
+            "head with class centers: full, pfc or forest"
         )
-    return {"margin": margin}
+    if has_margin:
+        return {"margin": margin}
+    name = chosen_in("config")["margin"]
+    if OmegaConf.to_container(config.margin) != load(CONF / "margin" / f"{name}.yaml"):
+        raise ValueError(
+            f"margin={margin} cannot be used with head={head_name(config)}, whose loss has no margin; leave it at the "
+            f"default, margin={name} without options"
+        )
+    return {}
+
+
+def takes(kind: type, name: str) -> bool:
+    """Return whether a head has an option; one that declares no options is taken to have each."""
+    from heads.core.options import option_fields, options_of
+
+    return options_of(kind) is None or name in option_fields(kind)
 
 
 def head_options(config: DictConfig) -> Any:

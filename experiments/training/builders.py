@@ -14,7 +14,7 @@ from heads import Head
 
 from ..command_line.hints import did_you_mean
 from ..head_name import head_name
-from ..head_parts import head_parts
+from ..head_parts import head_parts, takes
 from ..instantiate import instantiate
 from ..launching.processes import Processes
 from ..protocols import EvaluationProtocol, build_protocols
@@ -70,16 +70,17 @@ def build_warm_start(config: DictConfig, data: DataSet, checkpoint: str | None) 
 def build_head(config: DictConfig, data: DataSet, backbone: nn.Module) -> Head:
     """Build the head, and give it the backbone that it will train with."""
     parts = head_parts(config)
-    if parts["margin"].uses_class_counts:
-        parts["class_counts"] = data.train.class_counts()
     kind: type[Head] = get_class(config.head._target_)
+    if takes(kind, "seed"):
+        parts["seed"] = config.seed
+    if "margin" in parts and parts["margin"].uses_class_counts:
+        parts["class_counts"] = data.train.class_counts()
     if kind.needs_records:
         parts["num_records"] = len(data.train)
     head: Head = instantiate(
         config.head,
         num_classes=data.train.num_classes,
         embedding_size=config.embedding_size,
-        seed=config.seed,
         **parts,
     )
     head.prepare(backbone)

@@ -84,6 +84,8 @@ class Fidelity(L.Callback):
     def _check(self, module: HeadModule) -> None:
         """Raise ValueError if a head without class centers lacks what its fidelity is computed from."""
         kind, head = type(module.head), module.head
+        if kind.held_classes is not Head.held_classes:
+            head.held_classes()  # a ValueError says why a head has no fidelity
         missing = [name for name in ("margin", "process_group") if not hasattr(head, name)]
         if kind.held_classes is Head.held_classes:
             missing.append("held_classes()")

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments.command_line import arguments, options
-from experiments.command_line.config_files import COMMANDS, CONF
+from experiments.command_line.config_files import COMMANDS, CONF, choices_of
 from experiments.command_line.describe import description
 from experiments.launching import sweep
 from tests.experiments.commands import ROOT, config
@@ -62,7 +62,10 @@ MISTYPED = [
     ("checkpoint=outputs/x", "resume=RUN continues a training, and warm_start.checkpoint=RUN begins a new one"),
     ("logger.wandb=false", "logger.wandb holds several options: logger.wandb.mode, "),
     # Misspelt words.
-    ("head=pcf", "head=pcf is not available; did you mean 'pfc'? choose one of ffc, forest, forest_blocking, full, "),
+    (
+        "head=pcf",
+        f"head=pcf is not available; did you mean 'pfc'? choose one of {', '.join(choices_of('head'))}",
+    ),
     ("optimizer=adam", "did you mean 'adamw'?"),
     ("backbone=resnet50", "did you mean 'resnet'?"),
     ("sample_rte=0.1", "sample_rte is not an option; did you mean 'sample_rate'?"),
@@ -294,7 +297,8 @@ def test_help_lists_the_options_of_chosen_groups():
     shown = description(["head=forest", "index=ivf"], "config")
     assert re.search(r"^  num_active=0.1 +number of classes in a step", shown, re.MULTILINE)
     assert re.search(r"^  nprobe=16 +lists that a query", shown, re.MULTILINE) and "num_trees" not in shown
-    assert "head=forest  (or ffc, forest_blocking, full, " in shown and "min_probability=" not in shown
+    others = ", ".join(name for name in choices_of("head") if name != "forest")
+    assert f"head=forest  (or {others})" in shown and "min_probability=" not in shown
     assert re.search(r"^  optimizer.rows.lr=null .*null: optimizer\.lr", shown, re.MULTILINE)
     assert "build=blocking" in description(["head=forest_blocking"], "config")
 

@@ -110,8 +110,23 @@ def test_a_warm_start_with_biases_of_another_objective_is_refused(tmp_path):
 
 
 REFUSED = [
-    ("head=ffc objective=uniface", "objective=UniFace cannot be used with head=.*; use objective=softmax, or a head"),
+    (
+        "head=ffc objective=uniface",
+        r"objective=UniFace.* cannot be used with head=.*; use objective=softmax without options, ",
+    ),
     ("head=ffc margin=adaface", "FFC compares the images of each process .* or a head with class centers"),
+    (
+        "head=ffc objective.label_smoothing=0.1",
+        r"objective=CrossEntropy\(label_smoothing=0.1\) cannot be used with head=",
+    ),
+    (
+        "head=none objective=uniface",
+        r"objective=UniFace.* cannot be used with head=.*, whose loss has no objective; use",
+    ),
+    (
+        "head=none margin=arcface",
+        r"margin=ArcFace.* cannot be used with head=.*, whose loss has no margin; leave it at ",
+    ),
     ("margin=adacos_fixed objective=bce", "FixedAdaCos derives its scale for the softmax"),
     ("margin=arcface objective=sphereface2", "ArcFace cannot be used with objective=SphereFace2"),
     ("margin=softmax objective=uniface", "does not normalize and has a bias for each class"),
@@ -132,6 +147,6 @@ def test_combinations_are_refused_before_anything_starts(line, words, tmp_path):
 
 def test_a_sweep_with_a_refused_combination_does_not_start():
     """Each choice is possible alone; one run of the four is not."""
-    with pytest.raises(ValueError, match="objective=UniFace cannot be used with head=ffc, whose"):
+    with pytest.raises(ValueError, match=r"objective=UniFace.* cannot be used with head=ffc, whose"):
         arguments.check(["-m", "head=full,ffc", "objective=softmax,uniface"])
     arguments.check(["-m", "head=full,forest,pfc", "objective=softmax,uniface", "margin=cosface,adaface"])
