@@ -13,8 +13,8 @@ The package needs torch and numpy only, and works in any training loop::
             optimizer.zero_grad()
     cosines, classes = head.topk(backbone(images), k=5)
 
-Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `FFC`. In a process group, each process passes its own
-batch and holds its own share of the classes. `help(PartialFC)` lists the options of a head.
+Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `FFC`, `NoCenters`. In a process group, each process passes
+its own batch and holds its own share of the classes. `help(PartialFC)` lists the options of a head.
 """
 
 from . import fidelity
@@ -41,6 +41,7 @@ from .margins import (
     SphereFace,
     SVSoftmax,
 )
+from .none import NoCenters
 from .objectives import BCE, CrossEntropy, Objective, SphereFace2, UniFace
 from .pfc import PartialFC
 from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
@@ -74,6 +75,7 @@ __all__ = [
     "KNNSoftmax",
     "MagFace",
     "Margin",
+    "NoCenters",
     "Objective",
     "PartialFC",
     "RowAdagrad",
