@@ -38,7 +38,7 @@ def write_centers(trained: Trained, metadata: Mapping[str, str], target: Path) -
                 centers.write(rows[:, :width].float().contiguous().numpy().tobytes())
                 bias.write(rows[:, width:].float().contiguous().numpy().tobytes())  # empty without a bias
             tensors = {"centers": _mapped(centers).view(count, width)}
-            if trained.stored.tensors[trained.ROWS].size[1] > width:
+            if trained.width > width:
                 tensors["bias"] = _mapped(bias)
             save_file(tensors, aside, {"format": "pt", **metadata})
         write_names(names, trained.class_names)

@@ -80,12 +80,16 @@ class Plan:
 
     def most_classes(self, case: Case, machine: DictConfig) -> int:
         """Return the largest number of classes that fits, or 0."""
+        from heads.core.cost import TooManyClassesError
+
         low, high = 0, MOST_CLASSES
         while high - low > max(1, low // 10**6):
             middle = (low + high) // 2
             this = replace(case, num_classes=middle)
             try:
                 fits = self.fits(this, machine)
+            except TooManyClassesError:
+                fits = False
             except ValueError:  # fewer classes than active ones
                 fits = True
             low, high = (middle, high) if fits else (low, middle)
@@ -109,6 +113,8 @@ class Plan:
 
 def plans(config: DictConfig) -> list[Plan]:
     """Return the plans of every head with every store, dtype and optimizer that it can have."""
+    from heads.core.options import option_fields
+
     options = {name: value for name, value in config.options.items() if value is not None}
     for group, names in (("head", config.heads), ("store", config.stores), ("optimizer", config.optimizers)):
         for name in names:
@@ -119,7 +125,7 @@ def plans(config: DictConfig) -> list[Plan]:
     for head in config.heads:
         composed = compose("config", [f"head={head}"])
         has_rows, has_dtype = "store" in composed.head, "dtype" in composed
-        if has_rows:  # other heads have the softmax
+        if "objective" in option_fields(get_class(composed.head._target_)):  # other heads have the softmax
             composed.objective = config.objective
         objective = composed.objective._target_.rpartition(".")[2]
         for name in (name for name in options if name in composed):

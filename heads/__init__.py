@@ -13,8 +13,8 @@ The package needs torch and numpy only, and works in any training loop::
             optimizer.zero_grad()
     cosines, classes = head.topk(backbone(images), k=5)
 
-Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `FFC`, `NoCenters`. In a process group, each process passes
-its own batch and holds its own share of the classes. `help(PartialFC)` lists the options of a head.
+Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `Prototypes`, `FFC`, `NoCenters`. In a process group, each
+process passes its own batch and holds its own share of the classes. `help(PartialFC)` lists the options of a head.
 """
 
 from . import fidelity
@@ -44,6 +44,7 @@ from .margins import (
 from .none import NoCenters
 from .objectives import BCE, CrossEntropy, Objective, SphereFace2, UniFace
 from .pfc import PartialFC
+from .prototypes import Prototypes
 from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from .rows.row_optimizer import RowOptimizer
 from .selection.selection import Selection
@@ -78,6 +79,7 @@ __all__ = [
     "NoCenters",
     "Objective",
     "PartialFC",
+    "Prototypes",
     "RowAdagrad",
     "RowAdamW",
     "RowOptimizer",

@@ -285,7 +285,8 @@ class CenterHead(Head):
         self.loss_state.load_state_dict(state, self.centers.like)
 
     def sharded_state(self) -> dict[str, Tensor]:
-        return {f"centers.{name}": tensor for name, tensor in self.centers.state_dict().items()}
+        state = self.centers.state_dict()
+        return {f"centers.{name}": tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, embedding_size={self.embedding_size}, seed={self.options.seed}"

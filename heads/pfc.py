@@ -1,7 +1,7 @@
 """PartialFC: positives and a uniform sample of the negatives."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from .center_head import CenterHead
 from .core import counter_rng
 from .core.options import number, option
 from .core.schedule import Schedule, plain, value_at, values_of
-from .rows.options import CenterOptions
+from .rows.options import CenterOptions, LossOptions
 from .selection.sampling import filled
 from .selection.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartialFCOptions(CenterOptions):
-    """Options of `PartialFC`."""
+class SamplingOptions(LossOptions):
+    """Options of a uniform sample of the classes."""
 
     sample_rate: Schedule = option(
         0.1,
@@ -39,6 +39,11 @@ class PartialFCOptions(CenterOptions):
                 raise ValueError(f"sample_rate={rate} must be in (0, 1]; 0.1 samples a tenth of the classes")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartialFCOptions(SamplingOptions, CenterOptions):
+    """Options of `PartialFC`."""
+
+
 class PartialFC(CenterHead):
     """Margin softmax over the positives of each shard and uniform negatives, drawn without replacement.
 
@@ -57,8 +62,7 @@ class PartialFC(CenterHead):
         ValueError: an option is out of range.
     """
 
-    Options = PartialFCOptions
-    options: PartialFCOptions
+    Options: ClassVar[type[SamplingOptions]] = PartialFCOptions
 
     @classmethod
     def active_shares(cls, num_classes: int, options: Any) -> list[float]:

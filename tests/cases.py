@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 import heads.objectives.softmax
 from heads import CenterHead, CosFace, Margin, RowSGD
 from heads.core import counter_rng
+from heads.core.options import option_fields
 from tests import reference
 from tests.heads.margins.table import CLASS_COUNTS, MARGINS, NUM_CLASSES
 from tests.reference import MarginRule, Rule
@@ -36,6 +37,7 @@ class Case:
     formula: reference.Objective = reference.softmax
     shared_bias: float | None = None  # its value before the first step
     rows_per_class: int = 1
+    fixed_rows: Tensor | None = None  # (C, D) rows of the reference, for a head that computes its rows
     num_classes: int = 101
     embedding_size: int = 32
     batches: tuple[tuple[int, ...], ...] = ((8,), (5,), (6, 3))
@@ -74,7 +76,9 @@ def with_margins(case: Case, *, refused: Collection[str] = (), recomputing: bool
 def build(case: Case) -> CenterHead:
     """Return the head of the case in a worker."""
     heads.objectives.softmax.CHUNK_ROWS = case.chunk_rows
-    options: dict[str, Any] = {"margin": copy.deepcopy(case.margin), "dtype": case.dtype}
+    options: dict[str, Any] = {"margin": copy.deepcopy(case.margin)}
+    if "dtype" in option_fields(case.head):
+        options["dtype"] = case.dtype
     if case.objective is not None:
         options["objective"] = copy.deepcopy(case.objective)
     head = case.head(case.num_classes, case.embedding_size, **{**options, **case.options})

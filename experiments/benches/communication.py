@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heads import FFC, CenterHead, FullFC, HashingForest, Head, PartialFC
+from heads import FFC, CenterHead, FullFC, HashingForest, Head, PartialFC, Prototypes
 from heads.core.cost import Case
 from heads.core.options import make_options
 from heads.indexes import Exact
@@ -28,6 +28,7 @@ HEADS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "full": (FullFC, {}),
     "pfc": (PartialFC, {"sample_rate": 0.1}),
     "forest": (HashingForest, {"num_active": 0.1, "index": Exact(), "build": "blocking", "interval": 10**6}),
+    "prototypes": (Prototypes, {"sample_rate": 0.1}),
     "ffc": (FFC, {"queue_size": 0.1}),
 }
 _momentum = partial(RowSGD, momentum=0.9)
@@ -57,7 +58,7 @@ def communication(
                 "held_bytes": figures["held"],
                 "held_over_formula": figures["held"] / (cost.table_bytes + cost.work_bytes + cost.index_bytes),
                 "macs_over_formula": figures["multiply_adds"] / cost.multiply_adds,
-                "table_over_formula": figures["table"] / cost.table_bytes,
+                "table_over_formula": figures["table"] / cost.table_bytes if cost.table_bytes else 1.0,
             }
         )
     return lines

@@ -14,6 +14,8 @@ from yaml import YAMLError
 
 from data.preprocessing import Preprocessing
 from data.records import DataSet
+from heads.rows.computed import ComputedCenters
+from heads.rows.formulas import described
 
 from ..checkpoints.finding import find
 from ..checkpoints.stored import ROWS, Stored
@@ -26,6 +28,7 @@ from .model import BLOCK, Centers, Model
 
 READ = 16 * BLOCK  # rows read at a time
 EXTRA = "head._extra_state"  # state of the head that is not sharded
+FORMULA = "head.centers._extra_state"  # description of the formula of computed rows
 
 
 def describe_model(config: DictConfig, shape: Sequence[int], preprocessing: Preprocessing | None) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class Trained:
         preprocessing: preprocessing of images; None for a model of vectors.
         shape: shape of an example.
         num_classes: 0 without class centers.
+        width: columns of the rows of class centers.
         class_names: empty for classes without names.
         backbone_state: weights by name.
 
@@ -65,10 +69,11 @@ class Trained:
         self.path, self.trust = checkpoint, trust
         self.stored = Stored(self.path, option)
         shared: dict[str, Any] = self.stored.shared()
-        self.num_classes = self.stored.tensors[self.ROWS].size[0] if self.ROWS in self.stored.tensors else 0
         weights = shared["state_dict"].items()
         self.backbone_state = {name.removeprefix("backbone."): w for name, w in weights if name.startswith("backbone.")}
         try:
+            self._computed = ComputedCenters(described(formula)) if (formula := dict(weights).get(FORMULA)) else None
+            self.num_classes, self.width = self._size_of_rows()
             self._names: bytes = shared["class_names"]
             self._data_description: Any = shared.get("data")  # missing in imported checkpoints
             self.class_names: Sequence[str] = json.loads(self._names)
@@ -85,6 +90,14 @@ class Trained:
         backbone = str(OmegaConf.select(self.config, "backbone._target_")).rpartition(".")[2]
         centers = f", {self.num_classes:,} class centers" if self.num_classes else ""
         return f"{backbone} with embeddings of {self.config.embedding_size}{centers}: {self.path}"
+
+    def _size_of_rows(self) -> tuple[int, int]:
+        if self._computed is not None:
+            return self._computed.shard.num_classes, self._computed.width
+        if self.ROWS not in self.stored.tensors:
+            return 0, 0
+        num_classes, width = self.stored.tensors[self.ROWS].size
+        return num_classes, width
 
     def backbone(self) -> nn.Module:
         """Build the backbone, load its weights, and set it to eval mode."""
@@ -110,7 +123,11 @@ class Trained:
         """Yield the first class and the rows (k, width) of each block, in order."""
         stop = self.num_classes if stop is None else stop
         for first_class in range(start, stop, READ):
-            yield first_class, self.stored.read_rows(self.ROWS, first_class, min(first_class + READ, stop))
+            end = min(first_class + READ, stop)
+            if self._computed is not None:
+                yield first_class, self._computed.read(slice(first_class, end))
+            else:
+                yield first_class, self.stored.read_rows(self.ROWS, first_class, end)
 
     @property
     def normalize(self) -> bool:

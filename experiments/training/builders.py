@@ -86,7 +86,7 @@ def build_head(config: DictConfig, data: DataSet, backbone: nn.Module) -> Head:
     head.prepare(backbone)
     if not is_trained(backbone) and not head.sharded_state():
         raise ValueError(
-            f"head={head_name(config)} has no class centers, and the backbone has no "
+            f"head={head_name(config)} stores no class centers, and the backbone has no "
             "parameters to train, so that nothing would learn; use head=full, pfc or forest, or backbone=mlp"
         )
     return head

@@ -98,21 +98,24 @@ class WarmStart(L.Callback):
         assert isinstance(module, HeadModule)
         head, is_rank_zero = module.head, module.processes.is_rank_zero
         if self.row_file is not None:
-            if not isinstance(head, CenterHead):
+            if not isinstance(head, CenterHead) or not head.centers.learned:
                 raise ValueError(
-                    f"warm_start.rows={self.config.rows} needs a head with class centers, and {type(head).__name__} "
-                    "has none; use head=full, pfc or forest"
+                    f"warm_start.rows={self.config.rows} needs a head that stores class centers, and "
+                    f"{type(head).__name__} stores none; use head=full, pfc or forest"
                 )
             report = self.row_file.load(head.centers, module.processes)
             if is_rank_zero:
                 print(f"Warm start: {'the backbone was loaded; ' if self.source else ''}{report}", flush=True)
             return
         assert self.source is not None
-        if not isinstance(head, CenterHead) or not self.source.num_classes:
-            if is_rank_zero:
-                print("Warm start: the backbone was loaded; there are no class centers to load", flush=True)
+        if isinstance(head, CenterHead) and head.centers.learned and self.source.num_classes:
+            self._load_centers(trainer, module, head, self.source)
             return
-        self._load_centers(trainer, module, head, self.source)
+        bias = ""
+        if isinstance(head, CenterHead):
+            bias = self._load_bias(self.source, head, self._has_objective_of(self.source, module))
+        if is_rank_zero:
+            print(f"Warm start: the backbone was loaded; there are no class centers to load{bias}", flush=True)
 
     def _load_centers(self, trainer: L.Trainer, module: HeadModule, head: CenterHead, source: Source) -> None:
         """Load the source's rows of known classes, and begin new classes at their mean images. Print a report."""

@@ -13,6 +13,10 @@ from .dtypes import named
 from .row_state import RowState
 
 
+class TooManyClassesError(ValueError):
+    """A head cannot have as many classes, whatever the memory."""
+
+
 @dataclass(frozen=True)
 class Case:
     """The size of a training step.

@@ -238,6 +238,8 @@ class ClassCenters(ClassRows):
             self._draw_blank()  # a checkpoint of a lazy store may hold rows of zeros
 
     def faults(self, state_dict: Mapping[str, Tensor], prefix: str) -> list[str]:
+        if f"{prefix}_extra_state" in state_dict:
+            return [f"{prefix}rows: this head stores its rows, and the state dict holds the formula of computed ones"]
         tables = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         error_msgs = []
         for name, value in tables.items():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ..core.cost import Case, Cost, largest, number_bytes, state_bytes
 from ..core.row_state import RowState
 from ..objectives.softmax import CHUNK_ROWS
-from .options import CenterOptions
+from .options import CenterOptions, LossOptions
 
 
 def what_fits(logits: float, rows: float, room: float) -> tuple[bool, bool]:
@@ -22,7 +22,7 @@ def what_fits(logits: float, rows: float, room: float) -> tuple[bool, bool]:
 
 def center_cost(
     case: Case,
-    options: CenterOptions,
+    options: LossOptions,
     *,
     row_state: Mapping[str, RowState],
     shares: Iterable[float],
@@ -46,31 +46,34 @@ def center_cost(
     )
 
 
-def step_cost(case: Case, options: CenterOptions, *, row_state: Mapping[str, RowState], active: int | None) -> Cost:
+def step_cost(case: Case, options: LossOptions, *, row_state: Mapping[str, RowState], active: int | None) -> Cost:
     """Return the cost of a step.
 
     Args:
         case: numbers of classes, columns, images and processes.
-        options: options of the head.
+        options: options of the head. Without those of stored rows, the rows are computed and do not learn.
         row_state: what the row optimizer keeps for each row.
         active: rows of a process that take part in a step; None for all.
     """
     N, D, K = case.batch, case.embedding_size, case.shard if active is None else active
-    row, state = D * number_bytes(options.dtype), state_bytes(row_state)
+    row = state = in_place = 0
+    if isinstance(options, CenterOptions):
+        row, state = D * number_bytes(options.dtype), state_bytes(row_state)
+        in_place = active is None and number_bytes(options.dtype) == 4 and options.store != "disk"
     keeps_logits, keeps_rows = what_fits(4 * K * N, 4 * K * D, options.logits_budget_mb * 2**20)
-    in_place = active is None and number_bytes(options.dtype) == 4 and options.store != "disk"
     kept, kept_rows = 4 * K * N * keeps_logits, 4 * K * D * (keeps_rows and not in_place)
     chunk = 4 * min(CHUNK_ROWS, K) * (2 * N + 2 * D)
     # Two passes sum target cosines, maxima and sums of exponentials of all samples; one pass sums a loss and a bias.
     assert options.objective is not None
     passes = options.objective.passes
+    # Products for cosines, gradient of the embeddings, gradient of the rows; cosines that are not kept again.
+    products = (3 if kept else 3 + passes) if row else (2 if kept else 1 + passes)
     summed = 4 * N * (D + 3) if passes == 2 else 4 * (N * D + 2)
     return Cost(
         table_bytes=case.shard * (row + state),
         work_bytes=kept + kept_rows + chunk + 4 * 4 * N * D + 12 * K,
         # Embeddings, lengths, weights, labels and sizes are gathered.
         sent_bytes=case.sent(gathered=N * (4 * (D + 2) + 8) + 8 * case.world_size, summed=summed),
-        # Products for cosines, gradient of the embeddings, gradient of the rows; cosines that are not kept again.
-        multiply_adds=K * N * D * (3 if kept else 3 + passes),
+        multiply_adds=K * N * D * products,
         moved_bytes=K * (row * (2 if kept_rows or in_place else 1 + passes) + 2 * state),
     )

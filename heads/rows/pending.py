@@ -71,6 +71,9 @@ class PendingGradients:
             self.clear()
         one = torch.where(finite, 1.0, torch.nan).to(self.proxy)
         self.proxy.grad = one if self.proxy.grad is None else self.proxy.grad * one
+        if not gradient.rows.centers.learned:  # the entry is kept for the bias of all classes and the margin
+            gradient.rows.release()
+            gradient.release()
         self.entries.append((gradient.rows, gradient))
 
     def begin(self) -> None:
@@ -105,7 +108,7 @@ class PendingGradients:
         return torch.stack(parts).sum(0) if parts and self.proxy.grad is not None else None
 
     def stream(self, centers: ClassRows) -> Iterator[tuple[RowIndex, Tensor, ChunkGradient]]:
-        """Yield (index, rows, gradient) of each chunk of the classes that any entry touches.
+        """Yield (index, rows, gradient) of each chunk of the classes that any entry touches; none if rows do not learn.
 
         The caller may change the rows of a chunk once it has the gradient: no later chunk reads them again.
 
@@ -127,6 +130,8 @@ class PendingGradients:
         gradients = [gradient for _, gradient in self.entries]
         for gradient in gradients:
             gradient.multiply(self.proxy.grad.to(centers.like.device))
+        if not centers.learned:
+            return
         active = self.entries[0][0]
         ids = active.ids
         if any(rows.ids is not ids for rows, _ in self.entries):

@@ -22,7 +22,8 @@ GROUPS = ("head", "margin", "objective", "index", "optimizer", "data", "noise", 
 GROUPS += ("protocol",)
 # Options of heads that are known at run time only, that other groups give, or that store=disk brings in.
 RUNTIME = {"margin", "objective", "class_counts", "seed", "store_dir"}
-SHARED = ("head/forest", "centers/default", "store/device", "images/default")  # files that others bring in
+# Files that others bring in.
+SHARED = ("head/forest", "centers/default", "loss/default", "store/device", "images/default")
 FILES = [(group, choice) for group in GROUPS for choice in choices_of(group)]
 
 

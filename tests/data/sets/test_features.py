@@ -249,7 +249,7 @@ def test_training_without_a_backbone(tmp_path, workers):
 def test_a_training_in_which_nothing_would_learn_is_refused(tmp_path):
     write(tmp_path)
     words = [*SHORT, *PROBE, f"data.source={tmp_path / 'x.npy'}"]
-    with pytest.raises(ValueError, match=r"head=FFC has no class centers, and the backbone has no parameters"):
+    with pytest.raises(ValueError, match=r"head=FFC stores no class centers, and the backbone has no parameters"):
         train(config(*words, "head=ffc", "queue_size=20"), tmp_path)
     with pytest.raises(ValueError, match=r"embedding_size=15 must be 16 for backbone=none"):
         train(config(*words, "embedding_size=15"), tmp_path)
