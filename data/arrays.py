@@ -1,5 +1,7 @@
 """Arrays in .npy files, read by memory mapping."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +62,21 @@ def write_header(file: IO[bytes], dtype: Any, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(
         file, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     )
+
+
+def write_array(path: Path, dtype: Any, shape: tuple[int, ...], blocks: Iterable[NDArray[Any]]) -> None:
+    """Write a new .npy file from blocks of its first dimension. The file appears when it is complete."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        with aside.open("wb") as file:
+            write_header(file, dtype, shape)
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, dtype=dtype).data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def beside(path: str, ending: str) -> str:

@@ -12,7 +12,6 @@ if __name__ == "__main__":  # before torch is imported
     check_or_exit("centers")
 
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from data.arrays import beside, floats, mapped, write_header
+from data.arrays import beside, floats, mapped, write_array
 from data.options import absolute, whole
 
 from .cli import command, needed
@@ -60,8 +59,9 @@ def centers(config: DictConfig, folder: Path) -> None:
     sizes = np.bincount(labels_Nk.ravel(), minlength=len(table))
     table = table[torch.from_numpy(sizes > 0).to(device)]  # centers without a record are left out
     labels_Nk = (np.cumsum(sizes > 0, dtype=np.int32) - 1)[labels_Nk]
-    save(labels, labels_Nk if config.nearest > 1 else labels_Nk[:, 0])
-    save(target, table.cpu().numpy())
+    written = {labels: labels_Nk if config.nearest > 1 else labels_Nk[:, 0], target: table.cpu().numpy()}
+    for file, content in written.items():
+        write_array(file, content.dtype, content.shape, [content])
     report(sizes[sizes > 0], float(cos_N.mean()), len(sizes))
     console().print(f"{target}: {len(table):,} centers; {labels.name}: the clusters of {len(array):,} records")
 
@@ -99,20 +99,6 @@ def directions(array: NDArray[Any], records: Indices, path: str) -> NDArray[np.f
             f"source={path} cannot be clustered by cosine: record {record:,}, counted from 0, has length 0; remove it"
         )
     return (rows / lengths).astype(np.float32)
-
-
-def save(path: Path, array: NDArray[Any]) -> None:
-    """Write an array to a new .npy file, which appears when it is complete."""
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with aside.open("wb") as file:
-            write_header(file, array.dtype, array.shape)
-            file.write(np.ascontiguousarray(array).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def report(sizes: NDArray[np.int64], cosine: float, wanted: int) -> None:
