@@ -12,7 +12,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 # Commands by their primary config.
 COMMANDS = {
     "config": "experiments.run",
-    **{name: f"experiments.{name}" for name in ("evaluate", "embed", "export", "cluster", "centers", "pretrained")},
+    **{
+        name: f"experiments.{name}"
+        for name in ("evaluate", "embed", "export", "cluster", "centers", "subcenters", "pretrained")
+    },
     **{name: f"experiments.{name}" for name in ("benchmark", "plan", "dashboard")},
     "convert": "data.convert",
 }
