@@ -85,7 +85,7 @@ def table(fields: dict[str, dataclasses.Field[Any]], *, schedules: bool = False)
 
 def kind_of(declared: Any) -> str:
     """Return the type of an option in words."""
-    if declared == Schedule:
+    if set(get_args(Schedule)) <= set(get_args(declared)):
         return f"number or {SCHEDULE}"
     kinds = [kind for kind in get_args(declared) or (declared,) if kind is not type(None)]
     return " or ".join(

@@ -182,7 +182,8 @@ def lines(config: DictConfig) -> list[dict[str, Any]]:
     sizes = [whole(name, config[name], 1) for name in ("num_classes", "embedding_size", "batch", "devices")]
     from heads.core.cost import Case
 
-    case = Case(*sizes)
+    records = 0 if config.num_records is None else whole("num_records", config.num_records, 1)
+    case = replace(Case(*sizes), num_records=records)
     if (case.world_size - 1) * case.shard >= case.num_classes:
         raise ValueError(
             f"num_classes={case.num_classes} is too small for devices={case.world_size}; use fewer devices"

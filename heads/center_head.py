@@ -134,7 +134,9 @@ class CenterHead(Head):
     def on_selected(self, batch: GlobalBatch, ids: Tensor | None) -> None:
         """Record a training step's batch and selected rows of the shard, `ids`; None for all rows."""
 
-    def forward(self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None, records: Tensor | None = None
+    ) -> Tensor:
         """Return the loss over the global batch; in eval mode over all classes, without changing the head.
 
         In training mode under `torch.no_grad()` it is the loss over classes selected as in training, and the head does
@@ -144,6 +146,7 @@ class CenterHead(Head):
             embeddings: (n, D) of this process, any float dtype; n may differ between processes and be 0.
             labels: (n,) integer class ids in [0, C), or `ignore_label`; or (n, L), padded with -1.
             weight: (n,) weight of each sample in the mean; None for ones.
+            records: (n,) numbers of their training records, for a head with `needs_records` in training mode.
 
         Returns:
             Scalar, float32 (float64 if the rows are).
@@ -156,7 +159,7 @@ class CenterHead(Head):
         self.check_group()
         device, learns = self.centers.like.device, self.training and torch.is_grad_enabled()
         with self.timer("forward", device), torch.autocast(device.type, enabled=False):
-            batch = self.gather_batch(embeddings, labels, weight, learns=learns)
+            batch = self.gather_batch(embeddings, labels, weight, records, learns=learns)
             if not len(batch.x_ND):  # all samples are ignored
                 return no_loss(batch, self.pending.begin if learns else None)
             selection = Selection()
@@ -181,7 +184,13 @@ class CenterHead(Head):
             return streamed_loss(batch, loss, keep=keep_logits, on_backward=add_pending, timer=self.timer)
 
     def gather_batch(
-        self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None, *, learns: bool = False
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        records: Tensor | None = None,
+        *,
+        learns: bool = False,
     ) -> GlobalBatch:
         """Return the checked batch of all processes, with embeddings in the space of the rows.
 
@@ -199,6 +208,8 @@ class CenterHead(Head):
             device=self.centers.like.device,
             group=self.process_group,
             ignore_label=self.options.ignore_label,
+            records=records if self.training else None,
+            num_records=self.num_records if self.training else None,
         )
         drawn, key = self.options.drawn, (self.options.seed, self.step, self.micro_batch)
         return batch.with_drawn(drawn, key) if self.training and drawn is not None else batch

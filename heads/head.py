@@ -28,6 +28,7 @@ Batch = Mapping[str, tuple[Any, ...]]
 ARGUMENTS = {
     "num_classes": "C, the number of classes over all processes.",
     "embedding_size": "D, the number of columns of an embedding.",
+    "num_records": "Number of training records over all processes. Record numbers are in [0, num_records).",
     "process_group": "The processes that share the head. None for the default group if torch.distributed is "
     "initialized, else for this process alone.",
     "device": "Where the head computes; `head.to(device)` changes it.",
@@ -47,6 +48,7 @@ class Head(nn.Module):
     Options: ClassVar[type[Any] | None] = None
     streams: ClassVar[tuple[str, ...]] = ("instance",)  # the batch streams that it trains on
     needs_records: ClassVar[bool] = False  # whether it gets `num_records`, and record numbers with each batch
+    num_records: int | None = None  # training records, for heads that keep a number for each
     assignable: ClassVar[tuple[str, ...]] = ("margin", "min_probability")  # options that may change in a training
     state_differs: ClassVar[bool] = False  # whether state outside `sharded_state` differs between processes
 

@@ -92,6 +92,11 @@ class Stored:
                 f"{kept}; resume with the head and the optimizer it was trained with"
             )
         for name, tensor in rows.items():
+            if self.tensors[name].size != tensor.shape and not name.startswith(CENTERS):
+                raise ValueError(
+                    f"{self.option}={self.path} has {name} of shape {list(self.tensors[name].size)}, and this run's is "
+                    f"of {list(tensor.shape)}; resume with the same training records"
+                )
             if self.tensors[name].size != tensor.shape:
                 raise ValueError(
                     f"{self.option}={self.path} has class centers of shape {list(self.tensors[name].size)} (classes, "

@@ -18,13 +18,15 @@ from .machine import GB, free_memory
 from .processes import Processes
 
 
-def check_capacity(config: DictConfig, num_classes: int, processes: Processes, checkpoints: CheckpointStore) -> None:
+def check_capacity(
+    config: DictConfig, num_classes: int, processes: Processes, checkpoints: CheckpointStore, num_records: int = 0
+) -> None:
     """Warn if memory or disk of this machine may be too small. Heads without a cost formula are not checked.
 
     Raises:
         ValueError: rows and their state, or one checkpoint, do not fit. All processes raise it if one does.
     """
-    case = Case(num_classes, config.embedding_size, config.batch_size, processes.world_size)
+    case = Case(num_classes, config.embedding_size, config.batch_size, processes.world_size, num_records)
     refusal = None
     try:
         rows = config.optimizer.rows

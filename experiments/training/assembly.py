@@ -96,7 +96,7 @@ def assemble(
     check_start(config, processes, store, checkpoint)
     L.seed_everything(config.seed, verbose=False)
     data = build_data(config, processes)
-    check_capacity(config, data.train.num_classes, processes, store)
+    check_capacity(config, data.train.num_classes, processes, store, len(data.train))
     protocols = build_evaluation_protocols(config, data)
     warm_start = build_warm_start(config, data, checkpoint)
     backbone = build_backbone(config, data.shape)

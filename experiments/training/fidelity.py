@@ -32,7 +32,8 @@ class Fidelity(L.Callback):
         check_options(config.probes, config.repeats, config.hardest)
         whole("fidelity.class_images", config.class_images, 1)
         self.config, self.recorder = config, recorder
-        self._call: tuple[Tensor, Tensor, Tensor] | None = None  # embeddings, labels and loss of the last forward
+        # Embeddings, labels, record numbers and loss of the last forward.
+        self._call: tuple[Tensor, Tensor, Tensor | None, Tensor] | None = None
         self._metrics: dict[str, float] = {}
         self._class_counts: NDArray[np.int64] | None = None
 
@@ -49,12 +50,18 @@ class Fidelity(L.Callback):
         if self._call is None:
             return
         assert isinstance(module, HeadModule)
-        (embeddings, labels, own_loss), self._call = self._call, None
+        (embeddings, labels, records, own_loss), self._call = self._call, None
         probes, hardest = self.config.probes, self.config.hardest
         with self.recorder.paused(), bars_hidden():
             if isinstance(module.head, CenterHead):
                 self._metrics = selection_fidelity(
-                    module.head, embeddings, labels, probes=probes, repeats=self.config.repeats, hardest=hardest
+                    module.head,
+                    embeddings,
+                    labels,
+                    records=records,
+                    probes=probes,
+                    repeats=self.config.repeats,
+                    hardest=hardest,
                 )
             else:
                 self._metrics = loss_fidelity(
@@ -101,8 +108,8 @@ class Fidelity(L.Callback):
         is_first_micro_batch = (module.loader.handed_out - 1) % module.accumulate == 0
         is_due = (module.step + 1) % self.config.interval == 0 or module.step + 1 == module.num_steps
         if module.head.training and loss.requires_grad and is_first_micro_batch and is_due:
-            embeddings, labels, *_ = inputs
-            self._call = (embeddings, labels, loss)
+            embeddings, labels, *rest = inputs
+            self._call = (embeddings, labels, rest[1] if module.head.needs_records else None, loss)
 
     @torch.no_grad()
     def _means(self, trainer: L.Trainer, module: HeadModule) -> Tensor:

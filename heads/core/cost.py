@@ -26,12 +26,14 @@ class Case:
         embedding_size: D.
         batch: images of a step, over all processes.
         world_size: number of processes.
+        num_records: training records, over all processes; 0 if unknown.
     """
 
     num_classes: int
     embedding_size: int
     batch: int
     world_size: int = 1
+    num_records: int = 0
 
     @property
     def shard(self) -> int:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..center_head import CenterHead
-from ..core.matmul import MatMul
 from ..group.batch import GlobalBatch
 from ..group.collectives import gather_columns, gather_sizes, max_over_processes, rank_and_size, sum_over_processes
 from ..group.sharding import positions
@@ -130,7 +129,7 @@ def full_loss(head: CenterHead, batch: GlobalBatch, hardest: int) -> FullLoss:
     """Return the loss of a head over all its classes."""
     rows = ActiveRows(head.centers, None, keep=False)
     inputs = head.loss_inputs(batch, Selection(), rows)
-    return FullLoss(head.objective, replace(inputs, min_probability=0.0, matmul=MatMul()), hardest)
+    return FullLoss(head.objective, inputs.exact(), hardest)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,14 @@ FIRST_REPEAT = 1 << 20  # micro-batch in the keys of repeated draws; no training
 
 
 def selection_fidelity(
-    head: CenterHead, embeddings: Tensor, labels: Tensor, *, probes: int = 32, repeats: int = 4, hardest: int = 10
+    head: CenterHead,
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    records: Tensor | None = None,
+    probes: int = 32,
+    repeats: int = 4,
+    hardest: int = 10,
 ) -> dict[str, float]:
     """Compare the selected classes of a head with all its classes, without any effect on training.
 
@@ -31,6 +38,7 @@ def selection_fidelity(
         head: a head in training mode.
         embeddings: (n, D) of this process, float, as in training; n may differ between processes.
         labels: (n,) integer class ids.
+        records: (n,) record numbers, for a head with `needs_records`.
         probes: number of embeddings to evaluate. Classes are selected for the embeddings of all processes.
         repeats: R, the number of selections, each with new random draws.
         hardest: k, the number of hardest negatives in `hardest_recall`.
@@ -54,7 +62,7 @@ def selection_fidelity(
     """
     probes, repeats, hardest = check_options(probes, repeats, hardest)
     with _separate_draws(head):
-        batch = head.gather_batch(embeddings, labels)
+        batch = head.gather_batch(embeddings, labels, records=records)
         probed = batch.chosen(evenly_spaced(len(batch.x_ND), probes))
         return _mean_figures(head, batch, probed, full_loss(head, probed, hardest), repeats)
 

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from .collectives import gather_rows, gather_shapes, gather_sizes, rank_and_size
+from .faults import batch_fault, embeddings_fault, records_fault
 from .positives import Positives, draw, positives_of
 
 SHORTEST = 1e-6
@@ -51,6 +52,7 @@ class GlobalBatch:
         start: position of this process's first sample.
         norm_n: (n,) lengths of the embeddings of this process before the transform, differentiable.
         norm_N: (N,) those of all processes.
+        records_N: (N,) int64 record numbers; None for a head that keeps nothing per record.
     """
 
     x_nD: Tensor
@@ -60,6 +62,7 @@ class GlobalBatch:
     start: int
     norm_n: Tensor
     norm_N: Tensor
+    records_N: Tensor | None = None
 
     def with_drawn(self, count: int, key: tuple[int, ...]) -> "GlobalBatch":
         """Return the batch with `count` targets of each sample, drawn by a key."""
@@ -69,7 +72,8 @@ class GlobalBatch:
         """Return some samples of all processes as a batch that is detached, with equal weights."""
         x_QD, norm_Q = self.x_ND[places], self.norm_N[places]
         positives = self.positives.chosen(places, len(self.x_ND))
-        return GlobalBatch(x_QD, x_QD, positives, x_QD.new_ones(len(x_QD)), 0, norm_Q, norm_Q)
+        records_Q = None if self.records_N is None else self.records_N[places]
+        return GlobalBatch(x_QD, x_QD, positives, x_QD.new_ones(len(x_QD)), 0, norm_Q, norm_Q, records_Q)
 
 
 def gather_batch(
@@ -85,6 +89,8 @@ def gather_batch(
     group: ProcessGroup | None,
     ignore_label: int | None = None,
     several: bool = True,
+    records: Tensor | None = None,
+    num_records: int | None = None,
 ) -> GlobalBatch:
     """Check the batch of this process, gather the batches of all processes, and check their values.
 
@@ -97,13 +103,18 @@ def gather_batch(
         device: the head's device.
         ignore_label: samples with this label are left out, so that the batch may be empty; None for none.
         several: whether labels may be (n, L).
+        records: (n,) record numbers in [0, num_records).
+        num_records: number of training records; None for a head that keeps nothing per record and takes no numbers.
 
     Raises:
         ValueError: on all processes, also if only one has a wrong input.
     """
     fault = batch_fault(embeddings, labels, weight, embedding_size, device, several=several)
+    fault = records_fault(records, len(labels), num_records) if fault is None else fault
     if ignore_label is not None and fault is None:
-        embeddings, labels, weight = without(ignore_label, embeddings, labels, weight, num_classes)
+        labels, kept = without(ignore_label, labels, num_classes)
+        embeddings = embeddings[kept.to(embeddings.device)]
+        weight, records = (given if given is None else given[kept.to(given.device)] for given in (weight, records))
     width = labels.shape[1] if not fault and labels.ndim == 2 else 0
     sizes, width = gather_shapes(0 if fault else len(embeddings), width, device, group, fault)
     if width:
@@ -111,17 +122,15 @@ def gather_batch(
         labels = functional.pad(labels, (0, width - labels.shape[1]), value=-1)
     x_nD = transform(embeddings)
     norm_n = torch.linalg.vector_norm(embeddings.to(x_nD.dtype), dim=1)
-    batch = gather(x_nD, norm_n, labels, weight, sizes, group)
+    batch = gather(x_nD, norm_n, labels, weight, sizes, group, records)
     if ignore_label is not None:
         batch = replace(batch, positives=batch.positives.without_target(ignore_label))
-    check_values(batch, num_classes, step, may_be_empty=ignore_label is not None)
+    check_values(batch, num_classes, step, may_be_empty=ignore_label is not None, num_records=num_records)
     return batch
 
 
-def without(
-    ignore_label: int, embeddings: Tensor, labels: Tensor, weight: Tensor | None, num_classes: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the samples of this process that have another label.
+def without(ignore_label: int, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the labels of the samples of this process that have another label, and their positions.
 
     Of several labels, an ignored class stays: it is no negative of its sample. `Positives.without_target` drops it from
     the targets. A number that is no class becomes padding.
@@ -133,8 +142,7 @@ def without(
         ignored = ignored.any(dim=1) & (padded == -1).all(dim=1)
         labels = labels if 0 <= ignore_label < num_classes else padded
     kept = (~ignored).nonzero()[:, 0]
-    weight = None if weight is None else weight[kept.to(weight.device)]
-    return embeddings[kept.to(embeddings.device)], labels[kept], weight
+    return labels[kept], kept
 
 
 def gather(
@@ -144,8 +152,9 @@ def gather(
     weight: Tensor | None,
     sizes: list[int],
     group: ProcessGroup | None,
+    records: Tensor | None = None,
 ) -> GlobalBatch:
-    """Gather the batches of all processes in two collectives: embeddings with lengths and weights, and labels.
+    """Gather the batches of all processes in two collectives: embeddings with lengths and weights, and integers.
 
     Args:
         x_nD: embeddings of this process.
@@ -154,13 +163,20 @@ def gather(
         weight: (n,) weights; None for ones.
         sizes: number of samples of each process.
         group: the processes.
+        records: (n,) record numbers; None for none.
     """
     weight_n = x_nD.new_ones(len(x_nD)) if weight is None else weight.detach().to(x_nD)
     packed = gather_rows(torch.cat([x_nD.detach(), norm_n.detach()[:, None], weight_n[:, None]], dim=1), sizes, group)
-    positives = positives_of(gather_rows(labels.to(x_nD.device, torch.int64), sizes, group))
+    integers, records_N = labels.to(x_nD.device, torch.int64), None
+    if records is not None:
+        integers = torch.column_stack([integers, records.to(integers)])
+    integers = gather_rows(integers, sizes, group)
+    if records is not None:
+        integers, records_N = integers[:, :-1].reshape(-1, *labels.shape[1:]), integers[:, -1].contiguous()
+    positives = positives_of(integers)
     start = sum(sizes[: rank_and_size(group)[0]])
     x_ND, norm_N, weight_N = packed[:, :-2].contiguous(), packed[:, -2].contiguous(), packed[:, -1].contiguous()
-    return GlobalBatch(x_nD, x_ND, positives, weight_N, start, norm_n, norm_N)
+    return GlobalBatch(x_nD, x_ND, positives, weight_N, start, norm_n, norm_N, records_N)
 
 
 def gather_embeddings(
@@ -181,67 +197,10 @@ def gather_embeddings(
     return gather_rows(transform(embeddings), sizes, group), sizes
 
 
-def embeddings_fault(embeddings: Tensor, embedding_size: int, device: torch.device) -> ValueError | None:
-    """Return an error about type, shape, dtype or device of this process's embeddings; None if they are usable."""
-    if not isinstance(embeddings, Tensor):
-        return ValueError(
-            f"embeddings must be a tensor (batch, embedding_size={embedding_size}), not {_kind(embeddings)}"
-        )
-    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
-        return ValueError(
-            f"embeddings of {list(embeddings.shape)} {embeddings.dtype} must be "
-            f"(batch, embedding_size={embedding_size}) of a float dtype"
-        )
-    if embeddings.device != device:
-        return ValueError(
-            f"embeddings on device {embeddings.device} must be on the head's device, {device}; "
-            f"move them, or the head with head.to({str(embeddings.device)!r})"
-        )
-    return None
-
-
-def batch_fault(
-    embeddings: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    embedding_size: int,
-    device: torch.device,
-    *,
-    several: bool = False,
-) -> ValueError | None:
-    """Return an error about the batch of this process; None if it is usable. `several` allows (n, L) labels."""
-    if (fault := embeddings_fault(embeddings, embedding_size, device)) is not None:
-        return fault
-    if not isinstance(labels, Tensor):
-        return ValueError(
-            f"labels must be a tensor of integer class ids, not {_kind(labels)}; torch.as_tensor makes one"
-        )
-    integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    fits = labels.shape[:1] == embeddings.shape[:1] and (
-        labels.ndim == 1 or (several and labels.ndim == 2 and labels.shape[1] > 0)
-    )
-    if not fits or not integer:
-        rows = ", or a row of them padded with -1," if several else ""
-        return ValueError(
-            f"labels of {list(labels.shape)} {labels.dtype} must be one integer class id{rows} for each of the "
-            f"{len(embeddings)} embeddings"
-        )
-    if weight is None:
-        return None
-    if not isinstance(weight, Tensor) or weight.shape != labels.shape[:1] or weight.is_complex():
-        given = list(weight.shape) if isinstance(weight, Tensor) else _kind(weight)
-        return ValueError(f"weight of {given} must be a tensor with one number for each of the {len(labels)} labels")
-    if weight.requires_grad and torch.is_grad_enabled():
-        return ValueError("weight requires a gradient, but a head computes none for weights; pass weight.detach()")
-    return None
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__
-
-
-def check_values(batch: GlobalBatch, num_classes: int, step: int, *, may_be_empty: bool = False) -> None:
-    """Raise a ValueError unless class ids are in range, embeddings finite, and weights finite and not negative."""
+def check_values(
+    batch: GlobalBatch, num_classes: int, step: int, *, may_be_empty: bool = False, num_records: int | None = None
+) -> None:
+    """Raise a ValueError unless numbers are in range, embeddings finite, and weights finite and not negative."""
     if len(batch.x_ND) == 0 and not may_be_empty:
         raise ValueError("the batches of all processes are empty, but the loss needs at least one sample")
     labels_P, sample_P = batch.positives.labels_P, batch.positives.sample_P
@@ -256,6 +215,13 @@ def check_values(batch: GlobalBatch, num_classes: int, step: int, *, may_be_empt
             f"label {int(labels_P[outside][0])} at step {step} is out of range; class ids must be in "
             f"[0, num_classes={num_classes})"
         )
+    if batch.records_N is not None and num_records is not None:
+        outside = (batch.records_N < 0) | (batch.records_N >= num_records)
+        if outside.any():
+            raise ValueError(
+                f"record {int(batch.records_N[outside][0])} at step {step} is out of range; record numbers must be in "
+                f"[0, num_records={num_records})"
+            )
     broken = ~torch.isfinite(batch.x_ND).all(dim=1)
     if broken.any():
         raise ValueError(

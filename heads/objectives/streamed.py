@@ -11,7 +11,7 @@ bias.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,6 +71,10 @@ class LossInputs:
     block: Block = field(default_factory=Block)
     matmul: MatMul = field(default_factory=MatMul)
     workspace: Workspace = field(default_factory=Workspace)
+
+    def exact(self) -> LossInputs:
+        """Return the input of the exact loss over these rows, with which `heads.fidelity` compares."""
+        return replace(self, min_probability=0.0, matmul=MatMul())
 
 
 @dataclass(frozen=True)

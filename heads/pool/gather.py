@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..group.batch import batch_fault, directions
+from ..group.batch import directions
 from ..group.collectives import gather_rows, gather_sizes
+from ..group.faults import batch_fault
 
 HEADER = 2  # numbers sent before the labels: the queue's checksum, and flags for finite values and labels out of range
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..margins.margin import Margin
 from ..objectives.row_gradient import RowGradient
 from ..objectives.softmax import chunks
+from ..objectives.streamed import Streamed
 from .active import ActiveRows
 from .chunk_gradient import ChunkGradient, StreamedGradient, SummedGradient
 from .class_rows import ClassRows, RowIndex
@@ -95,11 +96,16 @@ class PendingGradients:
         """Bytes of rows and cosines that the entries keep."""
         return sum(rows.kept_bytes + gradient.kept_bytes for rows, gradient in self.entries)
 
+    def losses(self) -> list[Streamed]:
+        """Return the losses of the entries, in the order of their forward passes."""
+        if self.proxy.grad is None:  # setting grad to None drops the gradient of the rows
+            return []
+        return sorted((gradient.loss for _, gradient in self.entries), key=lambda loss: loss.inputs.batch.key)
+
     def last_margin(self) -> Margin | None:
         """Return the margin of the last forward pass among the entries; None without entries."""
-        if not self.entries or self.proxy.grad is None:
-            return None
-        return max((gradient.loss for _, gradient in self.entries), key=lambda loss: loss.inputs.batch.key).margin
+        losses = self.losses()
+        return losses[-1].margin if losses else None
 
     def bias_gradient(self) -> Tensor | None:
         """Return the gradient of the bias that all classes share (1, 1), once `stream` has begun; None without one."""
