@@ -13,8 +13,9 @@ The package needs torch and numpy only, and works in any training loop::
             optimizer.zero_grad()
     cosines, classes = head.topk(backbone(images), k=5)
 
-Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `Prototypes`, `FFC`, `NoCenters`. In a process group, each
-process passes its own batch and holds its own share of the classes. `help(PartialFC)` lists the options of a head.
+Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `Scent`, `Prototypes`, `FFC`, `NoCenters`. In a process
+group, each process passes its own batch and holds its own share of the classes. `help(PartialFC)` lists the options of
+a head.
 """
 
 from . import fidelity
@@ -47,6 +48,7 @@ from .pfc import PartialFC
 from .prototypes import Prototypes
 from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from .rows.row_optimizer import RowOptimizer
+from .scent import Scent
 from .selection.selection import Selection
 from .subcenter import SubCenterFC
 
@@ -85,6 +87,7 @@ __all__ = [
     "RowOptimizer",
     "RowSGD",
     "SVSoftmax",
+    "Scent",
     "Selection",
     "Softmax",
     "SphereFace",
