@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from experiments.checkpoints.storage import Folder
 from experiments.command_line.arguments import CONF
+from experiments.command_line.config_files import choices_of
 from experiments.train import train
 from experiments.training import progress
 from experiments.training.assembly import assemble
@@ -68,6 +69,13 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
     overrides = [choice, *extra.get(choice, [])]
     found = run(tmp_path, *overrides)
     assert found["status"] == "finished" and found["steps"] == 2 and found["train/loss"] > 0
+
+
+def test_the_study_of_all_heads_has_each_head():
+    """A head that builds in the background takes part as its reproducible variant."""
+    study = OmegaConf.load(CONF / "experiment" / "heads_all.yaml").hydra.sweeper.params
+    heads = choices_of("head")
+    assert sorted(study.head.split(",")) == [name for name in heads if f"{name}_blocking" not in heads]
 
 
 @pytest.mark.parametrize(
