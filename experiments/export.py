@@ -109,15 +109,15 @@ def metadata_of(trained: Trained, scores: bool) -> dict[str, str]:
 
 
 def rows_of(trained: Trained) -> Tensor:
-    """Return all class centers (C, width), with a bias in the last column if it is a part of the scores."""
+    """Return all class centers, (C, width) or (C, K, width); a bias in the last column if it is part of the scores."""
     _check_centers(trained, "scores=true")
-    if 4 * trained.num_classes * trained.width > MAX_CENTERS_BYTES:
+    if 4 * trained.num_classes * trained.rows_per_class * trained.width > MAX_CENTERS_BYTES:
         raise ValueError(
             f"scores=true cannot be used with {trained.num_classes:,} class centers, which are too large for a model "
             "file; format=safetensors writes them to a file of their own"
         )
     width = trained.config.embedding_size if trained.normalize else trained.width
-    return torch.cat([rows[:, :width].float() for _, rows in trained.rows()])
+    return torch.cat([rows[..., :width].float() for _, rows in trained.rows()])
 
 
 def _check_centers(trained: Trained, option: str) -> None:

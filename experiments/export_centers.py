@@ -19,6 +19,8 @@ from .tables import console, shown
 def write_centers(trained: Trained, metadata: Mapping[str, str], target: Path) -> None:
     """Write float32 `centers` (C, D), `bias` (C,) if there is one, and the class names to a .classes.txt next to it.
 
+    Of K rows a class, `centers` is (C, K, D) and `bias` (C, K).
+
     Rows are first written to temporary files and mapped, so that centers larger than memory can be exported. The disk
     must have room for them twice.
     """
@@ -35,11 +37,12 @@ def write_centers(trained: Trained, metadata: Mapping[str, str], target: Path) -
     try:
         with tempfile.TemporaryFile(dir=target.parent) as centers, tempfile.TemporaryFile(dir=target.parent) as bias:
             for _, rows in shown(trained.rows(), "Class centers", -(-count // READ)):
-                centers.write(rows[:, :width].float().contiguous().numpy().tobytes())
-                bias.write(rows[:, width:].float().contiguous().numpy().tobytes())  # empty without a bias
-            tensors = {"centers": _mapped(centers).view(count, width)}
+                centers.write(rows[..., :width].float().contiguous().numpy().tobytes())
+                bias.write(rows[..., width:].float().contiguous().numpy().tobytes())  # empty without a bias
+            of_classes = (count,) if trained.rows_per_class == 1 else (count, trained.rows_per_class)
+            tensors = {"centers": _mapped(centers).view(*of_classes, width)}
             if trained.width > width:
-                tensors["bias"] = _mapped(bias)
+                tensors["bias"] = _mapped(bias).view(of_classes)
             save_file(tensors, aside, {"format": "pt", **metadata})
         write_names(names, trained.class_names)
         os.replace(aside, target)

@@ -20,14 +20,14 @@ class Exported(nn.Module):
     """The exported computation: (N, *shape) float -> embeddings (N, D), and scores (N, C) if there are rows.
 
     Args:
-        rows: rows of the classes (C, width); None for embeddings only.
+        rows: rows of the classes (C, width), or (C, K, width) if the nearest of K counts; None for embeddings only.
         unit: whether scores are cosines; otherwise the last column of the rows is a bias.
     """
 
     def __init__(self, backbone: nn.Module, rows: Tensor | None, unit: bool):
         super().__init__()
         self.backbone, self.unit = backbone, unit
-        self.register_buffer("rows", None if rows is None else normalize(rows) if unit else rows)
+        self.register_buffer("rows", None if rows is None else normalize(rows, dim=-1) if unit else rows)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         embeddings: Tensor = self.backbone(images)
@@ -35,9 +35,12 @@ class Exported(nn.Module):
         if rows is None:
             return embeddings
         assert isinstance(rows, Tensor)
+        lines = rows.flatten(0, -2)
         if self.unit:
-            return embeddings, normalize(embeddings) @ rows.T
-        return embeddings, embeddings @ rows[:, :-1].T + rows[:, -1]
+            scores = normalize(embeddings) @ lines.T
+        else:
+            scores = embeddings @ lines[:, :-1].T + lines[:, -1]
+        return embeddings, scores if rows.ndim == 2 else scores.unflatten(1, rows.shape[:2]).amax(2)
 
 
 def to_onnx(exported: Exported, shape: tuple[int, ...], metadata: Mapping[str, str], path: Path) -> Run:

@@ -55,7 +55,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class InitialRows:
-    """What the rows of a head were drawn from, for rows that were never written.
+    """Source of the initial rows of a head, for rows that were never written.
 
     Args:
         seed, embedding_size: as of the head.

@@ -24,7 +24,7 @@ from ..launching.processes import Processes
 from . import targets
 from .backbone import autocast, build_backbone, check_precision
 from .fingerprint import difference
-from .model import BLOCK, Centers, Model
+from .model import BLOCK, Centers, Model, by_class
 
 READ = 16 * BLOCK  # rows read at a time
 EXTRA = "head._extra_state"  # state of the head that is not sharded
@@ -53,7 +53,8 @@ class Trained:
         preprocessing: preprocessing of images; None for a model of vectors.
         shape: shape of an example.
         num_classes: 0 without class centers.
-        width: columns of the rows of class centers.
+        rows_per_class: rows of a class.
+        width: columns of a row.
         class_names: empty for classes without names.
         backbone_state: weights by name.
 
@@ -73,7 +74,7 @@ class Trained:
         self.backbone_state = {name.removeprefix("backbone."): w for name, w in weights if name.startswith("backbone.")}
         try:
             self._computed = ComputedCenters(described(formula)) if (formula := dict(weights).get(FORMULA)) else None
-            self.num_classes, self.width = self._size_of_rows()
+            self.num_classes, self.rows_per_class, self.width = self._size_of_rows()
             self._names: bytes = shared["class_names"]
             self._data_description: Any = shared.get("data")  # missing in imported checkpoints
             self.class_names: Sequence[str] = json.loads(self._names)
@@ -88,16 +89,19 @@ class Trained:
 
     def __str__(self) -> str:
         backbone = str(OmegaConf.select(self.config, "backbone._target_")).rpartition(".")[2]
-        centers = f", {self.num_classes:,} class centers" if self.num_classes else ""
+        rows = f" of {self.rows_per_class} rows" if self.rows_per_class > 1 else ""
+        centers = f", {self.num_classes:,} class centers{rows}" if self.num_classes else ""
         return f"{backbone} with embeddings of {self.config.embedding_size}{centers}: {self.path}"
 
-    def _size_of_rows(self) -> tuple[int, int]:
+    def _size_of_rows(self) -> tuple[int, int, int]:
         if self._computed is not None:
-            return self._computed.shard.num_classes, self._computed.width
-        if self.ROWS not in self.stored.tensors:
-            return 0, 0
+            return self._computed.shard.num_classes, 1, self._computed.width
+        initial = self.stored.initial
+        if self.ROWS not in self.stored.tensors or (initial is not None and not initial.of_classes):
+            return 0, 0, 0
         num_classes, width = self.stored.tensors[self.ROWS].size
-        return num_classes, width
+        rows_per_class = 1 if initial is None else initial.rows_per_class
+        return num_classes, rows_per_class, width // rows_per_class
 
     def backbone(self) -> nn.Module:
         """Build the backbone, load its weights, and set it to eval mode."""
@@ -120,14 +124,15 @@ class Trained:
             targets.check(self.config[name], name, self.trust, f"{self.stored.option}={self.path}")
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first class and the rows (k, width) of each block, in order."""
+        """Yield the first class and the rows of each block, in order: (k, width), or (k, rows_per_class, width)."""
         stop = self.num_classes if stop is None else stop
         for first_class in range(start, stop, READ):
             end = min(first_class + READ, stop)
             if self._computed is not None:
                 yield first_class, self._computed.read(slice(first_class, end))
             else:
-                yield first_class, self.stored.read_rows(self.ROWS, first_class, end)
+                rows = self.stored.read_rows(self.ROWS, first_class, end)
+                yield first_class, by_class(rows.view(-1, self.width), self.rows_per_class)
 
     @property
     def normalize(self) -> bool:
@@ -170,7 +175,7 @@ class StoredCenters:
         for number in range(rank, -(-self.num_classes // READ), world_size):
             start = number * READ
             for first_class, rows in self.trained.rows(start, min(start + READ, self.num_classes)):
-                rows = rows[:, : self.trained.config.embedding_size] if self.normalize else rows
+                rows = rows[..., : self.trained.config.embedding_size] if self.normalize else rows
                 for offset in range(0, len(rows), BLOCK):
                     yield first_class + offset, rows[offset : offset + BLOCK].float().to(self.processes.device)
 

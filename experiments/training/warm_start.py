@@ -97,18 +97,20 @@ class WarmStart(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         head, is_rank_zero = module.head, module.processes.is_rank_zero
+        centers = head.class_centers if head.class_centers is not None and head.class_centers.learned else None
         if self.row_file is not None:
-            if not isinstance(head, CenterHead) or not head.centers.learned:
+            if centers is None or centers.rows_per_class > 1:
+                has = "none" if centers is None else f"{centers.rows_per_class} rows a class"
                 raise ValueError(
-                    f"warm_start.rows={self.config.rows} needs a head that stores class centers, and "
-                    f"{type(head).__name__} stores none; use head=full, pfc or forest"
+                    f"warm_start.rows={self.config.rows} needs a head that stores one row a class, and "
+                    f"{type(head).__name__} stores {has}; use head=full, pfc or forest"
                 )
-            report = self.row_file.load(head.centers, module.processes)
+            report = self.row_file.load(centers, module.processes)
             if is_rank_zero:
                 print(f"Warm start: {'the backbone was loaded; ' if self.source else ''}{report}", flush=True)
             return
         assert self.source is not None
-        if isinstance(head, CenterHead) and head.centers.learned and self.source.num_classes:
+        if isinstance(head, CenterHead) and centers is not None and self.source.num_classes:
             self._load_centers(trainer, module, head, self.source)
             return
         bias = ""
@@ -177,7 +179,12 @@ class WarmStart(L.Callback):
         """Write this process's known rows; return the mean norm of the known rows of all processes."""
         total = torch.zeros(2, dtype=torch.float64)
         for start, rows in source.rows():
-            columns = rows.shape[1]
+            rows_per_class, columns = rows[0].numel() // rows.shape[-1], rows.shape[-1]
+            if rows_per_class != centers.rows_per_class:
+                raise ValueError(
+                    f"warm_start.checkpoint={self.config.checkpoint} has {rows_per_class} rows a class, and this head "
+                    f"{centers.rows_per_class}; use as many, or the rows that python -m experiments.subcenters writes"
+                )
             if columns != centers.width or (columns > centers.embedding_size and not same_objective):
                 raise ValueError(
                     f"warm_start.checkpoint={self.config.checkpoint} has rows of {columns} columns for "
@@ -187,7 +194,7 @@ class WarmStart(L.Callback):
             local = centers.shard.local(torch.from_numpy(new_of_old[start : start + len(rows)]))
             ids, order = local.sort()
             order = order[ids >= 0]
-            chosen = rows[order].to(centers.like)
+            chosen = rows[order].to(centers.like).view(-1, columns)
             centers.write(local[order].to(centers.like.device), "rows", chosen)
             total += torch.tensor([chosen[:, : centers.embedding_size].norm(dim=1).double().sum(), len(chosen)])
         centers.version += 1
@@ -195,16 +202,19 @@ class WarmStart(L.Callback):
         return float(total[0] / total[1]) if total[1] else INIT_STD * centers.embedding_size**0.5
 
     def _average(self, trainer: L.Trainer, module: HeadModule, new: NDArray[np.bool_], norm: float) -> int:
-        """Write rows of this norm in the direction of the mean image of each new class; return their number."""
+        """Write rows of this norm in the direction of the mean image of each new class; return their number.
+
+        Of several rows a class, the others remain as they were drawn.
+        """
         assert isinstance(module.head, CenterHead)
         centers = module.head.centers
         model = live_model(trainer, module)
         classes, means, counts = class_means(model, module.data, new, centers.shard, self.config.images, "new classes")
         seen = (counts > 0).to(centers.like.device)
-        rows = torch.zeros(int(seen.sum()), centers.width, device=centers.like.device)
-        rows[:, : centers.embedding_size] = norm * means.to(rows)[seen]
-        rows[:, centers.embedding_size :] = centers.bias
-        centers.write(torch.from_numpy(classes).to(seen.device)[seen], "rows", rows.to(centers.like))
+        ids = torch.from_numpy(classes).to(seen.device)[seen]
+        rows = centers.read(ids)
+        rows[:: centers.rows_per_class, : centers.embedding_size] = norm * means.to(rows)[seen]
+        centers.write(ids, "rows", rows)
         centers.version += 1
         return int(sum_over_processes(seen.sum(), centers.process_group))
 

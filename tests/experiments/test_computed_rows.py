@@ -111,7 +111,7 @@ def test_warm_start_from_and_into_computed_rows(learned, tmp_path, capfd):
     assert train(config(*into), tmp_path / "into") == 0
     assert "there are no class centers to load; the bias of all classes was loaded" in capfd.readouterr().out
     np.save(tmp_path / "rows.npy", np.ones((C, D), np.float32))
-    with pytest.raises(ValueError, match="needs a head that stores class centers, and Prototypes stores none"):
+    with pytest.raises(ValueError, match="needs a head that stores one row a class, and Prototypes stores none"):
         train(config(*WORDS, f"warm_start.rows={tmp_path / 'rows.npy'}"), tmp_path / "file")
 
 
