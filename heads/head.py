@@ -108,6 +108,9 @@ class Head(nn.Module):
         """Return the sorted int64 class ids that a head without class centers holds at the moment."""
         raise NotImplementedError
 
+    def check_fidelity(self) -> None:
+        """Raise a ValueError that says why, if the head has no fidelity to a softmax over all classes."""
+
     def stats(self) -> dict[str, float]:
         """Return numbers worth logging, of this process."""
         raise NotImplementedError

@@ -247,7 +247,7 @@ class NoCenters(Head):
             "NoCenters has no class centers and no topk; use a head with class centers (full, pfc, forest)"
         )
 
-    def held_classes(self) -> Tensor:
+    def check_fidelity(self) -> None:
         raise ValueError(
             "NoCenters holds no classes, since it compares the images of a batch with each other; its fidelity to a "
             "softmax over classes is not defined; set fidelity.interval=null"

@@ -40,6 +40,7 @@ class Fidelity(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, HeadModule)
         if self.config.interval is not None:
+            module.head.check_fidelity()
             if not isinstance(module.head, CenterHead):
                 self._check(module)
                 if module.head.margin.uses_class_counts:  # type: ignore[union-attr]
@@ -91,8 +92,6 @@ class Fidelity(L.Callback):
     def _check(self, module: HeadModule) -> None:
         """Raise ValueError if a head without class centers lacks what its fidelity is computed from."""
         kind, head = type(module.head), module.head
-        if kind.held_classes is not Head.held_classes:
-            head.held_classes()  # a ValueError says why a head has no fidelity
         missing = [name for name in ("margin", "process_group") if not hasattr(head, name)]
         if kind.held_classes is Head.held_classes:
             missing.append("held_classes()")

@@ -58,9 +58,11 @@ def selection_fidelity(
             squared error is bias squared plus variance. Only for R > 1.
 
     Raises:
-        ValueError: an option that is not a whole number of at least 1, or an input that `CenterHead.forward` refuses.
+        ValueError: an option that is not a whole number of at least 1, an input that `CenterHead.forward` refuses, or a
+            head without fidelity.
     """
     probes, repeats, hardest = check_options(probes, repeats, hardest)
+    head.check_fidelity()
     with _separate_draws(head):
         batch = head.gather_batch(embeddings, labels, records=records)
         probed = batch.chosen(evenly_spaced(len(batch.x_ND), probes))

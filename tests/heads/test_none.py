@@ -242,7 +242,7 @@ def test_what_needs_class_centers_is_refused():
     with pytest.raises(ValueError, match="no class centers and no topk; use a head with class centers"):
         head.topk(torch.randn(2, D), 3)
     with pytest.raises(ValueError, match=r"holds no classes, .* set fidelity.interval=null"):
-        head.held_classes()
+        head.check_fidelity()
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         x = torch.randn(4, D, requires_grad=True)
         torch.autograd.grad(head(x, torch.tensor([0, 0, 1, 1])), x, create_graph=True)
