@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from .class_rows import ClassRows
+from .overlay import Overlay
 
 
 class ActiveRows:
@@ -13,11 +14,15 @@ class ActiveRows:
         ids: int64 (K,), sorted classes of the shard; None for all.
         keep: whether to keep the rows that the first pass reads, so that backward and the optimizer's step need not
             gather them again. Rows that can be read in place are never copied.
+
+    Attributes:
+        overlay: values that stand in place of some rows, if all rows are active; None for none.
     """
 
     def __init__(self, centers: ClassRows, ids: Tensor | None, *, keep: bool):
         self.centers, self.ids, self.size = centers, ids, centers.rows_per_class
         self.stamp = centers.stamp
+        self.overlay: Overlay | None = None
         self.kept_LD: Tensor | None = None
         self.num_kept = 0  # classes are read in order; the rows of those before this one are kept
         if keep and not (ids is None and centers.in_place):
@@ -32,10 +37,12 @@ class ActiveRows:
 
     def gather(self, positions: Tensor) -> Tensor:
         """Return copies of the rows of classes (n,) -> (n x rows_per_class, width)."""
-        return self.centers.read(positions if self.ids is None else self.ids[positions])
+        rows = self.centers.read(positions if self.ids is None else self.ids[positions])
+        return rows if self.overlay is None else self.overlay.at(rows, positions)
 
     def subset(self, positions: Tensor) -> "ActiveRows":
         """Return the rows of classes at these sorted positions as active rows of the same forward pass."""
+        assert self.overlay is None
         rows = ActiveRows(self.centers, positions if self.ids is None else self.ids[positions], keep=False)
         rows.stamp = self.stamp
         return rows
@@ -63,4 +70,5 @@ class ActiveRows:
             self.kept_LD, self.num_kept = None, 0
 
     def _read(self, a: int, b: int, out: Tensor | None = None) -> Tensor:
-        return self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b], out=out)
+        rows = self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b], out=out)
+        return rows if self.overlay is None else self.overlay.over(rows, a, in_place=out is not None)

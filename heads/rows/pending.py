@@ -19,6 +19,7 @@ from ..objectives.streamed import Streamed
 from .active import ActiveRows
 from .chunk_gradient import ChunkGradient, StreamedGradient, SummedGradient
 from .class_rows import ClassRows, RowIndex
+from .overlay import stream_overlaid
 
 MOST_WITHOUT_OPTIMIZER = 8  # entries kept for an optimizer that may still be created
 MOST = 1000  # entries; each takes memory, and that many backward passes without a step are a mistake
@@ -139,6 +140,9 @@ class PendingGradients:
         if not centers.learned:
             return
         active = self.entries[0][0]
+        if active.overlay is not None:
+            yield from stream_overlaid(self.entries, centers)
+            return
         ids = active.ids
         if any(rows.ids is not ids for rows, _ in self.entries):
             yield from self._stream_union(centers)
