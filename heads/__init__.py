@@ -13,9 +13,9 @@ The package needs torch and numpy only, and works in any training loop::
             optimizer.zero_grad()
     cosines, classes = head.topk(backbone(images), k=5)
 
-Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `Scent`, `Prototypes`, `FFC`, `NoCenters`. In a process
-group, each process passes its own batch and holds its own share of the classes. `help(PartialFC)` lists the options of
-a head.
+Heads: `FullFC`, `PartialFC`, `HashingForest`, `KNNSoftmax`, `Scent`, `Prototypes`, `VirtualFC`, `FFC`,
+`NoCenters`. In a process group, each process passes its own batch and holds its own share of the classes.
+`help(PartialFC)` lists the options of a head.
 """
 
 from . import fidelity
@@ -51,6 +51,7 @@ from .rows.row_optimizer import RowOptimizer
 from .scent import Scent
 from .selection.selection import Selection
 from .subcenter import SubCenterFC
+from .virtual import VirtualFC
 
 __version__ = "0.3.0"  # the version of the whole project; both pyproject.toml files read it
 
@@ -94,5 +95,6 @@ __all__ = [
     "SphereFace2",
     "SubCenterFC",
     "UniFace",
+    "VirtualFC",
     "fidelity",
 ]
