@@ -283,7 +283,10 @@ def test_a_triplet_training_learns(tmp_path):
     [
         (["fidelity.interval=2"], "its fidelity to a softmax over classes is not defined; set fidelity.interval=null"),
         (["batch_size=31"], "batch_size=31 .* multiple of images_per_class=3"),
-        (["evaluate.train_records=9"], "evaluate.train_records=9 needs class centers, and NoCenters has none"),
+        (
+            ["evaluate.train_records=9"],
+            "evaluate.train_records=9 compares records with all classes: NoCenters has no class centers and no topk",
+        ),
     ],
 )
 def test_a_training_that_cannot_be_is_refused(words, message, tmp_path):
