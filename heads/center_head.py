@@ -59,6 +59,7 @@ class CenterHead(Head):
         *,
         process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
+        centers: ClassRows | None = None,
         **options: Any,
     ):
         super().__init__()
@@ -77,7 +78,9 @@ class CenterHead(Head):
         bias = objective.initial_bias(self.margin.at(0), shares[0] * loss_classes) if objective.bias else 0.0
         column = bias if objective.bias == "class" else None if self.margin.normalize else 0.0
         objective.check_rows(self.block.size, self.margin)
-        self.centers = self.make_centers(loss_classes, column, device)
+        if centers is not None:
+            centers.check_shared(loss_classes, self.embedding_size, self.block.size, column is not None)
+        self.centers = self.make_centers(loss_classes, column, device) if centers is None else centers
         shared = bias if objective.bias == "shared" else None
         self.loss_state = LossState(loss_classes, self.centers.like, shared, counts)
         self.pending = PendingGradients(self.centers.like.device)
@@ -133,6 +136,9 @@ class CenterHead(Head):
 
     def on_selected(self, batch: GlobalBatch, ids: Tensor | None) -> None:
         """Record a training step's batch and selected rows of the shard, `ids`; None for all rows."""
+
+    def end_selection(self) -> None:
+        """End what `select_classes` has begun in the background, because another head selects from now on."""
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, weight: Tensor | None = None, records: Tensor | None = None

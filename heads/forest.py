@@ -192,11 +192,9 @@ class HashingForest(CenterHead):
         super().set_extra_state(state)
         self.index_refresh.load_state_dict(state.get("index"), self.step)
 
-    def full_state_dict(self) -> dict[str, Any]:
-        """Return the state of `CenterHead` without the index, which holds rows of one process and is built again."""
-        state = super().full_state_dict()
-        state["_extra_state"].pop("index", None)
-        return state
+    def without_local(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return extra state without the index, which holds rows of one process and is built again."""
+        return {name: value for name, value in state.items() if name != "index"}
 
     def extra_repr(self) -> str:
         index, share = self.index_refresh.template, self.options.neighbours_share

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .core.cost import Case, Cost
 from .core.options import OptionValue, documented, option_fields, refuse_renamed_methods
 from .core.row_state import RowState
-from .core.schedule import value_at
+from .core.schedule import is_schedule, value_at
 from .core.timer import Timer
 from .core.uncompiled import run_uncompiled
 from .core.warn import warn_user
@@ -32,6 +32,8 @@ ARGUMENTS = {
     "process_group": "The processes that share the head. None for the default group if torch.distributed is "
     "initialized, else for this process alone.",
     "device": "Where the head computes; `head.to(device)` changes it.",
+    "centers": "Rows of another head with the same classes, which this one selects from and does not train. None for "
+    "rows of its own.",
 }
 
 
@@ -118,7 +120,8 @@ class Head(nn.Module):
     def scheduled(self, step: int) -> dict[str, float]:
         """Return the values at a step of the options that have a schedule, those of the margin as `margin_NAME`."""
         margin, options = getattr(self, "margin", None), getattr(self, "options", None)
-        schedules = {name: getattr(options, name, None) for name in option_fields(type(self))}
+        given = {name: getattr(options, name, None) for name in option_fields(type(self))}
+        schedules = {name: value for name, value in given.items() if is_schedule(value)}
         if isinstance(margin, Margin):
             schedules |= {f"margin_{name}": schedule for name, schedule in margin.schedules.items()}
         values = {name: value_at(each, step) for name, each in schedules.items() if isinstance(each, Mapping)}
@@ -174,6 +177,10 @@ class Head(nn.Module):
         """Load what `get_extra_state` returned."""
         self.step, self.micro_batch = state["step"], 0
 
+    def without_local(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return extra state without what one process alone can use, such as an index of its classes."""
+        return state
+
     def extra_repr(self) -> str:
         """Return the options that `print(head)` shows."""
         return ""
@@ -200,7 +207,10 @@ class Head(nn.Module):
         """
         state = self.state_dict()
         full = {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in state.items()}
-        return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in full.items()}
+        full = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in full.items()}
+        if "_extra_state" in full:
+            full["_extra_state"] = self.without_local(full["_extra_state"])
+        return full
 
     @property
     def class_centers(self) -> ClassRows | None:

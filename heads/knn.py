@@ -148,6 +148,9 @@ class KNNSoftmax(CenterHead):
         )
         return filled(chosen, shard.size, quota, generator, log_q=embeddings if self.options.log_q else None)
 
+    def end_selection(self) -> None:
+        self.graph.abandon()
+
     def stats(self) -> dict[str, float]:
         """Return the numbers of `CenterHead`, and of the graph.
 
@@ -170,11 +173,9 @@ class KNNSoftmax(CenterHead):
         super().set_extra_state(state)
         self.graph.load_state_dict(state.get("graph"), self.step)
 
-    def full_state_dict(self) -> dict[str, Any]:
-        """Return the state of `CenterHead` without the graph, which has neighbours in one shard and is built again."""
-        state = super().full_state_dict()
-        state["_extra_state"].pop("graph", None)
-        return state
+    def without_local(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return extra state without the graph, which has neighbours in one shard and is built again."""
+        return {name: value for name, value in state.items() if name != "graph"}
 
     def extra_repr(self) -> str:
         return f"neighbours={self.options.neighbours}, index={self.graph.template}, {super().extra_repr()}"

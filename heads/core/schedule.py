@@ -22,6 +22,11 @@ def values_of(schedule: Schedule) -> list[float]:
     return [schedule[step] for step in sorted(schedule)] if isinstance(schedule, Mapping) else [schedule]
 
 
+def is_schedule(value: object) -> bool:
+    """Return whether a value is a mapping from steps to numbers."""
+    return isinstance(value, Mapping) and all(isinstance(step, int) and _is_number(value[step]) for step in value)
+
+
 def plain(name: str, schedule: Any) -> Any:
     """Return a number unchanged, and a schedule as a dict in the order of its steps.
 

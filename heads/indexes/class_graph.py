@@ -109,6 +109,12 @@ class ClassGraph(Refresh[Tensor]):
             self._build.work.wait()
             self._go_on()
 
+    def abandon(self) -> None:
+        """Ask a running build to end early, and forget it."""
+        if self._build is not None and self._build.work is not None:
+            self._build.work.cancelled = True
+        self._build = None
+
     def state_dict(self) -> dict[str, Any] | None:
         """Return the current graph; None without one."""
         if self.current is None:
@@ -118,9 +124,8 @@ class ClassGraph(Refresh[Tensor]):
 
     def load_state_dict(self, state: dict[str, Any] | None, step: int) -> None:
         """Load a graph of as many neighbours for the same rows; otherwise a new one is due at this step."""
-        if self._build is not None and self._build.work is not None:
-            self._build.work.cancel()
-        self._build, self._agreed = None, False
+        self.abandon()
+        self._agreed = False
         if state is None or state["layout"] != self._layout():
             self.current, self.next_refresh = None, step
             return

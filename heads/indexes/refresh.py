@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -45,10 +46,9 @@ class Work(Generic[T]):
         if not background:
             self._run(function)
             return
+        _in_threads.add(self)
         self._thread = threading.Thread(target=self._run, args=(function, True), name="index", daemon=True)
         self._thread.start()
-        # A thread that returns from a library during the interpreter's exit would crash the process.
-        atexit.register(self.cancel)
 
     @property
     def result(self) -> T:
@@ -60,7 +60,6 @@ class Work(Generic[T]):
         """Wait until the call has ended."""
         if self._thread is not None:
             self._thread.join()
-            atexit.unregister(self.cancel)
             self._thread = None
 
     def cancel(self) -> None:
@@ -78,6 +77,16 @@ class Work(Generic[T]):
             self.error = error
         self.seconds = time.perf_counter() - begin
         self.done = True  # last, because others take it as the end of the call
+
+
+_in_threads: weakref.WeakSet[Work[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _cancel_all() -> None:
+    """Wait for all threads: one that returns from a library during the interpreter's exit would crash the process."""
+    for work in list(_in_threads):
+        work.cancel()
 
 
 class Refresh(Generic[T]):

@@ -132,6 +132,16 @@ class ClassRows(nn.Module, ABC):
     def faults(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
         """Return why rows and row state of a state dict do not fit; an empty list if they fit."""
 
+    def check_shared(self, num_classes: int, embedding_size: int, rows_per_class: int, has_bias: bool) -> None:
+        """Raise a ValueError unless these are rows of so many classes and columns, for a head that is to use them."""
+        given = (self.shard.num_classes, self.embedding_size, self.rows_per_class, self.width > self.embedding_size)
+        if given != (num_classes, embedding_size, rows_per_class, has_bias):
+            raise ValueError(
+                f"centers=({self.extra_repr()}) must hold rows of num_classes={num_classes} and "
+                f"embedding_size={embedding_size}, {rows_per_class} for each class, "
+                f"{'with' if has_bias else 'without'} a bias; pass the centers of a head with the same options"
+            )
+
     def extra_repr(self) -> str:
         return f"{self.shard}, width={self.width}"
 
