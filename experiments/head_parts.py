@@ -82,8 +82,14 @@ def head_options(config: DictConfig) -> Any:
     if options_of(kind) is None:
         raise NotImplementedError(f"{config.head._target_} declares no options")
     own = {str(name): value for name, value in with_checked_types(config.head).items() if name != "_target_"}
-    built = {name: instantiate(value) if has(value, "_target_") else value for name, value in own.items()}
     try:
-        return make_options(kind, {**built, **parts})
+        return make_options(kind, {**{name: _built(value) for name, value in own.items()}, **parts})
     except TypeError as error:
         raise ValueError(f"{config.head._target_}: {error}") from error
+
+
+def _built(value: Any) -> Any:
+    """Return the value of an option, with the objects that it names."""
+    if has(value, "_target_"):
+        return instantiate(value)
+    return {name: _built(part) for name, part in value.items()} if isinstance(value, DictConfig) else value

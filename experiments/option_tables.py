@@ -65,10 +65,11 @@ def classes_of(group: str) -> Iterator[tuple[str, type]]:
 
 
 def targets(node: Any) -> Iterator[str]:
-    """Yield the targets of a file of conf/."""
+    """Yield the targets of a file of conf/, without those inside another target."""
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield node._target_
+            return
         for name in node:
             yield from targets(node._get_node(name))
 

@@ -50,6 +50,7 @@ from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
 from .rows.row_optimizer import RowOptimizer
 from .scent import Scent
 from .selection.selection import Selection
+from .staged import Staged
 from .subcenter import SubCenterFC
 from .virtual import VirtualFC
 
@@ -93,6 +94,7 @@ __all__ = [
     "Softmax",
     "SphereFace",
     "SphereFace2",
+    "Staged",
     "SubCenterFC",
     "UniFace",
     "VirtualFC",
