@@ -128,6 +128,33 @@ def options_by_choice(primary: str) -> dict[str, list[str]]:
     return options
 
 
+@cache
+def defaults_of(group: str, name: str) -> dict[str, Any]:
+    """Return the options of a choice and of those that it brings in, by full name; none for an unknown choice."""
+    found = _brought_in(group, name)
+    return {
+        key: found.get(value[2:-1], value) if isinstance(value, str) and value.startswith("${") else value
+        for key, value in found.items()
+    }
+
+
+def _brought_in(group: str, name: str) -> dict[str, Any]:
+    """Return the options of a choice as its files write them, with references such as ${dtype}."""
+    path = CONF / group / f"{name}.yaml"
+    if not path.exists():
+        return {}
+    package = re.search(r"^# @package (\S+)", path.read_text())
+    prefix = package[1] if package else group
+    found: dict[str, Any] = {}
+    for default in load(path).get("defaults") or []:
+        if isinstance(default, dict):
+            for other, choice in default.items():
+                found |= _brought_in(str(other).removeprefix("override ").removeprefix("/"), str(choice))
+        elif default != "_self_":
+            found |= _brought_in(group, default)
+    return found | _leaves(load(path), "" if prefix == "_global_" else f"{prefix}.")
+
+
 def all_keys(node: DictConfig, prefix: str = "") -> list[str]:
     """Return the full names of all options and sections of a config."""
     keys = []
@@ -145,6 +172,15 @@ def _flat(node: dict[str, Any], prefix: str) -> list[str]:
         if prefix or name not in ("defaults", "hydra"):
             keys += [f"{prefix}{name}", *(_flat(child, f"{prefix}{name}.") if isinstance(child, dict) else [])]
     return keys
+
+
+def _leaves(node: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the values of nested options by full name."""
+    leaves: dict[str, Any] = {}
+    for name, child in node.items():
+        if prefix or name not in ("defaults", "hydra"):
+            leaves |= _leaves(child, f"{prefix}{name}.") if isinstance(child, dict) else {f"{prefix}{name}": child}
+    return leaves
 
 
 @cache

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import run_files
+from ..command_line.config_files import defaults_of
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and the values measured after them
 # Options that differ between repetitions of one run, or do not affect its result: whole groups, and single names.
@@ -61,6 +62,11 @@ class Run:
         """The name of the head as the user typed it; of runs that did not record it, the name of its class."""
         return str(self.options.get("head_name") or self.summary["head"])
 
+    def has_default(self, name: str) -> bool:
+        """Return whether an option has the value that conf/ gives it for this head."""
+        defaults = defaults_of("head", self.head)
+        return name in defaults and normalized(self.options[name]) == normalized(defaults[name])
+
     @property
     def images_per_step(self) -> int:
         """Images of an optimizer step, over all processes."""
@@ -92,7 +98,7 @@ def differing_options(runs: list[Run], prefixes: tuple[str, ...], *, without: bo
     """Return the options with these prefixes in which runs differ.
 
     Of options that always vary together, the shortest name is returned. A head that lacks an option does not differ in
-    it from another head.
+    it from another head, and heads do not differ in an option that all runs have at the default of their head.
 
     Args:
         runs: the runs.
@@ -105,6 +111,8 @@ def differing_options(runs: list[Run], prefixes: tuple[str, ...], *, without: bo
         if matters(name) and name.startswith(prefixes) != without:
             values = tuple(normalized(run.options[name]) if name in run.options else "" for run in runs)
             targets = {run.target for run in runs if name in run.options}
+            if all(run.has_default(name) for run in runs if name in run.options):
+                continue
             if len({value for value, run in zip(values, runs, strict=True) if run.target in targets}) > 1:
                 by_values.setdefault(values, name)
     return list(by_values.values())

@@ -336,6 +336,19 @@ def test_an_option_of_one_head_makes_no_column(tmp_path):
     assert compared(tmp_path).options == []
 
 
+def test_options_at_the_defaults_of_their_heads_make_no_column(tmp_path):
+    """The names of the heads say enough, unless one run has another value."""
+    for head, rate in (("pfc", 0.1), ("subcenter", 1.0)):
+        made_run(tmp_path / head, head, options={"sample_rate": rate, "head.sample_rate": rate})
+    assert compared(tmp_path).options == []
+    made_run(tmp_path / "more", "pfc", options={"sample_rate": 0.2, "head.sample_rate": 0.2})
+    comparison = compared(tmp_path)
+    assert comparison.options == ["sample_rate"]
+    assert [group.label for group in comparison.groups] == [
+        *("pfc sample_rate=0.1", "pfc sample_rate=0.2", "subcenter sample_rate=1")
+    ]
+
+
 def test_the_files(tmp_path, monkeypatch, capsys):
     rates(tmp_path / "runs", {0.1: (0.5, 0.51, 0.52), 0.5: (0.9, 0.92, 0.91)})
     words = ["compare", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
