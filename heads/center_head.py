@@ -85,6 +85,7 @@ class CenterHead(Head):
         self.loss_state = LossState(loss_classes, self.centers.like, shared, counts)
         self.pending = PendingGradients(self.centers.like.device)
         self.counts = SelectionCounts()
+        self.figures: dict[str, Tensor] = {}  # of the loss of the last training forward
         self.probing = False  # whether a selection must not change the head
 
     def make_centers(self, num_classes: int, bias: float | None, device: torch.device | str | None) -> ClassRows:
@@ -187,7 +188,10 @@ class CenterHead(Head):
                 if learns:
                     self.pending.append(gradient, finite, has_optimizer=self.has_optimizer)
 
-            return streamed_loss(batch, loss, keep=keep_logits, on_backward=add_pending, timer=self.timer)
+            value = streamed_loss(batch, loss, keep=keep_logits, on_backward=add_pending, timer=self.timer)
+            if learns:
+                self.figures = loss.figures()
+            return value
 
     def gather_batch(
         self,
@@ -278,8 +282,12 @@ class CenterHead(Head):
             )
 
     def stats(self) -> dict[str, float]:
-        """Return numbers of this process: active classes and negatives of the last step, bytes, mean milliseconds."""
-        return {**self.counts.last, "memory_bytes": self.centers.memory_bytes, **self.timer.milliseconds()}
+        """Return numbers of this process: active classes and negatives of the last step, bytes, mean milliseconds.
+
+        In addition those of the objective in the last step, over all processes, such as the support of `QMargin`.
+        """
+        figures = {name: float(figure) for name, figure in self.figures.items()}
+        return {**self.counts.last, **figures, "memory_bytes": self.centers.memory_bytes, **self.timer.milliseconds()}
 
     def to_rows_space(self, embeddings: Tensor) -> Tensor:
         """Return embeddings (n, D) at unit length, or with a last column of ones if the margin has a bias."""

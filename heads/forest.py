@@ -233,6 +233,9 @@ class HashingForest(CenterHead):
         refresh, k = self.index_refresh, max(self._num_queried - 1, 1)
         covered = coverage(self, batch, ids, k=k)
         self.probed = {"mass_covered": float(covered.mass_Q.mean()), "mass_reachable": float(covered.perfect_Q.mean())}
+        self.probed |= {f"{name}_exact": figure for name, figure in covered.figures.items()}
+        if self.objective.sparse:
+            self.probed["support_missed"] = float((covered.missing_Q > 0).double().mean())
         self.allocation.observe(self.probed["mass_covered"], self.probed["mass_reachable"])
         if refresh.current is not None and (k := covered.nearest_Qk.shape[1]):
             answer = refresh.query(batch.x_ND, k + 1)

@@ -35,18 +35,19 @@ class FullLoss:
 
     Attributes:
         highest_Q, sum_Q: highest log of a negative's pull, and sum of exp(log - highest), over all processes.
-        top_Qk, nearest_Qk: highest logs of this shard, and their rows.
+        support_Q: number of negatives with a pull over all processes; of all of them, unless the objective is sparse.
+        top_Qk, nearest_Qk: pulls, as logs, and rows of the hardest negatives of this shard.
     """
 
     def __init__(self, objective: Objective, inputs: LossInputs, hardest: int):
         self.objective, self.inputs, self.group = objective, inputs, inputs.group
         self.x_QD = inputs.x_ND
         self.loss = objective.streamed(inputs)
-        self.loss.begin(needs_target_cos=True)
+        self.loss.ready()
         negatives = stream_negatives(self.loss, k=hardest)
-        self.highest_Q, self.sum_Q = negatives.over_processes(self.group)
+        self.highest_Q, self.sum_Q, self.support_Q = negatives.over_processes(self.group)
         self.top_Qk, self.nearest_Qk = negatives.top_Qk, negatives.nearest_Qk
-        self.among_hardest_Qk = self._among_hardest(hardest)
+        self.among_hardest_Qk = self._among_hardest(negatives.hardness_Qk, hardest)
 
     @cached_property
     def gradient_QD(self) -> Tensor:
@@ -54,7 +55,13 @@ class FullLoss:
         return backbone_gradient(self.objective, self.inputs)
 
     def mass(self, rows: Rows, ids: Tensor | None) -> Tensor:
-        """Return the share of each embedding's negative mass in these rows of all processes (Q,).
+        """Return the share of each embedding's negative mass in these rows of all processes (Q,); see `held`."""
+        return self.held(rows, ids)[0]
+
+    def held(self, rows: Rows, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return share and number of each embedding's negatives with a pull among these rows of all processes (Q,).
+
+        The share is that of the mass.
 
         Args:
             rows: some rows of the shard.
@@ -65,9 +72,9 @@ class FullLoss:
             inputs = replace(inputs, position_M=self._position(ids, position_M))
         loss = self.objective.streamed(inputs)
         loss.begin_like(self.loss)  # the samples' own classes may be missing
-        highest_Q, sum_Q = stream_negatives(loss).over_processes(self.group)
+        highest_Q, sum_Q, support_Q = stream_negatives(loss).over_processes(self.group)
         share_Q = (highest_Q - self.highest_Q).exp() * sum_Q / self.sum_Q
-        return torch.where(self.sum_Q > 0, share_Q, 1.0)  # without negatives, no mass is missing
+        return torch.where(self.sum_Q > 0, share_Q, 1.0), support_Q  # without negatives, no mass is missing
 
     def recall(self, ids: Tensor | None) -> Tensor:
         """Return the share of each embedding's hardest negatives (Q,) among these rows of all shards."""
@@ -81,9 +88,8 @@ class FullLoss:
         """Return the positions of rows of the shard among those with sorted ids, -1 if missing."""
         return local_P if ids is None else positions(ids, local_P)
 
-    def _among_hardest(self, hardest: int) -> Tensor:
-        """Return which of this shard's highest negatives are among the hardest over all processes, bool (Q, k)."""
-        top_Qk = self.top_Qk
+    def _among_hardest(self, top_Qk: Tensor, hardest: int) -> Tensor:
+        """Return which of this shard's hardest negatives are among the hardest over all processes, bool (Q, k)."""
         rank, _ = rank_and_size(self.group)
         widths = gather_sizes(top_Qk.shape[1], top_Qk.device, self.group)
         all_QM = gather_columns(top_Qk, widths, self.group)
@@ -101,16 +107,22 @@ class Coverage:
         mass_Q: share of each embedding's negative mass in the active classes of all processes.
         perfect_Q: this share if `nearest_Qk` were active too.
         nearest_Qk: the exact nearest classes of this shard without its own class, as rows of the shard.
+        missing_Q: number of negatives that have a pull over all classes and are not active.
+        figures: those of the loss over all classes.
     """
 
     mass_Q: Tensor
     perfect_Q: Tensor
     nearest_Qk: Tensor
+    missing_Q: Tensor
+    figures: dict[str, float]
 
 
 @torch.no_grad()
 def coverage(head: CenterHead, batch: GlobalBatch, ids: Tensor | None, *, k: int) -> Coverage:
     """Measure the mass of the active classes: read all rows of the shard once, and the active ones twice.
+
+    For a sparse objective, all rows are read twice.
 
     Args:
         head: the head whose classes are active.
@@ -121,8 +133,11 @@ def coverage(head: CenterHead, batch: GlobalBatch, ids: Tensor | None, *, k: int
     full = full_loss(head, batch, k)
     missed_Qk = torch.zeros_like(full.top_Qk) if ids is None else (positions(ids, full.nearest_Qk) < 0)
     missed_Q = ((full.top_Qk - full.highest_Q[:, None]).exp() * missed_Qk).sum(1)
-    mass_Q = full.mass(ActiveRows(head.centers, ids, keep=False), ids)
-    return Coverage(mass_Q, mass_Q + sum_over_processes(missed_Q, head.process_group) / full.sum_Q, full.nearest_Qk)
+    mass_Q, held_Q = full.held(ActiveRows(head.centers, ids, keep=False), ids)
+    missed_Q = sum_over_processes(missed_Q, head.process_group)
+    perfect_Q = mass_Q + torch.where(full.sum_Q > 0, missed_Q / full.sum_Q, 0)
+    figures = {name: float(figure) for name, figure in full.loss.figures().items()}
+    return Coverage(mass_Q, perfect_Q, full.nearest_Qk, full.support_Q - held_Q, figures)
 
 
 def full_loss(head: CenterHead, batch: GlobalBatch, hardest: int) -> FullLoss:
@@ -138,43 +153,57 @@ class Negatives:
 
     Attributes:
         max_Q, sum_Q: highest log of a pull, and sum of exp(log - highest).
-        top_Qk, nearest_Qk: the highest logs, and the positions of their rows.
+        support_Q: number of negatives with a pull, int64.
+        top_Qk, hardness_Qk, nearest_Qk: of the hardest negatives the logs of their pulls, what orders them, and the
+            positions of their rows. They are ordered by these logs, or by their logits if the objective is sparse.
     """
 
     max_Q: Tensor
     sum_Q: Tensor
+    support_Q: Tensor
     top_Qk: Tensor
+    hardness_Qk: Tensor
     nearest_Qk: Tensor
 
-    def over_processes(self, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
-        """Return highest log and sum over the rows of all processes."""
+    def over_processes(self, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return highest log, sum, and number of negatives with a pull over the rows of all processes."""
         highest_Q = max_over_processes(self.max_Q.clone(), group)
-        return highest_Q, sum_over_processes(self.sum_Q * (self.max_Q - highest_Q).exp(), group)
+        sum_Q = sum_over_processes(self.sum_Q * (self.max_Q - highest_Q).exp(), group)
+        return highest_Q, sum_Q, sum_over_processes(self.support_Q.clone(), group)
 
 
 def stream_negatives(loss: Streamed, *, k: int = 0) -> Negatives:
     """Compute the mass of the negatives in one pass over the rows.
 
     Args:
-        loss: a loss whose margin has begun.
-        k: number of the highest logs to return.
+        loss: a loss that is ready.
+        k: number of the hardest negatives to return.
     """
     x_QD, count = loss.x_ND, loss.num_samples
     max_Q = x_QD.new_full((count,), torch.finfo(x_QD.dtype).min)
-    sum_Q = torch.zeros_like(max_Q)
-    top_Qk, nearest_Qk = x_QD.new_empty(count, 0), loss.placed.position_P.new_empty(count, 0)
+    sum_Q, support_Q = torch.zeros_like(max_Q), torch.zeros_like(max_Q, dtype=torch.int64)
+    top_Qk = hardness_Qk = x_QD.new_empty(count, 0)
+    nearest_Qk = loss.placed.position_P.new_empty(count, 0)
     for a, b in chunks(loss.num_rows):
-        logs_kQ = loss.log_pull(a, b, loss.class_cosines(a, b))
-        logs_kQ[loss.placed_positives.within(a, b).at] = -torch.inf
+        cos_kQ = loss.class_cosines(a, b)
+        own = loss.placed_positives.within(a, b).at
+        logs_kQ = loss.log_pull(a, b, cos_kQ)
+        logs_kQ[own] = -torch.inf
         new_max_Q = torch.maximum(max_Q, logs_kQ.amax(0))
         sum_Q = sum_Q * (max_Q - new_max_Q).exp_() + (logs_kQ - new_max_Q).exp_().sum(0)
         max_Q = new_max_Q
+        support_Q += (logs_kQ > -torch.inf).sum(0)
         if k:
+            hardness_kQ = logs_kQ
+            if loss.sparse:  # most logs are -inf
+                hardness_kQ = loss.negative_logits(cos_kQ)
+                hardness_kQ[own] = -torch.inf
             places = torch.arange(a, b, device=x_QD.device).expand(count, -1)
-            merged = torch.cat([top_Qk, logs_kQ.T], dim=1)
-            top_Qk, best = merged.topk(min(k, merged.shape[1]), dim=1)
+            merged = torch.cat([hardness_Qk, hardness_kQ.T], dim=1)
+            hardness_Qk, best = merged.topk(min(k, merged.shape[1]), dim=1)
+            top_Qk = torch.cat([top_Qk, logs_kQ.T], dim=1).gather(1, best)
             nearest_Qk = torch.cat([nearest_Qk, places], dim=1).gather(1, best)
-    return Negatives(max_Q, sum_Q, top_Qk, nearest_Qk)
+    return Negatives(max_Q, sum_Q, support_Q, top_Qk, hardness_Qk, nearest_Qk)
 
 
 def backbone_gradient(objective: Objective, inputs: LossInputs) -> Tensor:

@@ -18,6 +18,11 @@ class Objective(Configured, ABC):
 
     bias: ClassVar[str | None] = None  # a learned bias: "shared", one number for all classes; or "class", one for each
     passes: ClassVar[int] = 2  # passes over the rows from forward to backward
+    # Numbers of 4 bytes that a step sums over processes beside the gradient of the embeddings: for each sample, and in
+    # all. Those of the softmax are target cosine, maximum and sum of exponentials.
+    sums: ClassVar[tuple[int, int]] = (3, 0)
+    work_bytes: ClassVar[int] = 0  # memory of a step for each sample, beside that of a chunk of rows
+    sparse: ClassVar[bool] = False  # whether negatives may have a gradient of exactly 0
 
     @abstractmethod
     def streamed(self, inputs: "LossInputs") -> "Streamed":

@@ -28,6 +28,7 @@ class SigmoidObjective(Objective):
 
     bias = "shared"
     passes = 1
+    sums = (0, 2)  # the loss and the gradient of the bias
     bias_sign = -1  # the bias is subtracted from the logits or added to them
 
     @abstractmethod

@@ -111,6 +111,7 @@ class Streamed(ABC):
     """The loss of one forward pass: `loss` computes it, and `backward` its gradient."""
 
     averages = True  # whether the loss of a sample is the mean over its targets
+    sparse = False  # whether negatives may have a gradient of exactly 0
 
     def __init__(self, inputs: LossInputs):
         self.inputs = inputs
@@ -176,7 +177,18 @@ class Streamed(ABC):
 
     @abstractmethod
     def log_pull(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
-        """Return the log of the gradient by each negative logit, up to a summand per sample, (b - a, N)."""
+        """Return the log of the gradient by each negative logit, up to a summand per sample, (b - a, N).
+
+        The loss must be `ready`.
+        """
+
+    def ready(self) -> None:
+        """Compute what `log_pull` needs, without the loss."""
+        self.begin(needs_target_cos=True)
+
+    def figures(self) -> dict[str, Tensor]:
+        """Return scalars of this forward pass for `stats`, the same on all processes."""
+        return {}
 
     def begin(self, *, needs_target_cos: bool) -> None:
         """Compute the target cosines, and begin the forward pass of the margin.
@@ -200,7 +212,7 @@ class Streamed(ABC):
         self.target_logit_P = self.target_logits(self.target_cos_P, self.margin)
 
     def begin_like(self, other: Streamed) -> None:
-        """Take over target cosines and margin of a loss of the same batch that has begun."""
+        """Take over target cosines and margin of a loss of the same batch that is ready."""
         self.target_cos_P, self.shared_target_cos_P = other.target_cos_P, other.shared_target_cos_P
         self.margin, self.target_logit_P = other.margin, other.target_logit_P
 

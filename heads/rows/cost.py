@@ -63,15 +63,14 @@ def step_cost(case: Case, options: LossOptions, *, row_state: Mapping[str, RowSt
     keeps_logits, keeps_rows = what_fits(4 * K * N, 4 * K * D, options.logits_budget_mb * 2**20)
     kept, kept_rows = 4 * K * N * keeps_logits, 4 * K * D * (keeps_rows and not in_place)
     chunk = 4 * min(CHUNK_ROWS, K) * (2 * N + 2 * D)
-    # Two passes sum target cosines, maxima and sums of exponentials of all samples; one pass sums a loss and a bias.
     assert options.objective is not None
-    passes = options.objective.passes
+    passes, (sums_of_sample, sums) = options.objective.passes, options.objective.sums
     # Products for cosines, gradient of the embeddings, gradient of the rows; cosines that are not kept again.
     products = (3 if kept else 3 + passes) if row else (2 if kept else 1 + passes)
-    summed = 4 * N * (D + 3) if passes == 2 else 4 * (N * D + 2)
+    summed = 4 * (N * (D + sums_of_sample) + sums)
     return Cost(
         table_bytes=case.shard * (row + state),
-        work_bytes=kept + kept_rows + chunk + 4 * 4 * N * D + 12 * K,
+        work_bytes=kept + kept_rows + chunk + 4 * 4 * N * D + 12 * K + N * options.objective.work_bytes,
         # Embeddings, lengths, weights, labels and sizes are gathered.
         sent_bytes=case.sent(gathered=N * (4 * (D + 2) + 8) + 8 * case.world_size, summed=summed),
         multiply_adds=K * N * D * products,
