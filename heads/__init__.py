@@ -43,7 +43,7 @@ from .margins import (
     SVSoftmax,
 )
 from .none import NoCenters
-from .objectives import BCE, CrossEntropy, Objective, SphereFace2, UniFace
+from .objectives import BCE, CrossEntropy, Objective, QMargin, SphereFace2, UniFace
 from .pfc import PartialFC
 from .prototypes import Prototypes
 from .rows.optimizers import RowAdagrad, RowAdamW, RowSGD
@@ -84,6 +84,7 @@ __all__ = [
     "Objective",
     "PartialFC",
     "Prototypes",
+    "QMargin",
     "RowAdagrad",
     "RowAdamW",
     "RowOptimizer",

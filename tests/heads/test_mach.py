@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import heads.objectives.softmax
-from heads import BCE, MACH, ArcFace, ClassMargin, CosFace, FixedAdaCos, FullFC, MagFace, Softmax, UniFace
+from heads import BCE, MACH, ArcFace, ClassMargin, CosFace, FixedAdaCos, FullFC, MagFace, QMargin, Softmax, UniFace
 from heads.core.cost import Case as Size
 from heads.fidelity import selection_fidelity
 from heads.mach import MACHOptions
 from tests import reference
 from tests.cases import part_of
 from tests.heads.margins.table import magface
+from tests.heads.objectives.test_qmargin import qmargin
 from tests.heads.objectives.test_uniface import start, uniface
 from tests.reference import Rule
 from tests.workers import rank_and_world
@@ -46,6 +47,7 @@ CASES = {
     "adacos": Case({"margin": FixedAdaCos()}, replace(Rule(), s=2**0.5 * torch.tensor(B - 1.0).log().item())),
     "softmax": Case({"margin": Softmax()}, Rule(s=1.0, normalized=False)),
     "uniface": Case({"objective": UniFace()}, formula=uniface, bias=start(B)),
+    "qmargin": Case({"margin": ArcFace(), "objective": QMargin()}, Rule(reference.arcface), formula=qmargin),
 }
 
 
