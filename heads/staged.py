@@ -57,13 +57,13 @@ class StagedOptions(CenterOptions):
 
     stages: dict[int, Any] | None = option(
         None,
-        "{step: head} with the head from each step on: its class, functools.partial(CLASS, option=value, ...) with "
-        "options of its own, or a name in `heads`. None for {0: 'pfc', 1000: 'full'}.",
+        "Head from each step on, {step: head}: a class, functools.partial(CLASS, option=value, ...) with options of "
+        "its own, or a name in `heads`. None for {0: 'pfc', 1000: 'full'}.",
     )
     heads: dict[str, Any] | None = option(
         None,
-        "{name: head} with the heads that `stages` names, as classes or partial calls. None for full, pfc, forest and "
-        "knn with their defaults.",
+        "Heads that `stages` may name, {name: head}, as classes or partial calls. None for full, pfc, forest and knn "
+        "with their defaults.",
     )
     index: Index | None = option(
         None,

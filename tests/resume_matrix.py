@@ -47,6 +47,7 @@ HEADS = {
     "pfc": ["head=pfc", "sample_rate=0.3"],
     "forest": ["head=forest", "index=ivf", "build=blocking", "interval=2", "num_active=0.3"],
     "knn": ["head=knn", "build=blocking", "interval=2", "num_active=0.3", "neighbours=20"],
+    "staged": ["head=staged", "stages={0:pfc,2:knn,4:full}", "build=blocking", "interval=2", "neighbours=20"],
     "ffc": ["head=ffc", "queue_size=100"],
 }
 States = dict[str, Any]  # "saved", "loaded", "end": name -> tensor

@@ -97,10 +97,10 @@ def nearest_of_shard(rows: Tensor, shard: Shard, neighbours: int, normalized: bo
 
 def built(num_classes: int, options: dict[str, Any], steps: int = 1) -> tuple[Tensor, Tensor, Shard]:
     """Return rows and graph of a worker after some training steps with a build at the last one, and its shard."""
-    heads.indexes.class_graph.EXCHANGED_ROWS = 8  # several exchanges
+    heads.indexes.class_graph.EXCHANGED_ROWS = 8  # so that the interval gives two exchanges
     rank, world_size = rank_and_world()
     try:
-        head = KNNSoftmax(num_classes, 8, **{"num_active": 0.5, "interval": 1, "build": "blocking", **options})
+        head = KNNSoftmax(num_classes, 8, **{"num_active": 0.5, "interval": 2, "build": "blocking", **options})
         optimizer = head.optimizer(lr=1.0)
         for step in range(steps):
             rows = head.centers.rows.clone()
