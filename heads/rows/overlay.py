@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..objectives.row_gradient import RowGradient
 from ..objectives.softmax import chunks
-from .chunk_gradient import ChunkGradient, SummedGradient
+from .chunk_gradient import ChunkGradient, StreamedGradient, SummedGradient
 from .class_rows import ClassRows, RowIndex
 
 if TYPE_CHECKING:
@@ -31,10 +31,15 @@ class Overlay:
     def __init__(self, ids: Tensor, values_mD: Tensor, lent_m: Tensor):
         self.ids, self.values_mD, self.lent_m = ids, values_mD, lent_m
         self._sorted: list[int] = ids.tolist()
+        self._lent: list[int] = ids[lent_m].tolist()
 
     def within(self, a: int, b: int) -> slice:
         """Return which of the values belong to the rows a to b."""
         return slice(bisect_left(self._sorted, a), bisect_left(self._sorted, b))
+
+    def lends(self, a: int, b: int) -> bool:
+        """Return whether one of the rows a to b only lends its place."""
+        return bisect_left(self._lent, a) < bisect_left(self._lent, b)
 
     def over(self, rows_kD: Tensor, a: int, *, in_place: bool) -> Tensor:
         """Return rows a, a + 1, ... of the shard (k, D) with the values of this overlay."""
@@ -63,6 +68,11 @@ def stream_overlaid(
     """
     overlays = [active.overlay for active, _ in entries]
     for a, b in chunks(centers.shard.size):
+        if len(entries) == 1 and overlays[0] is not None and not overlays[0].lends(a, b):  # nearly all chunks
+            (active, entry), index = entries[0], slice(a, b)
+            rows_kD = active.slice(a, b)
+            yield index, rows_kD, StreamedGradient([entry], a, b, rows_kD, centers.workspace)
+            continue
         rows_kD = centers.read(slice(a, b)).clone()
         source_k = torch.full((b - a,), -1, device=rows_kD.device)  # the pass that gave the value; -1 for the store
         takes_part = torch.ones(len(entries), b - a, dtype=torch.bool, device=rows_kD.device)
