@@ -300,7 +300,10 @@ def traceless(case: Case) -> None:
     head(x, labels, None, records).backward()
     head.train()
     head.step, head.micro_batch = 1, 0
+    loss().backward()
+    head.pending.proxy.grad = None
     optimizer.step()  # of nothing
+    optimizer.zero_grad()
     assert torch.equal(head.records.values, before) and torch.equal(head.centers.rows, rows)
     head.step = 1
     after = stepped(case, head, optimizer, 1)
@@ -390,6 +393,11 @@ def test_ignored_samples_and_samples_without_negatives_visit_nothing():
     optimizer.step()
     assert float(loss.detach()) == 0 and not x.grad.any() and not (alone.records.values > UNVISITED).any()
     assert math.isnan(alone.stats()["log_mean_exp"])
+    optimizer.zero_grad()
+    alone.records.values[3] = 2.0
+    alone(x, torch.tensor([0, 0]), None, torch.tensor([3, 3])).backward()
+    optimizer.step()
+    assert float(alone.records.values[3]) == 2
 
 
 def test_several_labels_are_refused():
@@ -478,6 +486,9 @@ def test_fidelity_compares_with_the_logarithm_of_the_mean_over_all_classes():
     head.records.values.fill_(60.0)
     figures = selection_fidelity(head, x.detach(), labels, records=records)
     assert figures["gradient_norm_ratio"] < 0.1 and figures["mass"] == pytest.approx(1)
+    head.records.values[0::2] = UNVISITED  # these records belong to the probes
+    figures = selection_fidelity(head, x.detach(), labels, records=records, probes=4)
+    assert figures["gradient_norm_ratio"] == pytest.approx(1, abs=1e-5)
     sampled = build(replace(case, options={"sample_rate": 0.3}))
     assert selection_fidelity(sampled, x.detach(), labels, records=records)["gradient_cosine"] < 0.9
     with pytest.raises(ValueError, match="records are missing"):
