@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .differences import Difference, difference
 from .figures import FIGURES, TIME, Figure, figure_of_protocol
-from .groups import PROBLEM_OPTIONS, Group, grouped
+from .groups import PROBLEM_OPTIONS, Group, grouped, shown_name
 from .runs import Run, differing_options
 
 AXES = {"images": "images", "steps": "steps", "seconds": "s of training"}
@@ -29,7 +29,7 @@ class Comparison:
         at: the point; None for the last point that all runs of a problem have reached.
 
     Attributes:
-        options: options in which groups differ.
+        options: options in which groups differ, by their names as shown.
         groups: groups of runs; those of one head are neighbours.
         problems: names of the problems.
         at: the point of each problem.
@@ -47,8 +47,9 @@ class Comparison:
         if axis == "seconds" and not any("train/seconds" in run.curves for run in runs):
             raise ValueError("--equal seconds needs train/seconds in metrics.csv, which no run has; use --equal images")
         self.runs, self.axis, self.asked = runs, axis, at
-        self.options = differing_options(runs, PROBLEM_OPTIONS, without=True)
-        self.groups = grouped(runs, self.options)
+        options = differing_options(runs, PROBLEM_OPTIONS, without=True)
+        self.options = list(map(shown_name, options))
+        self.groups = grouped(runs, options)
         self.problems = list(dict.fromkeys(group.problem for group in self.groups))
         self.at = {problem: at or self._reached_by_all(problem) for problem in self.problems}
         known = {figure.name for figure in FIGURES}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .figures import format_option
-from .runs import Run, differing_options, normalized
+from .runs import TARGET, Run, differing_options, normalized
 
 # Options of the problem by how they begin. Figures are compared within one problem only.
 PROBLEM_OPTIONS = ("data.", "noise.", "protocol.", "evaluate.far")
@@ -38,32 +38,50 @@ class Group:
 
 
 def grouped(runs: list[Run], options: list[str]) -> list[Group]:
-    """Group runs by head, problem and these options.
+    """Group runs by head, problem and these options, which the groups have by their names as shown.
 
     The full head comes first, then the others by name. Groups of one head are sorted by their options.
     """
     problem_options = differing_options(runs, PROBLEM_OPTIONS)
     several_sizes = len({run.summary.get("num_classes") for run in runs}) > 1
     names = [name for _, name in {(run.target, run.head) for run in runs}]
+    short = _short_classes(runs, options)
     groups: dict[tuple[str, ...], Group] = {}
     for run in runs:
         head = run.target if names.count(run.head) > 1 else run.head
-        own_options = {name: run.options[name] for name in options if name in run.options}
+        own = {name: run.options[name] for name in options if name in run.options}
         parts = [f"{name}={run.options[name]}" for name in problem_options if name in run.options]
         if several_sizes and "num_classes" in run.summary:
             parts.insert(0, f"{run.summary['num_classes']:,} classes")
         problem = ", ".join(parts)
-        key = (head, problem, *(f"{name}={normalized(value)}" for name, value in own_options.items()))
-        groups.setdefault(key, Group(head, own_options, problem)).runs.append(run)
+        key = (head, problem, *(f"{name}={normalized(value)}" for name, value in own.items()))
+        shown = {shown_name(name): short.get(f"{name}={value}", value) for name, value in own.items()}
+        groups.setdefault(key, Group(head, shown, problem)).runs.append(run)
     return sorted(
         groups.values(),
         key=lambda group: (
             not group.is_full,
             group.head,
-            [_sort_key(group.options.get(name)) for name in options],
+            [_sort_key(group.options.get(shown_name(name))) for name in options],
             _sort_key(group.runs[0].summary.get("num_classes")),
         ),
     )
+
+
+def shown_name(option: str) -> str:
+    """Return the name by which an option is shown: `objective` for `objective._target_`."""
+    return option.removesuffix(f".{TARGET}")
+
+
+def _short_classes(runs: list[Run], options: list[str]) -> dict[str, str]:
+    """Return the names without modules of the classes in these options, by `option=class`, if they are distinct."""
+    result: dict[str, str] = {}
+    for option in options:
+        classes = {str(run.options[option]) for run in runs if option.endswith(TARGET) and option in run.options}
+        names = {f"{option}={value}": value.rpartition(".")[2] for value in classes}
+        if len(set(names.values())) == len(classes):
+            result |= names
+    return result
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:

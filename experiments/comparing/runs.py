@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import run_files
-from ..command_line.config_files import defaults_of
+from ..command_line.config_files import choices_of, defaults_of
 
+TARGET = "_target_"
+# Groups whose class says enough if its options have their defaults.
+NAMED_BY_CLASS = ("backbone", "margin", "objective", "optimizer", "schedule")
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, and the values measured after them
 # Options that differ between repetitions of one run, or do not affect its result: whole groups, and single names.
 IGNORED_GROUPS = ("logger.", "checkpoint.")
@@ -63,9 +66,20 @@ class Run:
         return str(self.options.get("head_name") or self.summary["head"])
 
     def has_default(self, name: str) -> bool:
-        """Return whether an option has the value that conf/ gives it for this head."""
-        defaults = defaults_of("head", self.head)
-        return name in defaults and normalized(self.options[name]) == normalized(defaults[name])
+        """Return whether an option has the default that conf/ gives it for the run's head, objective, margin etc."""
+        value = normalized(self.options[name])
+        return any(name in choice and normalized(choice[name]) == value for choice in self._defaults)
+
+    @cached_property
+    def _defaults(self) -> list[dict[str, Any]]:
+        """The defaults of the head, and of the choices of other groups that have the run's classes, except classes."""
+        found = [defaults_of("head", self.head)]
+        for group in NAMED_BY_CLASS:
+            for choice in (defaults_of(group, name) for name in choices_of(group)):
+                classes = {name: value for name, value in choice.items() if name.endswith(TARGET)}
+                if all(self.options.get(name) == value for name, value in classes.items()):
+                    found.append({name: value for name, value in choice.items() if name not in classes})
+        return found
 
     @property
     def images_per_step(self) -> int:
@@ -98,7 +112,8 @@ def differing_options(runs: list[Run], prefixes: tuple[str, ...], *, without: bo
     """Return the options with these prefixes in which runs differ.
 
     Of options that always vary together, the shortest name is returned. A head that lacks an option does not differ in
-    it from another head, and heads do not differ in an option that all runs have at the default of their head.
+    it from another head. Without `prefixes`, an option is left out if it has a default in all runs that have it: that
+    of the run's head, or of its objective, margin and so on.
 
     Args:
         runs: the runs.
@@ -111,7 +126,7 @@ def differing_options(runs: list[Run], prefixes: tuple[str, ...], *, without: bo
         if matters(name) and name.startswith(prefixes) != without:
             values = tuple(normalized(run.options[name]) if name in run.options else "" for run in runs)
             targets = {run.target for run in runs if name in run.options}
-            if all(run.has_default(name) for run in runs if name in run.options):
+            if without and all(run.has_default(name) for run in runs if name in run.options):
                 continue
             if len({value for value, run in zip(values, runs, strict=True) if run.target in targets}) > 1:
                 by_values.setdefault(values, name)

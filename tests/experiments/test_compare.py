@@ -349,6 +349,28 @@ def test_options_at_the_defaults_of_their_heads_make_no_column(tmp_path):
     ]
 
 
+def test_parts_are_shown_by_their_class(tmp_path):
+    """Options at the defaults of their part make no column; classes of one name are shown with their modules."""
+    softmax = {"objective._target_": "heads.objectives.CrossEntropy", "objective.label_smoothing": 0.0}
+    qmargin = {"objective._target_": "heads.objectives.QMargin", "objective.alpha": 1.5}
+    made_run(tmp_path / "0", options=softmax)
+    made_run(tmp_path / "1", options=qmargin)
+    comparison = compared(tmp_path)
+    assert comparison.options == ["objective"]
+    assert [group.label for group in comparison.groups] == ["pfc objective=CrossEntropy", "pfc objective=QMargin"]
+    made_run(tmp_path / "2", options={**qmargin, "objective.alpha": 1.2})
+    assert "pfc objective=QMargin objective.alpha=1.2" in [group.label for group in compared(tmp_path).groups]
+    made_run(tmp_path / "3", options={"objective._target_": "mine.QMargin"})
+    labels = [group.label for group in compared(tmp_path).groups]
+    assert len(labels) == 4 and "pfc objective=mine.QMargin" in labels
+
+
+def test_other_data_at_their_defaults_are_another_problem(tmp_path):
+    for data in ("glyphs", "sphere"):
+        made_run(tmp_path / data, options={"data._target_": f"data.sets.{data}.{data}"})
+    assert len(compared(tmp_path).problems) == 2
+
+
 def test_the_files(tmp_path, monkeypatch, capsys):
     rates(tmp_path / "runs", {0.1: (0.5, 0.51, 0.52), 0.5: (0.9, 0.92, 0.91)})
     words = ["compare", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
