@@ -120,7 +120,11 @@ class QMarginLoss(Streamed):
         self.kept_LN = kept_LN
         bounds = max_over_processes(torch.stack([candidates.tau_P, candidates.max_P.double()]), self.group)
         sums = self._streamed_sums if candidates.too_many else candidates.narrow(bounds[0]).sums
-        self.tau_P, self.sums_4P = self._solve(bounds[0], lambda tau_P: sum_over_processes(sums(tau_P), self.group))
+        # NaN of a logit that is not finite, which a maximum over processes may lose; else 0.
+        fault_P = candidates.max_P.double() * 0
+        self.tau_P, self.sums_4P = self._solve(
+            bounds[0], lambda tau_P: sum_over_processes(sums(tau_P) + fault_P, self.group)
+        )
         # Logits are subtracted from their maximum, since their low bits would be lost in a difference with tau.
         self.max_P = bounds[1].to(self.x_ND)
         self.gap_P = (bounds[1] - self.tau_P).to(self.x_ND)
