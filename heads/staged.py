@@ -190,7 +190,7 @@ class Staged(CenterHead):
         head = self._stage[0]
         head.step, head.micro_batch, head.probing = self.step, self.micro_batch, self.probing
         head.training, head.timer, head.counts = self.training, self.timer, self.counts
-        head.margin, head.loss_state = self.margin, self.loss_state
+        head.margin, head.loss_state, head.figures = self.margin, self.loss_state, self.figures
         return head
 
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:

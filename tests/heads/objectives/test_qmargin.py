@@ -1,5 +1,6 @@
 """Q-Margin against the definition of its loss in float64; its support, in the full head and in the forest."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +25,7 @@ from heads import (
     QMargin,
     RowAdagrad,
     RowAdamW,
+    Staged,
     SubCenterFC,
 )
 from heads.core.cost import Case as Size
@@ -310,6 +312,13 @@ def test_the_loss_is_0_where_the_class_exceeds_all_others_by_the_margin(alpha):
         loss.backward()
         assert (abs(float(loss.detach())) < 1e-14) == zero and (not x.grad.any()) == zero
         assert head.stats()["support"] == (1 if zero else 2)
+
+
+def test_support_is_among_the_stats_of_stages():
+    stages = {0: functools.partial(HashingForest, probe_interval=1, **FOREST)}
+    head = Staged(50, 8, stages=stages, objective=QMargin())
+    head(torch.randn(4, 8), torch.arange(4))
+    assert {"support", "support_exact", "support_missed"} <= head.stats().keys()
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
