@@ -192,7 +192,10 @@ def write_files(folder: Path, trained: Trained, data: DataSet, labels_N: NDArray
 
     options = OmegaConf.to_container(trained.config.weights) if "weights" in trained.config else {}
     own = {name: value for name, value in options.items() if name in ("by", "beta", "file")}  # type: ignore[union-attr]
-    before = with_weights(data, **own).train.weights  # the weights of the training, which are kept
+    try:
+        before = with_weights(data, **own).train.weights  # the weights of the training, which are kept
+    except TypeError as error:
+        raise trained.stored.refused(f"it has no valid weights ({error})") from error
 
     def weights() -> Iterator[NDArray[np.float32]]:
         for start in range(0, count, CHUNK):

@@ -10,7 +10,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ..comparing.runs import flatten
 from .config_files import CONF, NO_OPTIONS, choices_of, chosen_in, groups_of
@@ -31,8 +33,16 @@ def restated(config: DictConfig, first: Sequence[str], without: Collection[str] 
         without: options that the words leave out.
 
     Returns:
-        The words; None if conf/ has no choice for a part of the config, such as one of an earlier version.
+        The words; None if conf/ has no choice for a part of the config, such as one of an earlier version or of another
+        program. A checkpoint of others could otherwise name any class in a command that a user copies.
     """
+    try:
+        return _words(config, first, without)
+    except (HydraException, OmegaConfBaseException):  # names and values that no command line has
+        return None
+
+
+def _words(config: DictConfig, first: Sequence[str], without: Collection[str]) -> list[str] | None:
     fixed = {word.partition("=")[0] for word in first}
     left_out = {*OF_A_RUN, *without, *fixed, *(f"{group}.{TARGET}" for group in fixed)}
     wanted = {name: value for name, value in flatten(OmegaConf.to_container(config)).items() if name not in left_out}
@@ -44,6 +54,8 @@ def restated(config: DictConfig, first: Sequence[str], without: Collection[str] 
         found = _composed(*words)
         for name, value in wanted.items():
             if min(name.count("."), 3) == depth and not _agrees(name, value, found):
+                if name.endswith(TARGET):
+                    return None
                 words.append(f"{'' if name in found else '+'}{name}={text_of(value)}")
     found = _composed(*words)
     if not all(_agrees(name, value, found) for name, value in wanted.items()):

@@ -49,6 +49,24 @@ def test_words_give_the_config(name):
         arguments.check(line)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.backbone._target_": "os.system"},
+        {"backbone": {"_target_": "mine.Backbone"}},
+        {"trainer": {"a b": 1}},
+        {"trainer": {"x=1 hydra.run.dir": "y"}},
+        {"head.margin": {"_target_": "os.mkdir"}},
+    ],
+)
+def test_names_that_conf_lacks_are_never_in_a_command(changes):
+    """The config may be that of a checkpoint that others have made."""
+    before = resolved("head=full")
+    for name, value in changes.items():
+        OmegaConf.update(before, name, value, force_add=True, merge=name == "trainer")
+    assert restated(before, ["head=full"]) is None
+
+
 def test_another_head_keeps_the_other_options():
     before = resolved("head=subcenter", "sample_rate=0.3", "head.log_q=true", "dtype=bf16", "seed=4")
     words = restated(before, ["head=pfc"], ["centers_per_class", "head.centers_per_class"])
