@@ -48,7 +48,9 @@ HEADS = {
     "forest": ["head=forest", "index=ivf", "build=blocking", "interval=2", "num_active=0.3"],
     "knn": ["head=knn", "build=blocking", "interval=2", "num_active=0.3", "neighbours=20"],
     "staged": ["head=staged", "stages={0:pfc,2:knn,4:full}", "build=blocking", "interval=2", "neighbours=20"],
+    "virtual": ["head=virtual", "num_anchors=100"],
     "ffc": ["head=ffc", "queue_size=100"],
+    "none": ["head=none"],
 }
 States = dict[str, Any]  # "saved", "loaded", "end": name -> tensor
 
@@ -58,12 +60,13 @@ class LoadedError(Exception):
 
 
 def cases() -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the options of each training; ffc keeps no rows in a store."""
+    """Yield the name and the options of each training; ffc and none keep no rows in a store."""
     for head, store, dtype in itertools.product(HEADS, ("device", "host", "disk"), ("fp32", "bf16")):
-        if head != "ffc":
+        if head not in ("ffc", "none"):
             yield f"{head} store={store} dtype={dtype}", [*HEADS[head], f"store={store}", f"dtype={dtype}"]
-        elif store == "device":
+        elif store == "device" and head == "ffc":
             yield f"{head} dtype={dtype}", [*HEADS[head], f"dtype={dtype}"]
+    yield "none", HEADS["none"]
 
 
 def state_of(module: HeadModule) -> dict[str, Tensor]:
@@ -71,7 +74,7 @@ def state_of(module: HeadModule) -> dict[str, Tensor]:
     head = module.head
     if not hasattr(head, "centers"):
         state = head.get_extra_state()
-        flat = {**state.pop("pool"), **state}
+        flat = {**state.pop("pool", {}), **state}
         return {name: torch.as_tensor(value).clone() for name, value in flat.items()}
     rows = head.centers.read(slice(0, head.centers.shard.size))
     return {"rows": rows.clone(), **{name: table.clone() for name, table in head.centers.state.items()}}

@@ -24,6 +24,7 @@ CASES = {
     "pfc": ["head=pfc", "num_workers=1"],
     "pfc on disk": ["head=pfc", "store=disk", "dtype=bf16"],
     "ffc": ["head=ffc", "queue_size=64"],
+    "virtual": ["head=virtual", "num_anchors=16"],
     "forest": ["head=forest", "num_active=40", "interval=50"],
     "forest ivf": ["head=forest", "num_active=40", "interval=50", "index=ivf"],
 }
