@@ -7,7 +7,7 @@ over their rows, and leaves the rows' gradient *pending* until the row optimizer
 Legend: n batch of this process, N batch of all processes, D embedding, C classes, K active rows of this process.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -22,28 +22,25 @@ from .core.options import make_options, whole
 from .core.row_state import RowState
 from .group.batch import GlobalBatch, gather_batch, gather_embeddings, in_rows_space, trainable
 from .group.collectives import default_group
-from .head import Head
 from .margins.class_counts import checked_counts
 from .objectives.autograd import no_loss, streamed_loss
 from .objectives.blocks import Block
+from .objectives.inputs import LossInputs
 from .objectives.loss_state import LossState
 from .objectives.objective import Objective
 from .objectives.row_gradient import RowGradient
-from .objectives.shared_bias import SharedBias
-from .objectives.streamed import LossInputs
 from .objectives.topk import nearest_classes
+from .row_head import RowHead
 from .rows.active import ActiveRows
 from .rows.class_rows import ClassRows
 from .rows.cost import center_cost, what_fits
-from .rows.optimizers import RowSGD
 from .rows.options import CenterOptions, LossOptions
 from .rows.pending import PendingGradients
-from .rows.row_optimizer import RowOptimizer
 from .selection.counts import SelectionCounts
 from .selection.selection import Selection
 
 
-class CenterHead(Head):
+class CenterHead(RowHead):
     """Base class of heads that keep one row, the class center, per class.
 
     The loss is the objective, by default the exact margin softmax, over the selected rows.
@@ -103,10 +100,6 @@ class CenterHead(Head):
     def block_of(cls, options: Any) -> Block:
         """Return the rows of a class, and how their cosines become those of the loss."""
         return Block()
-
-    @property
-    def class_centers(self) -> ClassRows | None:
-        return self.centers
 
     @classmethod
     def active_shares(cls, num_classes: int, options: Any) -> list[float]:
@@ -224,36 +217,6 @@ class CenterHead(Head):
         drawn, key = self.options.drawn, (self.options.seed, self.step, self.micro_batch)
         return batch.with_drawn(drawn, key) if self.training and drawn is not None else batch
 
-    @property
-    def carried(self) -> dict[str, Tensor]:
-        """The numbers that the margin carries from step to step, scalars, as of the last optimizer step."""
-        return self.loss_state.of_margin(self.margin, self.centers.like)
-
-    @property
-    def shared_bias(self) -> SharedBias | None:
-        """The bias of all classes that the objective learns; None for objectives without one."""
-        return self.loss_state.shared_bias
-
-    def advance(self, applied: bool = True) -> None:
-        if applied:
-            self.loss_state.commit(self.pending.last_margin())
-        super().advance(applied)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the pending gradients of the rows, as `zero_grad` of their optimizer does."""
-        super().zero_grad(set_to_none)
-        self.pending.clear()
-
-    def optimizer(self, lr: float, *, rule: Callable[..., RowOptimizer] = RowSGD, **options: Any) -> RowOptimizer:
-        """Return the optimizer of the rows.
-
-        Args:
-            lr: learning rate.
-            rule: a class from `heads.rows.optimizers`.
-            options: options of `rule`. RowSGD has momentum 0.9 and weight decay 5e-4 by default.
-        """
-        return rule(self, lr=lr, **options)
-
     @torch.no_grad()
     def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the k classes nearest to each embedding, exact over the classes of all processes.
@@ -302,34 +265,8 @@ class CenterHead(Head):
         finally:
             self.probing = before
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {**super().get_extra_state(), **self.loss_state.state_dict()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self.loss_state.load_state_dict(state, self.centers.like)
-
-    def sharded_state(self) -> dict[str, Tensor]:
-        state = self.centers.state_dict()
-        return {f"centers.{name}": tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-
     def extra_repr(self) -> str:
         return f"margin={self.margin}, embedding_size={self.embedding_size}, seed={self.options.seed}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy or pickle, without pending gradients."""
-        return {**super().__getstate__(), "pending": PendingGradients(self.centers.like.device)}
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        """Load the step count only if rows and row state fit; `centers` reports those that do not."""
-        if not self.centers.faults(state_dict, f"{prefix}centers."):
-            super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "CenterHead":
-        super()._apply(fn, recurse)
-        self.pending.to(self.centers.like.device)
-        self.loss_state.to(self.centers.like)
-        return self
 
     def loss_inputs(self, batch: GlobalBatch, selection: Selection, rows: ActiveRows) -> LossInputs:
         """Return what the objective computes the loss of a batch from, with these active classes and their rows."""

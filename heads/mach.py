@@ -17,9 +17,9 @@ from .group.batch import GlobalBatch, gather_embeddings
 from .group.collectives import gather_rows, gather_sizes, rank_and_size
 from .group.positives import Positives
 from .objectives.blocks import Block, SeparateRows
+from .objectives.inputs import LossInputs
 from .objectives.rows import MIN_NORM
 from .objectives.softmax import chunks
-from .objectives.streamed import LossInputs
 from .objectives.topk import best_of, best_of_processes
 from .rows.active import ActiveRows
 from .rows.class_rows import ClassRows

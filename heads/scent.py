@@ -21,9 +21,9 @@ from .core.row_state import RowState
 from .core.schedule import Schedule, check_schedule, plain, value_at
 from .group.batch import GlobalBatch
 from .group.collectives import sum_over_processes
+from .objectives.inputs import LossInputs
 from .objectives.objective import Objective
 from .objectives.softmax import CrossEntropy, MarginSoftmax
-from .objectives.streamed import LossInputs
 from .pfc import PartialFC, PartialFCOptions
 from .rows.active import ActiveRows
 from .rows.record_table import UNVISITED, RecordTable

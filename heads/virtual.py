@@ -15,7 +15,7 @@ from .core.options import option, whole
 from .group.batch import SHORTEST, GlobalBatch
 from .group.positives import Positives
 from .margins.arcface import ArcFace
-from .objectives.streamed import LossInputs
+from .objectives.inputs import LossInputs
 from .rows.active import ActiveRows
 from .rows.class_rows import ClassRows
 from .rows.options import CenterOptions

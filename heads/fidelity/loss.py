@@ -18,10 +18,10 @@ from ..group.collectives import gather_rows, gather_sizes, rank_and_size
 from ..group.sharding import Shard
 from ..margins.class_counts import ClassCounts, checked_counts
 from ..margins.margin import Margin
+from ..objectives.inputs import LossInputs
 from ..objectives.loss_state import LossState
 from ..objectives.rows import DenseRows
 from ..objectives.softmax import CrossEntropy
-from ..objectives.streamed import LossInputs
 from .figures import check_options, compare_gradients, evenly_spaced
 from .reference import FullLoss
 

@@ -17,10 +17,11 @@ from ..center_head import CenterHead
 from ..group.batch import GlobalBatch
 from ..group.collectives import gather_columns, gather_sizes, max_over_processes, rank_and_size, sum_over_processes
 from ..group.sharding import positions
+from ..objectives.inputs import LossInputs
 from ..objectives.objective import Objective
 from ..objectives.rows import Rows
 from ..objectives.softmax import chunks
-from ..objectives.streamed import LossInputs, Streamed
+from ..objectives.streamed import Streamed
 from ..rows.active import ActiveRows
 from ..selection.selection import Selection
 

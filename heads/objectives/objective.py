@@ -10,7 +10,8 @@ from ..core.options import Configured
 from ..margins.margin import Margin
 
 if TYPE_CHECKING:
-    from .streamed import LossInputs, Streamed
+    from .inputs import LossInputs
+    from .streamed import Streamed
 
 
 class Objective(Configured, ABC):

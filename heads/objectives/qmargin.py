@@ -17,10 +17,11 @@ from torch import Tensor
 from ..core.options import documented, number, option
 from ..group.collectives import max_over_processes, sum_over_processes
 from ..margins.margin import Margin
+from .inputs import LossGradient, LossInputs
 from .objective import Objective
 from .row_gradient import RowGradient
 from .softmax import chunks
-from .streamed import LossGradient, LossInputs, Streamed
+from .streamed import Streamed
 
 # Candidates that are kept for a target, on average over the targets. With more of them, Newton's method reads the rows,
 # or the kept cosines, in each of its steps.

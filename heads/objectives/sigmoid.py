@@ -17,10 +17,11 @@ from torch.nn.functional import logsigmoid, softplus
 
 from ..group.collectives import sum_over_processes
 from ..margins.margin import Margin
+from .inputs import LossGradient, LossInputs, NegativeGradient
 from .objective import Objective
 from .row_gradient import RowGradient
 from .softmax import LINEAR, chunks
-from .streamed import LossGradient, LossInputs, NegativeGradient, Streamed
+from .streamed import Streamed
 
 
 class SigmoidObjective(Objective):

@@ -18,10 +18,11 @@ from torch.nn.functional import softplus
 from ..core.options import documented, number, option
 from ..group.collectives import max_over_processes, sum_over_processes
 from ..margins.margin import Margin
+from .inputs import LossGradient, LossInputs
 from .objective import Objective
 from .placed import PlacedPairs
 from .row_gradient import RowGradient
-from .streamed import LossGradient, LossInputs, Streamed
+from .streamed import Streamed
 
 # Chunks that fit the caches are faster than larger ones: new temporaries of many MB cost page faults.
 CHUNK_ROWS = 2048

@@ -15,9 +15,9 @@ from ..group.positives import Positives
 from ..margins.batch import MarginBatch
 from ..margins.margin import Margin
 from ..objectives.autograd import with_known_gradients
+from ..objectives.inputs import LossInputs
 from ..objectives.rows import MIN_NORM
 from ..objectives.softmax import MarginSoftmax
-from ..objectives.streamed import LossInputs
 from ..objectives.topk import streamed_topk
 from .rows import PoolRows
 
