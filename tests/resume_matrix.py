@@ -48,7 +48,11 @@ HEADS = {
     "forest": ["head=forest", "index=ivf", "build=blocking", "interval=2", "num_active=0.3"],
     "knn": ["head=knn", "build=blocking", "interval=2", "num_active=0.3", "neighbours=20"],
     "staged": ["head=staged", "stages={0:pfc,2:knn,4:full}", "build=blocking", "interval=2", "neighbours=20"],
+    "subcenter": ["head=subcenter", "sample_rate=0.3"],
+    "mach": ["head=mach", "num_buckets=50"],
     "virtual": ["head=virtual", "num_anchors=100"],
+    "prototypes": ["head=prototypes", "sample_rate=0.3", "objective=uniface"],
+    "scent": ["head=scent", "sample_rate=0.3"],
     "ffc": ["head=ffc", "queue_size=100"],
     "none": ["head=none"],
 }

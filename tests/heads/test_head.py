@@ -245,7 +245,7 @@ def test_logits_budget_counts_pending_gradients():
     head = FullFC(1024, 8, logits_budget_mb=1024 * 12 * 4 / 2**20)  # room for one batch of 12
     for _ in range(2):
         head(EMBEDDINGS.clone().requires_grad_(), LABELS).backward()
-    kept = [gradient.kept_KN is not None for _, gradient in head.pending.entries]
+    kept = [gradient.kept_LN is not None for _, gradient in head.pending.entries]
     assert kept == [True, False]
 
 
