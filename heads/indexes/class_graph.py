@@ -23,7 +23,8 @@ from .index import Index
 from .refresh import Refresh, Work
 from .vectors import CenterVectors
 
-EXCHANGED_ROWS = 1024  # least number of rows of each process that are exchanged, and searched for, at a time
+EXCHANGED_ROWS = 1024  # least number of rows of each process that are exchanged at a time; most that are searched for
+SEARCHED_PAIRS = 2**30  # pairs of a query and a row, after which a search may be cancelled
 
 
 def neighbours_per_shard(neighbours: int, num_classes: int, shard_size: int) -> int:
@@ -190,7 +191,8 @@ class ClassGraph(Refresh[Tensor]):
             classes_M, queries = self._exchanged(a, b)
 
             def search(work: Work[None], classes_M: Tensor = classes_M, queries: RowSequence = queries) -> None:
-                for i, j in chunks(len(classes_M), EXCHANGED_ROWS):
+                at_once = max(16, min(EXCHANGED_ROWS, SEARCHED_PAIRS // self.centers.shard.size))
+                for i, j in chunks(len(classes_M), at_once):
                     if work.cancelled:
                         return
                     graph[classes_M[i:j]] = self._nearest(index, classes_M[i:j], queries.slice(i, j))

@@ -199,6 +199,17 @@ def test_a_build_in_the_background_ends_with_its_stage():
     work.wait()
 
 
+def test_probes_start_no_build_in_the_background():
+    head = Staged(101, 8, stages={0: partial(KNN, build="background")})
+    selection_fidelity(head, torch.randn(4, 8), torch.arange(4))
+    with torch.no_grad():
+        head(torch.randn(4, 8), torch.arange(4))
+    assert not head.stage.graph.running and head.stage.graph.next_refresh == 0
+    train(head, 1)
+    assert head.stage.graph.running
+    head.stage.graph.wait()
+
+
 def test_copies_continue_in_the_middle_of_a_stage():
     for steps in (3, 8):
         head = Staged(101, 8, stages=STAGES)
