@@ -116,10 +116,6 @@ REFUSED = [
     ),
     ("head=ffc margin=adaface", "FFC compares the images of each process .* or a head with class centers"),
     (
-        "head=ffc objective.label_smoothing=0.1",
-        r"objective=CrossEntropy\(label_smoothing=0.1\) cannot be used with head=",
-    ),
-    (
         "head=none objective=uniface",
         r"objective=UniFace.* cannot be used with head=.*, whose loss has no objective; use",
     ),
@@ -143,6 +139,21 @@ def test_combinations_are_refused_before_anything_starts(line, words, tmp_path):
         arguments.check(given)
     with pytest.raises(ValueError, match=words):
         assemble(config(*given, "data=folder", "data.source=nowhere"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["head=ffc", "objective.label_smoothing=0.1"],
+            r"objective=CrossEntropy\(label_smoothing=0.1\) cannot be used",
+        ),
+        (["head=none", "margin.s=32"], r"margin=CosFace\(s=32.* whose loss has no margin; leave it at the default"),
+    ],
+)
+def test_options_that_a_head_would_ignore_are_refused(words, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        assemble(config(*words, "data=folder", "data.source=nowhere"), tmp_path)
 
 
 def test_a_sweep_with_a_refused_combination_does_not_start():
