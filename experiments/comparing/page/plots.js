@@ -139,6 +139,7 @@ function drawOption() {
 function drawCurves() {
   const name = $("curve").value, axis = $("curve-axis").value;
   const chosen = data.curves.find((curve) => curve.name === name), traces = [], ofHead = {};
+  const opacity = visible().length > 4 ? "10" : "22"; // of bands, which overlap
   for (const i of visible()) {
     const group = data.groups[i], curve = group.curves[name];
     const steps = curve ? curve.mean.map((_, k) => k).filter((k) => [curve[axis], curve.mean, curve.deviation].every((list) => list[k] !== null)) : [];
@@ -148,7 +149,7 @@ function drawCurves() {
     const low = steps.map((k) => curve.mean[k] - curve.deviation[k]), high = steps.map((k) => curve.mean[k] + curve.deviation[k]);
     if (group.runs.length > 1)
       traces.push({
-        x: [...x, ...[...x].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", fillcolor: `${tint}22`,
+        x: [...x, ...[...x].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", fillcolor: tint + opacity,
         line: { width: 0 }, mode: "lines", hoverinfo: "skip",
       });
     traces.push({
