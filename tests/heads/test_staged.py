@@ -19,6 +19,7 @@ from heads import (
     CenterHead,
     CosFace,
     CrossEntropy,
+    CurricularFace,
     Exact,
     FullFC,
     HashingForest,
@@ -43,7 +44,7 @@ from tests.workers import rank_and_world
 PFC = partial(PartialFC, sample_rate=0.3)
 FOREST = partial(HashingForest, num_active=40, interval=2, build="blocking", index=Exact())
 KNN = partial(KNNSoftmax, num_active=40, neighbours=10, interval=2, build="blocking")
-STAGES = {0: PFC, 2: KNN, 5: partial(FullFC, min_probability=1e-3), 7: FOREST}
+STAGES = {0: PFC, 2: KNN, 5: partial(FullFC, min_probability=1e-3), 7: partial(FOREST, probe_interval=1)}
 CASES = {
     "pfc, full": Case(Staged, {"stages": {0: PFC, 2: FullFC}}),
     "pfc, knn, forest": Case(Staged, {"stages": {0: PFC, 1: KNN, 2: FOREST}}),
@@ -91,7 +92,7 @@ def stepped(head: CenterHead, optimizer: Any, step: int) -> tuple[float, Tensor]
 
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "cosface": {},
-    "adaface, bf16": {"margin": AdaFace(s=16), "dtype": "bf16"},
+    "curricularface, bf16": {"margin": CurricularFace(s=16), "dtype": "bf16"},  # probes read what it carries
     "uniface": {"objective": UniFace(), "margin": CosFace(s={0: 16, 4: 32}), "store": "host", "seed": 3},
 }
 
