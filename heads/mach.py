@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .center_head import CenterHead
 from .core import counter_rng
+from .core.cost import TooManyClassesError
 from .core.options import option, whole
 from .group.batch import GlobalBatch, gather_embeddings
 from .group.collectives import gather_rows, gather_sizes, rank_and_size
@@ -45,13 +46,19 @@ class MACHOptions(CenterOptions):
 
         Raises:
             ValueError: `num_buckets` does not fit the number of classes.
+            TooManyClassesError: a share of so many classes is more than a hash can tell apart.
         """
         given = self.num_buckets
         count = round(given * num_classes) if 0 < given < 1 else given
-        if not (count == int(count) and 2 <= count <= min(num_classes, MOST_BUCKETS)):
+        if count > MOST_BUCKETS:
+            raise TooManyClassesError(
+                f"num_buckets={given} of num_classes={num_classes:,} is more than {MOST_BUCKETS:,}, the values of a "
+                "hash; use fewer buckets"
+            )
+        if not (count == int(count) and 2 <= count <= num_classes):
             raise ValueError(
                 f"num_buckets={given} of num_classes={num_classes} must be a whole number of buckets from 2 to "
-                f"{min(num_classes, MOST_BUCKETS)}, or a share of the classes that gives as many"
+                f"{num_classes}, or a share of the classes that gives as many"
             )
         return int(count)
 

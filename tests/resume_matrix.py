@@ -64,13 +64,14 @@ class LoadedError(Exception):
 
 
 def cases() -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the options of each training; ffc and none keep no rows in a store."""
+    """Yield the name and the options of each training; ffc, prototypes and none keep no rows in a store."""
     for head, store, dtype in itertools.product(HEADS, ("device", "host", "disk"), ("fp32", "bf16")):
-        if head not in ("ffc", "none"):
+        if head not in ("ffc", "prototypes", "none"):
             yield f"{head} store={store} dtype={dtype}", [*HEADS[head], f"store={store}", f"dtype={dtype}"]
         elif store == "device" and head == "ffc":
             yield f"{head} dtype={dtype}", [*HEADS[head], f"dtype={dtype}"]
-    yield "none", HEADS["none"]
+    for head in ("prototypes", "none"):
+        yield head, HEADS[head]
 
 
 def state_of(module: HeadModule) -> dict[str, Tensor]:
@@ -80,8 +81,10 @@ def state_of(module: HeadModule) -> dict[str, Tensor]:
         state = head.get_extra_state()
         flat = {**state.pop("pool", {}), **state}
         return {name: torch.as_tensor(value).clone() for name, value in flat.items()}
-    rows = head.centers.read(slice(0, head.centers.shard.size))
-    return {"rows": rows.clone(), **{name: table.clone() for name, table in head.centers.state.items()}}
+    tables = {"rows": head.centers.read(slice(0, head.centers.shard.size)), **head.centers.state}
+    if head.needs_records:
+        tables["records"] = head.records.values
+    return {name: table.clone() for name, table in tables.items()}
 
 
 def watched(words: list[str], folder: Path, only_load: bool) -> tuple[int, States, str]:
@@ -124,7 +127,7 @@ def joined(of_ranks: list[tuple[int, States, str]], when: str, name: str) -> Ten
     return parts[0] if len({tuple(part.shape) for part in parts}) == 1 and name not in SHARDED else torch.cat(parts)
 
 
-SHARDED = ("rows", "momentum")
+SHARDED = ("rows", "momentum", "records")
 
 
 def differing(one: list[Any], when: str, other: list[Any], then: str) -> list[str]:

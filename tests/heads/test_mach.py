@@ -243,6 +243,7 @@ def test_ignored_samples_take_no_part():
         ({"num_buckets": 102}, "num_buckets=102"),
         ({"num_buckets": 2.5}, "num_buckets=2.5"),
         ({"num_buckets": 0.001}, "num_buckets=0.001"),
+        ({"num_buckets": 2**40}, "is more than 2,147,483,648, the values of a hash; use fewer buckets"),
         ({"num_hashes": 0}, "num_hashes=0"),
         (
             {"margin": ClassMargin(), "class_counts": torch.ones(C, dtype=torch.int64)},
