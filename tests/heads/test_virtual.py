@@ -41,6 +41,7 @@ class Case:
 
 CASES = {
     "arcface": Case(),
+    "published lengths": Case({"anchor_length": None}),
     "recomputing": Case({"logits_budget_mb": 0}),
     "weights": Case(weighted=True),
     "double": Case(dtype=torch.float64),
@@ -133,7 +134,8 @@ class Dense:
             x = embeddings.to(self.dtype).requires_grad_()
             rows, lent = stored.clone(), torch.zeros(M, dtype=torch.bool)
             for class_id, anchor in assigned[micro].items():
-                rows[anchor] = x.detach()[labels == class_id].sum(0)
+                total, length = x.detach()[labels == class_id].sum(0), case.options.get("anchor_length", 0.1)
+                rows[anchor] = total if length is None else length * total / total.norm()
                 if class_id % M == anchor:
                     writer[anchor], final[anchor] = micro, rows[anchor]
                 else:
@@ -281,14 +283,15 @@ def test_lone_images_and_sums_of_no_length_give_finite_numbers():
     optimizer.step()
     assert torch.isfinite(loss) and torch.isfinite(x.grad).all() and torch.isfinite(head.centers.rows).all()
     moved = (head.centers.rows - before).norm(dim=1)
-    assert moved[[6, 7]].min() > 1 and moved[[5, 8]].max() < 0.01, "a sum without a length was written"
+    assert moved[[6, 7]].min() > 0.05 and moved[[5, 8]].max() < 0.01, "a sum without a length was written"
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"store": "disk"}])
 def test_other_stores_write_what_the_device_writes(options, tmp_path):
     if "store" in options:
         options = {**options, "store_dir": tmp_path}
-    first, other = make(Case()), VirtualFC(C, D, num_anchors=M, rounding="nearest", **options)
+    first = make(Case({"anchor_length": None}))
+    other = VirtualFC(C, D, num_anchors=M, anchor_length=None, rounding="nearest", **options)
     optimizers = [head.optimizer(**SGD) for head in (first, other)]
     for seed in range(3):
         losses = [stepped(head, optimizer, seed) for head, optimizer in zip((first, other), optimizers, strict=True)]
@@ -357,6 +360,7 @@ def test_ignored_samples_are_as_if_they_were_not_there():
         ({"num_anchors": 1001}, "num_anchors=1001"),
         ({"num_anchors": 2.5}, r"num_anchors=2\.5"),
         ({"num_anchors": 1e-4}, "num_anchors=0.0001"),
+        ({"anchor_length": 0}, "anchor_length=0 must be at least 0.001"),
         ({"images_per_class": 1}, "images_per_class=1 must be at least 2"),
         ({"margin": Softmax()}, "margin=Softmax.* has a bias for each class, and an anchor of VirtualFC stands for"),
         ({"margin": ClassMargin(), "class_counts": torch.arange(C)}, "margin=ClassMargin.* depends on class counts"),
