@@ -392,7 +392,10 @@ def test_a_wrong_option_gets_a_message(tmp_path):
         (["head=full", "min_probability=2"], "min_probability=2 must be in [0, 1); 0 leaves no row out"),
         (["head=forest", "num_active=5000"], "num_active=5000 must be a number of classes up to 2803"),
         (["head=forest", "build=later"], "build='later' must be 'background' or 'blocking'"),
-        (["head=ffc", "evaluate.train_records=9"], "evaluate.train_records=9 needs class centers, and FFC has none"),
+        (
+            ["head=ffc", "evaluate.train_records=9"],
+            "evaluate.train_records=9 compares records with all classes: FFC has no class centers",
+        ),
         (["trainer.gradient_clip_val=0"], "trainer.gradient_clip_val=0 must be a number above 0, or null for none"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1 must be a number above 0, or null for none"),
         (["trainer.max_steps=2.5"], "trainer.max_steps=2.5 must be a whole number of at least 1"),

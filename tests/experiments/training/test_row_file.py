@@ -69,7 +69,7 @@ def test_files_that_do_not_fit_are_refused(centers, tmp_path, workers):
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             options.check(config(f"warm_start.rows={value}"))
-    with pytest.raises(ValueError, match=r"needs a head that stores class centers, and FFC stores none"):
+    with pytest.raises(ValueError, match=r"needs a head that stores one row a class, and FFC stores none"):
         still = [word for word in WORDS if not word.startswith("optimizer.rows.")]
         train(config(*still, "head=ffc", "queue_size=20", f"warm_start.rows={tmp_path / 'centers.npy'}"), tmp_path)
 
