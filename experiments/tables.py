@@ -30,8 +30,10 @@ def console() -> Console:
 def shown(work: Iterable[T], label: str, total: int, on: bool = True) -> Iterable[T]:
     """Return an iterable that shows a progress bar on a terminal."""
     terminal = console()
-    on = on and terminal.is_terminal and not _HIDDEN.get()
-    return track(work, label, total, console=terminal, transient=True, disable=not on)
+    if not (on and terminal.is_terminal and not _HIDDEN.get()):
+        # A thread of `track` might collect the generator that an error has left, and cannot wait for itself.
+        return work
+    return track(work, label, total, console=terminal, transient=True)
 
 
 @contextmanager

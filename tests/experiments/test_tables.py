@@ -1,6 +1,7 @@
 """Printed tables: paths and words of users appear unchanged, with any characters."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -61,3 +62,11 @@ def test_bars():
     with bars(screen) as progress:
         progress.add_task(f"Writing {ODD}", total=2)
     assert f"Writing {ODD}" in screen.file.getvalue()
+
+
+def test_a_hidden_progress_bar_starts_no_thread():
+    before = threading.active_count()
+    for _ in tables.shown(iter(range(3)), "Work", 3, on=False):
+        assert threading.active_count() == before
+    with tables.bars_hidden():
+        assert list(tables.shown(iter(range(3)), "Work", 3)) == [0, 1, 2]
