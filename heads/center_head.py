@@ -215,7 +215,11 @@ class CenterHead(RowHead):
             num_records=self.num_records if self.training else None,
         )
         drawn, key = self.options.drawn, (self.options.seed, self.step, self.micro_batch)
-        return batch.with_drawn(drawn, key) if self.training and drawn is not None else batch
+        return self.in_loss_classes(batch.with_drawn(drawn, key) if self.training and drawn is not None else batch)
+
+    def in_loss_classes(self, batch: GlobalBatch) -> GlobalBatch:
+        """Return the batch with the classes that the loss compares, where they are not those of the labels."""
+        return batch
 
     @torch.no_grad()
     def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -118,21 +118,12 @@ class MACH(CenterHead):
         high, low = hashes.to(torch.int64).view(len(classes), -1, 2).unbind(2)
         return ((high & 0xFFFF) << 16 | (low & 0xFFFF)) % self.centers.shard.num_classes
 
-    def gather_batch(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        weight: Tensor | None = None,
-        records: Tensor | None = None,
-        *,
-        learns: bool = False,
-    ) -> GlobalBatch:
-        """Return the batch of `CenterHead`, in which each sample has a bucket by each hash as its classes.
+    def in_loss_classes(self, batch: GlobalBatch) -> GlobalBatch:
+        """Return a batch in which each sample has a bucket by each hash as its classes.
 
         Raises:
-            ValueError: as `CenterHead.gather_batch`, and if samples have several labels.
+            ValueError: samples have several labels.
         """
-        batch = super().gather_batch(embeddings, labels, weight, records, learns=learns)
         if batch.positives.sample_P is not None:
             raise ValueError(
                 "labels have several classes a sample, and MACH hashes one; pass labels of shape (n,), or use a head "

@@ -142,22 +142,12 @@ class VirtualFC(CenterHead):
     def select_classes(self, embeddings: Tensor, labels: Tensor) -> Selection:
         return Selection()
 
-    def gather_batch(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        weight: Tensor | None = None,
-        records: Tensor | None = None,
-        *,
-        learns: bool = False,
-    ) -> GlobalBatch:
-        """Return the batch of `CenterHead` with `AnchoredPositives`.
+    def in_loss_classes(self, batch: GlobalBatch) -> GlobalBatch:
+        """Return the batch with `AnchoredPositives`.
 
         Raises:
-            ValueError: as `CenterHead.gather_batch`, and if samples have several labels, or the batch more classes than
-                there are anchors.
+            ValueError: samples have several labels, or the batch has more classes than there are anchors.
         """
-        batch = super().gather_batch(embeddings, labels, weight, records, learns=learns)
         if batch.positives.sample_P is not None:
             raise ValueError(
                 "labels have several classes a sample, and VirtualFC has one anchor for a sample; pass labels of shape "
