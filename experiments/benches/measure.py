@@ -5,13 +5,15 @@ import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 TURN = 0.2
+PARTS = ("forward", "backward", "update")  # of a training step
 
 Step = Callable[[], Mapping[str, float]]  # runs one step and returns part -> milliseconds
 
@@ -70,6 +72,51 @@ def interleave(subjects: Mapping[str, Subject], warmup: int, repeats: int) -> No
             subject.turn(TURN)
             for part, milliseconds in subject.turn(TURN).items():
                 subject.parts.setdefault(part, []).append(milliseconds)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Training steps of a subject that ran in turns with those of the first one.
+
+    Attributes:
+        parts: part -> milliseconds of each repeat.
+        over_first: time of a step, relative to that of the first subject next to it.
+        peak_bytes: peak memory of its process.
+    """
+
+    parts: Mapping[str, list[float]]
+    over_first: float
+    peak_bytes: float
+
+    @property
+    def totals(self) -> list[float]:
+        """Return the milliseconds of forward pass, backward pass and update in each repeat."""
+        return step_times(self.parts)
+
+    def figures(self) -> dict[str, float]:
+        step, spread = median_and_spread(self.totals)
+        times = {f"{part}_ms": statistics.median(self.parts[part]) for part in PARTS}
+        return {**times, "step_ms": step, "spread_ms": spread, "peak_bytes": self.peak_bytes}
+
+
+def compared(builds: Sequence[Callable[[], Subject]], warmup: int, repeats: int) -> list[Measured]:
+    """Measure training steps of each subject in turns with the first one. At most two processes exist at a time."""
+    build, *others = builds
+    first = build()
+    results = []
+    for build_other in others:
+        other = build_other()
+        interleave({"first": first, "other": other}, warmup, repeats)
+        beside = {part: values[-repeats:] for part, values in first.parts.items()}
+        over = ratio(step_times(other.parts), step_times(beside))
+        results.append(Measured(other.parts, over, other.close()))
+    if not others:
+        interleave({"first": first}, warmup, repeats)
+    return [Measured(first.parts, 1.0, first.close()), *results]
+
+
+def step_times(parts: Mapping[str, list[float]]) -> list[float]:
+    return [sum(times) for times in zip(*(parts[part] for part in PARTS), strict=True)]
 
 
 def median_and_spread(values: list[float]) -> tuple[float, float]:

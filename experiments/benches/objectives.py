@@ -3,7 +3,7 @@
 Each combination is measured in turns with the first one, in two processes, so that a drift of the machine affects both.
 """
 
-from collections.abc import Mapping
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,10 +12,9 @@ import torch
 from heads import Margin
 
 from ..option_tables import classes_of
-from .head_step import HEADS, SGD, allocate_state, three_parts, update_with
-from .measure import Step, Subject, interleave, median_and_spread, ratio
-
-PARTS = ("forward", "backward", "update")
+from .baselines import SGD, three_parts, update_with
+from .head_step import HEADS, allocate_state
+from .measure import Step, Subject, compared
 
 
 def objectives(
@@ -51,32 +50,13 @@ def objectives(
         {"margin": one, "objective": other, "logits_budget_mb": budget}
         for one, other, budget in product(margin, objective, logits_budget_mb)
     ]
-    first = Subject(step_of, device=device, **common, **cases[0])
-    lines = [{**common, **cases[0]}]
-    for case in cases[1:]:
-        subjects = {"first": first, "other": Subject(step_of, device=device, **common, **case)}
-        for subject in subjects.values():
-            subject.parts.clear()
-        interleave(subjects, warmup, repeats)
-        lines.append({**common, **case, **_figures(subjects["other"])})
-        lines[-1]["over_first"] = ratio(_totals(subjects["other"]), _totals(first))
-    if len(cases) == 1:
-        interleave({"first": first}, warmup, repeats)
-    lines[0] |= {**_figures(first), "over_first": 1.0}
+    builds = [partial(Subject, step_of, device=device, **common, **case) for case in cases]
+    lines = []
+    for case, measured in zip(cases, compared(builds, warmup, repeats), strict=True):
+        above = measured.peak_bytes - measured.parts["held"][0]
+        figures = {**measured.figures(), "above_rows_bytes": above, "over_first": measured.over_first}
+        lines.append({**common, **case, **figures})
     return lines
-
-
-def _totals(subject: Subject) -> list[float]:
-    return [sum(times) for times in zip(*(subject.parts[part] for part in PARTS), strict=True)]
-
-
-def _figures(subject: Subject) -> Mapping[str, float]:
-    """Return times and memory of a subject, and end its process."""
-    step, spread = median_and_spread(_totals(subject))
-    held = subject.parts["held"][0]
-    peak = subject.close()
-    times = {f"{part}_ms": median_and_spread(subject.parts[part])[0] for part in PARTS}
-    return {**times, "step_ms": step, "spread_ms": spread, "peak_bytes": peak, "above_rows_bytes": peak - held}
 
 
 def step_of(

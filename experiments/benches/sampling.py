@@ -9,21 +9,22 @@ import torch
 
 from heads import PartialFC
 
-from .head_step import active, by_topk
+from .baselines import by_topk
+from .head_step import active
 from .measure import median_and_spread, ratio, timed
 
 
 def sampling(
     num_classes: list[int], sample_rate: list[float], batch: int, warmup: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """Return a line for each number of classes and rate. `topk` is the published way, O(C) per step."""
+    """Return a line for each number of classes, rate and way. `topk` is the published way, O(C) per step."""
     lines = []
     for C in map(int, num_classes):
         head = PartialFC(C, 1)
         for rate in sample_rate:
             head.options = replace(head.options, sample_rate=rate)
             count = active(rate, C)
-            times: Mapping[str, list[float]] = {"ours": [], "topk": []}
+            times: Mapping[str, list[float]] = {"pfc": [], "topk": []}
             for repeat in range(warmup + repeats):
                 head.step = repeat
                 labels = torch.randint(C, (batch,))
@@ -31,18 +32,11 @@ def sampling(
                 ours = timed(partial(head.select_classes, embeddings, labels))[0]
                 topk = timed(partial(by_topk, C, count, labels))[0]
                 if repeat >= warmup:
-                    times["ours"].append(ours)
+                    times["pfc"].append(ours)
                     times["topk"].append(topk)
-            milliseconds, spread = median_and_spread(times["ours"])
-            lines.append(
-                {
-                    "num_classes": C,
-                    "sample_rate": rate,
-                    "active": count,
-                    "step_ms": milliseconds,
-                    "spread_ms": spread,
-                    "baseline_step_ms": median_and_spread(times["topk"])[0],
-                    "speedup": ratio(times["topk"], times["ours"]),
-                }
-            )
+            for way, milliseconds in times.items():
+                step, spread = median_and_spread(milliseconds)
+                sizes = {"num_classes": C, "sample_rate": rate, "active": count}
+                figures = {"step_ms": step, "spread_ms": spread, "over_first": ratio(milliseconds, times["pfc"])}
+                lines.append({"head": way, **sizes, **figures})
     return lines

@@ -8,8 +8,8 @@ import torch
 
 from heads import FullFC
 
-from .head_step import products
 from .measure import median_and_spread, ratio, timed
+from .rates import products
 
 
 def topk(

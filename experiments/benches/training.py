@@ -11,7 +11,7 @@ from data.sets.sphere import sphere
 from data.streams import InstanceStream
 from heads import CenterHead
 
-from .head_step import SGD
+from .baselines import SGD
 
 
 @dataclass

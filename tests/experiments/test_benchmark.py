@@ -1,16 +1,21 @@
 """The benchmark command on small cases: figures, files, table; and that baselines do the same step as the head."""
 
 import json
+import os
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize, one_hot
 
 from experiments import benchmark
+from experiments.benches import baselines, cold_files, measure
 from experiments.benches import head_step as bench
 from experiments.benches.catalog import catalog
 from experiments.benches.loader import DECODERS, loader, make, with_workers
-from experiments.benches.measure import median_and_spread, ratio
+from experiments.benches.measure import PARTS, median_and_spread, ratio
 from experiments.benches.min_probability import min_probability
 from experiments.benches.objectives import objectives
 from experiments.benches.pool import LinkedLRU, OrderedLRU, pool
@@ -19,83 +24,157 @@ from experiments.benches.search import search
 from experiments.benches.selection import selection
 from experiments.benches.stall import stall
 from experiments.benches.topk import topk
+from experiments.instantiate import instantiate
 from heads import CosFace, FullFC, PartialFC
 from heads.pool.class_pool import ClassPool
+from tests.experiments import commands
 from tests.experiments.commands import call
+
+SMALL = ("bench.num_classes=[300]", "bench.embedding_size=[8]", "bench.batch=[4]", "bench.repeats=2", "bench.warmup=1")
 
 
 def test_head_step_as_a_command(tmp_path):
-    words = [
-        "bench=head_step",
-        "bench.heads=[pfc]",
-        "bench.num_classes=[300]",
-        "bench.embedding_size=[8]",
-        "bench.batch=[4]",
-    ]
-    words += ["bench.sample_rate=[0.1]", "bench.repeats=2", "bench.warmup=1", f"hydra.run.dir={tmp_path}"]
+    words = ["bench=head_step", "bench.heads=[pfc]", "bench.sample_rate=[0.1]", *SMALL, f"hydra.run.dir={tmp_path}"]
     printed = call("experiments.benchmark", *words)
-    lines = json.loads((tmp_path / "benchmark.json").read_text())["lines"]
-    assert [(line["head"], line["active"], line["baseline"]) for line in lines] == [("pfc", 30, "indexed")]
-    for line in lines:
-        parts = [line[f"{part}_ms"] for part in ("forward", "backward", "update")]
-        assert all(part > 0 for part in parts) and line["speedup"] > 0
-        assert line["over_floor"] > line["over_limit"] > 0
-        assert line["peak_bytes"] > 0 and line["baseline_peak_bytes"] > 0
-    assert "speedup" in printed and "300" in printed
+    written = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [(line["head"], line["active"]) for line in written["lines"]] == [("pfc", 30), ("indexed", 30)]
+    for line in written["lines"]:
+        parts = [line[f"{part}_ms"] for part in PARTS]
+        assert all(part > 0 for part in parts) and line["over_first"] > 0 and line["peak_over_first"] > 0
+        assert line["peak_bytes"] > 0
+    ours, indexed = written["lines"]
+    assert ours["over_floor"] > ours["over_limit"] > 0 and ours["over_first"] == 1 and "over_floor" not in indexed
+    assert "over_first" in printed and "300" in printed
+    assert all(rate > 0 for rates in written["machine"]["rates"] for rate in rates.values())
+    assert "GFLOP/s" in printed and "GB/s in gathers" in printed
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
 
-def test_head_step_over_every_option(tmp_path):
-    lines = bench.head_step(
-        ["pfc"],
-        [200],
-        [20],
-        [4],
-        [8],
-        False,
-        "cpu",
-        1,
-        1,
-        str(tmp_path / "rows"),
-        dtype=["bf16"],
-        store=["device", "disk"],
-        compute=["bf16"],
-        optimizer=["adagrad"],
-        logits_budget_mb=[1],
-        min_probability=[0],
+@pytest.fixture
+def head_step(monkeypatch, tmp_path):
+    """`bench=head_step` in this process, with the defaults of its config."""
+    monkeypatch.setattr(measure, "Subject", Inline)
+    monkeypatch.setattr(bench, "Subject", Inline)
+
+    def run(*words):
+        config = commands.config(*SMALL, f"bench.store_dir={tmp_path / 'rows'}", *words, name="benchmark")
+        return instantiate(config.bench, _convert_="all")
+
+    return run
+
+
+def test_head_step_measures_every_option_of_a_head(head_step, tmp_path):
+    lines = head_step(
+        "bench.dtype=[bf16]", "bench.store=[device,disk]", "bench.compute=[bf16]", "bench.optimizer=[adagrad]",
+        "bench.sample_rate=[20]", "bench.baselines=[]", "+bench.log_q=[false,true]", "bench.min_probability=[0,1e-6]",
+    )  # fmt: skip
+    own = {"full": "min_probability", "pfc": "log_q"}
+    assert [(line["head"], line["store"], line[own[line["head"]]]) for line in lines] == [
+        *(("full", *values) for values in product(["device", "disk"], [0, 1e-6])),
+        *(("pfc", *values) for values in product(["device", "disk"], [False, True])),
+    ]
+    assert {line["active"] for line in lines} == {300, 20} and not (tmp_path / "rows").exists()
+    assert set(benchmark.series(lines)) >= {"full, store device, min_probability 0", "pfc, store disk, log_q True"}
+
+
+def test_rows_of_a_cold_file_are_read_again(head_step, monkeypatch):
+    """Each cycle touches the rows of the first one, in files of which no page is in memory when they are opened."""
+    steps, dropped = [], []
+
+    def recorded(forward, update, *sizes):
+        def step():
+            labels = torch.randint(300, (4,))
+            blank = (forward.centers.rows[labels] == 0).all().item()
+            forward(torch.randn(4, 8, requires_grad=True), labels).backward()
+            update()
+            steps.append((blank, forward.step, labels.tolist()))
+            return dict.fromkeys(PARTS, 1.0)
+
+        return step
+
+    drop = cold_files.drop_pages
+    monkeypatch.setattr(bench, "three_parts", recorded)
+    monkeypatch.setattr(cold_files, "drop_pages", lambda folder: (drop(folder), dropped.append(len(steps))))
+    (line,) = head_step(
+        "bench.heads=[pfc]", "bench.store=[disk-cold]", "bench.cycle=3", "bench.baselines=[]", "bench.sample_rate=[0.1]"
     )
-    assert [(line["store"], line["active"]) for line in lines] == [("device", 20), ("disk", 20)]
-    assert "speedup" not in lines[0] and not (tmp_path / "rows").exists()
+    assert line["store"] == "disk-cold" and line["read_bytes"] >= 0
+    first, second = steps[:4], steps[4:8]
+    assert dropped[:2] == [4, 8]
+    assert [rest for _, *rest in first] == [rest for _, *rest in second]
+    assert all(blank for blank, *_ in first[:1]) and not any(blank for blank, *_ in second)
 
 
-@pytest.mark.parametrize(("name", "rate"), [("dense", 1.0), ("indexed", 1.0)])
-def test_baselines_do_the_same_step(name, rate, monkeypatch):
+def test_pages_are_dropped_from_memory(tmp_path):
+    if in_memory(tmp_path):
+        pytest.skip("these files are in memory")
+    path = tmp_path / "rows.bin"
+    path.write_bytes(bytes(2**20))
+    cold_files.drop_pages(tmp_path)
+    before = cold_files.read_bytes()
+    path.read_bytes()
+    assert cold_files.read_bytes() - before >= 2**20
+
+
+def in_memory(folder):
+    """Return whether the files of a folder are in a tmpfs."""
+    device = folder.stat().st_dev
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(f" {os.major(device)}:{os.minor(device)} " in line and " - tmpfs " in line for line in mounts)
+
+
+@pytest.mark.parametrize("name", ["dense", "indexed", "linear_cross_entropy", "linear_cross_entropy_chunked"])
+def test_baselines_compute_the_loss_they_claim(name):
+    """Loss and gradients are those of a float64 softmax, with the margin or, as claimed, without it."""
+    if baselines.missing(name):
+        pytest.skip("this version of torch has no such function")
+    torch.manual_seed(0)
+    rows, embeddings, labels = torch.randn(50, 8), 3 * torch.randn(5, 8), torch.tensor([1, 7, 7, 49, 3])
+    embeddings[4] = normalize(rows[3], dim=0) + 0.95 * normalize(rows[5], dim=0)  # a sample of a high probability
+    given = [tensor.clone().requires_grad_() for tensor in (rows, embeddings)]
+    (forward,) = (losses[name](given[0], 50) for losses in baselines.BASELINES.values() if name in losses)
+    loss = forward(given[1], labels)
+    loss.backward()
+    exact = [tensor.double().requires_grad_() for tensor in (rows, embeddings)]
+    cos = normalize(exact[1]) @ normalize(exact[0]).T
+    own = one_hot(labels, 50).bool()
+    z = 64 * torch.where(own, cos - (0.0 if name.endswith("chunked") else 0.4), cos)
+    expected = (z.logsumexp(1) - z[own]).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(given, exact, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dense", "indexed", "linear_cross_entropy"])
+def test_baselines_take_the_step_of_the_head(name, monkeypatch):
     """The same rows and batch give the same loss and, after SGD, the same rows."""
-    seen = {}
-
-    def capture(forward, update, *rest):
-        seen.update(forward=forward, update=update)
-        return lambda: {}
-
-    monkeypatch.setattr(bench, "three_parts", capture)
-    rows = FullFC(50, 8).centers.rows
+    if baselines.missing(name):
+        pytest.skip("this version of torch has no such function")
+    rows, randn = FullFC(50, 8).centers.rows, torch.randn
     monkeypatch.setattr(torch, "randn", lambda *shape, device: rows.clone() * 100)
-    getattr(bench, name)(50, rate, 4, 8, "cpu")
-    monkeypatch.undo()
-    embeddings, labels = torch.randn(4, 8), torch.tensor([1, 7, 7, 49])
+    monkeypatch.setitem(baselines.SGD, "lr", 1e-6)  # a larger one would end at probabilities of 1
+    monkeypatch.setattr(baselines, "three_parts", lambda forward, update, *rest: (forward, update))
+    plain = baselines.baseline(name, 50, 50, 4, 8, "cpu")
+    monkeypatch.setattr(torch, "randn", randn)
+    embeddings, labels = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 7, 7, 49])
     losses = []
     head = FullFC(50, 8, margin=CosFace())
-    optimizer = head.optimizer(**bench.SGD)
-    for forward, update in (
-        (seen["forward"], seen["update"]),
-        (head, lambda: (optimizer.step(), optimizer.zero_grad())),
-    ):
+    optimizer = head.optimizer(**baselines.SGD)
+    for forward, update in (plain, (head, lambda: (optimizer.step(), optimizer.zero_grad()))):
         for _ in range(3):
             loss = forward(embeddings.clone().requires_grad_(), labels)
             loss.backward()
             update()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_baseline_that_torch_lacks_is_left_out(head_step, monkeypatch, capsys):
+    monkeypatch.setattr(baselines, "LINEAR_CROSS_ENTROPY", None)
+    lines = head_step("bench.heads=[full]", "bench.baselines=[dense,linear_cross_entropy]")
+    assert [line["head"] for line in lines] == ["full", "dense"]
+    assert "has no linear_cross_entropy: linear_cross_entropy is left out" in capsys.readouterr().out
 
 
 def test_the_other_benches_give_figures():
@@ -120,11 +199,17 @@ def test_statistics():
     assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"bench.heads=\['pcf'\]"):
-        bench.head_step(["pcf"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["sgd"])
-    with pytest.raises(ValueError, match=r"bench.optimizer=\['adam'\]"):
-        bench.head_step(["pfc"], [10], [0.1], [2], [4], False, "cpu", 1, 1, "rows", optimizer=["adam"])
+def test_unknown_names_are_refused(head_step):
+    for word, message in {
+        "bench.heads=[pcf]": r"bench.heads=\['pcf'\] must be among full, pfc",
+        "bench.optimizer=[adam]": r"bench.optimizer=\['adam'\]",
+        "bench.baselines=[insightface]": r"bench.baselines=\['insightface'\] must be among dense",
+        "bench.baselines=false": r"bench.baselines=False must be a list",
+        "bench.store=disk": r"bench.store=disk must be a list, such as bench.store=\[disk\]",
+        "+bench.sample_bloc=[1]": r"bench.sample_bloc is an option of no head; options are",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            head_step(word)
 
 
 def test_margins_and_objectives_are_compared_with_the_first(monkeypatch):
@@ -163,7 +248,7 @@ class Inline:
         return dict(self.step())
 
     def close(self):
-        return 0.0
+        return 1.0
 
 
 def test_loaders_and_catalogs(tmp_path, monkeypatch):
