@@ -28,6 +28,7 @@ from rich.table import Table
 from heads.objectives.softmax import CHUNK_ROWS
 
 from .benches.rates import BATCH, EMBEDDING_SIZE, machine_rates
+from .imports import end_imports
 from .instantiate import instantiate
 from .tables import console, packed, readable
 
@@ -148,6 +149,7 @@ def series(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> None:
+    end_imports()
     job()
 
 

@@ -20,13 +20,14 @@ from data.records import DataSet
 from . import INTERRUPTED
 from .command_line import arguments
 from .command_line.schema import Count, Natural
+from .imports import end_imports
 from .launching.launch_config import child, end_with_parent
 from .launching.machine import check_processes
 from .launching.processes import Processes
+from .launching.start import start
 from .models.model import Model
 from .models.trained import Trained, model_of
 from .option_types import checked
-from .run import start
 
 REPORT_SECONDS = 3
 
@@ -39,6 +40,7 @@ def command(name: str, work: Callable[[DictConfig, Path], Any], config_name: str
         work: the work of one process, called with the config and the folder for results.
         config_name: name of the primary config; by default the name of the command.
     """
+    end_imports()
     if "RANK" in os.environ:  # experiments.launch started this process
         end_with_parent()
         with report_errors(name, os.environ["RANK"]):

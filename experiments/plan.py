@@ -36,6 +36,7 @@ from data.options import whole
 from .command_line.config_files import CONF, choices_of
 from .command_line.hints import unknown_choice
 from .head_parts import head_options
+from .imports import end_imports
 from .instantiate import instantiate
 from .tables import Cell, console, packed
 
@@ -250,4 +251,5 @@ def job(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    end_imports()
     job()

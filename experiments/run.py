@@ -1,23 +1,25 @@
 """`python -m experiments.run`: train one head, or with `-m` every combination of a sweep.
 
-This process resolves the config, writes it to the run's folder, and starts `experiments.train` on it, or
-`experiments.launch` for several processes. Each run of a sweep therefore has its own processes, memory and loggers, and
-the training code depends neither on Hydra nor on how it was started.
+This process resolves the config, writes it to the run's folder, and has another process run `experiments.train` on it,
+or `experiments.launch` for several processes. Each run of a sweep therefore has its own processes, memory and loggers,
+and the training code depends neither on Hydra nor on how it was started.
 """
+
+import sys
 
 if __name__ == "__main__":
     if not __package__:
         raise SystemExit("error: write python -m experiments.run")
+    from .launching.start import preload
+
+    preload(sys.argv[1:])  # torch is imported while the config is checked and composed
     from .command_line.arguments import check_or_exit
 
     check_or_exit()
 
-
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,11 +35,13 @@ from data.files import write_whole
 from . import INTERRUPTED, TERMINATED, compare
 from .command_line import options
 from .head_name import record_head_name
+from .imports import end_imports
 from .launching import sweep
 from .launching.exit_reason import ended, how_to_resume
-from .launching.launch_config import CONFIG, child, let_output_fail, pending_config
+from .launching.launch_config import CONFIG, let_output_fail, pending_config
 from .launching.lock import check_free
 from .launching.machine import check_batch, check_processes
+from .launching.start import end_preloaded, run_preloaded
 
 
 @hydra.main(config_path="../conf", config_name="config", version_base="1.3")
@@ -61,7 +65,7 @@ def job(config: DictConfig) -> float | None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: hydra.run.dir={folder}: config.yaml could not be written ({error})")
-    status = train(config, folder, program, pending)
+    status = train(config, folder, program, pending, is_sweep=is_sweep)
     if status in (INTERRUPTED, TERMINATED) or (status and not is_sweep):
         sys.exit(status)  # a signal ends the sweep too
     if status:
@@ -107,20 +111,22 @@ def check(config: DictConfig, folder: Path) -> str:
     return program
 
 
-def train(config: DictConfig, folder: Path, program: str, pending: Path) -> int:
+def train(config: DictConfig, folder: Path, program: str, pending: Path, *, is_sweep: bool) -> int:
     """Run the training with the config in the file `pending`. Return its exit status."""
-    # wandb reads this when it is imported. The README says how to upload an offline run.
-    silent = {"WANDB_SILENT": "true"} if config.logger.wandb.mode == "offline" else {}
-    words = [str(folder), *(["train"] if program == "launch" else []), pending.name]
+    wandb = config.logger.wandb.mode
+    # The README says how to upload an offline run.
+    silent = {"WANDB_SILENT": os.environ.get("WANDB_SILENT", "true")} if wandb == "offline" else {}
+    words = [f"experiments.{program}", str(folder), *(["train"] if program == "launch" else []), pending.name]
     try:
-        status = start([sys.executable, *child(program), *words], {**silent, **os.environ})
+        modules = ["wandb"] if wandb != "disabled" and program == "train" else []
+        status = run_preloaded(words, silent, modules, others_follow=is_sweep)
     finally:
         if pending.exists():  # training did not begin
             with suppress(OSError):
                 os.link(pending, folder / CONFIG)  # fails if the folder has the config of an earlier run
             pending.unlink()
-    if status == -signal.SIGTERM:  # before training began
-        return TERMINATED
+    if -status in (signal.SIGINT, signal.SIGTERM):  # before training began
+        return 128 - status
     if status < 0:
         print(f"error: the training was ended by {ended(-status, config)}; {how_to_resume(config, folder)}")
         return 128 - status
@@ -133,25 +139,6 @@ def sweep_metric(name: str, folder: Path) -> float:
     if name not in summary:
         raise ValueError(f"sweep_metric={name} is not in summary.json of the run; available: {', '.join(summary)}")
     return float(summary[name])
-
-
-def start(command: list[str], environment: dict[str, str]) -> int:
-    """Run a command and return its exit status, negative if a signal ended it. Pass Ctrl-C and SIGTERM on to it.
-
-    The command gets its own process group. Ctrl-C at a terminal therefore reaches it once, through this process.
-    """
-    process = subprocess.Popen(command, env=environment, process_group=0)
-    previous = {
-        number: signal.signal(number, lambda number, frame: process.send_signal(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        return process.wait()
-    finally:
-        process.terminate()
-        process.wait()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def check_folders(words: Sequence[str]) -> None:
@@ -168,11 +155,13 @@ def check_folders(words: Sequence[str]) -> None:
 
 
 def main() -> None:
+    end_imports()
     let_output_fail()
     check_folders(sys.argv[1:])
     try:
         job()
     finally:
+        end_preloaded()
         if sweep.folder is not None:
             with suppress(ValueError):  # no run has begun
                 compare.show([sweep.folder])

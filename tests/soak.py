@@ -97,7 +97,7 @@ def measurements(process: subprocess.Popen[bytes], run: Path, temporary: Path, d
 
 def training_in(run: Path) -> int:
     """Return the id of the training process, which is the parent of its data workers."""
-    return min(processes_of("experiments.train", run))
+    return min(processes_of("experiments.launching.preloaded", f"hydra.run.dir={run}"))
 
 
 def usage(process: int, temporary: Path) -> Usage:

@@ -17,13 +17,14 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .. import SWEEPS
+from ..imports import begin_imports
 from ..option_types import checked
 from . import combinations, hints, options
 from .config_files import COMMANDS, CONF, choices_of, chosen_in, groups_of, has, own_options, users_of
 from .schema import OfLightning
 
 T = TypeVar("T")
-SWEEPS = ("-m", "--multirun")
 # Flags of Hydra -> whether a value follows.
 FLAGS = {
     **dict.fromkeys((*SWEEPS, "--run", "-r", "--resolve", "--hydra-help", "--version", "--info", "-i"), False),
@@ -79,7 +80,10 @@ def completed(arguments: list[str], primary: str = "config") -> list[str]:
 
 
 def check_or_exit(primary: str = "config") -> None:
-    """Check the arguments of this process. End it with a message for a wrong word, or with the options for --help."""
+    """Check the arguments of this process. End it with a message for a wrong word, or with the options for --help.
+
+    The imports that follow run without garbage collection, until the command calls `end_imports`.
+    """
     if primary != "config" and "RANK" in os.environ:
         return  # experiments.launch started this process
     if {"--help", "-h"} & set(sys.argv[1:]):
@@ -92,6 +96,7 @@ def check_or_exit(primary: str = "config") -> None:
         sys.argv[1:] = completed(sys.argv[1:], primary)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    begin_imports()
 
 
 def split(arguments: list[str], primary: str = "config") -> tuple[list[str], list[str]]:

@@ -4,12 +4,13 @@ The process asks the kernel to end it with its parent before it imports the prog
 and the parent may die in that time.
 """
 
-import runpy
 import sys
 
+from ..imports import import_all
 from .launch_config import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[1]))
     del sys.argv[:2]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    import_all(sys.argv[:1])
+    sys.modules[sys.argv[0]].main()

@@ -36,7 +36,7 @@ def test_a_full_disk_keeps_earlier_checkpoints(tmp_path):
     saved = Folder(tmp_path / "run" / "checkpoints")
     try:
         wait_until(lambda: len(saved.complete()) >= 2, process)
-        training = processes_of("experiments.train", tmp_path / "run")[0]
+        training = processes_of("experiments.launching.preloaded", f"hydra.run.dir={tmp_path / 'run'}")[0]
         limit(training, 0)
         wait_until(lambda: (tmp_path / "printed").read_text().count("Training continues.") >= 2, process)
         wait_until(lambda: "metrics.csv could not be written" in (tmp_path / "printed").read_text(), process)

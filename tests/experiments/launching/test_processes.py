@@ -224,19 +224,19 @@ def test_processes_without_their_launcher_end_while_they_import(tmp_path):
     words = command("experiments.run", "trainer.devices=2", *SHORT, f"hydra.run.dir={tmp_path}")
     process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not processes_of("experiments.launch", tmp_path):
+    while not training_in(tmp_path):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.wait()
-    while training_in(tmp_path) or processes_of("experiments.launch", tmp_path):
+    while training_in(tmp_path) or processes_of("experiments.launching.preloaded", words[-1]):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert not (tmp_path / "metrics.csv").exists()
 
 
 def test_a_program_ends_at_once_if_its_parent_is_gone(tmp_path):
-    (tmp_path / "writes.py").write_text("import sys; print(*sys.argv[1:])")
+    (tmp_path / "writes.py").write_text("import sys\ndef main(): print(*sys.argv[1:])\n")
     for parent, status, printed in ((os.getpid(), 0, "a b\n"), (1, 143, "")):
         done = subprocess.run(
             command("experiments.launching.child", parent, "writes", "a", "b"), cwd=tmp_path, check=False,
