@@ -185,9 +185,9 @@ def write_files(folder: Path, trained: Trained, data: DataSet, labels_N: NDArray
     width, count = trained.config.embedding_size, len(labels_N)
 
     def dominant_rows() -> Iterator[NDArray[np.float32]]:
-        for first_class, rows in trained.rows():
+        for classes, rows in trained.rows():  # in the order of the ids: rows of sub-centers have no other layout
             rows_kKD = rows.float().view(len(rows), -1, width).numpy()
-            dominant_k = result.dominant_C[first_class : first_class + len(rows)]
+            dominant_k = result.dominant_C[classes.numpy()]
             yield rows_kKD[np.arange(len(rows)), dominant_k]
 
     options = OmegaConf.to_container(trained.config.weights) if "weights" in trained.config else {}

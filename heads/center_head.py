@@ -77,8 +77,10 @@ class CenterHead(RowHead):
         objective.check_rows(self.block.size, self.margin)
         if centers is not None:
             centers.check_shared(loss_classes, self.embedding_size, self.block.size, column is not None)
+            centers.check_layout(self.draws_blocks(self.options))
         self.centers = self.make_centers(loss_classes, column, device) if centers is None else centers
         shared = bias if objective.bias == "shared" else None
+        counts = counts if counts is None else counts[self.centers.classes_of(torch.arange(loss_classes))]
         self.loss_state = LossState(loss_classes, self.centers.like, shared, counts)
         self.pending = PendingGradients(self.centers.like.device)
         self.counts = SelectionCounts()
@@ -88,7 +90,8 @@ class CenterHead(RowHead):
     def make_centers(self, num_classes: int, bias: float | None, device: torch.device | str | None) -> ClassRows:
         """Return the rows of the classes of the loss, with a last column of this initial value if any."""
         rows, group = self.block.size, self.process_group
-        centers: ClassRows = self.options.centers(num_classes, self.embedding_size, rows, bias, group, device)
+        size, blocks = self.embedding_size, self.draws_blocks(self.options)
+        centers: ClassRows = self.options.centers(num_classes, size, rows, bias, group, device, scattered=blocks)
         return centers
 
     @classmethod
@@ -100,6 +103,11 @@ class CenterHead(RowHead):
     def block_of(cls, options: Any) -> Block:
         """Return the rows of a class, and how their cosines become those of the loss."""
         return Block()
+
+    @classmethod
+    def draws_blocks(cls, options: Any) -> bool:
+        """Return whether the head draws adjacent rows together, so that they must be those of unrelated classes."""
+        return getattr(options, "sample_block", 1) > 1
 
     @classmethod
     def active_shares(cls, num_classes: int, options: Any) -> list[float]:
@@ -170,7 +178,7 @@ class CenterHead(RowHead):
             column = num_active * self.block.size * self.centers.like.element_size()
             room = self.options.logits_budget_mb * 2**20 - self.pending.kept_bytes if batch.x_nD.requires_grad else -1
             keep_logits, keep_rows = what_fits(column * len(batch.x_ND), column * self.centers.width, room)
-            rows = ActiveRows(self.centers, selection.ids, keep=keep_rows)
+            rows = ActiveRows(self.centers, selection, keep=keep_rows)
             loss = self.objective.streamed(self.loss_inputs(batch, selection, rows))
             if learns:
                 self.on_selected(batch, selection.ids)
@@ -219,7 +227,7 @@ class CenterHead(RowHead):
 
     def in_loss_classes(self, batch: GlobalBatch) -> GlobalBatch:
         """Return the batch with the classes that the loss compares, where they are not those of the labels."""
-        return batch
+        return batch if self.centers.layout is None else batch.with_classes(self.centers.slots)
 
     @torch.no_grad()
     def topk(self, embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -242,11 +250,15 @@ class CenterHead(RowHead):
         with torch.autocast(device.type, enabled=False):
             group, to_rows_space, D = self.process_group, self.to_rows_space, self.embedding_size
             x_ND, sizes = gather_embeddings(embeddings, to_rows_space, embedding_size=D, device=device, group=group)
-            rows = ActiveRows(self.centers, None, keep=False)
-            rows_per_class, normalize = self.block.size, self.margin.normalize
-            return nearest_classes(
-                x_ND, rows, k, shard, sizes, group, normalize=normalize, rows_per_class=rows_per_class
+            rows, normalize, size = (
+                ActiveRows(self.centers, Selection(), keep=False),
+                self.margin.normalize,
+                self.block.size,
             )
+            cosines, slots = nearest_classes(
+                x_ND, rows, k, shard, sizes, group, normalize=normalize, rows_per_class=size
+            )
+            return cosines, self.centers.classes_of(slots)
 
     def stats(self) -> dict[str, float]:
         """Return numbers of this process: active classes and negatives of the last step, bytes, mean milliseconds.

@@ -231,7 +231,7 @@ class HashingForest(CenterHead):
     def _probe(self, batch: GlobalBatch, ids: Tensor | None) -> None:
         """Measure the mass that the selected rows `ids` hold, and the recall of the index at its usual k."""
         refresh, k = self.index_refresh, max(self._num_queried - 1, 1)
-        covered = coverage(self, batch, ids, k=k)
+        covered = coverage(self, batch, Selection(ids), k=k)
         self.probed = {"mass_covered": float(covered.mass_Q.mean()), "mass_reachable": float(covered.perfect_Q.mean())}
         self.probed |= {f"{name}_exact": figure for name, figure in covered.figures.items()}
         if self.objective.sparse:

@@ -177,7 +177,7 @@ class MACH(CenterHead):
 
     def _probabilities(self, x_ND: Tensor) -> Tensor:
         """Return the probabilities of all buckets of all processes (B, R, N)."""
-        rows, R = ActiveRows(self.centers, None, keep=False), self.options.num_hashes
+        rows, R = ActiveRows(self.centers, Selection(), keep=False), self.options.num_hashes
         logit_BRN = x_ND.new_empty(len(rows), R, len(x_ND))
         for a, b in chunks(len(rows)):
             rows_lD = rows.slice(a, b)[:, : x_ND.shape[1]]  # without the bias of an objective

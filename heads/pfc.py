@@ -8,10 +8,10 @@ from torch import Tensor
 
 from .center_head import CenterHead
 from .core import counter_rng
-from .core.options import number, option
+from .core.options import number, option, whole
 from .core.schedule import Schedule, plain, value_at, values_of
 from .rows.options import CenterOptions, LossOptions
-from .selection.sampling import filled
+from .selection.sampling import filled, filled_by_blocks
 from .selection.selection import Selection
 
 
@@ -43,6 +43,18 @@ class SamplingOptions(LossOptions):
 class PartialFCOptions(SamplingOptions, CenterOptions):
     """Options of `PartialFC`."""
 
+    sample_block: int = option(
+        1,
+        "Classes that are drawn together, because their rows are adjacent in memory or in a file. 16 rows make up "
+        "whole pages of a file; 2048, or a multiple, are used in place in memory. Each class is drawn with the same "
+        "probability as with 1. Above 1, rows are stored in a pseudo-random order of the classes, so that those drawn "
+        "together are unrelated.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sample_block", whole("sample_block", self.sample_block, 1))
+
 
 class PartialFC(CenterHead):
     """Margin softmax over the positives of each shard and uniform negatives, drawn without replacement.
@@ -64,6 +76,17 @@ class PartialFC(CenterHead):
 
     Options: ClassVar[type[SamplingOptions]] = PartialFCOptions
 
+    def __init__(self, num_classes: int, embedding_size: int, **options: Any):
+        super().__init__(num_classes, embedding_size, **options)
+        shard, block = self.centers.shard, getattr(self.options, "sample_block", 1)
+        smallest = shard.num_classes - (shard.world_size - 1) * shard.chunk  # classes of the last process
+        for rate in values_of(self.options.sample_rate):
+            if rate < 1 and (quota := max(1, round(rate * smallest))) < block:
+                raise ValueError(
+                    f"sample_block={block} must be at most the number of classes that each process samples, {quota} "
+                    f"with sample_rate={rate}; use smaller blocks"
+                )
+
     @classmethod
     def active_shares(cls, num_classes: int, options: Any) -> list[float]:
         return [float(rate) for rate in values_of(options.sample_rate)]
@@ -79,7 +102,10 @@ class PartialFC(CenterHead):
         generator = counter_rng.generator(
             "selection", self.options.seed, self.step, self.micro_batch, shard.start, device=labels.device
         )
-        return filled(positives, shard.size, quota, generator, log_q=embeddings if self.options.log_q else None)
+        log_q, block = embeddings if self.options.log_q else None, getattr(self.options, "sample_block", 1)
+        if block > 1:
+            return filled_by_blocks(positives, shard.size, quota, block, generator, log_q=log_q)
+        return filled(positives, shard.size, quota, generator, log_q=log_q)
 
     def extra_repr(self) -> str:
         return f"sample_rate={self.options.sample_rate}, log_q={self.options.log_q}, {super().extra_repr()}"

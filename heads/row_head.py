@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .group.collectives import sum_over_processes
 from .head import Head
 from .margins.margin import Margin
 from .objectives.loss_state import LossState
@@ -33,6 +35,32 @@ class RowHead(Head):
     @property
     def class_centers(self) -> ClassRows | None:
         return self.centers
+
+    @torch.no_grad()
+    def rows(self, classes: Tensor) -> Tensor:
+        """Return copies of the rows of classes, wherever they are stored; on every process.
+
+        Args:
+            classes: int64 (n,) class ids, the same on all processes.
+
+        Returns:
+            (n, width), or (n, rows_per_class, width) if a class has several, in the dtype of arithmetic.
+
+        Raises:
+            ValueError: a number is no class, or the head has no rows that stand for classes.
+        """
+        centers = self.class_centers
+        if centers is None:
+            raise ValueError(f"{type(self).__name__} has no rows that stand for classes")
+        classes = classes.to(centers.like.device)
+        local, size, count = centers.local(classes), centers.rows_per_class, centers.shard.num_classes
+        if (outside := (classes < 0) | (classes >= count)).any():
+            raise ValueError(f"class {int(classes[outside][0])} is out of range; class ids must be in [0, {count})")
+        rows = centers.like.new_zeros(len(classes), size * centers.width)
+        own = local >= 0
+        rows[own] = centers.read(local[own]).view(-1, size * centers.width)
+        rows = sum_over_processes(rows, centers.process_group)
+        return rows if size == 1 else rows.view(len(classes), size, centers.width)
 
     @property
     def carried(self) -> dict[str, Tensor]:

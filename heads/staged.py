@@ -37,8 +37,8 @@ HEADS: dict[str, type[CenterHead]] = {
 STAGES = {0: "pfc", 1000: "full"}
 # Names that a stage's head may override: those of its selection, and of what it reports and saves of that.
 OF_SELECTION = {
-    *("select_classes", "on_selected", "end_selection", "active_shares", "cost", "Options", "options", "state_differs"),
-    *("stats", "failure", "get_extra_state", "set_extra_state", "without_local", "extra_repr"),
+    *("select_classes", "on_selected", "end_selection", "active_shares", "draws_blocks", "cost", "Options", "options"),
+    *("state_differs", "stats", "failure", "get_extra_state", "set_extra_state", "without_local", "extra_repr"),
 }
 
 
@@ -170,6 +170,10 @@ class Staged(CenterHead):
         self._stage: list[CenterHead] = []  # in a list, so that it is not a submodule
         for start in reversed(self.options.resolved):  # raises for options that do not fit, before the training
             self._enter(start)
+
+    @classmethod
+    def draws_blocks(cls, options: Any) -> bool:
+        return any(stage.kind.draws_blocks(stage.options) for stage in options.resolved.values())
 
     @classmethod
     def active_shares(cls, num_classes: int, options: Any) -> list[float]:

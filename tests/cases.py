@@ -85,7 +85,7 @@ def build(case: Case) -> CenterHead:
     if case.spread:
         shard = head.centers.shard
         rows = head.centers.rows.view(shard.size, case.rows_per_class, -1)
-        rows[:, :, : case.embedding_size] = initial_rows(case)[shard.start : shard.stop]
+        rows[:, :, : case.embedding_size] = initial_rows(case)[head.centers.classes(slice(0, shard.size))]
     return head
 
 

@@ -54,12 +54,13 @@ def check(group: WorkerGroup, case: Case) -> None:
 
     for step, micro_batches in enumerate(case.batches):
         of_ranks = [result[step] for result in results]
-        before = torch.cat([part["before"] for part in of_ranks])
+        slots = of_ranks[0]["slots"]  # tables are compared in the order of the class ids
+        before = torch.cat([part["before"] for part in of_ranks])[slots]
         if case.fixed_rows is not None:
             reference.close(before, case.fixed_rows, case.fixed_rows.to(case.dtype), "fixed rows")
             assert all(torch.equal(part["before"], part["after"]) for part in of_ranks), "a fixed row changed"
             before = case.fixed_rows
-        state = {name: torch.cat([part["state"][name] for part in of_ranks]) for name in of_ranks[0]["state"]}
+        state = {name: torch.cat([part["state"][name] for part in of_ranks])[slots] for name in of_ranks[0]["state"]}
         right = exact.step(step, of_ranks, before, state)
         plain = [dense.step(step, of_ranks, before, state) for dense in naive]
         world_size = len(of_ranks)
@@ -70,7 +71,7 @@ def check(group: WorkerGroup, case: Case) -> None:
             ours = torch.cat([part["gradients"][micro] for part in of_ranks])
             gradients = [world_size * each["gradients"][micro] for each in (right, *plain)]
             compare("gradient", ours, gradients[0], gradients[1:])
-        ours = torch.cat([part["after"] for part in of_ranks])
+        ours = torch.cat([part["after"] for part in of_ranks])[slots]
         compare("rows", ours, right["after"], [p["after"] for p in plain])
         assert of_ranks[0]["numbers"].keys() == right["numbers"].keys(), "other numbers are carried"
         for name, value in of_ranks[0]["numbers"].items():
@@ -81,7 +82,7 @@ def check(group: WorkerGroup, case: Case) -> None:
         if case.fixed_rows is None:
             assert torch.equal(ours[idle], before[idle]), "a row that was not selected changed"
         for name, old in state.items():
-            new = torch.cat([part["state_after"][name] for part in of_ranks])
+            new = torch.cat([part["state_after"][name] for part in of_ranks])[slots]
             assert torch.equal(new[idle], old[idle]), f"the {name} of a row that took no part changed"
     # The naive error is the largest of the case, because that of one step may be small by chance.
     for what, parts in compared.items():
@@ -128,7 +129,7 @@ class Dense:
         for micro in range(num_micro):
             embeddings, labels, weight = global_batch(case, step, micro)
             x = embeddings[:, order[: case.embedding_size]].to(self.dtype).requires_grad_()
-            selected = torch.cat([part["selected"][micro] for part in of_ranks])
+            selected, by_class = torch.cat([part["selected"][micro] for part in of_ranks]).sort()
             logs = [part["log_q"][micro] for part in of_ranks]
             counts = case.options.get("class_counts")
             loss, carried = reference.loss_and_state(
@@ -140,7 +141,7 @@ class Dense:
                 weight.to(self.dtype),
                 bias=self.bias,
                 rows_per_class=case.rows_per_class,
-                log_q=None if logs[0] is None else torch.cat(logs).to(self.dtype),
+                log_q=None if logs[0] is None else torch.cat(logs)[by_class].to(self.dtype),
                 count=None if counts is None else counts[labels].to(self.dtype),
                 normal=standard_normal(case, step, micro).to(self.dtype),
                 state=self.carried,
@@ -236,9 +237,9 @@ def train(case: Case) -> list[dict[str, Any]]:
         assert numbers(head) == earlier, "backward changed the bias or a carried number"
         optimizer.step()
         optimizer.zero_grad()
-        start = head.centers.shard.start
         every = torch.arange(head.centers.shard.size)
-        result["selected"] = [start + (every if s.ids is None else s.ids) for s in record]
+        result["selected"] = [head.centers.classes(every if s.ids is None else s.ids) for s in record]
+        result["slots"] = head.centers.slots(torch.arange(head.centers.shard.num_classes))
         result["log_q"] = [s.log_q for s in record]
         result["after"] = rows_of(head)
         result["state_after"] = {name: tensor.clone() for name, tensor in head.centers.state.items()}

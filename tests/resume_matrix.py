@@ -45,6 +45,7 @@ WHERE = ("trainer.accelerator=cpu", "logger.wandb.mode=disabled")
 HEADS = {
     "full": ["head=full"],
     "pfc": ["head=pfc", "sample_rate=0.3"],
+    "pfc of blocks": ["head=pfc", "sample_rate=0.3", "sample_block=8"],
     "forest": ["head=forest", "index=ivf", "build=blocking", "interval=2", "num_active=0.3"],
     "knn": ["head=knn", "build=blocking", "interval=2", "num_active=0.3", "neighbours=20"],
     "staged": ["head=staged", "stages={0:pfc,2:knn,4:full}", "build=blocking", "interval=2", "neighbours=20"],

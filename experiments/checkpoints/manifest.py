@@ -62,6 +62,7 @@ class InitialRows:
         bias: initial value of a column after those of the embedding.
         rows_per_class: rows of a line.
         of_classes: whether the rows stand for the classes; False if classes share rows.
+        scattered: whether the rows are in the order of `heads.rows.layout.Layout`, not in that of the class ids.
     """
 
     seed: int
@@ -69,9 +70,17 @@ class InitialRows:
     bias: float = 0.0
     rows_per_class: int = 1
     of_classes: bool = True
+    scattered: bool = False
 
 
-KINDS = {"seed": int, "embedding_size": int, "bias": float, "rows_per_class": int, "of_classes": bool}
+KINDS = {
+    "seed": int,
+    "embedding_size": int,
+    "bias": float,
+    "rows_per_class": int,
+    "of_classes": bool,
+    "scattered": bool,
+}
 
 
 @dataclass(frozen=True)

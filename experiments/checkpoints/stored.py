@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from heads.rows.initial import initial_blocks
+from heads.rows.layout import Layout
 
 from ..launching.processes import Processes
 from .attempts import CheckpointError, attempt_on_all, no_group_warning, retry
@@ -34,6 +35,7 @@ class Stored:
 
     Attributes:
         tensors: shape, dtype and blocks of each tensor, by name.
+        layout: the order of the class centers; None for that of the class ids.
 
     Raises:
         ValueError: the checkpoint is missing or damaged, or the path leads to something else.
@@ -55,6 +57,9 @@ class Stored:
             raise self.refused(error) from error
         metadata = self.metadata.state_dict_metadata.items()
         self.tensors = {name: tensor for name, tensor in metadata if isinstance(tensor, TensorStorageMetadata)}
+        self.layout = None
+        if self.initial is not None and self.initial.scattered:
+            self.layout = Layout(self.tensors[ROWS].size[0], self.initial.seed)
 
     def shared(self, processes: Processes | None = None) -> Any:
         """Return the state common to all processes. With `processes`, all of them must call this."""
@@ -146,11 +151,13 @@ class Stored:
         if not name.startswith(CENTERS) or not values.is_floating_point():
             return
         if not math.isfinite(values.sum()) and not values.isfinite().all():  # a sum of finite numbers may overflow
-            wrong = int((~values.flatten(1).isfinite()).any(1).nonzero()[0]) + block.offsets[0]
-            raise DamageError(_diverged(f"{name} of class {wrong:,}"))
+            wrong = (~values.flatten(1).isfinite()).any(1).nonzero()[:1, 0] + block.offsets[0]
+            wrong = wrong if self.layout is None else self.layout.classes(wrong)
+            raise DamageError(_diverged(f"{name} of class {int(wrong):,}"))
         if name == ROWS and self.initial is not None and (values[:, 0] == 0).any():
             blank = (values == 0).all(dim=1)
-            classes = torch.arange(block.offsets[0], block.offsets[0] + len(values))[blank]
+            slots = torch.arange(block.offsets[0], block.offsets[0] + len(values))[blank]
+            classes = slots if self.layout is None else self.layout.classes(slots)
             values[blank] = drawn(self.initial, classes, values)
 
     def _allocate(self, prefix: str, *, in_file: bool = False) -> dict[str, Tensor]:

@@ -47,8 +47,12 @@ class Centers(Protocol):
         """Names of the classes, or empty."""
         ...
 
+    def slots(self, classes: Tensor) -> Tensor:
+        """Return the numbers by which `blocks` counts classes."""
+        ...
+
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first class and the float32 rows of each block in this process's share.
+        """Yield the first slot and the float32 rows of each block in this process's share.
 
         Rows are (k, width), or (k, R, width) if a class has R of them.
         """

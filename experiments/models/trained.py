@@ -16,6 +16,7 @@ from data.preprocessing import Preprocessing
 from data.records import DataSet
 from heads.rows.computed import ComputedCenters
 from heads.rows.formulas import described
+from heads.rows.layout import Layout
 
 from ..checkpoints.finding import find
 from ..checkpoints.stored import ROWS, Stored
@@ -123,16 +124,29 @@ class Trained:
         for name in names:
             targets.check(self.config[name], name, self.trust, f"{self.stored.option}={self.path}")
 
-    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first class and the rows of each block, in order: (k, width), or (k, rows_per_class, width)."""
-        stop = self.num_classes if stop is None else stop
-        for first_class in range(start, stop, READ):
-            end = min(first_class + READ, stop)
+    def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the class ids (k,) and the rows of each block: (k, width), or (k, rows_per_class, width).
+
+        Blocks are in the order in which the rows are stored, `Stored.layout`.
+        """
+        for first, rows in self.stored_rows(0, self.num_classes):
+            slots = torch.arange(first, first + len(rows))
+            yield slots if self.layout is None else self.layout.classes(slots), rows
+
+    @property
+    def layout(self) -> Layout | None:
+        """The order in which the rows are stored; None for that of the class ids."""
+        return self.stored.layout
+
+    def stored_rows(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first slot and the rows of each block of the slots from `start` to `stop`, as `rows` does."""
+        for first in range(start, stop, READ):
+            end = min(first + READ, stop)
             if self._computed is not None:
-                yield first_class, self._computed.read(slice(first_class, end))
+                yield first, self._computed.read(slice(first, end))
             else:
-                rows = self.stored.read_rows(self.ROWS, first_class, end)
-                yield first_class, by_class(rows.view(-1, self.width), self.rows_per_class)
+                rows = self.stored.read_rows(self.ROWS, first, end)
+                yield first, by_class(rows.view(-1, self.width), self.rows_per_class)
 
     @property
     def normalize(self) -> bool:
@@ -170,14 +184,17 @@ class StoredCenters:
         self.num_classes, self.class_names = trained.num_classes, trained.class_names
         self.normalize = trained.normalize
 
+    def slots(self, classes: Tensor) -> Tensor:
+        return classes if self.trained.layout is None else self.trained.layout.slots(classes)
+
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         rank, world_size = self.processes.rank, self.processes.world_size
         for number in range(rank, -(-self.num_classes // READ), world_size):
             start = number * READ
-            for first_class, rows in self.trained.rows(start, min(start + READ, self.num_classes)):
+            for first, rows in self.trained.stored_rows(start, min(start + READ, self.num_classes)):
                 rows = rows[..., : self.trained.config.embedding_size] if self.normalize else rows
                 for offset in range(0, len(rows), BLOCK):
-                    yield first_class + offset, rows[offset : offset + BLOCK].float().to(self.processes.device)
+                    yield first + offset, rows[offset : offset + BLOCK].float().to(self.processes.device)
 
 
 def _no_data() -> DataSet:

@@ -91,7 +91,7 @@ class ClosedSet:
                     rows = finite(rows, "class centers")
                     yield start, normalize(rows, dim=-1) if centers.normalize else rows
 
-        known = known_classes(images)
+        known = known_classes(images, centers)
         _, above_M = count_strangers_above(probes_ND, known, blocks, together=model.together)
         if not model.processes.is_rank_zero:
             return []
@@ -160,13 +160,14 @@ class ClosedSet:
         return ids
 
 
-def known_classes(images: ImageSet) -> KnownPairs:
-    """Return the classes of each image. The first is the one to be found, and the others are ignored."""
+def known_classes(images: ImageSet, centers: Centers) -> KnownPairs:
+    """Return the classes of each image, by slot. The first is the one to be found, and the others are ignored."""
     assert images.classes is not None
     if images.all_classes is None:
-        number_N = torch.arange(len(images))
-        return KnownPairs(number_N, torch.from_numpy(images.classes), torch.ones(len(images), dtype=torch.bool))
+        number_N, slot_N = torch.arange(len(images)), centers.slots(torch.from_numpy(images.classes))
+        return KnownPairs(number_N, slot_N, torch.ones(len(images), dtype=torch.bool))
     image, place = np.nonzero(images.all_classes >= 0)
     image, class_id = np.unique([image, images.all_classes[image, place]], axis=1)
     is_first = class_id == images.classes[image]
-    return KnownPairs(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (image, class_id, is_first)))
+    image_P, class_P, first_P = (torch.from_numpy(np.ascontiguousarray(array)) for array in (image, class_id, is_first))
+    return KnownPairs(image_P, centers.slots(class_P), first_P)

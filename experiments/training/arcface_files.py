@@ -66,13 +66,14 @@ class ArcfaceFiles:
             )
         return {name.removeprefix("module."): weight for name, weight in weights.items()}
 
-    def rows(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first class and the rows (k, D) of each block."""
+    def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the class ids (k,) and the rows (k, D) of each block."""
         first_class = 0
         for path in self.shards:
             rows = self._shard(path)
             for start in range(0, len(rows), BLOCK):
-                yield first_class + start, rows[start : start + BLOCK].float()
+                block = rows[start : start + BLOCK].float()
+                yield torch.arange(len(block)) + first_class + start, block
             first_class += len(rows)
 
     def shared_bias(self) -> float | None:

@@ -157,6 +157,9 @@ class LiveCenters:
     def num_classes(self) -> int:
         return self.rows.shard.num_classes
 
+    def slots(self, classes: Tensor) -> Tensor:
+        return self.rows.slots(classes.to(self.rows.like.device)).cpu()
+
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         width, shard = self.rows.embedding_size if self.normalize else self.rows.width, self.rows.shard
         for start in range(0, shard.size, BLOCK):

@@ -113,9 +113,9 @@ class Fidelity(L.Callback):
     @torch.no_grad()
     def _means(self, trainer: L.Trainer, module: HeadModule) -> Tensor:
         """Return the mean embeddings (classes of this process's shard, D) by the current backbone."""
-        wanted = np.ones(module.data.train.num_classes, dtype=bool)
-        model = live_model(trainer, module)
-        return class_means(model, module.data, wanted, self._shard(module), self.config.class_images, "all classes")[1]
+        shard, model = self._shard(module), live_model(trainer, module)
+        classes = np.arange(shard.start, shard.stop)
+        return class_means(model, module.data, classes, self.config.class_images, "all classes")[0]
 
     def _shard(self, module: HeadModule) -> Shard:
         """Return the classes whose means this process computes for a head without class centers.

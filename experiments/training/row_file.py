@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.arrays import floats, mapped
@@ -51,14 +52,14 @@ class RowFile:
         Raises:
             ValueError: a row has NaN, Inf or zeros only; on all processes.
         """
-        width, start, stop = centers.embedding_size, centers.shard.start, centers.shard.stop
+        width, size = centers.embedding_size, centers.shard.size
         lengths, failure = torch.zeros(2, dtype=torch.float64), None
         try:
-            for first in range(start, stop, BLOCK):
-                part = slice(first - start, min(first + BLOCK, stop) - start)
+            for start in range(0, size, BLOCK):
+                part = slice(start, min(start + BLOCK, size))
                 rows = centers.read(part).clone()
                 lengths[0] += rows[:, :width].norm(dim=1).double().sum().cpu()
-                rows[:, :width] = self._rows(first, min(first + BLOCK, stop)).to(rows)
+                rows[:, :width] = self._rows(centers.classes(part).cpu().numpy()).to(rows)
                 lengths[1] += rows[:, :width].norm(dim=1).double().sum().cpu()
                 centers.write(part, "rows", rows)
         except ValueError as error:
@@ -73,9 +74,9 @@ class RowFile:
             f"length is {loaded:.3g}, and that of initial rows {initial:.3g}"
         )
 
-    def _rows(self, start: int, stop: int) -> Tensor:
-        rows = floats(self.array, slice(start, stop), f"{OPTION}={self.path}")
+    def _rows(self, classes: NDArray[np.int64]) -> Tensor:
+        rows = floats(self.array, classes, f"{OPTION}={self.path}")
         if not (has_direction := rows.any(axis=1)).all():
-            row = start + int(np.argmin(has_direction))
+            row = classes[np.argmin(has_direction)]
             raise ValueError(f"{OPTION}={self.path}: row {row:,} has zeros only, and a class center needs a direction")
         return torch.from_numpy(rows)

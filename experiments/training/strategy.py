@@ -1,5 +1,6 @@
 """Lightning strategies whose checkpoints hold the rows of every process."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -8,12 +9,14 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from heads import CenterHead, Head
+from heads.rows.centers import LAYOUT
+from heads.rows.layout import other_layout
 
 from ..checkpoints.attempts import CheckpointError
 from ..checkpoints.checkpoint import write
 from ..checkpoints.manifest import InitialRows
 from ..checkpoints.storage import open_store
-from ..checkpoints.stored import Stored
+from ..checkpoints.stored import CENTERS, Stored
 from ..launching.processes import Processes
 from .module import HeadModule
 
@@ -68,6 +71,7 @@ class ShardedCheckpointMixin:
                 f"resume={checkpoint_path} has weights of another backbone; resume with the one it was trained with"
             )
         rows = rows_of(module.head)
+        check_layout(stored, checkpoint["state_dict"], module.head)
         stored.fill(rows, module.processes)
         local = stored.local(module.processes)
         checkpoint["random"] = local["random"]
@@ -101,12 +105,21 @@ def rows_of(head: Head) -> dict[str, Tensor]:
     return {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
 
 
+def check_layout(stored: Stored, state_dict: Mapping[str, Any], head: Head) -> None:
+    """Raise ValueError if the rows of a checkpoint are in another order than those of a head."""
+    if isinstance(head, CenterHead):
+        saved, layout = state_dict.get(f"{CENTERS}{LAYOUT}"), head.centers.layout
+        if rows_of(head) and saved != (None if layout is None else layout.state_dict()):
+            raise ValueError(f"{stored.option}={stored.path} cannot be used: {other_layout(saved, layout)}")
+
+
 def row_initialization(head: Head) -> InitialRows | None:
     """Return what the initial rows are drawn from; None for a head that stores none."""
     if not isinstance(head, CenterHead) or not head.centers.learned:
         return None
     rows, of_classes = head.centers, head.class_centers is not None
-    return InitialRows(rows.seed, rows.embedding_size, rows.bias, rows.rows_per_class, of_classes)
+    scattered = rows.layout is not None
+    return InitialRows(rows.seed, rows.embedding_size, rows.bias, rows.rows_per_class, of_classes, scattered)
 
 
 def local_state_keys(module: HeadModule) -> list[str]:

@@ -50,8 +50,8 @@ class Source(Protocol):
         """Weights of the backbone by name."""
         ...
 
-    def rows(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first class and the rows (k, width) of each block, in order."""
+    def rows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the class ids (k,) and the rows (k, width) of each block."""
         ...
 
     def shared_bias(self) -> float | None:
@@ -178,7 +178,7 @@ class WarmStart(L.Callback):
     ) -> float:
         """Write this process's known rows; return the mean norm of the known rows of all processes."""
         total = torch.zeros(2, dtype=torch.float64)
-        for start, rows in source.rows():
+        for classes, rows in source.rows():
             rows_per_class, columns = rows[0].numel() // rows.shape[-1], rows.shape[-1]
             if rows_per_class != centers.rows_per_class:
                 raise ValueError(
@@ -191,7 +191,7 @@ class WarmStart(L.Callback):
                     f"{_name(source.objective)}, and this head's have {centers.width}; use the embedding_size, "
                     "margin and objective it was trained with"
                 )
-            local = centers.shard.local(torch.from_numpy(new_of_old[start : start + len(rows)]))
+            local = centers.local(torch.from_numpy(new_of_old[classes.numpy()]))
             ids, order = local.sort()
             order = order[ids >= 0]
             chosen = rows[order].to(centers.like).view(-1, columns)
@@ -209,12 +209,16 @@ class WarmStart(L.Callback):
         assert isinstance(module.head, CenterHead)
         centers = module.head.centers
         model = live_model(trainer, module)
-        classes, means, counts = class_means(model, module.data, new, centers.shard, self.config.images, "new classes")
-        seen = (counts > 0).to(centers.like.device)
-        ids = torch.from_numpy(classes).to(seen.device)[seen]
-        rows = centers.read(ids)
-        rows[:: centers.rows_per_class, : centers.embedding_size] = norm * means.to(rows)[seen]
-        centers.write(ids, "rows", rows)
+        wanted = np.flatnonzero(new)
+        local = centers.local(torch.from_numpy(wanted))
+        own = local >= 0
+        means, counts = class_means(model, module.data, wanted[own.numpy()], self.config.images, "new classes")
+        seen = (counts > 0).cpu()
+        index, order = local[own][seen].sort()
+        index = index.to(centers.like.device)
+        rows = centers.read(index)
+        rows[:: centers.rows_per_class, : centers.embedding_size] = norm * means.to(rows)[seen][order]
+        centers.write(index, "rows", rows)
         centers.version += 1
         return int(sum_over_processes(seen.sum(), centers.process_group))
 

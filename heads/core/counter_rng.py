@@ -47,6 +47,17 @@ def uniform16(ids: Tensor, width: int, purpose: str, *key: int) -> Tensor:
     return word_kd.view(torch.int16)[:, :width]
 
 
+def words(count: int, purpose: str, *key: int) -> list[int]:
+    """Return 32-bit words for (purpose, key), as signed integers: keys of `hashed`."""
+    drawn: list[int] = _sequence(purpose, key).generate_state(count, np.uint32).astype(np.int32).tolist()
+    return drawn
+
+
+def hashed(numbers: Tensor, word: int) -> Tensor:
+    """Return a hash of numbers in [0, 2^31) and a word, int64 in [0, 2^31)."""
+    return _mixed(_mixed(numbers.to(torch.int32) ^ word) * GOLDEN + word).bitwise_and_(0x7FFFFFFF).to(torch.int64)
+
+
 def _mixed(word: Tensor) -> Tensor:
     _fold(word, 16)
     word.mul_(FIRST)

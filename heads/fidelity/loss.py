@@ -22,6 +22,7 @@ from ..objectives.inputs import LossInputs
 from ..objectives.loss_state import LossState
 from ..objectives.rows import DenseRows
 from ..objectives.softmax import CrossEntropy
+from ..selection.selection import Selection
 from .figures import check_options, compare_gradients, evenly_spaced
 from .reference import FullLoss
 
@@ -99,10 +100,11 @@ def loss_fidelity(
 def _figures(exact: FullLoss, gradient_QD: Tensor, rows: DenseRows, held: Tensor) -> dict[str, float]:
     """Return the figures for held rows of the shard; -1 for classes of other shards."""
     ids = held[held >= 0].sort().values
+    selection = Selection(ids)
     gradients = compare_gradients(gradient_QD[None], exact.gradient_QD)
     return {
-        "mass": float(exact.mass(rows.subset(ids), ids).mean()),
-        "hardest_recall": float(exact.recall(ids).mean()),
+        "mass": float(exact.mass(rows.subset(ids), selection).mean()),
+        "hardest_recall": float(exact.recall(selection).mean()),
         "class_means_cosine": gradients["gradient_cosine"],
         "class_means_norm_ratio": gradients["gradient_norm_ratio"],
     }

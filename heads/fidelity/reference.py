@@ -16,7 +16,6 @@ from torch.distributed import ProcessGroup
 from ..center_head import CenterHead
 from ..group.batch import GlobalBatch
 from ..group.collectives import gather_columns, gather_sizes, max_over_processes, rank_and_size, sum_over_processes
-from ..group.sharding import positions
 from ..objectives.inputs import LossInputs
 from ..objectives.objective import Objective
 from ..objectives.rows import Rows
@@ -55,39 +54,34 @@ class FullLoss:
         """The gradient of the mean loss, as `backbone_gradient` returns it."""
         return backbone_gradient(self.objective, self.inputs)
 
-    def mass(self, rows: Rows, ids: Tensor | None) -> Tensor:
+    def mass(self, rows: Rows, selection: Selection) -> Tensor:
         """Return the share of each embedding's negative mass in these rows of all processes (Q,); see `held`."""
-        return self.held(rows, ids)[0]
+        return self.held(rows, selection)[0]
 
-    def held(self, rows: Rows, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def held(self, rows: Rows, selection: Selection) -> tuple[Tensor, Tensor]:
         """Return share and number of each embedding's negatives with a pull among these rows of all processes (Q,).
 
         The share is that of the mass.
 
         Args:
             rows: some rows of the shard.
-            ids: their sorted ids in the shard; None for all.
+            selection: where they are in the shard.
         """
-        inputs = replace(self.inputs, rows=rows, position_P=self._position(ids, self.inputs.position_P))
+        inputs = replace(self.inputs, rows=rows, position_P=selection.find(self.inputs.position_P))
         if (position_M := inputs.position_M) is not None:
-            inputs = replace(inputs, position_M=self._position(ids, position_M))
+            inputs = replace(inputs, position_M=selection.find(position_M))
         loss = self.objective.streamed(inputs)
         loss.begin_like(self.loss)  # the samples' own classes may be missing
         highest_Q, sum_Q, support_Q = stream_negatives(loss).over_processes(self.group)
         share_Q = (highest_Q - self.highest_Q).exp() * sum_Q / self.sum_Q
         return torch.where(self.sum_Q > 0, share_Q, 1.0), support_Q  # without negatives, no mass is missing
 
-    def recall(self, ids: Tensor | None) -> Tensor:
+    def recall(self, selection: Selection) -> Tensor:
         """Return the share of each embedding's hardest negatives (Q,) among these rows of all shards."""
-        selected_Qk = torch.ones_like(self.among_hardest_Qk) if ids is None else positions(ids, self.nearest_Qk) >= 0
+        selected_Qk = selection.find(self.nearest_Qk) >= 0
         counts = torch.stack([(self.among_hardest_Qk & selected_Qk).sum(1), self.among_hardest_Qk.sum(1)])
         selected_Q, all_Q = sum_over_processes(counts, self.group)
         return torch.where(all_Q > 0, selected_Q / all_Q.clamp(min=1), 1.0)
-
-    @staticmethod
-    def _position(ids: Tensor | None, local_P: Tensor) -> Tensor:
-        """Return the positions of rows of the shard among those with sorted ids, -1 if missing."""
-        return local_P if ids is None else positions(ids, local_P)
 
     def _among_hardest(self, top_Qk: Tensor, hardest: int) -> Tensor:
         """Return which of this shard's hardest negatives are among the hardest over all processes, bool (Q, k)."""
@@ -120,7 +114,7 @@ class Coverage:
 
 
 @torch.no_grad()
-def coverage(head: CenterHead, batch: GlobalBatch, ids: Tensor | None, *, k: int) -> Coverage:
+def coverage(head: CenterHead, batch: GlobalBatch, selection: Selection, *, k: int) -> Coverage:
     """Measure the mass of the active classes: read all rows of the shard once, and the active ones twice.
 
     For a sparse objective, all rows are read twice.
@@ -128,13 +122,13 @@ def coverage(head: CenterHead, batch: GlobalBatch, ids: Tensor | None, *, k: int
     Args:
         head: the head whose classes are active.
         batch: embeddings in the space of the rows, the same on all processes.
-        ids: the active rows of this shard, sorted; None for all.
+        selection: the active rows of this shard.
         k: number of nearest classes of this shard to find.
     """
     full = full_loss(head, batch, k)
-    missed_Qk = torch.zeros_like(full.top_Qk) if ids is None else (positions(ids, full.nearest_Qk) < 0)
+    missed_Qk = selection.find(full.nearest_Qk) < 0
     missed_Q = ((full.top_Qk - full.highest_Q[:, None]).exp() * missed_Qk).sum(1)
-    mass_Q, held_Q = full.held(ActiveRows(head.centers, ids, keep=False), ids)
+    mass_Q, held_Q = full.held(ActiveRows(head.centers, selection, keep=False), selection)
     missed_Q = sum_over_processes(missed_Q, head.process_group)
     perfect_Q = mass_Q + torch.where(full.sum_Q > 0, missed_Q / full.sum_Q, 0)
     figures = {name: float(figure) for name, figure in full.loss.figures().items()}
@@ -143,7 +137,7 @@ def coverage(head: CenterHead, batch: GlobalBatch, ids: Tensor | None, *, k: int
 
 def full_loss(head: CenterHead, batch: GlobalBatch, hardest: int) -> FullLoss:
     """Return the loss of a head over all its classes."""
-    rows = ActiveRows(head.centers, None, keep=False)
+    rows = ActiveRows(head.centers, Selection(), keep=False)
     inputs = head.loss_inputs(batch, Selection(), rows)
     return FullLoss(head.objective, inputs.exact(), hardest)
 

@@ -76,9 +76,9 @@ def _mean_figures(
     for repeat in range(repeats):
         head.micro_batch = FIRST_REPEAT + repeat
         selection = head.select_classes(batch.x_ND, batch.positives.labels_P)
-        rows = ActiveRows(head.centers, selection.ids, keep=False)
-        masses.append(exact.mass(rows, selection.ids))
-        recalls.append(exact.recall(selection.ids))
+        rows = ActiveRows(head.centers, selection, keep=False)
+        masses.append(exact.mass(rows, selection))
+        recalls.append(exact.recall(selection))
         inputs = replace(head.loss_inputs(probed, selection, rows), batch=exact.inputs.batch)  # the same draws
         gradients.append(backbone_gradient(head.objective, inputs))
     return {

@@ -68,6 +68,10 @@ class GlobalBatch:
         """Return the batch with `count` targets of each sample, drawn by a key."""
         return replace(self, positives=draw(self.positives, count, len(self.x_ND), key))
 
+    def with_classes(self, classes_of: Callable[[Tensor], Tensor]) -> "GlobalBatch":
+        """Return the batch with other numbers of the classes, which `classes_of` computes from those of the labels."""
+        return replace(self, positives=self.positives.with_classes(classes_of))
+
     def chosen(self, places: list[int]) -> "GlobalBatch":
         """Return some samples of all processes as a batch that is detached, with equal weights."""
         x_QD, norm_Q = self.x_ND[places], self.norm_N[places]

@@ -6,6 +6,7 @@ targets of the loss; the other classes of a sample are left out of its negatives
 Legend: N samples of all processes, L labels of a sample, P targets, M pairs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,11 @@ class Positives:
             return local_NK == own_M[:, None]
         hits_MK = (local_NK[samples] == own_M[:, None]).to(torch.int32)
         return torch.zeros_like(local_NK, dtype=torch.int32).index_add_(0, samples, hits_MK) > 0
+
+    def with_classes(self, classes_of: Callable[[Tensor], Tensor]) -> "Positives":
+        """Return the pairs with other numbers of their classes."""
+        labels_M = None if self.labels_M is None else classes_of(self.labels_M)
+        return Positives(classes_of(self.labels_P), self.sample_P, labels_M, self.sample_M)
 
     def without_target(self, label: int) -> "Positives":
         """Return the pairs with this class among no targets. Every sample must have another class."""

@@ -1,8 +1,11 @@
 """The classes that take part in one forward pass, and their rows."""
 
+import torch
 from torch import Tensor
 
-from .class_rows import ClassRows
+from ..objectives import softmax
+from ..selection.selection import Selection
+from .class_rows import ClassRows, RowIndex
 from .overlay import Overlay
 
 
@@ -11,21 +14,27 @@ class ActiveRows:
 
     Args:
         centers: the class centers that hold them.
-        ids: int64 (K,), sorted classes of the shard; None for all.
+        selection: the K classes.
         keep: whether to keep the rows that the first pass reads, so that backward and the optimizer's step need not
             gather them again. Rows that can be read in place are never copied.
 
     Attributes:
+        ids: int64 (K,), classes of the shard; None for all.
         overlay: values that stand in place of some rows, if all rows are active; None for none.
     """
 
-    def __init__(self, centers: ClassRows, ids: Tensor | None, *, keep: bool):
-        self.centers, self.ids, self.size = centers, ids, centers.rows_per_class
+    def __init__(self, centers: ClassRows, selection: Selection, *, keep: bool):
+        self.centers, self.ids, self.size = centers, selection.ids, centers.rows_per_class
+        # Blocks as large as chunks are ranges of rows, which can be used in place.
+        self._block, self._in_blocks, self._starts = selection.block, selection.num_in_blocks, None
+        if self.ids is not None and self._in_blocks and self._block % softmax.CHUNK_ROWS == 0:
+            self._starts = self.ids[: self._in_blocks : self._block].tolist()
         self.stamp = centers.stamp
         self.overlay: Overlay | None = None
         self.kept_LD: Tensor | None = None
         self.num_kept = 0  # classes are read in order; the rows of those before this one are kept
-        if keep and not (ids is None and centers.in_place):
+        in_ranges = self.ids is None or self._starts is not None
+        if keep and not (in_ranges and centers.in_place):
             self.kept_LD = centers.workspace.acquire("rows", (len(self) * self.size, centers.width), centers.like)
 
     def __len__(self) -> int:
@@ -40,10 +49,27 @@ class ActiveRows:
         rows = self.centers.read(positions if self.ids is None else self.ids[positions])
         return rows if self.overlay is None else self.overlay.at(rows, positions)
 
+    def parts(self) -> list[tuple[int, Tensor]]:
+        """Return the first position and the sorted ids of each sorted part."""
+        if self.ids is None:
+            return [(0, torch.arange(len(self), device=self.centers.like.device))]
+        first, second = self.ids[: self._in_blocks], self.ids[self._in_blocks :]
+        return [(0, first), (self._in_blocks, second)] if len(first) else [(0, second)]
+
+    def index(self, a: int, b: int) -> RowIndex:
+        """Return the classes of the shard at the positions a to b."""
+        if self.ids is None:
+            return slice(a, b)
+        if self._starts is not None and b <= self._in_blocks and a // self._block == (b - 1) // self._block:
+            start = self._starts[a // self._block] + a % self._block
+            return slice(start, start + b - a)
+        return self.ids[a:b]
+
     def subset(self, positions: Tensor) -> "ActiveRows":
         """Return the rows of classes at these sorted positions as active rows of the same forward pass."""
         assert self.overlay is None
-        rows = ActiveRows(self.centers, positions if self.ids is None else self.ids[positions], keep=False)
+        ids = positions if self.ids is None else self.ids[positions]
+        rows = ActiveRows(self.centers, Selection(ids), keep=False)
         rows.stamp = self.stamp
         return rows
 
@@ -70,5 +96,5 @@ class ActiveRows:
             self.kept_LD, self.num_kept = None, 0
 
     def _read(self, a: int, b: int, out: Tensor | None = None) -> Tensor:
-        rows = self.centers.read(slice(a, b) if self.ids is None else self.ids[a:b], out=out)
+        rows = self.centers.read(self.index(a, b), out=out)
         return rows if self.overlay is None else self.overlay.over(rows, a, in_place=out is not None)

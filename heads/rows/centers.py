@@ -20,9 +20,11 @@ from ..core.row_state import RowState
 from . import rounding, stores
 from .class_rows import ClassRows, RowIndex
 from .initial import initial_blocks
+from .layout import Layout, other_layout
 from .sharded_tensor import foreign_part, global_view, local_part
 
 INIT_ROWS = 1024  # drawn at a time
+LAYOUT = "layout"  # key of a state dict, beside the names of tables
 
 
 class ClassCenters(ClassRows):
@@ -34,7 +36,9 @@ class ClassCenters(ClassRows):
             of processes nor the store changes an initial row.
         rows_per_class: rows of a class.
         bias: initial value of one more column of each row; None for no such column.
-        seed: seed of the initial rows.
+        seed: seed of the initial rows, and of the layout.
+        scattered: whether the rows are stored in a pseudo-random order of the classes, `Layout`, so that adjacent rows
+            are those of unrelated classes. The initial row of a class is the same in any order.
         process_group: the processes that share the classes; None for one process.
         device: device on which rows are updated.
         dtype: dtype of the stored rows: float32, bfloat16, or float64 to check numerics. Arithmetic on bfloat16 rows
@@ -57,6 +61,7 @@ class ClassCenters(ClassRows):
         rows_per_class: int = 1,
         bias: float | None = None,
         seed: int = 0,
+        scattered: bool = False,
         process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -74,12 +79,15 @@ class ClassCenters(ClassRows):
             rows_per_class=rows_per_class,
             bias=bias,
             seed=seed,
+            layout=Layout(num_classes, seed) if scattered else None,
             process_group=process_group,
             device=device,
             dtype=torch.promote_types(dtype, torch.float32),
         )
         self.rounding = rounding
-        facts = {"seed": seed} if rows_per_class == 1 else {"seed": seed, "rows_per_class": rows_per_class}
+        # Those of a plain order of single rows are left out, as in files of earlier versions.
+        facts: dict[str, Any] = {"seed": seed} | ({"rows_per_class": rows_per_class} if rows_per_class > 1 else {})
+        facts |= {"scattered": True} if scattered else {}
         self.store = stores.make_store(store, store_dir, self.shard, facts)
         self._loaded: dict[str, Tensor] = {}  # state loaded before its optimizer exists
         with torch.inference_mode(False):  # tensors created in inference mode cannot be trained
@@ -122,7 +130,7 @@ class ClassCenters(ClassRows):
         values = values.view(-1, table.shape[1])
         if table.dtype == torch.bfloat16 and self.rounding == "stochastic":
             key = (self.seed, step, zlib.crc32(name.encode()))
-            values = rounding.stochastic(values, self._classes(index), *key)
+            values = rounding.stochastic(values, self._slots(index), *key)
         if not isinstance(index, slice):
             table.index_copy_(0, index.to(table.device), values.to(table))
         elif table[index].data_ptr() != values.data_ptr():
@@ -173,9 +181,9 @@ class ClassCenters(ClassRows):
             index = slice(a, min(a + INIT_ROWS, self.shard.size))
             rows = self.rows[index]
             if everywhere:
-                rows[:] = self._initial(self._classes(index))
+                rows[:] = self._initial(self.classes(index))
             elif (blank := (rows == 0).all(dim=1)).any():
-                rows[blank] = self._initial(self._classes(index)[blank]).to(rows)
+                rows[blank] = self._initial(self.classes(index)[blank]).to(rows)
 
     def _initial(self, classes: Tensor) -> Tensor:
         """Return the initial rows of classes (k, rows_per_class x width)."""
@@ -190,9 +198,16 @@ class ClassCenters(ClassRows):
             return values
         if values.untyped_storage().data_ptr() == self.rows.untyped_storage().data_ptr():
             values = values.clone()  # a read must not change rows
-        initial = self._initial(self._classes(index)[blank]).to(self.rows.dtype).to(self.like)
+        initial = self._initial(self.classes(index)[blank]).to(self.rows.dtype).to(self.like)
         values[blank] = initial
         return values
+
+    @staticmethod
+    def _tables(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        """Return the entries of a state dict that are rows and row state, by name."""
+        tables = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        tables.pop(LAYOUT, None)
+        return tables
 
     def _saved(self) -> Iterator[tuple[str, Tensor]]:
         yield "rows", self.rows
@@ -210,6 +225,8 @@ class ClassCenters(ClassRows):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in self._saved():
             destination[prefix + name] = global_view(tensor, self.shard, self.process_group)
+        if self.layout is not None:
+            destination[prefix + LAYOUT] = self.layout.state_dict()
 
     def _load_from_state_dict(  # type: ignore[override]
         self,
@@ -222,7 +239,7 @@ class ClassCenters(ClassRows):
         error_msgs: list[str],
     ) -> None:
         """Load DTensors of the same sharding, and plain tensors of all classes or of this shard."""
-        tables = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        tables = self._tables(state_dict, prefix)
         missing_keys += [prefix + name for name in ("rows", *self.state) if name not in tables]
         if faults := self.faults(state_dict, prefix):
             error_msgs += faults
@@ -237,10 +254,12 @@ class ClassCenters(ClassRows):
         if not self.store.lazy:
             self._draw_blank()  # a checkpoint of a lazy store may hold rows of zeros
 
-    def faults(self, state_dict: Mapping[str, Tensor], prefix: str) -> list[str]:
+    def faults(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
         if f"{prefix}_extra_state" in state_dict:
             return [f"{prefix}rows: this head stores its rows, and the state dict holds the formula of computed ones"]
-        tables = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        tables, saved = self._tables(state_dict, prefix), state_dict.get(prefix + LAYOUT)
+        if tables and saved != (None if self.layout is None else self.layout.state_dict()):
+            return [other_layout(saved, self.layout)]
         error_msgs = []
         for name, value in tables.items():
             local = local_part(value, self.shard)

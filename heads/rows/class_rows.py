@@ -12,8 +12,9 @@ from ..core.row_state import RowState
 from ..core.workspace import Workspace
 from ..group.collectives import portable, rank_and_size, restored
 from ..group.sharding import Shard
+from .layout import Layout
 
-RowIndex = slice | Tensor  # classes of the shard: a contiguous range, or sorted int64 ids
+RowIndex = slice | Tensor  # classes of the shard, by slot: a contiguous range, or sorted int64 numbers
 
 
 class ClassRows(nn.Module, ABC):
@@ -25,6 +26,7 @@ class ClassRows(nn.Module, ABC):
         rows_per_class: rows of a class.
         bias: initial value of one more column of each row; None for no such column.
         seed: seed of the rows.
+        layout: the order of the rows; None for that of the class ids.
         process_group: the processes that share the classes; None for one process.
         device: device of arithmetic.
         dtype: dtype of arithmetic.
@@ -50,6 +52,7 @@ class ClassRows(nn.Module, ABC):
         rows_per_class: int = 1,
         bias: float | None,
         seed: int,
+        layout: Layout | None = None,
         process_group: ProcessGroup | None,
         device: torch.device | str | None,
         dtype: torch.dtype,
@@ -58,7 +61,7 @@ class ClassRows(nn.Module, ABC):
         self.process_group = process_group
         self.shard = Shard(num_classes, *rank_and_size(process_group))
         self.embedding_size, self.width, self.seed = embedding_size, embedding_size + (bias is not None), seed
-        self.rows_per_class = rows_per_class
+        self.rows_per_class, self.layout = rows_per_class, layout
         self.bias = 0.0 if bias is None else bias
         self.workspace = Workspace()
         self.state: dict[str, Tensor] = {}
@@ -132,6 +135,14 @@ class ClassRows(nn.Module, ABC):
     def faults(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
         """Return why rows and row state of a state dict do not fit; an empty list if they fit."""
 
+    def check_layout(self, draws_blocks: bool) -> None:
+        """Raise a ValueError if a head draws blocks of these rows, and they are in the order of the class ids."""
+        if draws_blocks and self.layout is None:
+            raise ValueError(
+                "sample_block above 1 needs rows in the order of a layout, and centers=... are in the order of the "
+                "class ids; pass the centers of a head that has sample_block above 1 too, or set sample_block=1"
+            )
+
     def check_shared(self, num_classes: int, embedding_size: int, rows_per_class: int, has_bias: bool) -> None:
         """Raise a ValueError unless these are rows of so many classes and columns, for a head that is to use them."""
         given = (self.shard.num_classes, self.embedding_size, self.rows_per_class, self.width > self.embedding_size)
@@ -145,8 +156,24 @@ class ClassRows(nn.Module, ABC):
     def extra_repr(self) -> str:
         return f"{self.shard}, width={self.width}"
 
-    def _classes(self, index: RowIndex) -> Tensor:
-        """Return the global class ids (k,) of rows of this shard, on the device of arithmetic."""
+    def slots(self, classes: Tensor) -> Tensor:
+        """Return where the rows of class ids are stored among those of all processes; -1 stays."""
+        return classes if self.layout is None else self.layout.slots(classes)
+
+    def local(self, classes: Tensor) -> Tensor:
+        """Return the rows of this shard (n,) for class ids (n,); -1 if another process owns the class."""
+        return self.shard.local(self.slots(classes))
+
+    def classes(self, index: RowIndex) -> Tensor:
+        """Return the class ids (k,) of rows of this shard, on the device of arithmetic."""
+        return self.classes_of(self._slots(index))
+
+    def classes_of(self, slots: Tensor) -> Tensor:
+        """Return the class ids of slots."""
+        return slots if self.layout is None else self.layout.classes(slots)
+
+    def _slots(self, index: RowIndex) -> Tensor:
+        """Return the numbers (k,) among the rows of all processes, on the device of arithmetic."""
         if isinstance(index, slice):
             index = torch.arange(index.start, index.stop, device=self.like.device)
         return index.to(self.like.device) + self.shard.start

@@ -50,7 +50,7 @@ class ComputedCenters(ClassRows):
 
     def read(self, index: RowIndex, name: str = "rows", out: Tensor | None = None) -> Tensor:
         assert name == "rows", "computed rows have no state"
-        classes = self._classes(index)
+        classes = self.classes(index)
         rows = self.like.new_empty(len(classes), self.width) if out is None else out
         for a in range(0, len(classes), CHUNK):  # a formula needs some memory for temporary values
             rows[a : a + CHUNK] = self.formula(classes[a : a + CHUNK])

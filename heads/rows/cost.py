@@ -59,7 +59,9 @@ def step_cost(case: Case, options: LossOptions, *, row_state: Mapping[str, RowSt
     row = state = in_place = 0
     if isinstance(options, CenterOptions):
         row, state = D * number_bytes(options.dtype), state_bytes(row_state)
-        in_place = active is None and number_bytes(options.dtype) == 4 and options.store != "disk"
+        # Blocks as large as chunks are used in place, as all rows are.
+        in_ranges = active is None or getattr(options, "sample_block", 1) % CHUNK_ROWS == 0
+        in_place = in_ranges and number_bytes(options.dtype) == 4 and options.store != "disk"
     keeps_logits, keeps_rows = what_fits(4 * K * N, 4 * K * D, options.logits_budget_mb * 2**20)
     kept, kept_rows = 4 * K * N * keeps_logits, 4 * K * D * (keeps_rows and not in_place)
     chunk = 4 * min(CHUNK_ROWS, K) * (2 * N + 2 * D)

@@ -98,6 +98,8 @@ class CenterOptions(LossOptions):
         bias: float | None,
         process_group: ProcessGroup | None,
         device: torch.device | str | None,
+        *,
+        scattered: bool = False,
     ) -> ClassCenters:
         """Return the class centers of a head with these options; see `ClassCenters`."""
         return ClassCenters(
@@ -106,6 +108,7 @@ class CenterOptions(LossOptions):
             rows_per_class=rows_per_class,
             bias=bias,
             seed=self.seed,
+            scattered=scattered,
             process_group=process_group,
             device=device,
             dtype=dtypes.named("dtype", self.dtype),

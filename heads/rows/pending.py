@@ -149,23 +149,21 @@ class PendingGradients:
             return
         for a, b in chunks(len(active)):
             rows = active.slice(a, b)
-            index = slice(a, b) if ids is None else ids[a:b]
-            yield index, rows, StreamedGradient(gradients, a, b, rows, centers.workspace)
+            yield active.index(a, b), rows, StreamedGradient(gradients, a, b, rows, centers.workspace)
 
     def _stream_union(self, centers: ClassRows) -> Iterator[tuple[RowIndex, Tensor, ChunkGradient]]:
         """Stream entries with different rows: each entry adds to its own rows of a chunk."""
-        all_ids = torch.arange(centers.shard.size, device=centers.like.device)
-        ids_of_entries = [all_ids if active.ids is None else active.ids for active, _ in self.entries]
-        union = torch.unique(torch.cat(ids_of_entries))
+        parts = [(ids, first, entry) for active, entry in self.entries for first, ids in active.parts()]
+        union = torch.unique(torch.cat([ids for ids, _, _ in parts]))
         for start, stop in chunks(len(union)):
             chunk = union[start:stop]
             rows = centers.read(chunk)
             rows_kW = rows.view(len(chunk), -1)  # one line a class
             gradient_kW = torch.zeros_like(rows_kW)
-            for ids, (_, entry) in zip(ids_of_entries, self.entries, strict=True):
+            for ids, first, entry in parts:
                 a, b = torch.searchsorted(ids, torch.stack([chunk[0], chunk[-1] + 1])).tolist()
                 inside = torch.searchsorted(chunk, ids[a:b])
                 own_rows = rows_kW[inside].view(-1, centers.width)
-                own_gradient = entry.add_to(torch.zeros_like(own_rows), a, b, own_rows)
+                own_gradient = entry.add_to(torch.zeros_like(own_rows), first + a, first + b, own_rows)
                 gradient_kW.index_add_(0, inside, own_gradient.view(len(inside), rows_kW.shape[1]))
             yield chunk, rows, SummedGradient(gradient_kW.view_as(rows), rows, centers.workspace)

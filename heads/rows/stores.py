@@ -130,8 +130,8 @@ class DiskStore(DeviceStore):
         file = path.with_suffix(".json")
         if file.exists():
             saved = json.loads(file.read_text())
-            for name, value in description.items():
-                if saved.get(name) != value:
+            for name in {**saved, **description}:
+                if saved.get(name) != (value := description.get(name)):
                     raise ValueError(
                         f"store_dir={self.folder.parent} does not fit: {path} was made with {name}={saved.get(name)}, "
                         f"not {value}; use another folder, or remove this one to start over"

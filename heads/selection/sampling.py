@@ -1,8 +1,12 @@
 """Uniform sampling of classes."""
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from ..group.sharding import positions
 from .selection import Selection
 
 
@@ -31,6 +35,36 @@ def filled(
     log_q = log_q.new_zeros(len(ids))
     log_q[order >= len(chosen)] = torch.log(log_q.new_tensor(drawn / max(eligible, 1)))
     return Selection(ids, log_q)
+
+
+def filled_by_blocks(
+    chosen: Tensor, num_classes: int, quota: int, block: int, generator: torch.Generator, *, log_q: Tensor | None
+) -> Selection:
+    """Complete a selection with blocks of adjacent classes, drawn uniformly without replacement.
+
+    Each class that is not chosen is drawn with the probability that `filled` draws it with. The number of blocks is
+    therefore random: one of the two whole numbers around its mean. A chosen class brings no block.
+
+    Args:
+        chosen, num_classes, quota, generator, log_q: as in `filled`.
+        block: classes of a block; the last block may have fewer.
+    """
+    eligible, device = num_classes - len(chosen), chosen.device
+    share = min(max(quota - len(chosen), 0) / max(eligible, 1), 1.0)
+    num_blocks = -(-num_classes // block)
+    mean = share * num_blocks
+    extra = torch.rand((), generator=generator, device=device, dtype=torch.float64) < mean - int(mean)
+    drawn = sample_without_replacement(num_blocks, int(mean) + int(extra), generator).sort().values
+    members = (drawn[:, None] * block + torch.arange(block, device=device)).flatten()
+    is_whole = members < num_classes // block * block
+    in_blocks, others = members[is_whole], members[~is_whole & (members < num_classes)]
+    alone = torch.cat([chosen[positions(drawn, chosen // block) < 0], others]).sort().values
+    selection = Selection(torch.cat([in_blocks, alone]), block=block, num_in_blocks=len(in_blocks))
+    if log_q is None or selection.ids is None:
+        return selection
+    log_q = torch.full_like(selection.ids, math.log(share) if share else 0.0, dtype=log_q.dtype)
+    log_q[selection.find(chosen)] = 0
+    return replace(selection, log_q=log_q)
 
 
 def sample_without_replacement(population: int, count: int, generator: torch.Generator) -> Tensor:

@@ -13,18 +13,28 @@ class Selection:
     """The classes of this process's shard that take part in a step.
 
     Args:
-        ids: int64 (K,) rows of the shard, sorted, without duplicates, with every positive of the global batch that the
-            shard owns. None selects all rows.
+        ids: int64 (K,) rows of the shard, without duplicates, with every positive of the global batch that the shard
+            owns. They are sorted, or two sorted parts. None selects all rows.
         log_q: (K,) log of the probability with which each row was drawn given the batch. It is subtracted from the
             row's logits (sampled-softmax correction). None for no correction.
+        block: number of rows that were drawn together. They are adjacent, and the first one is a multiple of it.
+        num_in_blocks: number of ids, the first ones, that make up whole blocks; the part of the others follows.
     """
 
     ids: Tensor | None = None
     log_q: Tensor | None = None
+    block: int = 1
+    num_in_blocks: int = 0
 
     def find(self, local: Tensor) -> Tensor:
         """Return the positions of rows of the shard among the selected ones; -1 for others."""
-        return local if self.ids is None else positions(self.ids, local)
+        if self.ids is None:
+            return local
+        in_second = positions(self.ids[self.num_in_blocks :], local)
+        if not self.num_in_blocks:
+            return in_second
+        in_first = positions(self.ids[: self.num_in_blocks], local)
+        return torch.where(in_second >= 0, in_second + self.num_in_blocks, in_first)
 
     def positions(self, local_N: Tensor) -> Tensor:
         """Return the position of each sample's class among the selected rows.

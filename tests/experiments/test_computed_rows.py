@@ -90,7 +90,7 @@ def test_a_checkpoint_gives_its_rows(learned, tmp_path):
     rows = rows_of(Prototypes(C, D))
     assert (checkpoint.num_classes, checkpoint.width) == (C, D) and str(checkpoint).count(f"{C} class centers") == 1
     assert torch.equal(torch.cat([block for _, block in checkpoint.rows()]), rows)
-    assert torch.equal(torch.cat([block for _, block in checkpoint.rows(5, 9)]), rows[5:9])
+    assert torch.equal(torch.cat([block for _, block in checkpoint.stored_rows(5, 9)]), rows[5:9])
     assert torch.equal(torch.cat([block for _, block in StoredCenters(checkpoint, ALONE).blocks()]), rows)
     target = tmp_path / "centers.safetensors"
     export(config(f"checkpoint={learned}", f"target={target}", "format=safetensors", name="export"), tmp_path)

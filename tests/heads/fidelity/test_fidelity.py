@@ -86,7 +86,7 @@ def covered(margin: Margin, k: int) -> tuple[Tensor, ...]:
     embeddings, labels = batch()
     ids = head.centers.shard.local(torch.arange(0, C, 3))
     mine = own_part(embeddings, labels)
-    result = coverage(head, head.gather_batch(*mine), ids[ids >= 0], k=k)
+    result = coverage(head, head.gather_batch(*mine), Selection(ids[ids >= 0]), k=k)
     return result.mass_Q, result.perfect_Q, result.nearest_Qk, head.centers.rows
 
 
