@@ -99,13 +99,12 @@ class PartialFC(CenterHead):
         local = shard.local(labels)
         positives = torch.unique(local[local >= 0])
         quota = max(1, round(rate * shard.size))
-        generator = counter_rng.generator(
-            "selection", self.options.seed, self.step, self.micro_batch, shard.start, device=labels.device
-        )
         log_q, block = embeddings if self.options.log_q else None, getattr(self.options, "sample_block", 1)
-        if block > 1:
-            return filled_by_blocks(positives, shard.size, quota, block, generator, log_q=log_q)
-        return filled(positives, shard.size, quota, generator, log_q=log_q)
+        key = (self.options.seed, self.step, self.micro_batch, shard.start)
+        generator = counter_rng.generator("selection", *key, device=labels.device if block == 1 else "cpu")
+        if block == 1:
+            return filled(positives, shard.size, quota, generator, log_q=log_q)
+        return filled_by_blocks(positives, shard.size, quota, block, generator, log_q=log_q)
 
     def extra_repr(self) -> str:
         return f"sample_rate={self.options.sample_rate}, log_q={self.options.log_q}, {super().extra_repr()}"

@@ -27,8 +27,8 @@ class ActiveRows:
         self.centers, self.ids, self.size = centers, selection.ids, centers.rows_per_class
         # Blocks as large as chunks are ranges of rows, which can be used in place.
         self._block, self._in_blocks, self._starts = selection.block, selection.num_in_blocks, None
-        if self.ids is not None and self._in_blocks and self._block % softmax.CHUNK_ROWS == 0:
-            self._starts = self.ids[: self._in_blocks : self._block].tolist()
+        if selection.starts is not None and self._block % softmax.CHUNK_ROWS == 0:
+            self._starts = selection.starts.tolist()
         self.stamp = centers.stamp
         self.overlay: Overlay | None = None
         self.kept_LD: Tensor | None = None

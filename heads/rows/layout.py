@@ -50,7 +50,7 @@ class Layout:
         is_class = (numbers >= 0) & (numbers < self.num_classes)
         result = torch.where(is_class, step(numbers.clamp(0, self.num_classes - 1)), numbers)
         while (outside := is_class & (result >= self.num_classes)).any():
-            result[outside] = step(result[outside])
+            result = torch.where(outside, step(result), result)  # without waiting for the device to count them
         return result
 
     def _forward(self, numbers: Tensor) -> Tensor:

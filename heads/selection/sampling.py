@@ -46,20 +46,22 @@ def filled_by_blocks(
     therefore random: one of the two whole numbers around its mean. A chosen class brings no block.
 
     Args:
-        chosen, num_classes, quota, generator, log_q: as in `filled`.
+        chosen, num_classes, quota, log_q: as in `filled`.
         block: classes of a block; the last block may have fewer.
+        generator: source of the draws, on the host: a step uses blocks in place only if the host knows them.
     """
     eligible, device = num_classes - len(chosen), chosen.device
     share = min(max(quota - len(chosen), 0) / max(eligible, 1), 1.0)
     num_blocks = -(-num_classes // block)
     mean = share * num_blocks
-    extra = torch.rand((), generator=generator, device=device, dtype=torch.float64) < mean - int(mean)
+    extra = torch.rand((), generator=generator, dtype=torch.float64) < mean - int(mean)
     drawn = sample_without_replacement(num_blocks, int(mean) + int(extra), generator).sort().values
-    members = (drawn[:, None] * block + torch.arange(block, device=device)).flatten()
-    is_whole = members < num_classes // block * block
-    in_blocks, others = members[is_whole], members[~is_whole & (members < num_classes)]
-    alone = torch.cat([chosen[positions(drawn, chosen // block) < 0], others]).sort().values
-    selection = Selection(torch.cat([in_blocks, alone]), block=block, num_in_blocks=len(in_blocks))
+    starts = drawn[drawn < num_classes // block] * block
+    in_blocks = (starts.to(device)[:, None] + torch.arange(block, device=device)).flatten()
+    alone = chosen[positions(drawn.to(device), chosen // block) < 0]
+    if len(starts) < len(drawn):  # the last block, which is smaller
+        alone = torch.cat([alone, torch.arange(num_classes // block * block, num_classes, device=device)])
+    selection = Selection(torch.cat([in_blocks, alone.sort().values]), block=block, starts=starts)
     if log_q is None or selection.ids is None:
         return selection
     log_q = torch.full_like(selection.ids, math.log(share) if share else 0.0, dtype=log_q.dtype)

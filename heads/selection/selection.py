@@ -17,14 +17,20 @@ class Selection:
             owns. They are sorted, or two sorted parts. None selects all rows.
         log_q: (K,) log of the probability with which each row was drawn given the batch. It is subtracted from the
             row's logits (sampled-softmax correction). None for no correction.
-        block: number of rows that were drawn together. They are adjacent, and the first one is a multiple of it.
-        num_in_blocks: number of ids, the first ones, that make up whole blocks; the part of the others follows.
+        block: number of rows of a block, which are adjacent and were drawn together.
+        starts: int64, sorted, the first row of each block, on the host. Their rows are the first part of `ids`. None
+            for no blocks.
     """
 
     ids: Tensor | None = None
     log_q: Tensor | None = None
     block: int = 1
-    num_in_blocks: int = 0
+    starts: Tensor | None = None
+
+    @property
+    def num_in_blocks(self) -> int:
+        """Number of ids in the first part, which are the rows of blocks."""
+        return 0 if self.starts is None else self.block * len(self.starts)
 
     def find(self, local: Tensor) -> Tensor:
         """Return the positions of rows of the shard among the selected ones; -1 for others."""
