@@ -48,6 +48,7 @@ FIGURES = (
     "over_linked_list",
     "ns_per_key",
     "over_median",
+    "over_torch",
     "_seconds",
     "mean_age",
     "before_index",

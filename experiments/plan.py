@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -37,7 +36,7 @@ from .command_line.config_files import CONF, choices_of
 from .command_line.hints import unknown_choice
 from .head_parts import head_options
 from .imports import end_imports
-from .instantiate import instantiate
+from .instantiate import instantiate, with_checked_types
 from .tables import Cell, console, packed
 
 if TYPE_CHECKING:  # heads import torch, which takes longer than the rest of this command
@@ -162,19 +161,28 @@ def cost_of(config: DictConfig, rule: DictConfig | None) -> Callable[[Case], Cos
         NotImplementedError: the head declares no options, so that its cost is unknown.
     """
     options = head_options(config)
-    optimizer = instantiate(rule) if rule else None
-    state = cache(lambda width: row_state(optimizer, width) if optimizer else {})
+    if rule:
+        instantiate(rule)  # checks the options
+        kind, chosen = get_class(rule._target_), with_checked_types(rule)
+    state = cache(lambda width: row_state(kind, chosen, width) if rule else {})
     head: type[Head] = get_class(config.head._target_)
     return lambda case: head.cost(case, options, row_state=state(case.embedding_size))
 
 
-def row_state(rule: Callable[..., Any], width: int) -> Mapping[str, RowState]:
-    """Return the state that a row optimizer keeps per row, without creating rows."""
-    from heads.rows.pending import PendingGradients
+def row_state(kind: type, options: Mapping[Any, Any], width: int) -> Mapping[str, RowState]:
+    """Return the state that a row optimizer keeps per row, without creating rows.
 
-    nothing = SimpleNamespace(width=width, claim=lambda state: None, claims=0)
-    head = SimpleNamespace(centers=nothing, shared_bias=None, pending=PendingGradients())
-    state: Mapping[str, RowState] = rule(head, lr=1.0).row_state(width)
+    The optimizer is not initialized: the constructor of `torch.optim.Optimizer` imports torch's compiler.
+
+    Args:
+        options: options of its class; others are ignored.
+    """
+    from heads.core.options import make_options, option_fields
+
+    own = {name: options[name] for name in option_fields(kind) if name in options}
+    optimizer: Any = object.__new__(kind)
+    optimizer.param_groups = [vars(make_options(kind, own))]
+    state: Mapping[str, RowState] = optimizer.row_state(width)
     return state
 
 

@@ -46,7 +46,9 @@ def communication(
     for name, world_size in product(heads, processes):
         case = Case(num_classes, embedding_size, batch, world_size)
         kind, options = HEADS[name]
-        cost = kind.cost(case, make_options(kind, options), row_state=row_state(_momentum, embedding_size))
+        cost = kind.cost(
+            case, make_options(kind, options), row_state=row_state(RowSGD, _momentum.keywords, embedding_size)
+        )
         figures = on_processes(world_size, _measured, name, case, steps)[0]
         lines.append(
             {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch.nn.functional import normalize, one_hot
 
 from experiments import benchmark
-from experiments.benches import baselines, cold_files, measure
+from experiments.benches import baselines, cold_files, measure, startup
 from experiments.benches import head_step as bench
 from experiments.benches.catalog import catalog
 from experiments.benches.loader import DECODERS, loader, make, with_workers
@@ -320,3 +321,42 @@ def test_min_probability_before_and_after_training():
     for line in lines:
         assert 0 < line["kept_share"] <= 1 and 0 <= line["row_error"] < 1 and line["step_ms"] > 0
     assert lines[1]["kept_share"] < lines[0]["kept_share"] and lines[1]["row_error"] > lines[0]["row_error"]
+
+
+def test_startup(monkeypatch, tmp_path):
+    """Commands take 10 ms in one checkout and 20 in another; first steps come after 30 ms, and after 40 in a sweep."""
+    spent = {"a": 0.01, "b": 0.02}
+
+    def elapsed(folder: Path, arguments: list[str]) -> float:
+        outputs = [word.partition("=")[2] for word in arguments if word.startswith("hydra.")]
+        runs = [Path(outputs[0], str(job)) for job in (0, 1)] if "-m" in arguments[2:] else list(map(Path, outputs))
+        for number, run in enumerate(runs if "experiments.run" in arguments else []):
+            run.mkdir(exist_ok=True)
+            (run / "summary.json").write_text("{}")
+            os.utime(run / "summary.json", (100, 100))
+            first = 100.04 if number else time.time() + 0.03
+            (run / "metrics.csv").write_text(
+                f"step,time,name,value\n1,{first},train/loss,1\n2,{first + 9},train/loss,1\n"
+            )
+        return spent[folder.name]
+
+    monkeypatch.setattr(startup, "elapsed", elapsed)
+    for name in spent:
+        (tmp_path / name / "experiments").mkdir(parents=True)
+        (tmp_path / name / "experiments" / "run.py").touch()
+    lines = startup.startup([str(tmp_path / name) for name in spent], ["head=pfc"], 2)
+    found = {(line["case"], Path(line["checkout"]).name): line for line in lines}
+    assert len(found) == 12
+    assert found["plan", "b"]["over_first"] == 2 and found["plan", "b"]["over_torch"] == 1
+    assert found["first step of a command", "a"]["over_torch"] == pytest.approx(3, rel=0.5)
+    assert found["first step of the next run of a sweep", "b"]["over_torch"] == pytest.approx(2)
+    with pytest.raises(ValueError, match="must be folders of this repository"):
+        startup.startup([str(tmp_path)], [], 1)
+
+
+def test_startup_measures_commands():
+    words = [*commands.SMOKE, "logger.wandb.mode=disabled", "evaluate.interval=null"]
+    found = startup.run(commands.ROOT, words)
+    assert 0 < found["first step of a command"] < found["command of two steps"]
+    with pytest.raises(ValueError, match="failed in"):
+        startup.elapsed(commands.ROOT, ["-c", "raise SystemExit(3)"])

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from experiments.command_line import arguments, options
 from experiments.command_line.config_files import COMMANDS, CONF, choices_of
 from experiments.command_line.describe import description
-from experiments.launching import sweep
+from experiments.launching import start, sweep
 from tests.experiments.commands import ROOT, config
 
 # Words after `python -m experiments.run`, or after the named command, and a part of the answer.
@@ -317,6 +317,7 @@ def test_a_command_run_as_a_file_is_refused(command):
 def test_wrong_words_are_refused_before_torch_is_imported(command, monkeypatch):
     """The check alone runs: the modules that a command needs cannot be imported."""
     monkeypatch.setattr(sys, "argv", [command, "nonsense=1"])
+    monkeypatch.setattr(start, "preload", lambda words: None)  # in another process
     for name in [*sys.modules, "torch", "lightning", "matplotlib"]:
         if name.partition(".")[0] in ("torch", "lightning", "matplotlib", "numpy"):
             monkeypatch.setitem(sys.modules, name, None)
