@@ -67,7 +67,7 @@ def head_step(
             raise ValueError(f"bench.{name} is an option of no head; options are {', '.join(sorted(known))}")
         _check(name, values)
     for name in filter(missing, baselines):
-        console().print(f"note: torch {torch.__version__} has no {name.removesuffix('_chunked')}: {name} is left out")
+        console().print(f"note: torch {torch.__version__} has no linear_cross_entropy: {name} is left out")
     lines = []
     for name, C, N, D in product(heads, map(int, num_classes), batch, embedding_size):
         for rate in sample_rate if name == "pfc" else [1.0]:
