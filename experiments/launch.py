@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from .imports import end_imports
 from .launching.exit_reason import ended, how_to_resume
 from .launching.launch_config import CONFIG, child
 from .launching.processes import device_for
@@ -84,6 +85,7 @@ def rendezvous(option: str | None) -> str:
 
 
 def main() -> None:
+    end_imports()
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     folder = Path(sys.argv[1])
     try:

@@ -24,6 +24,7 @@ from . import COMPLETE, INTERRUPTED, run_files
 from .checkpoints.finding import find
 from .command_line import options
 from .head_name import head_name
+from .imports import end_imports
 from .launching.launch_config import CONFIG, end_with_parent, let_output_fail
 from .launching.processes import Processes, joined
 from .training.assembly import Callbacks, assemble
@@ -112,6 +113,7 @@ def failure_of(status: str, callbacks: Callbacks, trainer: L.Trainer, summary: S
 
 
 def main() -> None:
+    end_imports()
     end_with_parent()
     let_output_fail()
     # Lightning calls a deprecated function of torch.

@@ -236,7 +236,7 @@ def test_processes_without_their_launcher_end_while_they_import(tmp_path):
 
 
 def test_a_program_ends_at_once_if_its_parent_is_gone(tmp_path):
-    (tmp_path / "writes.py").write_text("import sys\ndef main(): print(*sys.argv[1:])\n")
+    (tmp_path / "writes.py").write_text("import sys; print(*sys.argv[1:])")
     for parent, status, printed in ((os.getpid(), 0, "a b\n"), (1, 143, "")):
         done = subprocess.run(
             command("experiments.launching.child", parent, "writes", "a", "b"), cwd=tmp_path, check=False,
