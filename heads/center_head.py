@@ -80,7 +80,6 @@ class CenterHead(RowHead):
             centers.check_layout(self.draws_blocks(self.options))
         self.centers = self.make_centers(loss_classes, column, device) if centers is None else centers
         shared = bias if objective.bias == "shared" else None
-        counts = counts if counts is None else counts[self.centers.classes_of(torch.arange(loss_classes))]
         self.loss_state = LossState(loss_classes, self.centers.like, shared, counts)
         self.pending = PendingGradients(self.centers.like.device)
         self.counts = SelectionCounts()
@@ -288,6 +287,7 @@ class CenterHead(RowHead):
         """Return what the objective computes the loss of a batch from, with these active classes and their rows."""
         key, shard = (self.options.seed, self.step, self.micro_batch), self.centers.shard
         positives, labels_M = batch.positives, batch.positives.labels_M
+        by_id = positives.with_classes(self.centers.classes_of)  # for the margin, which may be of one's own
         return LossInputs(
             x_ND=batch.x_ND,
             weight_N=batch.weight_N,
@@ -296,7 +296,7 @@ class CenterHead(RowHead):
             position_M=None if labels_M is None else selection.find(shard.local(labels_M)),
             rows=rows,
             margin=self.margin.at(self.step),
-            batch=self.loss_state.margin_batch(self.margin, batch.norm_N, positives, key),
+            batch=self.loss_state.margin_batch(self.margin, batch.norm_N, by_id, key),
             bias=None if self.shared_bias is None else self.shared_bias.value,
             log_q_K=selection.log_q,
             group=self.process_group,

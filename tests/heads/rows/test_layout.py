@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from heads import ClassMargin, FullFC, HashingForest, KNNSoftmax, PartialFC, Staged, UniFace
+from heads import ClassMargin, CosFace, FullFC, HashingForest, KNNSoftmax, PartialFC, Staged, UniFace
 from heads.indexes import Exact
 from heads.rows.layout import Layout
 from tests.conformance import Case, stepped
@@ -102,6 +102,20 @@ def test_a_step_over_all_classes_is_the_same_in_any_order(options, labels):
         results.append((loss.detach(), embeddings.grad, head.rows(torch.arange(C))))
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+class OfClass(CosFace):
+    """A margin that depends on the class id."""
+
+    def begin(self, batch, target_cos_N):
+        assert batch.labels_N.tolist() == [3, 3, 0, 202]
+        return super().begin(batch, target_cos_N)
+
+
+def test_margins_get_class_ids():
+    for head in heads_of_the_same_rows():
+        head.margin = OfClass()
+        head(torch.randn(4, D, requires_grad=True), torch.tensor([3, 3, 0, 202]))
 
 
 @pytest.mark.parametrize("kind", [FullFC, HashingForest, KNNSoftmax])
