@@ -17,7 +17,8 @@ class FullFCOptions(CenterOptions):
     min_probability: float = option(
         0.0,
         "Rows whose largest probability over the batch is below this, and that are the class of no sample, are left "
-        "out of the backward pass and the update. The loss remains exact. 0 leaves no row out.",
+        "out of the update. Loss and gradient of the embeddings remain exact. If more than half of a process's rows "
+        "would take part, all do. 0 leaves no row out.",
     )
 
     def __post_init__(self) -> None:

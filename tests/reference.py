@@ -9,7 +9,7 @@ A `Rule` is the formula of a margin. The rule of a margin that depends on more t
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -108,10 +108,13 @@ def softmax(batch: Batch, rule: Rule) -> Tensor:
     z = logits(batch, rule) - batch.bias
     if batch.log_q is not None:
         z = z - batch.log_q
-    if rule.min_probability:
-        negligible = (z.softmax(1).amax(0) < rule.min_probability) & ~batch.own.any(0)
-        z = torch.where(negligible, z.detach(), z)  # part of the loss, but not of its gradient
     return -z.log_softmax(1)[batch.own]
+
+
+def learns(batch: Batch, rule: Rule) -> Tensor:
+    """Return whether each row gets a gradient (K,), with `min_probability`."""
+    p = (logits(batch, rule) - batch.bias).softmax(1)
+    return (p >= rule.min_probability).any(0) | batch.own.any(0)
 
 
 def loss_and_state(
@@ -151,6 +154,10 @@ def loss_and_state(
     batch = Batch(cos, own, embeddings.norm(dim=1), bias, **known)
     if not isinstance(rule, Rule):
         rule = rule(batch)
+    if rule.min_probability:
+        learned = torch.where(learns(batch, rule)[:, None], rows, rows.detach())
+        exact = replace(rule, min_probability=0.0)
+        return loss_and_state(exact, objective, learned, embeddings, targets, weight, **known)
     losses = objective(batch, rule) + rule.penalty
     return (weight * losses).sum() / weight.sum(), rule.state
 

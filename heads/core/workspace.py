@@ -23,7 +23,10 @@ class Workspace:
         return free[:numel].view(shape)
 
     def release(self, name: str, buffer: Tensor) -> None:
-        """Return an acquired buffer for reuse."""
+        """Return an acquired buffer for reuse, unless a larger one of its kind is free."""
+        free, nbytes = self._free.get(name), buffer.untyped_storage().nbytes()
+        if free is not None and (free.dtype, free.device) == (buffer.dtype, buffer.device) and free.nbytes > nbytes:
+            return
         with torch.inference_mode(False):
             self._free[name] = torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(buffer.untyped_storage())
 

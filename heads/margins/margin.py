@@ -97,6 +97,12 @@ class Margin(Configured):
         return self.uses_target_cos and type(self).negative is not Margin.negative
 
     @property
+    def slope(self) -> float | None:
+        """The scale if negative logits are no more than scale x cosine, but where they are -inf; else None."""
+        functions = ("negative", "negative_logits", "filtered")
+        return self.s if all(getattr(type(self), name) is getattr(Margin, name) for name in functions) else None
+
+    @property
     def schedules(self) -> dict[str, Mapping[int, float]]:
         """The options that are schedules, by name."""
         numbers = [each.name for each in fields(self) if each.init and declares_number(each.type)]

@@ -40,7 +40,7 @@ class LossInputs:
         bias: (1, 1), the bias that all classes share; None without one.
         log_q_K: log of the probability that a row was drawn, subtracted from its logits; None for zeros.
         min_probability: rows whose largest probability over the batch is below it get no gradient, unless they are a
-            sample's own class.
+            sample's own class. The gradient of the embeddings is that of all rows.
         group: the processes that share the classes; None for one process.
         block: the rows of a class. There may be several samples of an embedding: `weight_N` has one number for each.
         matmul: multiplies matrices.

@@ -85,11 +85,13 @@ class RowGradient:
         """Compute total_lD <- beta total_lD + gradient of the rows of classes a to b + decay rows_lD, and return it."""
         loss, own = self.loss, self.loss.block.rows(a, b)
         directions_lD, row_directions_lD = loss.directions(total_lD), loss.directions(rows_lD)
-        if self.kept_LN is not None:
-            assert self.sealed and self.radial_L is not None
+        if self.kept_LN is None:
+            G_lN, radial_l = self._differentiate(a, b, loss.cosines(a, b, row_directions_lD))
+        elif self.sealed:
+            assert self.radial_L is not None
             G_lN, radial_l = self.kept_LN[own], self.radial_L[own]
         else:
-            G_lN, radial_l = self._differentiate(a, b, loss.cosines(a, b, row_directions_lD))
+            G_lN, radial_l = self._differentiate(a, b, self.kept_LN[own])
         loss.matmul.addmm_(directions_lD, G_lN, self.x_ND, beta=beta)
         directions_lD.addcmul_((decay - radial_l * self.factor)[:, None], row_directions_lD)
         if total_lD.shape[1] > self.x_ND.shape[1]:
@@ -109,7 +111,8 @@ class RowGradient:
 
     def replaced(self, a: int, b: int, cos_lN: Tensor) -> Tensor:
         """Return G of the rows of classes a to b, and keep it in place of their cosines if there is memory for it."""
-        G_lN, radial_l = self._differentiate(a, b, cos_lN)
+        # Kept cosines are not needed any more: G takes their place.
+        G_lN, radial_l = self._differentiate(a, b, cos_lN, out=None if self.kept_LN is None else cos_lN)
         if self.kept_LN is not None:
             assert not self.sealed and self.radial_L is not None
             own = self.loss.block.rows(a, b)
@@ -117,8 +120,11 @@ class RowGradient:
             self.kept_LN[own] = G_lN
         return G_lN
 
-    def _differentiate(self, a: int, b: int, cos_lN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return G (l, N) and the radial part (l,) from the cosines (l, N) of the rows of classes a to b."""
+    def _differentiate(self, a: int, b: int, cos_lN: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return G (l, N) and the radial part (l,) from the cosines (l, N) of the rows of classes a to b.
+
+        `out` is memory for a product (l, N).
+        """
         loss, targets = self.loss, self.loss.placed.within(a, b)
         negative = loss.negative_gradient(a, b, loss.block.combined(cos_lN), self.coefficient_N)
         gradient_kN = negative.by_cos_kN
@@ -131,6 +137,4 @@ class RowGradient:
             return gradient_lN.mul_(negative.slope), gradient_lN.new_zeros(len(gradient_lN))
         norm_l = loss.norm_L[loss.block.rows(a, b)]
         gradient_lN = gradient_lN.div_(norm_l[:, None] / negative.slope)
-        # Kept cosines are not needed any more: G takes their place.
-        product_lN = torch.mul(gradient_lN, cos_lN, out=cos_lN if self.kept_LN is not None else None)
-        return gradient_lN, product_lN.sum(1).div_(norm_l)
+        return gradient_lN, torch.mul(gradient_lN, cos_lN, out=out).sum(1).div_(norm_l)

@@ -50,9 +50,7 @@ class SigmoidObjective(Objective):
 
     def slope(self, margin: Margin) -> float | None:
         """Return the scale if the negative logits are no more than scale x cosine, else None."""
-        functions = ("negative", "negative_logits", "filtered")
-        plain = all(getattr(type(margin), name) is getattr(Margin, name) for name in functions)
-        return margin.s if plain and margin.max_negative_cosine is None else None
+        return margin.slope if margin.max_negative_cosine is None else None
 
     def check(self, margin: Margin, *, samples: bool = False, log_q: bool = False, min_probability: float = 0) -> None:
         name, margin_name = type(self).__name__, type(margin).__name__

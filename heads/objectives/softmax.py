@@ -7,7 +7,7 @@ each chunk into gradients. The margin acts inside the log-sum-exp.
 Legend: N global batch, D row width, K active classes of this process, k classes of a chunk, l their rows.
 """
 
-import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ from torch.nn.functional import softplus
 from ..core.options import documented, number, option
 from ..group.collectives import max_over_processes, sum_over_processes
 from ..margins.margin import Margin
-from .inputs import LossGradient, LossInputs
+from .inputs import LossGradient, LossInputs, NegativeGradient
 from .objective import Objective
-from .placed import PlacedPairs
+from .row_filter import RowFilter
 from .row_gradient import RowGradient
 from .streamed import Streamed
 
@@ -89,6 +89,7 @@ class MarginSoftmax(Streamed):
         self.own_share, self.share = 1 - label_smoothing, label_smoothing / inputs.batch.num_classes
         self.log_q_K, self.min_probability = inputs.log_q_K, inputs.min_probability
         self.kept_LN: Tensor | None = None
+        self.filter: RowFilter | None = None
         self.has_several = self.positives.sample_P is not None
         if self.has_several and self.min_probability:
             raise ValueError(
@@ -103,23 +104,28 @@ class MarginSoftmax(Streamed):
         # a sample, the maxima and sums are those of the negatives.
         max_N = sum_N + torch.finfo(sum_N.dtype).min if self.has_several else self.target_logit_P
         kept_LN = self.acquired_cosines() if keep else None
-        # exp(logit - maximum so far) is an upper bound of the probability.
-        self.bound_K = self.x_ND.new_empty(self.num_rows) if self.min_probability else None
+        self.filter = RowFilter(self, self.min_probability) if learns and self.min_probability else None
         total_N = torch.zeros_like(sum_N, dtype=torch.float64)  # of all logits, for smoothing
         for a, b in chunks(self.num_rows):
             kept_lN = None if kept_LN is None else kept_LN[self.block.rows(a, b)]
-            cos_lN = self.cosines(a, b, self.measured(a, b), out=kept_lN)
+            compared_lD = self.compared(a, b, self.measured(a, b))
+            cos_lN = self.matmul.mm(compared_lD, self.x_ND.T, out=kept_lN)
             logits_kN = self._logits(a, b, self.block.combined(cos_lN))
             if self.share:
                 total_N += logits_kN.sum(0)
             new_max_N = torch.maximum(max_N, logits_kN.amax(0))
             exp_kN = logits_kN.sub_(new_max_N).exp_()
-            sum_N = sum_N * (max_N - new_max_N).exp_() + exp_kN.sum(0)
+            shrink_N = (max_N - new_max_N).exp_()
+            sum_N = sum_N * shrink_N + exp_kN.sum(0)
             max_N = new_max_N
-            if self.bound_K is not None:
-                self.bound_K[a:b] = exp_kN.amax(1)
+            if self.filter is not None:
+                self.filter.shrink(shrink_N)
+                self.filter.add(self, a, b, compared_lD, cos_lN, exp_kN, max_N, sum_N)
         global_max_N = max_over_processes(max_N.clone(), self.group)
-        sum_N = sum_over_processes(sum_N * (max_N - global_max_N).exp_(), self.group)
+        shrink_N = (max_N - global_max_N).exp_()
+        if self.filter is not None:
+            self.filter.shrink(shrink_N)
+        sum_N = sum_over_processes(sum_N * shrink_N, self.group)
         self.kept_LN = kept_LN
         # Not combined: log(sum) is small, and its low bits would be lost in a sum with a maximum of up to s.
         self.max_N, self.sum_N = global_max_N, sum_N
@@ -132,20 +138,34 @@ class MarginSoftmax(Streamed):
     def backward(self, scale: Tensor) -> LossGradient:
         """Run pass two. See `Streamed`."""
         self.refuse_changed_rows()
-        softmax = self._filtered() if self.min_probability else self
-        coefficient_P = softmax.weight_P * scale
-        error_P, coefficient_N = softmax._errors(coefficient_P)
-        cos_gradient_P, norm_gradient_N = softmax.target_gradients(error_P)
+        coefficient_P = self.weight_P * scale
+        error_P, coefficient_N = self._errors(coefficient_P)
+        cos_gradient_P, norm_gradient_N = self.target_gradients(error_P)
+        norm_gradient_N = self.with_penalty_gradient(norm_gradient_N, coefficient_P)
+        if self.filter is not None:
+            x_gradient_ND = self.filter.x_gradient(self, coefficient_N, cos_gradient_P)
+            softmax = self.filter.narrowed(self)
+            gradient = RowGradient(softmax, coefficient_N, cos_gradient_P, softmax.kept_LN)
+            return LossGradient(sum_over_processes(x_gradient_ND, self.group), norm_gradient_N, gradient)
         # The first gradient takes the kept cosines; a second backward pass through the same graph recomputes them.
-        gradient = RowGradient(softmax, coefficient_N, cos_gradient_P, softmax.kept_LN)
-        softmax.kept_LN = None
+        gradient = RowGradient(self, coefficient_N, cos_gradient_P, self.kept_LN)
+        self.kept_LN = None
         x_gradient_ND = torch.zeros_like(self.x_ND)
-        for a, b in chunks(softmax.num_rows):
-            rows_lD = softmax.rows.slice(a, b)
+        for a, b in chunks(self.num_rows):
+            rows_lD = self.rows.slice(a, b)
             self.matmul.addmm_(x_gradient_ND, gradient.of_inner_products(a, b, rows_lD).T, rows_lD)
         gradient.seal()
-        norm_gradient_N = self.with_penalty_gradient(norm_gradient_N, coefficient_P)
         return LossGradient(sum_over_processes(x_gradient_ND, self.group), norm_gradient_N, gradient)
+
+    def negative_gradient(self, a: int, b: int, cos_kN: Tensor, coefficient_N: Tensor) -> NegativeGradient:
+        if self.margin.slope is None:
+            return super().negative_gradient(a, b, cos_kN, coefficient_N)
+        # The same numbers without autograd, which takes more passes over k x N numbers.
+        gradient_kN = self.logit_gradient(a, b, self.negative_logits(cos_kN), coefficient_N)
+        positives = self.placed_positives.within(a, b)
+        if len(positives.rows):
+            gradient_kN[positives.at] = 0
+        return NegativeGradient(gradient_kN.mul_(self.margin.slope), None)
 
     def logit_gradient(self, a: int, b: int, logits_kN: Tensor, coefficient_N: Tensor) -> Tensor:
         """Return the gradient by the negative logits; the coefficients contain the denominators. See `Streamed`."""
@@ -155,6 +175,22 @@ class MarginSoftmax(Streamed):
         if self.share:
             gradient_kN -= self.share * self.sum_N
         return gradient_kN.mul_(coefficient_N)
+
+    def reaches(self, positions: Tensor, probability: float) -> Tensor:
+        """Return which of the classes at sorted positions have this probability for one of the samples, (positions,).
+
+        It is that of a negative; the loss must be computed.
+        """
+        reaches = torch.empty(len(positions), dtype=torch.bool, device=positions.device)
+        least_N = self.max_N + self.sum_N.log() + math.log(probability)
+        for a, b in chunks(len(positions)):
+            some = positions[a:b]
+            if self.kept_LN is None:
+                cos_kN = self.matmul.mm(self.at_unit_length(self.rows.gather(some)), self.x_ND.T)
+            else:
+                cos_kN = self.kept_LN[some]
+            reaches[a:b] = (self.negative_logits(cos_kN) >= least_N).any(1)
+        return reaches
 
     def log_pull(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
         return self.negative_logits(cos_kN)
@@ -181,43 +217,6 @@ class MarginSoftmax(Streamed):
         """Return the log of the sum over a sample's negatives minus the target logit, (P,)."""
         log_sum_N = self.sum_N.log() + self.max_N
         return self.positives.of_samples(log_sum_N) - self.target_logit_P
-
-    def _filtered(self) -> "MarginSoftmax":
-        """Return this softmax without rows below `min_probability`: first by bounds, then by exact probabilities."""
-        assert self.bound_K is not None and self.block.size == 1
-        softmax = self._narrowed(self.bound_K >= self.min_probability)
-        large_K = torch.zeros(softmax.num_rows, dtype=torch.bool, device=self.x_ND.device)
-        for a, b in chunks(softmax.num_rows):
-            if softmax.kept_LN is None:
-                cos_kN = softmax.cosines(a, b, softmax.rows.slice(a, b))
-            else:
-                cos_kN = softmax.kept_LN[a:b]
-            p_kN = (softmax._logits(a, b, cos_kN) - softmax.max_N).exp_().div_(softmax.sum_N)
-            large_K[a:b] = p_kN.amax(1) >= self.min_probability
-        return softmax._narrowed(large_K)
-
-    def _narrowed(self, mask_K: Tensor) -> "MarginSoftmax":
-        """Return this softmax with the same denominators for the gradient of the rows in `mask_K`.
-
-        The samples' own classes always stay. The kept cosines move to the new object.
-        """
-        position_N = self.placed.position_P.clone()
-        own_N = position_N >= 0
-        mask_K[position_N[own_N]] = True
-        positions = mask_K.nonzero()[:, 0]
-        narrow = copy.copy(self)
-        narrow.rows, narrow.num_rows = self.rows.subset(positions), len(positions)
-        narrow.norm_L = self.norm_L[positions]
-        narrow.log_q_K = None if self.log_q_K is None else self.log_q_K[positions]
-        position_N[own_N] = (mask_K.cumsum(0) - 1)[position_N[own_N]]
-        narrow.placed = narrow.placed_positives = PlacedPairs(position_N, None, self.x_ND.device)
-        if self.kept_LN is not None:
-            # In the same buffer: a row only moves to a position that has been read already.
-            for a, b in chunks(len(positions)):
-                self.kept_LN[a:b] = self.kept_LN[positions[a:b]]
-            narrow.kept_LN, self.kept_LN = self.kept_LN[: len(positions)], None
-        self.rows.release()
-        return narrow
 
     def _logits(self, a: int, b: int, cos_kN: Tensor) -> Tensor:
         logits_kN = self.negative_logits(cos_kN)

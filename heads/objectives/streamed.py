@@ -207,13 +207,15 @@ class Streamed(ABC):
             rows = self.rows.gather(here.rows)
             if self.target_column_P is not None:
                 self.target_column_P[here.pairs] = rows[:, -1]
-            rows = self.directions(rows)
-            if self.margin.normalize:
-                rows = torch.nn.functional.normalize(rows, eps=MIN_NORM)
+            rows = self.at_unit_length(self.directions(rows))
             x_pD = self.x_ND[self.block.embedding(here.samples, len(self.x_ND))]
             cos_pR = (x_pD[:, None] * rows.view(len(x_pD), self.block.size, -1)).sum(2)
             cos_P[here.pairs] = self.block.of_pairs(cos_pR, here.samples, len(self.x_ND))
         return cos_P
+
+    def at_unit_length(self, rows_lD: Tensor) -> Tensor:
+        """Return rows at unit length if the margin normalizes, whatever their classes."""
+        return torch.nn.functional.normalize(rows_lD, eps=MIN_NORM) if self.margin.normalize else rows_lD
 
     def directions(self, rows_lD: Tensor) -> Tensor:
         """Return the columns of rows that are multiplied with embeddings: all but a bias beside directions."""
@@ -230,13 +232,17 @@ class Streamed(ABC):
             self.norm_L[self.block.rows(a, b)] = torch.linalg.vector_norm(rows_lD, dim=1).clamp_(min=MIN_NORM)
         return rows_lD
 
+    def compared(self, a: int, b: int, rows_lD: Tensor) -> Tensor:
+        """Return the rows of classes a to b at unit length if the margin normalizes, in memory that is reused."""
+        # Rows are scaled before the product. Scaling the product would round cosines, and s multiplies that error.
+        if not self.margin.normalize:
+            return rows_lD
+        unit_lD = self.workspace.borrow("unit", tuple(rows_lD.shape), self.x_ND)
+        return torch.div(rows_lD, self.norm_L[self.block.rows(a, b), None], out=unit_lD)
+
     def cosines(self, a: int, b: int, rows_lD: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the cosines (l, N) of the rows of classes a to b with the batch; inner products if not normalized."""
-        # Rows are scaled before the product. Scaling the product would round cosines, and s multiplies that error.
-        if self.margin.normalize:
-            unit_lD = self.workspace.borrow("unit", tuple(rows_lD.shape), self.x_ND)
-            rows_lD = torch.div(rows_lD, self.norm_L[self.block.rows(a, b), None], out=unit_lD)
-        return self.matmul.mm(rows_lD, self.x_ND.T, out=out)
+        return self.matmul.mm(self.compared(a, b, rows_lD), self.x_ND.T, out=out)
 
     def class_cosines(self, a: int, b: int) -> Tensor:
         """Return the cosines of classes a to b with the samples (b - a, N), in the first pass over the rows."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from heads import ArcFace, CombinedMargin, CosFace, FullFC, RowAdagrad, RowAdamW, Softmax, SVSoftmax
 from tests import conformance, reference
@@ -44,6 +45,20 @@ CASES = {
         num_classes=1000,
         weighted=True,
     ),
+    "min probability, inner products": Case(
+        FullFC,
+        {"min_probability": 0.01, "logits_budget_mb": 0},
+        margin=Softmax(),
+        rule=Rule(s=1.0, normalized=False, min_probability=0.01),
+        num_classes=1000,
+    ),
+    "min probability, bent negatives": Case(
+        FullFC,
+        {"min_probability": 0.01},
+        margin=SVSoftmax(s=16, max_negative_cosine=0.4),
+        rule=Rule(reference.sv_target, reference.sv_negative, s=16, max_negative_cosine=0.4, min_probability=0.01),
+        num_classes=1000,
+    ),
     "plain sgd": Case(FullFC, optimizer_options={"lr": 0.1, "momentum": 0, "weight_decay": 0}),
 }
 
@@ -65,33 +80,87 @@ def test_an_abandoned_backward_changes_nothing(world_size, workers):
     workers(world_size).run(conformance.abandoned, Case(FullFC))
 
 
+BATCH = torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+
+
+def stepped(head: FullFC) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss, the gradient of the embeddings and the change of the rows in a step."""
+    optimizer, x = head.optimizer(lr=0.1), BATCH[0].clone().requires_grad_()
+    before = head.centers.rows.clone()
+    loss = head(x, BATCH[1])
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    assert x.grad is not None
+    return loss.detach(), x.grad, head.centers.rows - before
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
 @pytest.mark.parametrize("budget", [512, 0])
-def test_min_probability_leaves_out_most_rows_and_keeps_the_loss(budget):
-    torch.manual_seed(0)
-    embeddings, labels = torch.randn(8, 32), torch.arange(8)
-    options = {"margin": CosFace(s=16)}  # with s = 64 some gradients are too small for float32
-    plain = FullFC(5000, 32, **options)
-    filtered = FullFC(5000, 32, min_probability=5e-3, logits_budget_mb=budget, **options)
-    losses, moved = [], []
-    for head in (plain, filtered):
-        optimizer = head.optimizer(lr=0.1)
-        before = head.centers.rows.clone()
-        loss = head(embeddings, labels)
-        loss.backward()
+def test_min_probability_leaves_out_most_rows_and_keeps_loss_and_embedding_gradient(budget, compute):
+    options = {"margin": CosFace(s=16), "compute": compute}  # with s = 64 some gradients are too small for float32
+    loss, gradient, change = stepped(FullFC(5000, 32, **options))
+    its_loss, its_gradient, its_change = stepped(
+        FullFC(5000, 32, min_probability=5e-3, logits_budget_mb=budget, **options)
+    )
+    assert torch.equal(loss, its_loss)
+    assert (gradient - its_gradient).norm() < (1e-6 if compute == "fp32" else 0.01) * gradient.norm()
+    moved = its_change.any(1)
+    assert change.any(1).all() and 8 < moved.sum() < 2500 and moved[:8].all()
+    torch.testing.assert_close(its_change[moved], change[moved])
+
+
+@pytest.mark.parametrize("budget", [512, 0])
+def test_all_rows_take_part_if_more_than_half_reach_min_probability(budget):
+    exact = stepped(FullFC(5000, 32, margin=CosFace(s=4)))
+    for threshold, number in ((1e-7, 5000), (3.5e-4, 5000), (2e-2, 8)):  # two thirds reach 3.5e-4
+        head = FullFC(5000, 32, margin=CosFace(s=4), min_probability=threshold, logits_budget_mb=budget)
+        loss, gradient, change = stepped(head)
+        assert change.any(1).sum() == number
+        torch.testing.assert_close((loss, gradient), exact[:2])
+        if number == 5000:
+            torch.testing.assert_close(change, exact[2])
+
+
+def test_min_probability_may_change_and_reuses_the_memory_for_cosines():
+    head = FullFC(5000, 32, margin=CosFace(s=16))
+    optimizer, buffers = head.optimizer(lr=0.1), []
+    for head.min_probability, number in ((0.0, 5000), (5e-3, None), (1e-12, 5000), (5e-3, None)):
+        head(*BATCH).backward()
+        ((rows, _),) = head.pending.entries
+        assert len(rows) == number if number else len(rows) < 2500
         optimizer.step()
-        losses.append(loss.item())
-        moved.append(int((head.centers.rows != before).any(dim=1).sum()))
-    assert losses[0] == losses[1]
-    assert moved[0] == 5000 and 8 < moved[1] < 2500
+        optimizer.zero_grad()
+        buffers.append(head.centers.workspace.borrow("cosines", (5000, 8), head.centers.like))
+    assert len({buffer.data_ptr() for buffer in buffers}) == 1
 
 
 def test_a_second_backward_through_a_filtered_loss_gives_the_same_gradient():
     head = FullFC(300, 8, min_probability=0.01)
-    embeddings = torch.randn(4, 8, requires_grad=True)
-    loss = head(embeddings, torch.arange(4))
-    (once,) = torch.autograd.grad(loss, embeddings, retain_graph=True)
+    optimizer = head.optimizer(lr=0.1)
+    embeddings, labels = torch.randn(4, 8, requires_grad=True), torch.arange(4)
+    loss = head(embeddings, labels)
+    changes = []
+    for _ in range(2):  # the first gradient has the kept cosines, and the second recomputes them
+        loss.backward(retain_graph=True)
+        ((rows, gradient),) = head.pending.entries
+        assert len(rows) < 150
+        values = rows.slice(0, len(rows))
+        for _ in range(2):  # an optimizer may ask twice
+            changes.append(gradient.add_to(torch.zeros_like(values), 0, len(rows), values))
+        optimizer.zero_grad()
+        head(torch.randn(4, 8), labels)  # in the same buffers
+    for change in changes[1:]:
+        torch.testing.assert_close(change, changes[0])
+    once = embeddings.grad / 2
     (again,) = torch.autograd.grad(loss, embeddings)
-    torch.testing.assert_close(once, again)
+    assert torch.equal(once, again)
+
+
+def test_an_embedding_gradient_of_no_negatives_is_that_of_the_target():
+    """The loss is 0 if no negative takes part, whatever the threshold."""
+    loss, gradient, _ = stepped(FullFC(5000, 32, margin=CosFace(max_negative_cosine=-0.999), min_probability=0.5))
+    assert loss == 0 and not gradient.any()
 
 
 def test_bad_min_probability_is_refused():
