@@ -311,16 +311,37 @@ def test_plain_lrus_do_what_the_pool_does():
 
 
 def test_min_probability_before_and_after_training():
-    lines = min_probability(200, 16, 8, [1e-3, 0.01], steps=3, lr=0.1, warmup=0, repeats=2, device="cpu")
-    assert [(line["after_steps"], line["min_probability"]) for line in lines] == [
-        (0, 1e-3),
-        (0, 0.01),
-        (3, 1e-3),
-        (3, 0.01),
-    ]
-    for line in lines:
-        assert 0 < line["kept_share"] <= 1 and 0 <= line["row_error"] < 1 and line["step_ms"] > 0
-    assert lines[1]["kept_share"] < lines[0]["kept_share"] and lines[1]["row_error"] > lines[0]["row_error"]
+    lines = min_probability(
+        ["initial", "trained", "means"],
+        300,
+        16,
+        8,
+        [16, 8],
+        0.5,
+        [1e-4, 0.3],
+        0.005,
+        steps=3,
+        lr=0.01,
+        warmup=0,
+        repeats=2,
+        device="cpu",
+    )
+    kinds = [(line["centers"], line.get("dimensions")) for line in lines]
+    assert kinds == 3 * [("initial", None)] + 3 * [("trained", None)] + 3 * [("means", 16)] + 3 * [("means", 8)]
+    assert len({line["loss"] for line in lines}) == 4
+    for number in range(0, len(lines), 3):
+        group = lines[number : number + 3]
+        thresholds = [line["min_probability"] for line in group]
+        (found,) = set(thresholds) - {1e-4, 0.3}
+        assert thresholds == sorted(thresholds)
+        assert [line["row_error"] <= 0.005 for line in group] == [value <= found for value in thresholds]
+        for line in group:
+            assert 0 < line["kept_share"] <= 1 and line["step_ms"] > 0
+            assert line["embedding_error"] < 1e-5
+        for figure, order in (("kept_share", -1), ("row_error", 1)):
+            values = [order * line[figure] for line in group]
+            assert values == sorted(values) and values[0] < values[-1]
+    assert lines[-1]["row_error"] > 0.005
 
 
 def test_startup(monkeypatch, tmp_path):
