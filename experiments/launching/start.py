@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import SWEEPS
 
@@ -68,15 +69,20 @@ def signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 class Preloaded:
-    """A process of `experiments.launching.preloaded`, in its own process group."""
+    """A process of `experiments.launching.preloaded`, in its own process group.
 
-    def __init__(self) -> None:
+    Args:
+        modules: the modules that it imports first.
+        options: options of `subprocess.Popen`.
+    """
+
+    def __init__(self, modules: Sequence[str] | None = None, **options: Any) -> None:
         self.environment = dict(os.environ)
         self.pipe, theirs = multiprocessing.Pipe()
-        words = [str(os.getpid()), str(theirs.fileno()), ",".join(MODULES), *sys.argv[1:]]
+        words = [str(os.getpid()), str(theirs.fileno()), ",".join(modules or MODULES), *sys.argv[1:]]
         command = [sys.executable, "-m", "experiments.launching.preloaded", *words]
         with theirs:
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0)
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, **options)
 
     def run(self, request: Request) -> int:
         """Return the exit status of the program, negative if a signal ended it."""
