@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 
 from tests.workers import WorkerGroup
 
+gc.disable()  # while pytest imports tests; see experiments/imports.py. With -n, the process that prints keeps it off
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 
@@ -20,6 +22,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[LEFT_OUT] = [item.nodeid for item in left_out]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

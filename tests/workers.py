@@ -1,5 +1,6 @@
 """Process groups for tests: gloo workers that run for the whole session, one group per world size."""
 
+import gc
 import multiprocessing
 import tempfile
 import traceback
@@ -17,7 +18,8 @@ class WorkerGroup:
     def __init__(self, world_size: int):
         self.world_size = world_size
         self.folder = tempfile.TemporaryDirectory()
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.preloaded"])
         self.pipes, self.processes = [], []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
@@ -47,6 +49,7 @@ class WorkerGroup:
 
 
 def _serve(rank: int, world_size: int, store: str, pipe: Any) -> None:
+    gc.enable()  # off in the process that this one is a fork of
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group(
