@@ -43,9 +43,9 @@ def indexed(rows: Tensor, num_active: int) -> Forward:
 
 
 def linear_cross_entropy(rows: Tensor, num_active: int) -> Forward:
-    """Return the loss over all rows by torch's function of this name, without chunks, its fastest setting on CPUs.
+    """Return the loss over all rows by torch's function of this name, without chunks.
 
-    The function knows no margin, but its losses of single samples without margin are enough to compute those with it.
+    That was its fastest setting for a batch of 128 and 512 columns on two cores. The function knows no margin, but its losses of single samples without margin are enough to compute those with it.
     """
 
     def forward(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def linear_cross_entropy(rows: Tensor, num_active: int) -> Forward:
 
 
 def linear_cross_entropy_chunked(rows: Tensor, num_active: int) -> Forward:
-    """Return the loss *without margin* by torch's function, with the batch as one chunk, its fastest one on CPUs."""
+    """Return the loss *without margin* by torch's function, with the batch as one chunk."""
     return without_margin(rows, nn.LinearCrossEntropyOptions(chunking_method=None, acc_policy="compact"))
 
 
