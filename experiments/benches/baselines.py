@@ -45,7 +45,8 @@ def indexed(rows: Tensor, num_active: int) -> Forward:
 def linear_cross_entropy(rows: Tensor, num_active: int) -> Forward:
     """Return the loss over all rows by torch's function of this name, without chunks.
 
-    That was its fastest setting for a batch of 128 and 512 columns on two cores. The function knows no margin, but its losses of single samples without margin are enough to compute those with it.
+    That was its fastest setting for a batch of 128 and 512 columns on two cores. The function knows no margin, but its
+    losses of single samples without margin are enough to compute those with it.
     """
 
     def forward(embeddings: Tensor, labels: Tensor) -> Tensor:
