@@ -51,6 +51,8 @@ class Commands:
 
     def close(self) -> None:
         self.server.end()
+        for output in self.outputs:
+            output.close()
 
 
 def since(output: IO[bytes], size: int) -> str:
