@@ -22,6 +22,7 @@ from tests.experiments.forked import Commands
 ROOT = Path(__file__).resolve().parents[2]
 # Warnings are errors in the commands too; the exceptions are those of pyproject.toml.
 ENVIRONMENT = {"PYTHONWARNINGS": "error::UserWarning,error::RuntimeWarning", "COLUMNS": "200"}
+AT_IMPORT = dict(os.environ)  # before any test changes it
 SMOKE = ("experiment=smoke", "data.heldout=0.05")
 
 
@@ -42,7 +43,7 @@ def environment() -> dict[str, str]:
 def call(*words: object, status: int = 0) -> str:
     """Return the output of `python -m WORDS` on both channels; its exit status must be `status`.
 
-    The command is a fork of a process that has imported what it needs, unless its environment differs from the first.
+    The command is a fork of a process with the imports, unless a test has changed variables that are read at a start.
     """
     variables = environment()
     if forks().fits(variables):
@@ -59,7 +60,7 @@ def call(*words: object, status: int = 0) -> str:
 @cache
 def forks() -> Commands:
     """Return the process that commands are forks of, which starts at the first call and ends with this process."""
-    started = Commands(ROOT, environment())
+    started = Commands(ROOT, {**AT_IMPORT, **ENVIRONMENT})
     atexit.register(started.close)
     return started
 
