@@ -117,9 +117,7 @@ def rows_of(trained: Trained) -> Tensor:
             "file; format=safetensors writes them to a file of their own"
         )
     width = trained.config.embedding_size if trained.normalize else trained.width
-    blocks = [(classes, rows[..., :width].float()) for classes, rows in trained.rows()]
-    rows = torch.cat([rows for _, rows in blocks])
-    return rows if trained.layout is None else rows[torch.cat([classes for classes, _ in blocks]).argsort()]
+    return torch.cat([rows[..., :width].float() for _, rows in trained.rows_by_class()])
 
 
 def _check_centers(trained: Trained, option: str) -> None:

@@ -36,9 +36,9 @@ def write_centers(trained: Trained, metadata: Mapping[str, str], target: Path) -
     aside = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
         with tempfile.TemporaryFile(dir=target.parent) as centers, tempfile.TemporaryFile(dir=target.parent) as bias:
-            for classes, rows in shown(trained.rows(), "Class centers", -(-count // READ)):
-                _write(centers, classes, rows[..., :width], in_order=trained.layout is None)
-                _write(bias, classes, rows[..., width:], in_order=trained.layout is None)  # empty without a bias
+            for _, rows in shown(trained.rows_by_class(), "Class centers", -(-count // READ)):
+                centers.write(rows[..., :width].float().contiguous().numpy().tobytes())
+                bias.write(rows[..., width:].float().contiguous().numpy().tobytes())  # empty without a bias
             of_classes = (count,) if trained.rows_per_class == 1 else (count, trained.rows_per_class)
             tensors = {"centers": _mapped(centers).view(*of_classes, width)}
             if trained.width > width:
@@ -51,17 +51,6 @@ def write_centers(trained: Trained, metadata: Mapping[str, str], target: Path) -
     finally:
         aside.unlink(missing_ok=True)
     console().print(f"{target}: {count:,} class centers of {width} numbers", soft_wrap=True, highlight=False)
-
-
-def _write(file: BinaryIO, classes: Tensor, values: Tensor, *, in_order: bool) -> None:
-    """Write values of classes (k, ...) as float32 to their places in a file. On a full disk, an OSError is raised."""
-    array = values.float().contiguous().numpy()
-    if in_order:
-        file.write(array.tobytes())
-        return
-    for number, value in zip(classes.tolist(), array, strict=True):
-        file.seek(number * value.nbytes)
-        file.write(value.tobytes())
 
 
 def _mapped(file: BinaryIO) -> Tensor:

@@ -60,8 +60,9 @@ def subcenters(config: DictConfig, folder: Path) -> None:
         data = embedder.data()
         check_records(data.train, config.checkpoint)
         labels_N = all_labels(data.train)
-        order_N = np.argsort(labels_N, kind="stable")  # by class, so that rows are read once
-        cosines = partial(cosines_of, trained, rows_per_class, embedder, data, labels_N, order_N, config.mirrored)
+        slots_N = labels_N if trained.layout is None else trained.layout.slots(torch.from_numpy(labels_N)).numpy()
+        order_N = np.argsort(slots_N, kind="stable")  # so that rows are read once
+        cosines = partial(cosines_of, trained, rows_per_class, embedder, data, slots_N, order_N, config.mirrored)
         cos_NK = np.empty((len(order_N), rows_per_class), np.float32)
         cos_NK[order_N] = embedder.gathered(len(order_N), cosines, "the training records", False).numpy()
         if processes.is_rank_zero:
@@ -121,22 +122,28 @@ def cosines_of(
     rows_per_class: int,
     embedder: Model,
     data: DataSet,
-    labels_N: NDArray[np.int64],
+    slots_N: NDArray[np.int64],
     order_N: Indices,
     mirrored: bool,
     places: Indices,
 ) -> Tensor:
-    """Return the cosines (n, K) of records with the rows of their class. `places` counts records by class."""
+    """Return the cosines (n, K) of records with the rows of their class.
+
+    Args:
+        slots_N: where the rows of the class of each record are stored.
+        order_N: the records in the order of the slots.
+        places: numbers of records in this order.
+    """
     cos_nK = torch.empty(len(places), rows_per_class)
     starts = range(0, len(places), BLOCK)
     for start in embedder.track(starts, "Cosines with the rows of the class"):
         records = order_N[places[start : start + BLOCK]]
         embeddings = embedder.embed(data.train.source, data.prepare, records, mirrored=mirrored)
-        x_nD, labels = unit(embeddings, "the training records"), labels_N[records]
-        for first in range(int(labels[0]), int(labels[-1]) + 1, READ):
-            chosen = np.flatnonzero((labels >= first) & (labels < first + READ))
+        x_nD, slots = unit(embeddings, "the training records"), slots_N[records]
+        for first in range(int(slots[0]), int(slots[-1]) + 1, READ):
+            chosen = np.flatnonzero((slots >= first) & (slots < first + READ))
             if len(chosen):
-                ids, of_class = np.unique(labels[chosen], return_inverse=True)
+                ids, of_class = np.unique(slots[chosen], return_inverse=True)
                 rows = trained.stored.read_rows(trained.ROWS, int(ids[0]), int(ids[-1]) + 1)
                 rows = rows[ids - ids[0]].to(x_nD).view(len(ids), rows_per_class, -1)
                 rows_nKD = normalize(rows, dim=2)[torch.from_numpy(of_class).to(x_nD.device)]
@@ -185,9 +192,9 @@ def write_files(folder: Path, trained: Trained, data: DataSet, labels_N: NDArray
     width, count = trained.config.embedding_size, len(labels_N)
 
     def dominant_rows() -> Iterator[NDArray[np.float32]]:
-        for classes, rows in trained.rows():  # in the order of the ids: rows of sub-centers have no other layout
+        for first_class, rows in trained.rows_by_class():
             rows_kKD = rows.float().view(len(rows), -1, width).numpy()
-            dominant_k = result.dominant_C[classes.numpy()]
+            dominant_k = result.dominant_C[first_class : first_class + len(rows)]
             yield rows_kKD[np.arange(len(rows)), dominant_k]
 
     options = OmegaConf.to_container(trained.config.weights) if "weights" in trained.config else {}

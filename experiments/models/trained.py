@@ -1,6 +1,7 @@
 """The model in a checkpoint, read without its training."""
 
 import json
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, partial
@@ -132,6 +133,26 @@ class Trained:
         for first, rows in self.stored_rows(0, self.num_classes):
             slots = torch.arange(first, first + len(rows))
             yield slots if self.layout is None else self.layout.classes(slots), rows
+
+    def rows_by_class(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first class and the rows of each block, in the order of the class ids.
+
+        Rows in another order are first written to a temporary file.
+        """
+        if self.layout is None:
+            yield from self.stored_rows(0, self.num_classes)
+            return
+        with tempfile.TemporaryFile(prefix="headcount-") as file:
+            for classes, rows in self.rows():
+                shape, dtype = rows.shape[1:], rows.dtype
+                lines = rows.reshape(len(rows), -1).view(torch.uint8).numpy()
+                for number, line in zip(classes.tolist(), lines, strict=True):
+                    file.seek(number * line.nbytes)
+                    file.write(line.tobytes())
+            file.seek(0)
+            for first in range(0, self.num_classes, READ):
+                read = bytearray(file.read(READ * shape.numel() * dtype.itemsize))
+                yield first, torch.frombuffer(read, dtype=dtype).view(-1, *shape)
 
     @property
     def layout(self) -> Layout | None:

@@ -46,7 +46,8 @@ def reference(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels, records = np.asarray(train.labels[np.arange(len(train))]), np.arange(len(train))
     with torch.no_grad():
         x = normalize(trained.backbone()(trained.data().prepare(train.source.read(records))).double())
-    rows = stored_rows(run / "checkpoints" / "latest")["head.centers.rows"].double().view(C, K, D)
+    slots = torch.arange(C) if trained.layout is None else trained.layout.slots(torch.arange(C))
+    rows = stored_rows(run / "checkpoints" / "latest")["head.centers.rows"].double()[slots].view(C, K, D)
     dominant, angles = np.zeros((C, D)), np.zeros(len(train))
     for c in range(C):
         own = np.flatnonzero(labels == c)
@@ -71,6 +72,18 @@ def test_files_are_those_of_a_plain_computation(max_angle, run, tmp_path, capsys
     assert re.search(rf"quantile 0.5 +│ {np.quantile(angles, 0.5):.1f} ", out)
     with pytest.raises(ValueError, match=r"has rows.npy already"):
         cleaned_by(run, tmp_path)
+
+
+def test_rows_in_another_order_than_the_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "BLOCK", 50)
+    monkeypatch.setattr(command, "READ", 7)
+    (tmp_path / "run").mkdir()
+    assert train(config(*SUB, "sample_block=4"), tmp_path / "run") == 0
+    rows, weights, lines = cleaned_by(tmp_path / "run", tmp_path, "max_angle=58")
+    labels, dominant, angles = reference(tmp_path / "run")
+    assert np.allclose(rows, dominant, atol=1e-7)
+    assert np.array_equal(weights, (angles <= 58).astype(np.float32)) and 0 < (weights == 0).sum() < len(weights)
+    assert np.array_equal(lines[:, 1], labels[angles > 58])
 
 
 def in_processes(run: Path, folder: Path) -> None:

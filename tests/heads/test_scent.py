@@ -59,6 +59,7 @@ CASES = {
     "all of a visit": Case({"sample_rate": 0.3, "gamma": 1}),
     "all classes": Case({"sample_rate": 1}),
     "recomputing": Case({"sample_rate": 0.3, "logits_budget_mb": 0, "log_a": -5}),
+    "blocks": Case({"sample_rate": 0.6, "sample_block": 4, "log_a": -5}),
     "log q": Case({"sample_rate": 0.3, "log_q": True, "log_a": -5}),
     "weighted": Case({"sample_rate": 0.3, "log_a": -5}, weighted=True),
     "float64": Case({"sample_rate": 0.3, "log_a": -5}, dtype=torch.float64),
@@ -82,7 +83,7 @@ def build(case: Case) -> Scent:
     head = Scent(case.num_classes, D, num_records=R, **options)
     generator = torch.Generator().manual_seed(7)
     rows = torch.randn(case.num_classes, D, generator=generator, dtype=case.dtype)
-    head.centers.rows[:, :D] = rows[head.centers.shard.start : head.centers.shard.stop]
+    head.centers.rows[:, :D] = rows[head.centers.classes(slice(0, head.centers.shard.size))]
     return head
 
 
@@ -113,8 +114,8 @@ def train(case: Case) -> list[SimpleNamespace]:
         assert torch.equal(head.records.values, nu), "backward changed a record"
         optimizer.step()
         optimizer.zero_grad()
-        every, start = torch.arange(head.centers.shard.size), head.centers.shard.start
-        selected = [start + (every if s.ids is None else s.ids) for s in record]
+        every = torch.arange(head.centers.shard.size)
+        selected = [head.centers.classes(every if s.ids is None else s.ids) for s in record]
         log_q = [torch.zeros(len(ids)) if s.log_q is None else s.log_q for s, ids in zip(record, selected, strict=True)]
         results.append(
             SimpleNamespace(
@@ -124,6 +125,7 @@ def train(case: Case) -> list[SimpleNamespace]:
                 after=head.centers.rows.clone(),
                 nu=head.records.values.clone(),
                 selected=selected,
+                slots=head.centers.slots(torch.arange(case.num_classes)),
                 log_q=log_q,
             )
         )
@@ -151,7 +153,7 @@ class Dense:
 
     def step(self, step: int, of_ranks: list[SimpleNamespace]) -> SimpleNamespace:
         case, dtype = self.case, self.dtype
-        rows = torch.cat([part.before for part in of_ranks]).to(dtype).requires_grad_()
+        rows = torch.cat([part.before for part in of_ranks])[of_ranks[0].slots].to(dtype).requires_grad_()
         losses, gradients, visits = [], [], []
         for micro in range(len(case.batches[step])):
             x, labels, weight, records = case.batch(step, micro)
@@ -200,7 +202,7 @@ def test_steps_match_the_reference(name, world_size, workers):
             compared.setdefault("loss", []).append((ours, loss, plain.losses[micro]))
             ours = torch.cat([part.gradients[micro] for part in of_ranks]) / world_size
             compared.setdefault("gradient", []).append((ours, right.gradients[micro], plain.gradients[micro]))
-        ours = torch.cat([part.after for part in of_ranks])
+        ours = torch.cat([part.after for part in of_ranks])[of_ranks[0].slots]
         compared.setdefault("rows", []).append((ours, right.after, plain.after))
         ours = torch.cat([part.nu for part in of_ranks])
         seen = right.nu > UNVISITED

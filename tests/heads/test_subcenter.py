@@ -39,6 +39,7 @@ CASES = {
     "weights": replace(SAMPLED, weighted=True),
     "double": replace(MARGINS["arcface"], dtype=torch.float64),
     "seven": replace(THREE, num_classes=7),
+    "blocks": Case(SubCenterFC, {"centers_per_class": 2, "sample_rate": 0.4, "sample_block": 4}, rows_per_class=2),
     "one row": Case(SubCenterFC, {"centers_per_class": 1}),
     "adamw": replace(SAMPLED, optimizer=RowAdamW, optimizer_options=ADAMW),
     "adagrad": replace(THREE, optimizer=RowAdagrad, optimizer_options={"lr": 0.1}),
