@@ -4,12 +4,19 @@ import gc
 import multiprocessing
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from heads import none
+from heads.indexes import class_graph
+from heads.objectives import softmax
+
+SIZES = ((softmax, "CHUNK_ROWS"), (class_graph, "EXCHANGED_ROWS"), (none, "BLOCK"))
 
 
 class WorkerGroup:
@@ -58,11 +65,24 @@ def _serve(rank: int, world_size: int, store: str, pipe: Any) -> None:
     while (job := pipe.recv()) is not None:
         function, arguments = job
         try:
-            pipe.send((function(*arguments), None))
+            with sizes_kept():
+                result = function(*arguments)
+            pipe.send((result, None))
         except BaseException:
             pipe.send((None, traceback.format_exc()))
     if world_size > 1:
         dist.destroy_process_group()
+
+
+@contextmanager
+def sizes_kept() -> Iterator[None]:
+    """Restore the sizes that tests make smaller, so that the next test in this process has the usual ones."""
+    before = [(module, name, getattr(module, name)) for module, name in SIZES]
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def rank_and_world() -> tuple[int, int]:
