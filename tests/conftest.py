@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.workers import WorkerGroup
+from tests.workers import WorkerGroup, sizes_kept
 
 gc.disable()  # while pytest imports tests; see experiments/imports.py. With -n, the process that prints keeps it off
 LEFT_OUT = pytest.StashKey[list[str]]()
@@ -46,6 +46,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("left out; these tests need Debian's chromium and --system")
         for name in left_out:
             terminalreporter.line(name)
+
+
+@pytest.fixture(autouse=True)
+def usual_sizes() -> Iterator[None]:
+    with sizes_kept():
+        yield
 
 
 @pytest.fixture(scope="session")
