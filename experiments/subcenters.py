@@ -60,7 +60,7 @@ def subcenters(config: DictConfig, folder: Path) -> None:
         data = embedder.data()
         check_records(data.train, config.checkpoint)
         labels_N = all_labels(data.train)
-        slots_N = labels_N if trained.layout is None else trained.layout.slots(torch.from_numpy(labels_N)).numpy()
+        slots_N = trained.stored.slots(torch.from_numpy(labels_N)).numpy()
         order_N = np.argsort(slots_N, kind="stable")  # so that rows are read once
         cosines = partial(cosines_of, trained, rows_per_class, embedder, data, slots_N, order_N, config.mirrored)
         cos_NK = np.empty((len(order_N), rows_per_class), np.float32)

@@ -249,13 +249,9 @@ class CenterHead(RowHead):
         with torch.autocast(device.type, enabled=False):
             group, to_rows_space, D = self.process_group, self.to_rows_space, self.embedding_size
             x_ND, sizes = gather_embeddings(embeddings, to_rows_space, embedding_size=D, device=device, group=group)
-            rows, normalize, size = (
-                ActiveRows(self.centers, Selection(), keep=False),
-                self.margin.normalize,
-                self.block.size,
-            )
+            rows, size = ActiveRows(self.centers, Selection(), keep=False), self.block.size
             cosines, slots = nearest_classes(
-                x_ND, rows, k, shard, sizes, group, normalize=normalize, rows_per_class=size
+                x_ND, rows, k, shard, sizes, group, normalize=self.margin.normalize, rows_per_class=size
             )
             return cosines, self.centers.classes_of(slots)
 

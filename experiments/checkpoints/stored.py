@@ -61,6 +61,14 @@ class Stored:
         if self.initial is not None and self.initial.scattered:
             self.layout = Layout(self.tensors[ROWS].size[0], self.initial.seed)
 
+    def slots(self, classes: Tensor) -> Tensor:
+        """Return where the rows of class ids are stored."""
+        return classes if self.layout is None else self.layout.slots(classes)
+
+    def classes(self, slots: Tensor) -> Tensor:
+        """Return the class ids of slots."""
+        return slots if self.layout is None else self.layout.classes(slots)
+
     def shared(self, processes: Processes | None = None) -> Any:
         """Return the state common to all processes. With `processes`, all of them must call this."""
         tensors = self._allocate(SHARED)
@@ -152,13 +160,11 @@ class Stored:
             return
         if not math.isfinite(values.sum()) and not values.isfinite().all():  # a sum of finite numbers may overflow
             wrong = (~values.flatten(1).isfinite()).any(1).nonzero()[:1, 0] + block.offsets[0]
-            wrong = wrong if self.layout is None else self.layout.classes(wrong)
-            raise DamageError(_diverged(f"{name} of class {int(wrong):,}"))
+            raise DamageError(_diverged(f"{name} of class {int(self.classes(wrong)):,}"))
         if name == ROWS and self.initial is not None and (values[:, 0] == 0).any():
             blank = (values == 0).all(dim=1)
             slots = torch.arange(block.offsets[0], block.offsets[0] + len(values))[blank]
-            classes = slots if self.layout is None else self.layout.classes(slots)
-            values[blank] = drawn(self.initial, classes, values)
+            values[blank] = drawn(self.initial, self.classes(slots), values)
 
     def _allocate(self, prefix: str, *, in_file: bool = False) -> dict[str, Tensor]:
         """Return empty tensors for those that `pack` made under this prefix.

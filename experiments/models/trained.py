@@ -17,7 +17,6 @@ from data.preprocessing import Preprocessing
 from data.records import DataSet
 from heads.rows.computed import ComputedCenters
 from heads.rows.formulas import described
-from heads.rows.layout import Layout
 
 from ..checkpoints.finding import find
 from ..checkpoints.stored import ROWS, Stored
@@ -131,15 +130,14 @@ class Trained:
         Blocks are in the order in which the rows are stored, `Stored.layout`.
         """
         for first, rows in self.stored_rows(0, self.num_classes):
-            slots = torch.arange(first, first + len(rows))
-            yield slots if self.layout is None else self.layout.classes(slots), rows
+            yield self.stored.classes(torch.arange(first, first + len(rows))), rows
 
     def rows_by_class(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the first class and the rows of each block, in the order of the class ids.
 
         Rows in another order are first written to a temporary file.
         """
-        if self.layout is None:
+        if self.stored.layout is None:
             yield from self.stored_rows(0, self.num_classes)
             return
         with tempfile.TemporaryFile(prefix="headcount-") as file:
@@ -153,11 +151,6 @@ class Trained:
             for first in range(0, self.num_classes, READ):
                 read = bytearray(file.read(READ * shape.numel() * dtype.itemsize))
                 yield first, torch.frombuffer(read, dtype=dtype).view(-1, *shape)
-
-    @property
-    def layout(self) -> Layout | None:
-        """The order in which the rows are stored; None for that of the class ids."""
-        return self.stored.layout
 
     def stored_rows(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the first slot and the rows of each block of the slots from `start` to `stop`, as `rows` does."""
@@ -206,7 +199,7 @@ class StoredCenters:
         self.normalize = trained.normalize
 
     def slots(self, classes: Tensor) -> Tensor:
-        return classes if self.trained.layout is None else self.trained.layout.slots(classes)
+        return self.trained.stored.slots(classes)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         rank, world_size = self.processes.rank, self.processes.world_size

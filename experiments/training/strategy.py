@@ -10,7 +10,7 @@ from torch import Tensor
 
 from heads import CenterHead, Head
 from heads.rows.centers import LAYOUT
-from heads.rows.layout import other_layout
+from heads.rows.layout import layout_fault
 
 from ..checkpoints.attempts import CheckpointError
 from ..checkpoints.checkpoint import write
@@ -107,10 +107,10 @@ def rows_of(head: Head) -> dict[str, Tensor]:
 
 def check_layout(stored: Stored, state_dict: Mapping[str, Any], head: Head) -> None:
     """Raise ValueError if the rows of a checkpoint are in another order than those of a head."""
-    if isinstance(head, CenterHead):
-        saved, layout = state_dict.get(f"{CENTERS}{LAYOUT}"), head.centers.layout
-        if rows_of(head) and saved != (None if layout is None else layout.state_dict()):
-            raise ValueError(f"{stored.option}={stored.path} cannot be used: {other_layout(saved, layout)}")
+    if not isinstance(head, CenterHead) or not rows_of(head):
+        return
+    if fault := layout_fault(state_dict.get(f"{CENTERS}{LAYOUT}"), head.centers.layout):
+        raise ValueError(f"{stored.option}={stored.path} cannot be used: {fault}")
 
 
 def row_initialization(head: Head) -> InitialRows | None:

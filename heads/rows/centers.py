@@ -20,7 +20,7 @@ from ..core.row_state import RowState
 from . import rounding, stores
 from .class_rows import ClassRows, RowIndex
 from .initial import initial_blocks
-from .layout import Layout, other_layout
+from .layout import Layout, layout_fault
 from .sharded_tensor import foreign_part, global_view, local_part
 
 INIT_ROWS = 1024  # drawn at a time
@@ -258,8 +258,8 @@ class ClassCenters(ClassRows):
         if f"{prefix}_extra_state" in state_dict:
             return [f"{prefix}rows: this head stores its rows, and the state dict holds the formula of computed ones"]
         tables, saved = self._tables(state_dict, prefix), state_dict.get(prefix + LAYOUT)
-        if tables and saved != (None if self.layout is None else self.layout.state_dict()):
-            return [other_layout(saved, self.layout)]
+        if tables and (fault := layout_fault(saved, self.layout)):
+            return [fault]
         error_msgs = []
         for name, value in tables.items():
             local = local_part(value, self.shard)

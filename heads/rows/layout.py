@@ -42,9 +42,6 @@ class Layout:
     def state_dict(self) -> dict[str, int]:
         return {"num_classes": self.num_classes, "seed": self.seed}
 
-    def __repr__(self) -> str:
-        return f"Layout(seed={self.seed})"
-
     def _walk(self, numbers: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply a bijection of the numbers below a b until all results are below C."""
         is_class = (numbers >= 0) & (numbers < self.num_classes)
@@ -68,13 +65,16 @@ class Layout:
         return first * self._b + second
 
 
-def other_layout(saved: Mapping[str, int] | None, layout: Layout | None) -> str:
-    """Return the sentence that refuses rows in another order than a head's."""
+def layout_fault(saved: Mapping[str, int] | None, layout: Layout | None) -> str | None:
+    """Return the sentence that refuses rows whose saved order is not that of a head; None if the orders agree."""
+    own = None if layout is None else layout.state_dict()
+    if saved == own:
+        return None
     orders = [
         "the order of the class ids (sample_block=1)"
         if state is None
         else f"blocks of classes in the order of seed={state['seed']} (sample_block above 1)"
-        for state in (saved, None if layout is None else layout.state_dict())
+        for state in (saved, own)
     ]
     return (
         f"the saved rows are in {orders[0]}, and those of this head in {orders[1]}; use sample_block and seed of the "

@@ -46,7 +46,7 @@ def reference(run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels, records = np.asarray(train.labels[np.arange(len(train))]), np.arange(len(train))
     with torch.no_grad():
         x = normalize(trained.backbone()(trained.data().prepare(train.source.read(records))).double())
-    slots = torch.arange(C) if trained.layout is None else trained.layout.slots(torch.arange(C))
+    slots = trained.stored.slots(torch.arange(C))
     rows = stored_rows(run / "checkpoints" / "latest")["head.centers.rows"].double()[slots].view(C, K, D)
     dominant, angles = np.zeros((C, D)), np.zeros(len(train))
     for c in range(C):
