@@ -50,9 +50,10 @@ def hanzi(
     Args:
         num_faces: fewest different images of a class.
         size: side of an image in pixels.
-        split: what is held out for evaluation: "characters", or "typefaces", which evaluates the training characters
-            on other designs. Typefaces of one design are held out together.
-        heldout: share of the characters, or least share of the images whose typefaces are held out.
+        split: what is held out for evaluation: "characters"; "typefaces", which evaluates the training characters on
+            other designs; or "both", which evaluates other characters on other designs. Typefaces of one design are
+            held out together.
+        heldout: share of the characters, and least share of the images whose typefaces are held out.
         conflict: canonically equivalent characters: "merge" makes them one class, "keep" leaves them two. These
             conflicts are real; `noise.conflict` splits classes at random.
         augment: apply random affine maps to the training images.
@@ -75,7 +76,8 @@ def hanzi(
     if split == "characters":
         train, evaluation, names = images.split(heldout)
     else:
-        train, evaluation, names = _split_typefaces(images, [face.design for face in faces], heldout, seed)
+        designs = [face.design for face in faces]
+        train, evaluation, names = _split_typefaces(images, designs, heldout, seed, characters=split == "both")
     if (path := path_of("data.labels", labels)) is not None:
         train, names = with_labels(train.source, path, cache_folder(cache_dir), "training images"), []
     return DataSet(
@@ -94,8 +96,8 @@ def _check(num_faces: int, size: int, split: str, heldout: float, conflict: str)
         raise ValueError(f"data.num_faces={num_faces} must be at least 2")
     if not 16 <= size <= 256:
         raise ValueError(f"data.size={size} must be in [16, 256] pixels")
-    if split not in ("characters", "typefaces"):
-        raise ValueError(f"data.split={split} must be characters or typefaces")
+    if split not in ("characters", "typefaces", "both"):
+        raise ValueError(f"data.split={split} must be characters, typefaces or both")
     if not 0 < heldout < 1:
         raise ValueError(f"data.heldout={heldout} must be in (0, 1); 0.05 holds out a twentieth")
     if conflict not in ("merge", "keep"):
@@ -103,12 +105,13 @@ def _check(num_faces: int, size: int, split: str, heldout: float, conflict: str)
 
 
 def _split_typefaces(
-    images: RenderedImages, designs: Sequence[str], heldout: float, seed: int
+    images: RenderedImages, designs: Sequence[str], heldout: float, seed: int, *, characters: bool
 ) -> tuple[RecordSet, RecordSet, list[str]]:
     """Hold out whole designs until enough images can be evaluated. A character needs two images on a side.
 
     Args:
         designs: the design of each typeface.
+        characters: hold out the last characters too: the other designs are evaluated on these, and trained on the rest.
 
     Returns:
         training records, held-out records, and the names of the training classes.
@@ -121,13 +124,15 @@ def _split_typefaces(
         evaluated = aside & (np.bincount(labels[aside], minlength=len(images.names))[labels] >= 2)
         if evaluated.sum() < heldout * len(labels):
             aside |= design_of_image == kind
-    train, names = _renumbered(images, labels, ~aside)
+    first = round((1 - heldout) * len(images.names)) if characters else 0  # of the characters to evaluate
+    last = first if characters else len(images.names)  # of those to train on
+    train, names = _renumbered(images, labels, ~aside & (labels < last))
     if train.num_classes < 2:
         raise ValueError(
             f"data.heldout={heldout} leaves fewer than two classes to train on: data.split=typefaces holds out whole "
             f"designs, and there are {len(kinds)}; hold out less, or install more typefaces"
         )
-    evaluation, _ = _renumbered(images, labels, aside)
+    evaluation, _ = _renumbered(images, labels, aside & (labels >= first))
     return train, evaluation, names
 
 
