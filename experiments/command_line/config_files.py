@@ -16,7 +16,7 @@ COMMANDS = {
         name: f"experiments.{name}"
         for name in ("evaluate", "embed", "export", "cluster", "centers", "subcenters", "pretrained")
     },
-    **{name: f"experiments.{name}" for name in ("benchmark", "plan", "dashboard")},
+    **{name: f"experiments.{name}" for name in ("benchmark", "plan", "dashboard", "study")},
     "convert": "data.convert",
 }
 NO_OPTIONS = ("experiment", "hydra")  # groups whose files set options of other groups

@@ -1,0 +1,175 @@
+"""A study as conf/study describes it: its arms, the trials that tune each arm, and the final runs.
+
+Every arm gets the same trials: the same quasi-random points of learning rate and row ratio, and of an option of its
+own. The best trial sets the values of the arm's final runs, on seeds that no trial uses.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .results import Job, Result, Results
+
+TRIAL, COST, IMAGES, SECONDS = "trial", "cost", "images", "seconds"  # stages, in their order
+LR, ROWS_LR = "optimizer.lr", "optimizer.rows.lr"
+SHARE = re.compile(r"(\d+)%")  # a share of the steps in the value of an option
+# Options of all runs of a study: nothing is saved, and nothing is evaluated before the end.
+ALWAYS = ("evaluate.interval=null", "checkpoint.interval=null", "logger.wandb.mode=disabled")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a study: words of `experiments.run` that choose a head or a margin.
+
+    Attributes:
+        words: overrides.
+        option: name -> values of the arm's own main option, which the trials tune.
+        has_rows: whether the learning rate of class rows is tuned.
+        fidelity: whether final runs measure fidelity at their end.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    option: Mapping[str, Sequence[Any]]
+    has_rows: bool
+    fidelity: bool
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study.
+
+    Attributes:
+        name: its name, that of the file in conf/study.
+        base: overrides of all runs.
+        steps: steps of a final run.
+        seeds: seeds of the final runs.
+        arms: the arms by name.
+        trials: number of trials of each arm; 0: the arms are not tuned.
+        share: share of the steps in a trial.
+        trial_seed: seed of the trials.
+        metric: figure of a run's summary; the trial with the highest one is the best.
+        lr: lowest and highest learning rate of the trials.
+        row_ratio: lowest and highest learning rate of the rows, divided by that of the backbone.
+        cost: share of the steps in the run that measures time, alone on the machine; 0: none.
+        reference: arm whose time all arms get for the final runs at equal seconds; None: there are none.
+        prediction: what was expected, stated before the runs.
+    """
+
+    name: str
+    base: tuple[str, ...]
+    steps: int
+    seeds: tuple[int, ...]
+    arms: dict[str, Arm]
+    trials: int
+    share: float
+    trial_seed: int
+    metric: str
+    lr: tuple[float, float]
+    row_ratio: tuple[float, float]
+    cost: float
+    reference: str | None
+    prediction: str
+
+    def jobs(self, results: Results) -> Iterator[Job]:
+        """Yield the jobs that are known now. Final runs follow when the trials of their arm have results."""
+        for arm in self.arms.values():
+            points = self.points(arm)
+            for number, words in enumerate(points):
+                steps = round(self.share * self.steps)
+                yield self.job(arm, TRIAL, number, steps, words, self.trial_seed)
+            words = self.best(arm, results)
+            if words is None:
+                continue
+            if self.cost:
+                yield self.job(arm, COST, 0, round(self.cost * self.steps), words, self.trial_seed)
+            for seed in self.seeds:
+                yield self.job(arm, IMAGES, seed, self.steps, words, seed)
+            if (steps := self.steps_in_time(arm, results)) is not None:
+                for seed in self.seeds:
+                    yield self.job(arm, SECONDS, seed, steps, words, seed)
+
+    def job(self, arm: Arm, stage: str, number: int, steps: int, words: Sequence[str], seed: int) -> Job:
+        """Return a job: the number is that of the trial, or the seed."""
+        fidelity = (f"fidelity.interval={steps}",) if arm.fidelity and stage == IMAGES else ()
+        every = (*self.base, *arm.words, *words, f"trainer.max_steps={steps}", f"seed={seed}", *fidelity)
+        replaced = tuple(SHARE.sub(lambda match: str(round(int(match[1]) / 100 * steps)), word) for word in every)
+        return Job(self.name, arm.name, stage, number, steps, " ".join((*replaced, *ALWAYS)))
+
+    def points(self, arm: Arm) -> list[list[str]]:
+        """Return the words of each trial: a scrambled Sobol sequence, whose columns are equal for all arms."""
+        from scipy.stats import qmc
+
+        if not self.trials:
+            return []
+        lines = []
+        for rate, ratio, option in qmc.Sobol(3, rng=self.trial_seed).random(self.trials):
+            lr = between(*self.lr, rate)
+            words = [f"{LR}={lr:.3g}"]
+            if arm.has_rows:
+                words.append(f"{ROWS_LR}={lr * between(*self.row_ratio, ratio):.3g}")
+            words += [f"{name}={values[int(option * len(values))]}" for name, values in arm.option.items()]
+            lines.append(words)
+        return lines
+
+    def best(self, arm: Arm, results: Results) -> list[str] | None:
+        """Return the words of the arm's best trial; None if trials are missing, an empty list if there are none."""
+        points = self.points(arm)
+        found = [result for result in results.of(arm.name, TRIAL) if result.value(self.metric) is not None]
+        if len(results.of(arm.name, TRIAL)) < len(points):
+            return None
+        if points and not found:
+            raise ValueError(f"arms.{arm.name}: no trial has {self.metric}; lower lr in conf/study/{self.name}.yaml")
+        best = max(found, key=lambda result: result.value(self.metric) or 0, default=None)
+        return points[best.number] if best else []
+
+    def steps_in_time(self, arm: Arm, results: Results) -> int | None:
+        """Return the steps of an arm in the reference's time; None if they are not asked for, or not known yet.
+
+        Also None if they are the steps of the final runs, up to a twentieth.
+        """
+        if self.reference is None:
+            return None
+        times = [milliseconds(results, name) for name in (self.reference, arm.name)]
+        if None in times:
+            return None
+        ratio = times[0] / times[1]  # type: ignore[operator]
+        return None if abs(ratio - 1) < 0.05 else round(self.steps * ratio)
+
+
+def milliseconds(results: Results, arm: str) -> float | None:
+    """Return the time of a training step, measured alone on the machine; None if it is not known yet."""
+    for result in results.of(arm, COST):
+        seconds = result.value("train/seconds")
+        return None if seconds is None else 1000 * seconds / result.steps
+    return None
+
+
+def between(low: float, high: float, share: float) -> float:
+    """Return the number at a share of the way from low to high, on a logarithmic scale."""
+    return low * float(high / low) ** share
+
+
+def study_of(config: DictConfig, name: str) -> Study:
+    """Return the study in a config.
+
+    Raises:
+        ValueError: `arms` names an arm that does not exist.
+    """
+    node: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    arms = {}
+    for arm, options in node.pop("arms").items():
+        words = str(options.get("words", "")).split()
+        own = {key: options[key] for key in ("has_rows", "fidelity") if key in options}
+        arms[arm] = Arm(arm, tuple(words), options.get("option", {}), **({"has_rows": True, "fidelity": False} | own))
+    tuples = {key: tuple(node.pop(key)) for key in ("seeds", "lr", "row_ratio")}
+    base = tuple(word for line in node.pop("base") for word in str(line).split())
+    return Study(name=name, base=base, arms=arms, **tuples, **node)
+
+
+def stages(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return results by stage."""
+    return {stage: [r for r in results if r.stage == stage] for stage in (TRIAL, COST, IMAGES, SECONDS)}
