@@ -22,15 +22,16 @@ from rich.text import Text
 
 from data.files import write_whole
 
-from .comparing.comparison import AXES, Comparison
+from .comparing.comparison import AXES, WITHIN, Comparison
+from .comparing.differences import holm
 from .comparing.figures import TIME, Figure, format_option, spread
 from .comparing.loading import LeftOut, load
 from .comparing.notes import notes_on
 from .comparing.runs import short_names
 from .tables import Cell, console, packed, readable
 
-# Marks of values that differ from the best by no more than the noise, and of values with too few runs to decide.
-CLOSE, UNKNOWN = "≈", "?"
+# Marks of values that are equivalent to the best, that cannot be distinguished from it, and that too few runs decide.
+SAME, CLOSE, UNKNOWN = "=", "≈", "?"
 
 
 def main() -> None:
@@ -48,6 +49,13 @@ def main() -> None:
         help="the point on that axis (the last that all runs of a problem have reached)",
     )
     parser.add_argument(
+        "--within",
+        type=float,
+        default=WITHIN,
+        metavar="POINTS",
+        help="points within which two heads count as equivalent (%(default)s)",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         metavar="FOLDER",
@@ -56,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     output = options.output or Path(f"outputs/compare/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}")
     try:
-        shown = show(options.paths, options.equal, options.at)
+        shown = show(options.paths, options.equal, options.at, options.within)
         if shown is not None:
             write_files(*shown, output)
     except ValueError as error:
@@ -69,7 +77,9 @@ NEVER_BEGAN = ("failed at step 0", "no summary.json: the run was refused, is sta
 MAX_LISTED = 12  # left-out runs that are printed
 
 
-def show(paths: list[Path], axis: str = "images", at: float | None = None) -> tuple[Comparison, LeftOut] | None:
+def show(
+    paths: list[Path], axis: str = "images", at: float | None = None, within: float = WITHIN
+) -> tuple[Comparison, LeftOut] | None:
     """Print the tables of all finished runs under the paths, and the list of the other runs.
 
     Returns:
@@ -84,7 +94,7 @@ def show(paths: list[Path], axis: str = "images", at: float | None = None) -> tu
             f"there is no run under {', '.join(map(str, paths))}; the folder of a run has config.yaml and summary.json"
         )
     screen = console()
-    comparison = Comparison(finished, axis, at) if finished else None
+    comparison = Comparison(finished, axis, at, within) if finished else None
     if comparison is not None:
         for table in tables(comparison, screen.width):
             screen.print(table)
@@ -127,8 +137,10 @@ def tables(comparison: Comparison, width: int) -> list[Table]:
         for figure in comparison.figures
     }
     marks = "* best"
+    if any(str(cell).endswith(SAME) for cells in figures.values() for cell in cells):
+        marks += f", {SAME} within {comparison.within:g} points of the best"
     if any(CLOSE in str(cell) for cells in figures.values() for cell in cells):
-        marks += f", {CLOSE} as good as the best within the noise"
+        marks += f", {CLOSE} not distinguishable from the best"
     if any(str(cell).endswith(UNKNOWN) for cells in figures.values() for cell in cells):
         marks += f", {UNKNOWN} too few runs to decide"
     title = f"{len(comparison.runs)} runs {comparison.where}; mean ± standard deviation over seeds; {marks}"
@@ -151,27 +163,43 @@ def group_lines(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def difference_lines(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return the lines of differences.csv, one for each figure and two groups: first minus second."""
-    return [
-        {
-            "figure": name,
-            "on": comparison.groups[i].problem,
-            "first": comparison.groups[i].label,
-            "second": comparison.groups[j].label,
-            "difference": difference.mean,
-            **dict(zip(("low", "high"), difference.interval or (None, None), strict=True)),
-            "beyond_noise": difference.beyond_noise,
-        }
-        for name, pairs in comparison.differences.items()
-        for (i, j), difference in pairs.items()
-    ]
+    """Return the lines of differences.csv, one for each figure and two groups: first minus second.
+
+    `p_holm` is corrected for all pairs of a problem in one figure.
+    """
+    lines = []
+    for figure in comparison.figures:
+        for problem in comparison.problems:
+            pairs = {
+                (i, j): gap
+                for (i, j), gap in comparison.differences[figure.name].items()
+                if comparison.groups[i].problem == problem
+            }
+            corrected = iter(holm([gap.p for gap in pairs.values() if gap.p is not None]))
+            lines += [
+                {
+                    "figure": figure.name,
+                    "on": problem,
+                    "first": comparison.groups[i].label,
+                    "second": comparison.groups[j].label,
+                    "difference": gap.mean,
+                    **dict(zip(("low", "high"), gap.interval or (None, None), strict=True)),
+                    "beyond_noise": gap.beyond_noise,
+                    "paired": gap.paired,
+                    "p": gap.p,
+                    "p_holm": None if gap.p is None else next(corrected),
+                    "equivalent": comparison.equivalent(figure, gap),
+                }
+                for (i, j), gap in pairs.items()
+            ]
+    return lines
 
 
 def format_value(figure: Figure, value: float) -> str:
     """Format the value of a figure, in the unit of its column."""
     if figure is TIME:
         return readable("seconds", value)
-    if figure.kind == "fidelity" or figure.name.startswith(("val/", "train/top1")):
+    if figure.kind == "fidelity" or figure.is_share:
         return f"{value:.4f}"
     return readable(figure.name, value)
 
@@ -189,9 +217,10 @@ def _cell(comparison: Comparison, figure: Figure, number: int) -> Cell:
         return Text(f"{text} *", "bold")
     if best is None or all(len(group.runs) == 1 for group in comparison.groups):
         return text
-    difference = comparison.between(figure, number, best)
-    assert difference is not None
-    return text if difference.beyond_noise else f"{text} {UNKNOWN if difference.beyond_noise is None else CLOSE}"
+    verdict = comparison.against(figure, best)[number]
+    if verdict.equivalent:
+        return f"{text} {SAME}"
+    return text if verdict.beyond_noise else f"{text} {UNKNOWN if verdict.beyond_noise is None else CLOSE}"
 
 
 def _csv(lines: list[dict[str, Any]]) -> str:

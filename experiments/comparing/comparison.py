@@ -4,13 +4,15 @@ Figures are compared within one problem only: the same classes, data and faults.
 """
 
 import statistics
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .differences import Difference, difference
+from .differences import LEVEL, Difference, difference, holm
 from .figures import FIGURES, TIME, Figure, figure_of_protocol
 from .groups import PROBLEM_OPTIONS, Group, grouped, shown_name
 from .runs import Run, differing_options
@@ -18,6 +20,23 @@ from .runs import Run, differing_options
 AXES = {"images": "images", "steps": "steps", "seconds": "s of training"}
 POINTS = 300  # most points of a drawn curve
 ROUNDING = 1e-9  # relative rounding error of the clock
+POINT = 0.01  # a point of a share, such as rank-1
+WITHIN = 0.2  # points within which two heads count as equivalent
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A difference from a reference, judged together with those of the other groups.
+
+    Attributes:
+        difference: group minus reference.
+        beyond_noise: whether it is beyond the noise, after Holm's correction for the number of groups; None if unknown.
+        equivalent: whether the two are no further apart than the points of the comparison.
+    """
+
+    difference: Difference
+    beyond_noise: bool | None
+    equivalent: bool
 
 
 class Comparison:
@@ -27,6 +46,7 @@ class Comparison:
         runs: at least one.
         axis: compare at equal "images", "steps" or "seconds" of training.
         at: the point; None for the last point that all runs of a problem have reached.
+        within: points within which two heads count as equivalent in a figure that is a share.
 
     Attributes:
         options: options in which groups differ, by their names as shown.
@@ -36,17 +56,19 @@ class Comparison:
         figures: figures that any run has.
 
     Raises:
-        ValueError: an unknown axis, or a point that is not positive.
+        ValueError: an unknown axis, or a point or number of points that is not positive.
     """
 
-    def __init__(self, runs: list[Run], axis: str = "images", at: float | None = None):
+    def __init__(self, runs: list[Run], axis: str = "images", at: float | None = None, within: float = WITHIN):
         if axis not in AXES:
             raise ValueError(f"--equal {axis} must be one of {', '.join(AXES)}")
         if at is not None and not 0 < at < float("inf"):
             raise ValueError(f"--at {at} must be a number above 0")
+        if not 0 < within < 100:
+            raise ValueError(f"--within {within} must be a number of points above 0 and below 100, such as {WITHIN}")
         if axis == "seconds" and not any("train/seconds" in run.curves for run in runs):
             raise ValueError("--equal seconds needs train/seconds in metrics.csv, which no run has; use --equal images")
-        self.runs, self.axis, self.asked = runs, axis, at
+        self.runs, self.axis, self.asked, self.within = runs, axis, at, within
         options = differing_options(runs, PROBLEM_OPTIONS, without=True)
         self.options = list(map(shown_name, options))
         self.groups = grouped(runs, options)
@@ -90,7 +112,7 @@ class Comparison:
         for figure in self.figures:
             columns = self.columns(figure)
             result[figure.name] = {
-                (i, j): difference(columns[i], columns[j])
+                (i, j): self._difference(figure, i, j)
                 for i, j in combinations(range(len(self.groups)), 2)
                 if columns[i] and columns[j] and self.groups[i].problem == self.groups[j].problem
             }
@@ -101,10 +123,35 @@ class Comparison:
         pairs = self.differences[figure.name]
         if (first, second) in pairs:
             return pairs[first, second]
-        if (reverse := pairs.get((second, first))) is None:
-            return None
-        ends = reverse.interval
-        return Difference(-reverse.mean, None if ends is None else (-ends[1], -ends[0]))
+        reverse = pairs.get((second, first))
+        return None if reverse is None else reverse.reversed()
+
+    def against(self, figure: Figure, reference: int) -> dict[int, Verdict]:
+        """Return the verdicts on all other groups that are compared with a reference, by their numbers."""
+        numbers = [i for i in range(len(self.groups)) if i != reference and self.between(figure, i, reference)]
+        gaps = [gap for i in numbers if (gap := self.between(figure, i, reference)) is not None]
+        corrected = iter(holm([gap.p for gap in gaps if gap.p is not None]))
+        significant = [None if gap.p is None else next(corrected) <= 1 - LEVEL for gap in gaps]
+        return {
+            i: Verdict(gap, beyond, self.equivalent(figure, gap))
+            for i, gap, beyond in zip(numbers, gaps, significant, strict=True)
+        }
+
+    def equivalent(self, figure: Figure, difference: Difference) -> bool:
+        """Return whether a figure is a share, and two groups are no further apart in it than `within` points."""
+        return figure.is_share and bool(difference.within(self.within * POINT))
+
+    def _difference(self, figure: Figure, first: int, second: int) -> Difference:
+        """Compare two groups: run by run if both have the same seeds and batches, else as independent groups."""
+        runs = [self._by_batches(figure, self.groups[number]) for number in (first, second)]
+        if runs[0].keys() == runs[1].keys() and len(runs[0]) == len(self.columns(figure)[first]):
+            return difference(list(runs[0].values()), [runs[1][key] for key in runs[0]], paired=True)
+        return difference(self.columns(figure)[first], self.columns(figure)[second])
+
+    def _by_batches(self, figure: Figure, group: Group) -> dict[tuple[Any, ...], float]:
+        """Return the values of a group by the batches of its runs."""
+        values = {run.batches: self.value(run, figure, self.at[group.problem]) for run in group.runs}
+        return {key: value for key, value in values.items() if value is not None}
 
     def best(self, figure: Figure, problem: str) -> int | None:
         """Return the group with the best mean; None if there is no choice."""

@@ -28,6 +28,11 @@ class Figure:
         group = self.name.partition("/")[0]
         return {"val": "quality", "train": "quality", "fidelity": "fidelity"}.get(group, "cost")
 
+    @property
+    def is_share(self) -> bool:
+        """True for shares of correct answers, which are compared in points."""
+        return self.name.startswith(("val/", "train/top1"))
+
 
 TIME = Figure("time", "training s", False)  # up to the point of the comparison
 MEMORY = Figure("memory/head_bytes", "head memory", False)

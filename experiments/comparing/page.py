@@ -75,10 +75,12 @@ def content(comparison: Comparison, left_out: LeftOut) -> dict[str, Any]:
         "curves": [{"name": name, "title": figures[name].title if name in figures else name} for name in curves],
         "differences": {
             name: [
-                [i, j, difference.mean, *(difference.interval or (None, None))] for (i, j), difference in pairs.items()
+                [i, j, gap.mean, *(gap.interval or (None, None)), gap.p, gap.paired, comparison.equivalent(figure, gap)]
+                for (i, j), gap in comparison.differences[name].items()
             ]
-            for name, pairs in comparison.differences.items()
+            for name, figure in figures.items()
         },
+        "within": comparison.within,
         "notes": notes_on(comparison, names),
         "leftOut": [{"name": names[folder], "reason": reason} for folder, reason in left_out],
     }

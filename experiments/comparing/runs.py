@@ -86,6 +86,12 @@ class Run:
         """Images of an optimizer step, over all processes."""
         return int(self.options["batch_size"]) * int(self.options.get("trainer.accumulate_grad_batches", 1))
 
+    @property
+    def batches(self) -> tuple[Any, ...]:
+        """What determines the batches of a run on given data: its seed, and how a head wants them composed."""
+        own = (self.options.get(f"head.{name}") for name in ("images_per_class", "identity_share"))
+        return (self.summary.get("seed"), self.images_per_step, *own)
+
     def axis_values(self, axis: str, steps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert steps to "steps", "images" or "seconds" of training; NaN if metrics.csv has no time for them."""
         if axis == "steps":

@@ -51,7 +51,7 @@ def test_means_over_seeds_and_marks(tmp_path, capsys, wide):
     lines = [line for line in out.splitlines() if "pfc" in line]
     assert "0.5100 ± 0.0100 │" in lines[0]
     assert "0.9100 ± 0.0100 *" in lines[1] and "0.8967 ± 0.0153 ≈" in lines[2]
-    assert "≈ as good as the best within the noise" in out
+    assert "≈ not distinguishable from the best" in out
     assert out.count("sample_rate") == 1 and "seed " not in out and "at 1,000 images" in out
 
 
@@ -371,6 +371,51 @@ def test_other_data_at_their_defaults_are_another_problem(tmp_path):
     assert len(compared(tmp_path).problems) == 2
 
 
+def test_runs_are_compared_in_pairs_if_they_share_seeds_and_batches(tmp_path):
+    """Seeds move rank-1 by 0.2, a head by 0.01. `none` has other batches, and `forest` other seeds."""
+    for seed in range(3):
+        noise = 0.2 * seed + 0.001 * (seed == 1)
+        made_run(tmp_path / f"full-{seed}", "full", seed=seed, rank1=0.3 + noise)
+        made_run(tmp_path / f"pfc-{seed}", "pfc", seed=seed, rank1=0.29 + 0.2 * seed)
+        made_run(
+            tmp_path / f"none-{seed}", "none", seed=seed, rank1=0.29 + 0.2 * seed, options={"head.images_per_class": 4}
+        )
+        made_run(tmp_path / f"forest-{seed}", "forest", seed=seed + 3, rank1=0.29 + 0.2 * seed)
+    comparison = compared(tmp_path)
+    figure = next(figure for figure in comparison.figures if figure.name == "val/rank1")
+    verdicts = {comparison.groups[i].head: verdict for i, verdict in comparison.against(figure, 0).items()}
+    assert {head: verdict.difference.paired for head, verdict in verdicts.items()} == {
+        "pfc": True,
+        "none": False,
+        "forest": False,
+    }
+    assert {head: verdict.beyond_noise for head, verdict in verdicts.items()} == {
+        "pfc": True,
+        "none": False,
+        "forest": False,
+    }
+    assert verdicts["pfc"].difference.mean == pytest.approx(-0.0103, abs=1e-4)
+    assert not verdicts["pfc"].equivalent
+
+
+def test_a_head_is_judged_together_with_the_others(tmp_path, capsys, wide):
+    """The difference of `pfc` from `full` has p = 0.016: a difference of two heads, and none among six."""
+    made = {"full": (0.9,) * 4, "pfc": (0.89, 0.88, 0.88, 0.87)}
+    made |= {f"other{number}": (0.897, 0.902, 0.898, 0.901) for number in range(4)}
+    for head, values in made.items():
+        place = tmp_path / ("two" if head in ("full", "pfc") else "more")
+        for seed, value in enumerate(values):
+            made_run(place / f"{head}-{seed}", head, seed=seed, rank1=value)
+    alone, among = printed(capsys, tmp_path / "two"), printed(capsys, tmp_path)
+    assert "0.8800 ± 0.0082 │" in alone and "0.8800 ± 0.0082 ≈" in among
+    # The interval of the others is 0.43 points below to 0.33 points above.
+    out = printed(capsys, tmp_path, within=0.5)
+    assert "= within 0.5 points of the best" in out and out.count("0.8995 ± 0.0024 =") == 4
+    assert printed(capsys, tmp_path, within=0.4).count("0.8995 ± 0.0024 ≈") == 4
+    with pytest.raises(ValueError, match="--within 0 must be a number of points above 0"):
+        compare.show([tmp_path], within=0)
+
+
 def test_the_files(tmp_path, monkeypatch, capsys):
     rates(tmp_path / "runs", {0.1: (0.5, 0.51, 0.52), 0.5: (0.9, 0.92, 0.91)})
     words = ["compare", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
@@ -388,6 +433,8 @@ def test_the_files(tmp_path, monkeypatch, capsys):
         rows = {line["figure"]: line for line in csv.DictReader(file)}
     assert rows["val/rank1"]["beyond_noise"] == "True" and float(rows["val/rank1"]["difference"]) == pytest.approx(-0.4)
     assert rows["head/step_ms"]["beyond_noise"] == "False"
+    assert rows["val/rank1"]["paired"] == "True" and rows["val/rank1"]["equivalent"] == "False"
+    assert float(rows["val/rank1"]["p"]) == float(rows["val/rank1"]["p_holm"]) < 0.01  # one pair
     assert "comparison.html" in capsys.readouterr().out
 
 

@@ -68,6 +68,7 @@ function begin() {
   choices("curve", data.curves.map((curve) => [curve.name, curve.title]), $("quality").value);
   choices("curve-axis", Object.entries(data.axes), data.equal);
   chooseReference();
+  $("within").textContent = data.within;
   const notes = [...data.notes, ...data.leftOut.map((run) => `Left out: ${run.name} (${run.reason})`)];
   $("notes").replaceChildren(...(notes.length ? notes : ["All runs are finished and compared."]).map((text) => element("li", text)));
   $("runs").replaceChildren(...data.groups.flatMap((group) => group.runs.map((run) => element("li", `${group.label}, seed ${run.seed}: ${run.folder}`))));

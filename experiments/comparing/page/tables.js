@@ -22,6 +22,7 @@ function drawTable() {
     const mean = (i) => data.groups[i].values[sorting.name]?.mean ?? -Infinity;
     order.sort((a, b) => sorting.direction * (mean(b) - mean(a)));
   }
+  const gaps = Object.fromEntries(columns.map(({ name }) => [name, best(name) === null ? new Map() : against(name, best(name))]));
   const lines = order.map((i) => {
     const group = data.groups[i], line = element("tr", null, shown[i] ? {} : { class: "hidden" });
     const cell = element("th", null, { scope: "row" }), box = element("label");
@@ -36,8 +37,8 @@ function drawTable() {
       const value = group.values[figure.name], winner = best(figure.name);
       const isNoisy = value && value.deviation !== null && (value.deviation > 0 || figure.unit !== "bytes");
       const text = value ? formatted(figure, value.mean) + (isNoisy ? ` ± ${formatted(figure, value.deviation)}` : "") : "–";
-      const gap = winner !== null && winner !== i && value ? difference(figure.name, i, winner) : null;
-      const mark = winner === i ? " ★" : !gap || allSingle ? "" : { true: "", false: " ≈", null: " ?" }[beyondNoise(gap)];
+      const gap = gaps[figure.name].get(i);
+      const mark = winner === i ? " ★" : !gap || allSingle ? "" : gap.equivalent ? " =" : { true: "", false: " ≈", null: " ?" }[gap.beyond];
       line.append(element("td", text + mark, winner === i ? { class: "best" } : {}));
     }
     return line;
@@ -54,18 +55,21 @@ function drawDifferences() {
   for (const [text, kind] of [["Head", "text"], [figure ? figure.title : "", ""], ["difference", ""], ["interval", ""], ["verdict", "text"]])
     titles.append(element("th", text, { scope: "col", class: kind }));
   header.append(titles);
+  const gaps = figure ? against(figure.name, reference) : new Map();
   for (const i of visible()) {
     const value = figure && data.groups[i].values[figure.name], line = element("tr");
     if (!value) continue;
     const name = element("th", null, { scope: "row" });
     name.append(swatch(data.groups[i]), data.groups[i].label);
     line.append(name, element("td", formatted(figure, value.mean)));
-    const gap = i === reference ? null : difference(figure.name, i, reference);
+    const gap = gaps.get(i);
     const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + formatted(figure, Math.abs(value));
     line.append(element("td", gap ? signed(gap.mean) : "–"));
     line.append(element("td", gap && gap.low !== null ? `${signed(gap.low)} to ${signed(gap.high)}` : "–"));
-    const verdict = i === reference ? "the reference" : !gap ? "not compared" : beyondNoise(gap) === null ? "too few runs to decide" : beyondNoise(gap) ? "more than noise" : "within the noise";
-    line.append(element("td", verdict, { class: gap && beyondNoise(gap) ? "text beyond" : "text" }));
+    const words = { true: "more than noise", false: "not distinguishable", null: "too few runs to decide" };
+    const same = gap && gap.equivalent ? `, within ${data.within} points` : "";
+    const verdict = i === reference ? "the reference" : !gap ? "not compared" : words[gap.beyond] + same;
+    line.append(element("td", verdict, { class: gap && gap.beyond ? "text beyond" : "text" }));
     body.append(line);
   }
   $("differences").replaceChildren(header, body);

@@ -33,15 +33,26 @@ function formatted(figure, value) {
 
 // Returns the first group minus the second, with the interval; null if they were not compared.
 function difference(name, first, second) {
-  for (const [i, j, mean, low, high] of data.differences[name] ?? []) {
-    if (i === first && j === second) return { mean, low, high };
-    if (i === second && j === first) return { mean: -mean, low: high === null ? null : -high, high: low === null ? null : -low };
+  for (const [i, j, mean, low, high, p, paired, equivalent] of data.differences[name] ?? []) {
+    if (i === first && j === second) return { mean, low, high, p, paired, equivalent };
+    if (i === second && j === first) return { mean: -mean, low: high === null ? null : -high, high: low === null ? null : -low, p, paired, equivalent };
   }
   return null;
 }
 
-// Returns whether a difference exceeds the noise; null if it has no interval.
-const beyondNoise = (gap) => (gap.low === null ? null : !(gap.low <= 0 && gap.high >= 0));
+// Returns the differences of all groups of the problem from a reference, by group. `beyond` says whether a difference
+// exceeds the noise, with Holm's correction for the number of groups; null if there are too few runs to decide.
+function against(name, reference) {
+  const gaps = new Map(groupsOfProblem().filter((i) => i !== reference).map((i) => [i, difference(name, i, reference)]).filter(([, gap]) => gap));
+  const tested = [...gaps.values()].filter((gap) => gap.p !== null).sort((a, b) => a.p - b.p);
+  let corrected = 0;
+  tested.forEach((gap, place) => {
+    corrected = Math.max(corrected, Math.min(1, (tested.length - place) * gap.p));
+    gap.beyond = corrected <= 0.05;
+  });
+  for (const gap of gaps.values()) gap.beyond ??= null;
+  return gaps;
+}
 
 function best(name) {
   const figure = figures[name];
