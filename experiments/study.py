@@ -30,7 +30,7 @@ from .tables import console
 @hydra.main(config_path="../conf", config_name="study", version_base="1.3")
 def job(config: DictConfig) -> None:
     try:
-        study = study_of(config.study, str(HydraConfig.get().runtime.choices.study))
+        study = study_of(config.study, str(HydraConfig.get().runtime.choices["study"]))
         if unknown := sorted(set(config.arms or ()) - study.arms.keys()):
             raise ValueError(f"arms={unknown} must be among {', '.join(study.arms)}")
         results = Results(Path(config.results) / f"{study.name}.csv")

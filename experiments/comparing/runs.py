@@ -88,7 +88,7 @@ class Run:
 
     @property
     def batches(self) -> tuple[Any, ...]:
-        """What determines the batches of a run on given data: its seed, and how a head wants them composed."""
+        """The seed and the options of the head that determine the batches of a run on given data."""
         own = (self.options.get(f"head.{name}") for name in ("images_per_class", "identity_share"))
         return (self.summary.get("seed"), self.images_per_step, *own)
 

@@ -65,9 +65,10 @@ class Runner:
                 server.pipe.send(self.request(job))
             if not self.busy:
                 return
-            for pipe in wait(list(self.busy)):
+            ready = wait(list(self.busy))
+            for pipe in [pipe for pipe in self.busy if pipe in ready]:
                 pipe.recv()  # the exit status; the summary says more
-                job, begin = self.busy.pop(pipe)  # type: ignore[index]
+                job, begin = self.busy.pop(pipe)
                 report(self.result(job), time.monotonic() - begin)
 
     def folder_of(self, job: Job) -> Path:

@@ -6,12 +6,12 @@ own. The best trial sets the values of the arm's final runs, on seeds that no tr
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from .results import Job, Result, Results
+from .results import Job, Results
 
 TRIAL, COST, IMAGES, SECONDS = "trial", "cost", "images", "seconds"  # stages, in their order
 LR, ROWS_LR = "optimizer.lr", "optimizer.rows.lr"
@@ -33,9 +33,9 @@ class Arm:
 
     name: str
     words: tuple[str, ...]
-    option: Mapping[str, Sequence[Any]]
-    has_rows: bool
-    fidelity: bool
+    option: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    has_rows: bool = True
+    fidelity: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ class Study:
             for number, words in enumerate(points):
                 steps = round(self.share * self.steps)
                 yield self.job(arm, TRIAL, number, steps, words, self.trial_seed)
-            words = self.best(arm, results)
-            if words is None:
+            best = self.best(arm, results)
+            if best is None:
                 continue
             if self.cost:
-                yield self.job(arm, COST, 0, round(self.cost * self.steps), words, self.trial_seed)
+                yield self.job(arm, COST, 0, round(self.cost * self.steps), best, self.trial_seed)
             for seed in self.seeds:
-                yield self.job(arm, IMAGES, seed, self.steps, words, seed)
-            if (steps := self.steps_in_time(arm, results)) is not None:
+                yield self.job(arm, IMAGES, seed, self.steps, best, seed)
+            if (in_time := self.steps_in_time(arm, results)) is not None:
                 for seed in self.seeds:
-                    yield self.job(arm, SECONDS, seed, steps, words, seed)
+                    yield self.job(arm, SECONDS, seed, in_time, best, seed)
 
     def job(self, arm: Arm, stage: str, number: int, steps: int, words: Sequence[str], seed: int) -> Job:
         """Return a job: the number is that of the trial, or the seed."""
@@ -133,11 +133,10 @@ class Study:
         """
         if self.reference is None:
             return None
-        times = [milliseconds(results, name) for name in (self.reference, arm.name)]
-        if None in times:
+        given, own = (milliseconds(results, name) for name in (self.reference, arm.name))
+        if given is None or own is None:
             return None
-        ratio = times[0] / times[1]  # type: ignore[operator]
-        return None if abs(ratio - 1) < 0.05 else round(self.steps * ratio)
+        return None if abs(given / own - 1) < 0.05 else round(self.steps * given / own)
 
 
 def milliseconds(results: Results, arm: str) -> float | None:
@@ -160,16 +159,7 @@ def study_of(config: DictConfig, name: str) -> Study:
         ValueError: `arms` names an arm that does not exist.
     """
     node: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    arms = {}
-    for arm, options in node.pop("arms").items():
-        words = str(options.get("words", "")).split()
-        own = {key: options[key] for key in ("has_rows", "fidelity") if key in options}
-        arms[arm] = Arm(arm, tuple(words), options.get("option", {}), **({"has_rows": True, "fidelity": False} | own))
-    tuples = {key: tuple(node.pop(key)) for key in ("seeds", "lr", "row_ratio")}
-    base = tuple(word for line in node.pop("base") for word in str(line).split())
+    tuples: dict[str, Any] = {key: tuple(node.pop(key)) for key in ("seeds", "lr", "row_ratio")}
+    base = tuple(word for line in node.pop("base") for word in line.split())
+    arms = {arm: Arm(arm, tuple(words.pop("words").split()), **words) for arm, words in node.pop("arms").items()}
     return Study(name=name, base=base, arms=arms, **tuples, **node)
-
-
-def stages(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Return results by stage."""
-    return {stage: [r for r in results if r.stage == stage] for stage in (TRIAL, COST, IMAGES, SECONDS)}

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..core import dtypes
 from ..core.options import documented, make_options, number, option
 from ..core.row_state import RowState
-from .chunk_gradient import ChunkGradient
+from .chunk_gradient import ChunkGradient, SummedGradient
+from .rest import rest, rest_step
 from .row_optimizer import RowOptimizer, RowOwner
 
 ARGUMENTS = {"head": "The head that owns the rows.", "lr": "Learning rate, at least 0."}
@@ -39,6 +40,11 @@ class RowSGDOptions:
     momentum_dtype: torch.dtype | str | None = option(
         None, 'Storage of the momentum: "fp32" or "bf16", which takes half the memory. None: the dtype of arithmetic.'
     )
+    catch_up: bool = option(
+        False,
+        "Make up for the momentum and weight decay of the steps in which a row took no part, when it takes part "
+        "again. One more number per row.",
+    )
 
     def __post_init__(self) -> None:
         number("weight_decay", self.weight_decay, least=0)
@@ -55,6 +61,10 @@ class RowSGD(RowRule):
 
     Momentum and weight decay default to the values of `optimizer=sgd`, not to 0 as in torch.
 
+    With `catch_up`, a row that takes part is moved first to where the steps without it would have led at the present
+    learning rate. With a constant rate, rows and momentum are then those of torch.optim.SGD over all rows. The forward
+    pass still sees the row where it was left.
+
     Raises:
         TypeError: an unknown option.
         ValueError: an option out of range.
@@ -64,13 +74,21 @@ class RowSGD(RowRule):
 
     def row_state(self, width: int) -> dict[str, RowState]:
         (group,) = self.param_groups
-        if not group["momentum"]:
-            return {}
-        dtype = group["momentum_dtype"]
-        return {"momentum": RowState(width, None if dtype is None else dtypes.named("momentum_dtype", dtype))}
+        state = {}
+        if group["momentum"]:
+            dtype = group["momentum_dtype"]
+            state["momentum"] = RowState(width, None if dtype is None else dtypes.named("momentum_dtype", dtype))
+        if group["catch_up"]:
+            state["steps"] = RowState(1)
+        return state
 
     def update(self, rows: Tensor, gradient: ChunkGradient, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        if group["catch_up"]:
+            gradient = SummedGradient(gradient.dense(), rows, gradient.workspace)  # of the row as it was left
+            step = rest_step(lr, momentum, decay, nesterov=group["nesterov"])
+            rest(rows, state.get("momentum"), self.head.step - state["steps"], self.head.step, step)
+            state["steps"].fill_(self.head.step + 1)
         if not momentum:
             direction = gradient.dense(decay=decay)
         elif group["nesterov"]:

@@ -372,7 +372,7 @@ def test_other_data_at_their_defaults_are_another_problem(tmp_path):
 
 
 def test_runs_are_compared_in_pairs_if_they_share_seeds_and_batches(tmp_path):
-    """Seeds move rank-1 by 0.2, a head by 0.01. `none` has other batches, and `forest` other seeds."""
+    """Compare heads that differ by 0.01 where seeds differ by 0.2; `none` has other batches, `forest` other seeds."""
     for seed in range(3):
         noise = 0.2 * seed + 0.001 * (seed == 1)
         made_run(tmp_path / f"full-{seed}", "full", seed=seed, rank1=0.3 + noise)

@@ -61,7 +61,12 @@ def test_memory_of_an_index(index):
 
 def test_row_state_is_what_the_optimizers_keep():
     cases = [(RowSGD, {}), (RowSGD, {"momentum": 0}), (RowSGD, {"momentum_dtype": "bf16"}), (RowAdagrad, {})]
-    for rule, given in [*cases, (RowAdamW, {}), (RowAdamW, {"bias_correction": "global"})]:
+    for rule, given in [
+        *cases,
+        (RowSGD, {"catch_up": True}),
+        (RowAdamW, {}),
+        (RowAdamW, {"bias_correction": "global"}),
+    ]:
         head = PartialFC(100, 16, sample_rate=0.5)
         head.optimizer(lr=0.1, rule=rule, **given)
         options = PartialFC.Options(sample_rate=0.5)

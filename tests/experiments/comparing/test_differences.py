@@ -55,7 +55,7 @@ def test_pairs_are_compared_as_by_scipy(runs):
 
 
 def test_pairs_show_what_the_noise_of_the_seeds_hides():
-    """Seeds move both groups by far more than the difference; pairs err as rarely as independent groups."""
+    """Compare groups that seeds move by more than the difference; pairs err as rarely as independent groups."""
     generator = np.random.default_rng(4)
     found = {True: 0, False: 0}
     false = 0
@@ -80,7 +80,7 @@ def test_equivalence_is_claimed_for_means_that_differ_in_one_of_forty_cases_at_m
 
 
 def test_holm_corrects_for_the_number_of_claims():
-    """Of 10 comparisons without a difference, any is claimed in 5 % of the cases; without correction, in 40 %."""
+    """Compare 10 pairs without a difference: any is claimed in 5 % of the cases, and in 40 % without correction."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm (1979), step by step
     assert holm([]) == [] and holm([0.7, 0.6]) == [1.0, 1.0]
     values = np.random.default_rng(6).uniform(size=(DRAWS, 10))
