@@ -107,6 +107,20 @@ def test_a_long_tail(fonts):
     assert counts.min() == 2 and counts.max() == 6 and (counts == 2).sum() > 0.2 * len(counts)
 
 
+def test_characters_and_typefaces_are_held_out_together(fonts):
+    both, designs = (hanzi(split=split, heldout=0.3, num_faces=4) for split in ("both", "typefaces"))
+    train, heldout = (
+        {bytes(part.source.read(np.arange(len(part))).numpy()[i]) for i in range(len(part))}
+        for part in (both.train, both.heldout)
+    )
+    assert not train & heldout
+    evaluated = {bytes(image) for image in designs.heldout.source.read(np.arange(len(designs.heldout))).numpy()}
+    assert heldout < evaluated  # other designs, and of these some characters only
+    assert both.train.num_classes + both.heldout.num_classes <= COUNT
+    assert 0.2 * COUNT < both.heldout.num_classes <= 0.3 * COUNT + 1
+    assert len(both.class_names) == both.train.num_classes and np.bincount(both.heldout.labels[:]).min() >= 2
+
+
 def test_images_are_rendered_once_and_again_for_other_typefaces(fonts, monkeypatch, tmp_path):
     hanzi()
     monkeypatch.setattr(rendering, "render_chunk", None)
