@@ -29,6 +29,8 @@ class Arm:
         option: name -> values of the arm's own main option, which the trials tune.
         has_rows: whether the learning rate of class rows is tuned.
         fidelity: whether final runs measure fidelity at their end.
+        like: arm whose best trial sets the values of this one, which is not tuned itself.
+        row_factor: factor on the tuned learning rate of the rows.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Arm:
     option: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     has_rows: bool = True
     fidelity: bool = False
+    like: str | None = None
+    row_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,11 @@ class Study:
     reference: str | None
     prediction: str
 
-    def jobs(self, results: Results) -> Iterator[Job]:
-        """Yield the jobs that are known now. Final runs follow when the trials of their arm have results."""
+    def jobs(self, results: Results) -> list[Job]:
+        """Return the jobs that are known now. Final runs follow when the trials of their arm have results."""
+        return list(self._jobs(results))
+
+    def _jobs(self, results: Results) -> Iterator[Job]:
         for arm in self.arms.values():
             points = self.points(arm)
             for number, words in enumerate(points):
@@ -103,7 +110,7 @@ class Study:
         """Return the words of each trial: a scrambled Sobol sequence, whose columns are equal for all arms."""
         from scipy.stats import qmc
 
-        if not self.trials:
+        if not self.trials or arm.like is not None:
             return []
         lines = []
         for rate, ratio, option in qmc.Sobol(3, rng=self.trial_seed).random(self.trials):
@@ -116,7 +123,15 @@ class Study:
         return lines
 
     def best(self, arm: Arm, results: Results) -> list[str] | None:
-        """Return the words of the arm's best trial; None if trials are missing, an empty list if there are none."""
+        """Return the tuned words of an arm; None if trials are missing, an empty list if there are none."""
+        found = self._best_trial(self.arms[arm.like] if arm.like else arm, results)
+        if found is None or arm.row_factor == 1:
+            return found
+        values = dict(word.split("=") for word in found)
+        values[ROWS_LR] = f"{float(values[ROWS_LR]) * arm.row_factor:.3g}"
+        return [f"{name}={value}" for name, value in values.items()]
+
+    def _best_trial(self, arm: Arm, results: Results) -> list[str] | None:
         points = self.points(arm)
         found = [result for result in results.of(arm.name, TRIAL) if result.value(self.metric) is not None]
         if len(results.of(arm.name, TRIAL)) < len(points):

@@ -183,7 +183,7 @@ MISTYPED = [
     ("head=ffc weights.by=inverse", "weights.by=inverse cannot be used with head=ffc, whose loss has no weights; use"),
     ("weights=inverse", "weights=inverse cannot be set, because weights holds several options: weights.by, "),
 ]
-OTHERS = ("compare", "launch", "train", "verify")  # commands without a config of their own
+OTHERS = ("compare", "launch", "results", "train", "verify")  # commands without a config of their own
 PRIMARY = {command.rpartition(".")[2]: primary for primary, command in COMMANDS.items()}
 
 
@@ -304,7 +304,8 @@ def test_help_lists_the_options_of_chosen_groups():
 
 
 @pytest.mark.parametrize(
-    "command", [*COMMANDS.values(), *(f"experiments.{name}" for name in OTHERS), "data.sets.hanzi"]
+    "command",
+    [*COMMANDS.values(), *(f"experiments.{name}" for name in OTHERS), "data.sets.hanzi", "data.sets.portraits"],
 )
 def test_a_command_run_as_a_file_is_refused(command):
     with pytest.raises(SystemExit, match=f"error: write python -m {command}"):

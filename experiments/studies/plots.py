@@ -1,0 +1,83 @@
+"""Plots of studies: the runs of each arm as points, and curves over a swept number."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from .report import IMAGES, RANK1, SECONDS, TAR, arms_of, mean, values
+from .results import Results
+
+TITLES = {RANK1: "rank-1", TAR: "TAR at a FAR of 1e-4"}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito, different for the colour-blind too
+MARKERS = "osD^"
+
+
+def drawn(draw: Callable[[Any], Any], path: Path) -> None:
+    """Draw into a file of reproducible content."""
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = draw(plt)
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+        plt.close(figure)
+
+
+def dots(results: Results, reference: str, path: Path) -> None:
+    """Draw rank-1 and TAR of each arm: a point for each seed, and a bar at the mean."""
+    arms = sorted(arms_of(results), key=lambda arm: mean(results, arm, RANK1))
+
+    def draw(plt: Any) -> Any:
+        figure, panels = plt.subplots(1, 2, figsize=(9, 0.6 + 0.27 * len(arms)), sharey=True, layout="constrained")
+        for panel, (name, title) in zip(panels, TITLES.items(), strict=True):
+            stages = [(IMAGES, COLOURS[0], "o", "equal images"), (SECONDS, COLOURS[1], "x", "equal seconds")]
+            for place, arm in enumerate(arms):
+                for stage, colour, marker, _ in stages:
+                    own = list(values(results, arm, name, stage).values())
+                    height = place + (0.14 if stage == IMAGES else -0.14) * (SECONDS in stages_of(results))
+                    panel.plot(own, [height] * len(own), marker, color=colour, alpha=0.6, markersize=4)
+                    if own:
+                        panel.plot([mean(results, arm, name, stage)] * 2, [height - 0.2, height + 0.2], color=colour)
+            panel.axvline(mean(results, reference, name), color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+            panel.set(xlabel=title, yticks=range(len(arms)), yticklabels=arms)
+            panel.grid(axis="x", alpha=0.25)
+        if SECONDS in stages_of(results):
+            handles = [panels[0].plot([], [], mark, color=colour)[0] for _, colour, mark, _ in stages]
+            panels[0].legend(handles, [label for *_, label in stages], fontsize="small", loc="lower right")
+        return figure
+
+    drawn(draw, path)
+
+
+def stages_of(results: Results) -> set[str]:
+    """Return the stages that have results."""
+    return {result.stage for result in results.all}
+
+
+def lines(
+    series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], labels: tuple[str, str], path: Path
+) -> None:
+    """Draw the mean of each series with a point for each seed, over a logarithmic axis.
+
+    Args:
+        series: label -> (x of each point, the values of each point).
+        labels: of both axes.
+        path: the file.
+    """
+
+    def draw(plt: Any) -> Any:
+        figure, panel = plt.subplots(figsize=(6, 3.6), layout="constrained")
+        for number, (label, (x, many)) in enumerate(series.items()):
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            panel.plot(x, [sum(each) / len(each) for each in many], label=label, **style)
+            for place, each in zip(x, many, strict=True):
+                panel.plot([place] * len(each), each, ".", color=style["color"], alpha=0.5, markersize=4)
+        panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        panel.set(xscale="log", xlabel=labels[0], ylabel=labels[1])
+        panel.grid(alpha=0.25)
+        panel.legend(fontsize="small")
+        return figure
+
+    drawn(draw, path)
