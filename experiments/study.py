@@ -13,6 +13,8 @@ if __name__ == "__main__":  # before torch is imported
 
 
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import hydra
@@ -52,13 +54,18 @@ def work(study: Study, results: Results, runner: Runner, arms: list[str], stages
             job for job in known if job.arm in arms and (not stages or job.stage in stages) and not results.has(job)
         ]
 
+    begin, steps = time.monotonic(), 0
+
     def report(result: Result, seconds: float) -> None:
+        nonlocal steps
         results.add(result)
+        steps += result.steps
         value = result.value(study.metric)
         shown = "failed" if value is None else f"{value:.4f}"
+        left = (time.monotonic() - begin) / steps * study.steps_left(arms, results)
         print(
             f"{study.name} {result.arm} {result.stage} {result.number}: {result.status}, {study.metric} {shown}, "
-            f"{seconds:.0f} s; {len(open_jobs())} known runs left",
+            f"{seconds:.0f} s; about {timedelta(seconds=round(left))} left",
             flush=True,
         )
 

@@ -67,8 +67,14 @@ class Runner:
                 return
             ready = wait(list(self.busy))
             for pipe in [pipe for pipe in self.busy if pipe in ready]:
-                pipe.recv()  # the exit status; the summary says more
                 job, begin = self.busy.pop(pipe)
+                try:
+                    pipe.recv()  # the exit status; the summary says more
+                except (EOFError, OSError):
+                    raise ValueError(
+                        f"folder={self.folder}: the process of {job.arm} {job.stage} {job.number} was ended, perhaps "
+                        "for lack of memory; run the same command again to continue, or with fewer workers"
+                    ) from None
                 report(self.result(job), time.monotonic() - begin)
 
     def folder_of(self, job: Job) -> Path:

@@ -99,6 +99,15 @@ class Study:
                 for seed in self.seeds:
                     yield self.job(arm, SECONDS, seed, in_time, best, seed)
 
+    def steps_left(self, arms: Sequence[str], results: Results) -> int:
+        """Return the steps of all runs at equal images that are to be made, also of those that are not known yet."""
+        left = 0
+        for arm in (self.arms[name] for name in arms):
+            tried, trained = (len(results.of(arm.name, stage)) for stage in (TRIAL, IMAGES))
+            left += max(0, len(self.points(arm)) - tried) * round(self.share * self.steps)
+            left += max(0, len(self.seeds) - trained) * self.steps
+        return left
+
     def job(self, arm: Arm, stage: str, number: int, steps: int, words: Sequence[str], seed: int) -> Job:
         """Return a job: the number is that of the trial, or the seed."""
         fidelity = (f"fidelity.interval={steps}",) if arm.fidelity and stage == IMAGES else ()

@@ -1,6 +1,7 @@
 """Studies: equal trials, the choice of the best, final runs, results that continue, and the page drawn from them."""
 
 import csv
+import multiprocessing
 import shutil
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.command_line.arguments import CONF, check, choices_of
-from experiments.studies import page, report
+from experiments.studies import page, report, runner
 from experiments.studies.results import Job, Result, Results
 from experiments.studies.study import COST, IMAGES, SECONDS, TRIAL, Study, study_of
 from tests.experiments.commands import ROOT, call
@@ -115,6 +116,28 @@ def test_a_study_runs_continues_and_is_drawn(tmp_path):
     again = Results(path)
     assert again.of("full", IMAGES)[0].figures["val/rank1"] == results.of("full", IMAGES)[0].figures["val/rank1"]
     assert "arms=['other'] must be among full, pfc, faster, none" in call(*words, "arms=[other]", status=1)
+
+
+class Ended:
+    """A process that was killed: the other end of its pipe is closed."""
+
+    def __init__(self, **options):
+        self.pipe, theirs = multiprocessing.Pipe()
+        theirs.close()
+
+    def end(self):
+        self.pipe.close()
+
+
+def test_a_killed_process_ends_the_study_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "Preloaded", Ended)
+    trainer = runner.Runner(1, tmp_path / "runs")
+    monkeypatch.setattr(trainer, "request", lambda job: None)
+    monkeypatch.setattr(trainer.servers[0].pipe, "send", lambda request: None, raising=False)
+    job = named("smoke").jobs(Results(tmp_path / "x.csv"))[0]
+    with pytest.raises(ValueError, match="the process of full trial 0 was ended, perhaps for lack of memory; run the"):
+        trainer.run(lambda: [job], lambda result, seconds: None)
+    trainer.end()
 
 
 def test_tables_judge_pairs_of_seeds(tmp_path):
