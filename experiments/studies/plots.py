@@ -12,6 +12,7 @@ from .results import Results
 TITLES = {RANK1: "rank-1", TAR: "TAR at a FAR of 1e-4"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of Okabe and Ito, different for the colour-blind too
 MARKERS = "osD^"
+REACH = 0.15  # arms that are further below the reference stand at the edge of a plot, with their mean
 
 
 def drawn(draw: Callable[[Any], Any], path: Path) -> None:
@@ -33,15 +34,21 @@ def dots(results: Results, reference: str, path: Path) -> None:
         figure, panels = plt.subplots(1, 2, figsize=(9, 0.6 + 0.27 * len(arms)), sharey=True, layout="constrained")
         for panel, (name, title) in zip(panels, TITLES.items(), strict=True):
             stages = [(IMAGES, COLOURS[0], "o", "equal images"), (SECONDS, COLOURS[1], "x", "equal seconds")]
+            edge = mean(results, reference, name) - REACH
             for place, arm in enumerate(arms):
                 for stage, colour, marker, _ in stages:
                     own = list(values(results, arm, name, stage).values())
                     height = place + (0.14 if stage == IMAGES else -0.14) * (SECONDS in stages_of(results))
+                    if own and (centre := mean(results, arm, name, stage)) < edge:
+                        at_left = {"transform": panel.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+                        panel.text(0.01, height, f"← {centre:.2f}", color=colour, **at_left)
+                        continue
                     panel.plot(own, [height] * len(own), marker, color=colour, alpha=0.6, markersize=4)
                     if own:
                         panel.plot([mean(results, arm, name, stage)] * 2, [height - 0.2, height + 0.2], color=colour)
             panel.axvline(mean(results, reference, name), color="0.6", linewidth=0.8, linestyle="--", zorder=0)
             panel.set(xlabel=title, yticks=range(len(arms)), yticklabels=arms)
+            panel.set_ylim(-0.6, len(arms) - 0.4)
             panel.grid(axis="x", alpha=0.25)
         if SECONDS in stages_of(results):
             handles = [panels[0].plot([], [], mark, color=colour)[0] for _, colour, mark, _ in stages]
