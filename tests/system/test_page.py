@@ -140,6 +140,37 @@ def test_a_column_sorts(page):
         expect(page.locator("#figures tbody tr").first).to_contain_text(name)
 
 
+def test_the_page_judges_as_the_command_does(browser, tmp_path):
+    """Compare the verdicts on six heads: pairs of seeds, corrected for their number, and equivalent ones."""
+    made = {"full": (0.9,) * 4, "pfc": (0.89, 0.88, 0.88, 0.87), "far": (0.8, 0.81, 0.8, 0.81)}
+    made |= {f"other{number}": (0.897, 0.902, 0.898, 0.901) for number in range(3)}
+    for head, values in made.items():
+        for seed, value in enumerate(values):
+            made_run(tmp_path / "runs" / f"{head}-{seed}", head, seed=seed, rank1=value)
+    found = compare.show([tmp_path / "runs"], within=0.5)
+    assert found is not None
+    compare.write_files(*found, tmp_path)
+    comparison, _ = found
+    figure = next(figure for figure in comparison.figures if figure.name == "val/rank1")
+    expected = {
+        comparison.groups[i].head: {True: "more than noise", False: "not distinguishable"}[bool(verdict.beyond_noise)]
+        + ", within 0.5 points" * verdict.equivalent
+        for i, verdict in comparison.against(figure, 0).items()
+    }
+    assert set(expected.values()) == {
+        "more than noise",
+        "not distinguishable",
+        "not distinguishable, within 0.5 points",
+    }
+    for page in opened(browser, tmp_path / "comparison.html", SIZES["desktop"]):
+        lines = [line.split("\t") for line in page.locator("#differences tbody tr").all_inner_texts()]
+        assert {cells[0].strip(): cells[-1] for cells in lines} == expected | {"full": "the reference"}
+        table = {line.split("\t")[0]: line for line in page.locator("#figures tbody tr").all_inner_texts()}
+        marks = {name.split(" (")[0].strip(): line.split("\t")[1][-1] for name, line in table.items()}
+        assert marks == {"full": "★", "pfc": "≈", "far": "8"} | {f"other{number}": "=" for number in range(3)}
+        expect(page.locator("#within")).to_have_text("0.5")
+
+
 def test_differences_and_left_out_runs_are_reported(page):
     lines = {line.split("\t")[0].strip(): line for line in page.locator("#differences tbody tr").all_inner_texts()}
     assert "the reference" in lines["full backbone=tiny"]
