@@ -1,4 +1,4 @@
-"""`python -m experiments.study study=NAME`: tune every arm of a study alike, and train the best of each on new seeds.
+"""`python -m experiments.study tuned=NAME`: tune every arm of a study alike, and train the best of each on new seeds.
 
 The results are written to CSV files after each run. Runs whose results are there are not made again, so that an
 interrupted study continues. `python -m experiments.results` draws tables and plots from these files.
@@ -32,7 +32,7 @@ from .tables import console
 @hydra.main(config_path="../conf", config_name="study", version_base="1.3")
 def job(config: DictConfig) -> None:
     try:
-        study = study_of(config.study, str(HydraConfig.get().runtime.choices["study"]))
+        study = study_of(config.tuned, str(HydraConfig.get().runtime.choices["tuned"]))
         if unknown := sorted(set(config.arms or ()) - study.arms.keys()):
             raise ValueError(f"arms={unknown} must be among {', '.join(study.arms)}")
         results = Results(Path(config.results) / f"{study.name}.csv")

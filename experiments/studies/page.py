@@ -54,5 +54,5 @@ def results_of(docs: Path, study: str) -> Results:
     """Return the results of a study. Raise ValueError if there are none."""
     path = docs / "results" / f"{study}.csv"
     if not path.exists():
-        raise ValueError(f"{path} does not exist; python -m experiments.study study={study} writes it")
+        raise ValueError(f"{path} does not exist; python -m experiments.study tuned={study} writes it")
     return Results(path)

@@ -146,7 +146,7 @@ class Study:
         if len(results.of(arm.name, TRIAL)) < len(points):
             return None
         if points and not found:
-            raise ValueError(f"arms.{arm.name}: no trial has {self.metric}; lower lr in conf/study/{self.name}.yaml")
+            raise ValueError(f"arms.{arm.name}: no trial has {self.metric}; lower lr in conf/tuned/{self.name}.yaml")
         best = max(found, key=lambda result: result.value(self.metric) or 0, default=None)
         return points[best.number] if best else []
 

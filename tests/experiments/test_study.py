@@ -21,7 +21,7 @@ DOCS = ROOT / "docs"
 
 def named(name: str) -> Study:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return study_of(compose("study", [f"study={name}"]).study, name)
+        return study_of(compose("study", [f"tuned={name}"]).tuned, name)
 
 
 def option(job: Job, name: str) -> str:
@@ -36,7 +36,7 @@ def made(job: Job, rank1: float | None, **figures: float) -> Result:
     return Result.of(job, {"status": "finished", "version": "1", "commit": "c", "val/rank1": rank1, **figures})
 
 
-@pytest.mark.parametrize("name", choices_of("study"))
+@pytest.mark.parametrize("name", choices_of("tuned"))
 def test_every_job_of_a_study_is_a_command_of_run(name, tmp_path):
     study = named(name)
     results = Results(tmp_path / "x.csv")
@@ -89,13 +89,13 @@ def test_an_arm_without_a_usable_trial_is_refused(tmp_path):
     study, results = named("smoke"), Results(tmp_path / "x.csv")
     for job in study.jobs(results):
         results.all.append(made(job, None))
-    with pytest.raises(ValueError, match=r"arms.full: no trial has val/rank1; lower lr in conf/study/smoke.yaml"):
+    with pytest.raises(ValueError, match=r"arms.full: no trial has val/rank1; lower lr in conf/tuned/smoke.yaml"):
         study.jobs(results)
 
 
 def test_a_study_runs_continues_and_is_drawn(tmp_path):
-    words = ("experiments.study", "study=smoke", f"results={tmp_path}", f"folder={tmp_path / 'runs'}", "workers=1")
-    printed = call(*words, "arms=[full,pfc]", "study.seeds=[0]")
+    words = ("experiments.study", "tuned=smoke", f"results={tmp_path}", f"folder={tmp_path / 'runs'}", "workers=1")
+    printed = call(*words, "arms=[full,pfc]", "tuned.seeds=[0]")
     path = tmp_path / "smoke.csv"
     results = Results(path)
     stages = [(result.arm, result.stage) for result in results.all]
@@ -111,7 +111,7 @@ def test_a_study_runs_continues_and_is_drawn(tmp_path):
     # The next command makes what is missing: the second seed, or nothing.
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("full,images")))
-    printed = call(*words, "arms=[full]", "study.seeds=[0]", "stages=[images]")
+    printed = call(*words, "arms=[full]", "tuned.seeds=[0]", "stages=[images]")
     assert printed.count("smoke full") == 1 and "smoke full images 0: finished" in printed
     again = Results(path)
     assert again.of("full", IMAGES)[0].figures["val/rank1"] == results.of("full", IMAGES)[0].figures["val/rank1"]
@@ -191,5 +191,5 @@ def test_a_page_with_an_unknown_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"results.md has the table 'other', which must be one of hanzi_heads,"):
         page.redraw(tmp_path)
     (tmp_path / "results.md").write_text("<!-- hanzi_heads -->\n<!-- end -->\n")
-    with pytest.raises(ValueError, match=r"hanzi_heads.csv does not exist; python -m experiments.study study=hanzi"):
+    with pytest.raises(ValueError, match=r"hanzi_heads.csv does not exist; python -m experiments.study tuned=hanzi"):
         page.redraw(tmp_path)

@@ -24,7 +24,7 @@ RECIPES = ("ffc_r50", "glint360k_r100_pfc01", "ms1mv3_r50", "webface42m_r100_pfc
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("bench", "hydra", "cli") and path.stem not in RECIPES
+    if path.parent.name not in ("bench", "hydra", "cli", "tuned") and path.stem not in RECIPES
 )
 
 
