@@ -177,11 +177,7 @@ def between(low: float, high: float, share: float) -> float:
 
 
 def study_of(config: DictConfig, name: str) -> Study:
-    """Return the study in a config.
-
-    Raises:
-        ValueError: `arms` names an arm that does not exist.
-    """
+    """Return the study in a config."""
     node: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     tuples: dict[str, Any] = {key: tuple(node.pop(key)) for key in ("seeds", "lr", "row_ratio")}
     base = tuple(word for line in node.pop("base") for word in line.split())

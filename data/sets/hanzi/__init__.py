@@ -127,9 +127,10 @@ def _split_typefaces(
     first = round((1 - heldout) * len(images.names)) if characters else 0  # of the characters to evaluate
     last = first if characters else len(images.names)  # of those to train on
     train, names = _renumbered(images, labels, ~aside & (labels < last))
+    split = "both" if characters else "typefaces"
     if train.num_classes < 2:
         raise ValueError(
-            f"data.heldout={heldout} leaves fewer than two classes to train on: data.split=typefaces holds out whole "
+            f"data.heldout={heldout} leaves fewer than two classes to train on: data.split={split} holds out whole "
             f"designs, and there are {len(kinds)}; hold out less, or install more typefaces"
         )
     evaluation, _ = _renumbered(images, labels, aside & (labels >= first))
