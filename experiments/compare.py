@@ -23,7 +23,6 @@ from rich.text import Text
 from data.files import write_whole
 
 from .comparing.comparison import AXES, WITHIN, Comparison
-from .comparing.differences import holm
 from .comparing.figures import TIME, Figure, format_option, spread
 from .comparing.loading import LeftOut, load
 from .comparing.notes import notes_on
@@ -175,7 +174,6 @@ def difference_lines(comparison: Comparison) -> list[dict[str, Any]]:
                 for (i, j), gap in comparison.differences[figure.name].items()
                 if comparison.groups[i].problem == problem
             }
-            corrected = iter(holm([gap.p for gap in pairs.values() if gap.p is not None]))
             lines += [
                 {
                     "figure": figure.name,
@@ -187,10 +185,11 @@ def difference_lines(comparison: Comparison) -> list[dict[str, Any]]:
                     "beyond_noise": gap.beyond_noise,
                     "paired": gap.paired,
                     "p": gap.p,
-                    "p_holm": None if gap.p is None else next(corrected),
-                    "equivalent": comparison.equivalent(figure, gap),
+                    "p_holm": verdict.p_holm,
+                    "equivalent": verdict.equivalent,
                 }
-                for (i, j), gap in pairs.items()
+                for (i, j), verdict in comparison.judge(figure, pairs).items()
+                for gap in (verdict.difference,)
             ]
     return lines
 

@@ -88,17 +88,9 @@ class Person:
                 [x - self.ear * side / 2, y - self.ear * side, x + self.ear * side / 2, y + self.ear * side],
                 colour(self.skin * 0.9),
             )
-        outline = []
-        for angle in np.linspace(0, 2 * np.pi, 60):
-            x, y = np.cos(angle), np.sin(angle)
-            taper = 1 - (1 - self.jaw) * max(0.0, y) ** 1.5
-            outline.append(at(self.width * x * taper, self.height * y, 0.5))
-        draw.polygon(outline, skin)
+        draw.polygon(self._outline(at, np.linspace(0, 2 * np.pi, 60)), skin)
         if self.beard:
-            lower = [
-                at(self.width * np.cos(a) * (1 - (1 - self.jaw) * np.sin(a) ** 1.5), self.height * np.sin(a), 0.5)
-                for a in np.linspace(0.1, np.pi - 0.1, 40)
-            ]
+            lower = self._outline(at, np.linspace(0.1, np.pi - 0.1, 40))
             draw.polygon(lower, colour(self.skin * (1 - self.beard) + self.hair * self.beard))
         if self.style:  # hair over the forehead
             drop = (0.0, 0.0, 0.05, 0.02, 0.09)[self.style]
@@ -118,6 +110,12 @@ class Person:
         for x, y in self.marks:
             px, py = at(x, y, 0.8)
             draw.ellipse([px - 2, py - 2, px + 2, py + 2], colour(self.skin * 0.5))
+
+    def _outline(self, at: Place, angles: Numbers) -> list[tuple[float, float]]:
+        """Return the pixels of the face's outline, which narrows towards the chin; a quarter turn is the chin."""
+        x, y = np.cos(angles), np.sin(angles)
+        taper = 1 - (1 - self.jaw) * np.maximum(0.0, y) ** 1.5
+        return [at(*point, 0.5) for point in zip(self.width * x * taper, self.height * y, strict=True)]
 
     def _eyes(self, draw: ImageDraw.ImageDraw, at: Place, random: Generator, side: int) -> None:
         opened = self.eye_open * random.uniform(0.5, 1.3)

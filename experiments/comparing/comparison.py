@@ -4,7 +4,7 @@ Figures are compared within one problem only: the same classes, data and faults.
 """
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .differences import LEVEL, Difference, difference, holm
+from .differences import Difference, Name, Verdict, difference, verdicts
 from .figures import FIGURES, TIME, Figure, figure_of_protocol
 from .groups import PROBLEM_OPTIONS, Group, grouped, shown_name
 from .runs import Run, differing_options
@@ -22,21 +22,6 @@ POINTS = 300  # most points of a drawn curve
 ROUNDING = 1e-9  # relative rounding error of the clock
 POINT = 0.01  # a point of a share, such as rank-1
 WITHIN = 0.2  # points within which two heads count as equivalent
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A difference from a reference, judged together with those of the other groups.
-
-    Attributes:
-        difference: group minus reference.
-        beyond_noise: whether it is beyond the noise, after Holm's correction for the number of groups; None if unknown.
-        equivalent: whether the two are no further apart than the points of the comparison.
-    """
-
-    difference: Difference
-    beyond_noise: bool | None
-    equivalent: bool
 
 
 class Comparison:
@@ -128,18 +113,13 @@ class Comparison:
 
     def against(self, figure: Figure, reference: int) -> dict[int, Verdict]:
         """Return the verdicts on all other groups that are compared with a reference, by their numbers."""
-        numbers = [i for i in range(len(self.groups)) if i != reference and self.between(figure, i, reference)]
-        gaps = [gap for i in numbers if (gap := self.between(figure, i, reference)) is not None]
-        corrected = iter(holm([gap.p for gap in gaps if gap.p is not None]))
-        significant = [None if gap.p is None else next(corrected) <= 1 - LEVEL for gap in gaps]
-        return {
-            i: Verdict(gap, beyond, self.equivalent(figure, gap))
-            for i, gap, beyond in zip(numbers, gaps, significant, strict=True)
-        }
+        others = (i for i in range(len(self.groups)) if i != reference)
+        gaps = {i: gap for i in others if (gap := self.between(figure, i, reference)) is not None}
+        return self.judge(figure, gaps)
 
-    def equivalent(self, figure: Figure, difference: Difference) -> bool:
-        """Return whether a figure is a share, and two groups are no further apart in it than `within` points."""
-        return figure.is_share and bool(difference.within(self.within * POINT))
+    def judge(self, figure: Figure, gaps: Mapping[Name, Difference]) -> dict[Name, Verdict]:
+        """Judge differences in a figure together. Only those of shares can be equivalent."""
+        return verdicts(gaps, self.within * POINT if figure.is_share else None)
 
     def _difference(self, figure: Figure, first: int, second: int) -> Difference:
         """Compare two groups: run by run if both have the same seeds and batches, else as independent groups."""

@@ -5,11 +5,14 @@ noise of the groups to differ. If there is no difference, either claims one in a
 runs each; a percentile bootstrap would claim one in 20 %. Several claims together are corrected by Holm (1979).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Name = TypeVar("Name")
 
 LEVEL = 0.95
 ROUNDING = 1e-9  # deviations below this share of the values are rounding errors
@@ -47,6 +50,44 @@ class Difference:
         """Return the difference second minus first."""
         ends = None if self.interval is None else (-self.interval[1], -self.interval[0])
         return Difference(-self.mean, ends, self.p, self.paired)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A difference, judged together with others.
+
+    Attributes:
+        difference: other minus reference.
+        p_holm: its p-value, corrected for the number of others; None without an interval.
+        equivalent: whether the two are no further apart than the points of the comparison.
+    """
+
+    difference: Difference
+    p_holm: float | None
+    equivalent: bool
+
+    @property
+    def beyond_noise(self) -> bool | None:
+        """Whether the difference is beyond the noise of all; None without an interval."""
+        return None if self.p_holm is None else self.p_holm <= 1 - LEVEL
+
+
+def verdicts(gaps: Mapping[Name, Difference], reach: float | None) -> dict[Name, Verdict]:
+    """Judge several differences together.
+
+    Args:
+        gaps: the differences by name.
+        reach: how far apart equivalent ones may be; None for figures in which nothing counts as equivalent.
+    """
+    corrected = iter(holm([gap.p for gap in gaps.values() if gap.p is not None]))
+    return {
+        name: Verdict(
+            gap,
+            p_holm=None if gap.p is None else next(corrected),
+            equivalent=reach is not None and bool(gap.within(reach)),
+        )
+        for name, gap in gaps.items()
+    }
 
 
 def difference(first: Sequence[float], second: Sequence[float], *, paired: bool = False) -> Difference:

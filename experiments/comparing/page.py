@@ -75,8 +75,9 @@ def content(comparison: Comparison, left_out: LeftOut) -> dict[str, Any]:
         "curves": [{"name": name, "title": figures[name].title if name in figures else name} for name in curves],
         "differences": {
             name: [
-                [i, j, gap.mean, *(gap.interval or (None, None)), gap.p, gap.paired, comparison.equivalent(figure, gap)]
-                for (i, j), gap in comparison.differences[name].items()
+                [i, j, gap.mean, *(gap.interval or (None, None)), gap.p, gap.paired, verdict.equivalent]
+                for (i, j), verdict in comparison.judge(figure, comparison.differences[name]).items()
+                for gap in (verdict.difference,)
             ]
             for name, figure in figures.items()
         },

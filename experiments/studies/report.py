@@ -3,10 +3,9 @@
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..comparing.comparison import POINT, WITHIN
-from ..comparing.differences import LEVEL, Difference, difference, holm
+from ..comparing.differences import Difference, Verdict, difference, verdicts
 from .results import Result, Results
 from .study import COST, IMAGES, SECONDS, TRIAL, milliseconds
 
@@ -15,25 +14,12 @@ TUNED = re.compile(r"^(optimizer\.lr|optimizer\.rows\.lr)=")
 OWN_BATCHES = ("head=ffc", "head=virtual", "head=none")  # heads whose batches differ from those of the others
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The difference of an arm from the reference in one figure, and what it says.
-
-    Attributes:
-        beyond_noise: after Holm's correction for the number of arms.
-        equivalent: no further apart than 0.2 points.
-    """
-
-    difference: Difference
-    beyond_noise: bool
-    equivalent: bool
-
-    @property
-    def text(self) -> str:
-        """The difference in points with its 95 % interval and its mark."""
-        low, high = self.difference.interval or (float("nan"),) * 2
-        mark = " =" if self.equivalent else "" if self.beyond_noise else " ≈"
-        return f"{self.difference.mean / POINT:+.1f} ({low / POINT:+.1f} to {high / POINT:+.1f}){mark}"
+def in_points(verdict: Verdict) -> str:
+    """Return a difference in points with its 95 % interval, and `=` if equivalent, `≈` if not beyond noise."""
+    gap = verdict.difference
+    low, high = gap.interval or (float("nan"),) * 2
+    mark = " =" if verdict.equivalent else "" if verdict.beyond_noise else " ≈"
+    return f"{gap.mean / POINT:+.1f} ({low / POINT:+.1f} to {high / POINT:+.1f}){mark}"
 
 
 def arms_of(results: Results) -> list[str]:
@@ -49,7 +35,7 @@ def values(results: Results, arm: str, figure: str, stage: str = IMAGES) -> dict
 
 def judged(
     results: Results, figure: str, reference: str, arms: Sequence[str], stage: str = IMAGES
-) -> dict[str, Judged]:
+) -> dict[str, Verdict]:
     """Compare arms with the reference. Runs at equal seconds are compared with the reference's own final runs."""
     base = values(results, reference, figure)
     gaps: dict[str, Difference] = {}
@@ -62,11 +48,7 @@ def judged(
             gaps[arm] = difference([own[seed] for seed in base], list(base.values()), paired=True)
         else:
             gaps[arm] = difference(list(own.values()), list(base.values()))
-    corrected = holm([gap.p for gap in gaps.values() if gap.p is not None])
-    return {
-        arm: Judged(gap, p <= 1 - LEVEL, bool(gap.within(WITHIN * POINT)))
-        for (arm, gap), p in zip(gaps.items(), corrected, strict=True)
-    }
+    return verdicts(gaps, WITHIN * POINT)
 
 
 def main_table(results: Results, reference: str) -> str:
@@ -77,10 +59,10 @@ def main_table(results: Results, reference: str) -> str:
     columns = {
         "": [f"`{arm}`" for arm in arms],
         "rank-1": [spread(results, arm, RANK1) for arm in arms],
-        f"points from `{reference}`": [rank1[arm].text if arm in rank1 else "" for arm in arms],
-        "at equal seconds": [in_time[arm].text if arm in in_time else "" for arm in arms],
+        f"points from `{reference}`": [in_points(rank1[arm]) if arm in rank1 else "" for arm in arms],
+        "at equal seconds": [in_points(in_time[arm]) if arm in in_time else "" for arm in arms],
         "TAR at 1e-4": [spread(results, arm, TAR) for arm in arms],
-        "TAR, points": [tar[arm].text if arm in tar else "" for arm in arms],
+        "TAR, points": [in_points(tar[arm]) if arm in tar else "" for arm in arms],
         "step": [times(milliseconds(results, arm), milliseconds(results, reference)) for arm in arms],
         "memory": [times(first(results, arm, MEMORY), first(results, reference, MEMORY)) for arm in arms],
         "mass": [spread(results, arm, "fidelity/mass", 2) for arm in arms],
