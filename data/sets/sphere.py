@@ -5,6 +5,7 @@ Nothing is stored. The label and the noise of a record, and the direction of a c
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from ..counter_rng import normals, permute, uniforms
 from ..options import whole
 from ..records import ByClass, DataSet, Indices, RecordSet
 
+STEEPNESS = 1.5  # of the network that mixes nuisance in: where its tanh bends, in standard deviations of its input
+
 
 def sphere(
     num_classes: int,
@@ -26,9 +29,14 @@ def sphere(
     tail: float = 0.0,
     conflict: float = 0.0,
     num_heldout: int = 500,
+    nuisance: float = 0.0,
     seed: int = 0,
 ) -> DataSet:
     """Return vectors direction + noise * normal / sqrt(size), scaled to length 1.
+
+    With `nuisance` these are half of the numbers, and the other half is nuisance * normal / sqrt(size / 2). A fixed
+    network of two random layers mixes both, so that a backbone has to learn what tells classes apart. Without, it has
+    to learn no more than to keep angles.
 
     `tail` and `conflict` are computed and need no memory, unlike the same options of `noise`, which apply to any set.
 
@@ -40,12 +48,13 @@ def sphere(
         tail: exponent of Zipf's law of records over classes; 0 gives all classes the same number.
         conflict: share of the pairs of class ids (2j, 2j + 1) that are one identity: two labels with one direction.
         num_heldout: number of held-out classes.
+        nuisance: length, relative to that of the direction, of what varies without regard to the class.
         seed: seed of all random numbers.
     """
     num_classes, size = whole("data.num_classes", num_classes, 2), whole("data.size", size, 2)
     images_per_class = whole("data.images_per_class", images_per_class, 1)
     num_heldout = whole("data.num_heldout", num_heldout, 2)
-    for name, value in (("noise", noise), ("tail", tail)):
+    for name, value in (("noise", noise), ("tail", tail), ("nuisance", nuisance)):
         if value < 0:
             raise ValueError(f"data.{name}={value} must be at least 0")
     if not 0 <= conflict <= 1:
@@ -55,8 +64,8 @@ def sphere(
     size_of_all = (num_classes, images_per_class)
     by_class = None if tail else ByClass(SphereOrder(*size_of_all), SphereStarts(*size_of_all))
     return DataSet(
-        train=RecordSet(SphereVectors(train, size, noise, conflict, 0, seed), train, num_classes, by_class),
-        heldout=RecordSet(SphereVectors(heldout, size, noise, 0.0, num_classes, seed), heldout, num_heldout),
+        train=RecordSet(SphereVectors(train, size, noise, conflict, 0, nuisance, seed), train, num_classes, by_class),
+        heldout=RecordSet(SphereVectors(heldout, size, noise, 0.0, num_classes, nuisance, seed), heldout, num_heldout),
         shape=(size,),
         prepare=_unchanged,
         augment=Unchanged(),
@@ -128,6 +137,7 @@ class SphereVectors:
     noise: float
     conflict: float
     first_class: int
+    nuisance: float
     seed: int
 
     def __len__(self) -> int:
@@ -135,18 +145,41 @@ class SphereVectors:
 
     def read(self, indices: Indices) -> Tensor:
         """Return vectors: indices (n,) -> float32 (n, size), of length 1."""
-        columns = np.arange(self.size)
+        rows, size = np.asarray(indices)[:, None], self.own_size
         directions = self.directions(self.labels[indices])
-        noise = normals("sphere noise", self.seed, self.first_class, np.asarray(indices)[:, None], columns)
-        vectors = directions + np.float32(self.noise / math.sqrt(self.size)) * noise
+        noise = normals("sphere noise", self.seed, self.first_class, rows, np.arange(size))
+        vectors = directions + np.float32(self.noise / math.sqrt(size)) * noise
+        if self.nuisance:
+            others = self.size - size
+            varied = normals("sphere nuisance", self.seed, self.first_class, rows, np.arange(others))
+            vectors = self.mixed(np.hstack([vectors, np.float32(self.nuisance / math.sqrt(others)) * varied]))
         return torch.from_numpy(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    @property
+    def own_size(self) -> int:
+        """The dimension of the class directions."""
+        return self.size - self.size // 2 if self.nuisance else self.size
+
+    def mixed(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the output of two random layers: (n, size) -> (n, size)."""
+        typical = math.sqrt((1 + self.noise**2 + self.nuisance**2) / self.size)  # standard deviation of a number
+        first, second = self.layers
+        result: NDArray[np.float32] = np.tanh(vectors @ first * np.float32(STEEPNESS / typical)) @ second
+        return result
+
+    @cached_property
+    def layers(self) -> NDArray[np.float32]:
+        """Two orthogonal matrices (size, size)."""
+        columns = np.arange(self.size)
+        drawn = normals("sphere layers", self.seed, np.arange(2)[:, None, None], columns[:, None], columns)
+        return np.linalg.qr(drawn.astype(np.float64))[0].astype(np.float32)
 
     def directions(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the directions of classes: labels (n,) -> unit vectors (n, size)."""
         pair = labels // 2
         split = uniforms("sphere conflict", self.seed, pair) < self.conflict
         source = np.where(split, 2 * pair, labels) + self.first_class
-        vectors = normals("sphere class", self.seed, source[:, None], np.arange(self.size))
+        vectors = normals("sphere class", self.seed, source[:, None], np.arange(self.own_size))
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 

@@ -68,7 +68,7 @@ class Verdict:
 
     @property
     def beyond_noise(self) -> bool | None:
-        """Whether the difference is beyond the noise of all; None without an interval."""
+        """True if the difference is beyond the noise of all; None without an interval."""
         return None if self.p_holm is None else self.p_holm <= 1 - LEVEL
 
 

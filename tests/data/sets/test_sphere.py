@@ -46,6 +46,31 @@ def test_conflict_splits_classes_in_two():
     assert (apart[::2] * apart[1::2]).sum(1).max() < 0.5
 
 
+def test_nuisance_hides_the_classes_behind_a_network():
+    """Vectors have to be unmixed: their own cosines hardly tell classes, those of the hidden half do."""
+    options = {"size": 16, "noise": 0.3, "num_heldout": 100, "seed": 3}
+    source = sphere(10, nuisance=2.0, **options).heldout.source
+    indices = np.arange(800)
+    classes, mixed = source.labels[indices], source.read(indices).numpy().astype(np.float64)
+    # Up to their length, vectors are tanh(z @ first * gain) @ second, so that the length is found by trying.
+    first, second = source.layers.astype(np.float64)
+    assert np.abs(first @ first.T - np.eye(16)).max() < 1e-6 and np.abs(second @ second.T - np.eye(16)).max() < 1e-6
+    activations = mixed @ second.T
+    lengths = np.linspace(0.9, 0.999, 100) / np.abs(activations).max(1)[:, None]
+    hidden = np.arctanh(activations[:, None] * lengths[:, :, None]) @ first.T
+    own = source.directions(classes)[:, None]
+    assert own.shape[2] == 8  # half of the size
+
+    def rank1(vectors):
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosines = unit @ unit.T - 2 * np.eye(len(unit))
+        return (classes[cosines.argmax(1)] == classes).mean()
+
+    unit = hidden[:, :, :8] / np.linalg.norm(hidden[:, :, :8], axis=2, keepdims=True)
+    best = (unit * own).sum(2).argmax(1)
+    assert rank1(hidden[indices, best, :8]) > 0.9 > 0.3 > rank1(mixed)
+
+
 def test_heldout_classes_have_other_directions():
     data = sphere(50, num_heldout=20, noise=0.0)
     train = data.train.source.read(np.arange(50)).numpy()
@@ -55,7 +80,17 @@ def test_heldout_classes_have_other_directions():
 
 @pytest.mark.parametrize(
     "option",
-    ["num_classes=1", "noise=-1", "tail=-1", "conflict=2", "size=1", "num_heldout=1", "images_per_class=0", "size=2.5"],
+    [
+        "num_classes=1",
+        "noise=-1",
+        "tail=-1",
+        "nuisance=-1",
+        "conflict=2",
+        "size=1",
+        "num_heldout=1",
+        "images_per_class=0",
+        "size=2.5",
+    ],
 )
 def test_options_out_of_range_are_refused(option):
     name, value = option.split("=")
