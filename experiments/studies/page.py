@@ -12,15 +12,22 @@ from .results import Results
 Draw = Callable[[Results, Path], None]
 # Names of tables in docs/results.md -> the study and how its table is drawn.
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "hanzi_factors": ("hanzi_factors", lambda results: report.main_table(results, "full", ("pfc", "small"))),
     "hanzi_heads": ("hanzi_heads", lambda results: report.main_table(results, "full")),
     "hanzi_heads tuned": ("hanzi_heads", report.tuned_table),
     "hanzi_margins": ("hanzi_margins", lambda results: report.main_table(results, "cosface")),
     "hanzi_margins tuned": ("hanzi_margins", report.tuned_table),
+    "sphere_heads": ("sphere_heads", lambda results: report.main_table(results, "full")),
+    "sphere_heads tuned": ("sphere_heads", report.tuned_table),
+    "sphere_number": ("sphere_number", report.number_table),
 }
 # Pictures in docs/results -> the study and how it is drawn.
 PLOTS: dict[str, tuple[str, Draw]] = {
+    "hanzi_factors": ("hanzi_factors", lambda results, path: plots.dots(results, "full", path)),
     "hanzi_heads": ("hanzi_heads", lambda results, path: plots.dots(results, "full", path)),
     "hanzi_margins": ("hanzi_margins", lambda results, path: plots.dots(results, "cosface", path)),
+    "sphere_heads": ("sphere_heads", lambda results, path: plots.dots(results, "full", path)),
+    "sphere_number": ("sphere_number", plots.number),
 }
 BLOCK = re.compile(r"(<!-- (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

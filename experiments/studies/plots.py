@@ -1,12 +1,12 @@
-"""Plots of studies: the runs of each arm as points, and curves over a swept number."""
+"""Plots of studies: the runs of each arm as points, and curves over the number of active classes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from .report import IMAGES, RANK1, SECONDS, TAR, arms_of, mean, values
+from .report import IMAGES, NUMBER, RANK1, SECONDS, TAR, arms_of, by_classes, first, mean, values
 from .results import Results
 
 TITLES = {RANK1: "rank-1", TAR: "TAR at a FAR of 1e-4"}
@@ -63,28 +63,30 @@ def stages_of(results: Results) -> set[str]:
     return {result.stage for result in results.all}
 
 
-def lines(
-    series: dict[str, tuple[Sequence[float], Sequence[Sequence[float]]]], labels: tuple[str, str], path: Path
-) -> None:
-    """Draw the mean of each series with a point for each seed, over a logarithmic axis.
-
-    Args:
-        series: label -> (x of each point, the values of each point).
-        labels: of both axes.
-        path: the file.
-    """
+def number(results: Results, path: Path) -> None:
+    """Draw how far sampled classes are from all classes, over their number and over their share."""
 
     def draw(plt: Any) -> Any:
-        figure, panel = plt.subplots(figsize=(6, 3.6), layout="constrained")
-        for number, (label, (x, many)) in enumerate(series.items()):
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            panel.plot(x, [sum(each) / len(each) for each in many], label=label, **style)
-            for place, each in zip(x, many, strict=True):
-                panel.plot([place] * len(each), each, ".", color=style["color"], alpha=0.5, markersize=4)
-        panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-        panel.set(xscale="log", xlabel=labels[0], ylabel=labels[1])
-        panel.grid(alpha=0.25)
-        panel.legend(fontsize="small")
+        figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+        for place, (classes, (full, arms)) in enumerate(by_classes(results).items()):
+            base = values(results, full, RANK1)
+            active = [first(results, arm, NUMBER) or 0 for arm in arms]
+            gaps = [
+                [100 * (value - base[seed]) for seed, value in values(results, arm, RANK1).items() if seed in base]
+                for arm in arms
+            ]
+            style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+            for panel, share in zip(panels, (1, classes), strict=True):
+                across = [each / share for each in active]
+                panel.plot(across, [sum(each) / len(each) for each in gaps], label=f"{classes:,} classes", **style)
+                for x, each in zip(across, gaps, strict=True):
+                    panel.plot([x] * len(each), each, ".", color=style["color"], alpha=0.5, markersize=4)
+        for panel, title in zip(panels, ("active classes", "share of the classes that is active"), strict=True):
+            panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+            panel.set(xscale="log", xlabel=title)
+            panel.grid(alpha=0.25)
+        panels[0].set_ylabel("rank-1, points from all classes")
+        panels[0].legend(fontsize="small")
         return figure
 
     drawn(draw, path)

@@ -51,15 +51,26 @@ def judged(
     return verdicts(gaps, WITHIN * POINT)
 
 
-def main_table(results: Results, reference: str) -> str:
-    """Return the table of a study: quality, cost and fidelity of each arm, best rank-1 first."""
+def main_table(results: Results, reference: str, plain: Sequence[str] = ()) -> str:
+    """Return the table of a study: quality, cost and fidelity of each arm, best rank-1 first.
+
+    Args:
+        results: of the study.
+        reference: arm from which differences are counted.
+        plain: arms that others change in one factor, and from which these are counted as well: `pfc_rows` from `pfc`.
+    """
     arms = sorted(arms_of(results), key=lambda arm: -mean(results, arm, RANK1))
+    changed = {base: [arm for arm in arms if arm.startswith(f"{base}_")] for base in plain}
+    factors = {arm: gap for base, of_it in changed.items() for arm, gap in judged(results, RANK1, base, of_it).items()}
     rank1, tar = (judged(results, figure, reference, arms) for figure in (RANK1, TAR))
     in_time = judged(results, RANK1, reference, arms, SECONDS)
     columns = {
         "": [f"`{arm}`" for arm in arms],
         "rank-1": [spread(results, arm, RANK1) for arm in arms],
         f"points from `{reference}`": [in_points(rank1[arm]) if arm in rank1 else "" for arm in arms],
+        f"points from {' or '.join(f'`{base}`' for base in plain)}": [
+            in_points(factors[arm]) if arm in factors else "" for arm in arms
+        ],
         "at equal seconds": [in_points(in_time[arm]) if arm in in_time else "" for arm in arms],
         "TAR at 1e-4": [spread(results, arm, TAR) for arm in arms],
         "TAR, points": [in_points(tar[arm]) if arm in tar else "" for arm in arms],
@@ -72,6 +83,38 @@ def main_table(results: Results, reference: str) -> str:
 
 
 MEMORY = "memory/head_bytes"
+NUMBER, CLASSES = "head/active_classes", "num_classes"
+
+
+def by_classes(results: Results) -> dict[int, tuple[str, list[str]]]:
+    """Return the arms of each number of classes: the one where all take part, and the others by their active ones."""
+    arms: dict[int, list[str]] = {}
+    for arm in arms_of(results):
+        arms.setdefault(round(first(results, arm, CLASSES) or 0), []).append(arm)
+    for of_it in arms.values():
+        of_it.sort(key=lambda arm: first(results, arm, NUMBER) or 0)
+    return {classes: (of_it[-1], of_it[:-1]) for classes, of_it in sorted(arms.items())}
+
+
+def number_table(results: Results) -> str:
+    """Return the table of active classes against classes: points from all classes."""
+    columns: dict[str, list[str]] = {}
+    for classes, (full, arms) in by_classes(results).items():
+        rank1, tar = (judged(results, figure, full, arms) for figure in (RANK1, TAR))
+        for arm in (*arms, full):
+            number = first(results, arm, NUMBER) or 0
+            line = {
+                "classes": f"{classes:,}",
+                "active": f"{number:,.0f}",
+                "rate": f"{number / classes:.2g}",
+                "rank-1": spread(results, arm, RANK1),
+                "points from all": in_points(rank1[arm]) if arm in rank1 else "",
+                "TAR at 1e-4": spread(results, arm, TAR),
+                "TAR, points": in_points(tar[arm]) if arm in tar else "",
+            }
+            for title, cell in line.items():
+                columns.setdefault(title, []).append(cell)
+    return markdown(columns)
 
 
 def tuned_table(results: Results, metric: str = RANK1) -> str:

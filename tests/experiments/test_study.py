@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from experiments.command_line.arguments import CONF, check, choices_of
-from experiments.studies import page, report, runner
+from experiments.studies import page, plots, report, runner
 from experiments.studies.results import Job, Result, Results
 from experiments.studies.study import COST, IMAGES, SECONDS, TRIAL, Study, study_of
 from tests.experiments.commands import ROOT, call
@@ -161,6 +161,40 @@ def test_tables_judge_pairs_of_seeds(tmp_path):
     assert "+0.0 (-0.0 to +0.0) =" in table and "≈" in table and "memory" not in table
 
 
+def test_factors_are_counted_from_the_plain_arm_too(tmp_path):
+    results, study = Results(tmp_path / "x.csv"), named("hanzi_factors")
+    for arm, rank1 in {"full": 0.8, "pfc": 0.7, "pfc_rows": 0.75, "small": 0.6, "small_rows": 0.62}.items():
+        for seed in range(3):
+            job = study.job(study.arms[arm], IMAGES, seed, 40, [], seed)
+            results.all.append(made(job, rank1 + 0.01 * seed + 0.001 * (arm == "full" and seed)))
+    table = report.main_table(results, "full", ("pfc", "small"))
+    assert "| points from `full` | points from `pfc` or `small` |" in table
+    lines = {line.split("`")[1]: line.split("|")[4].strip() for line in table.splitlines()[2:]}
+    assert lines["pfc_rows"] == "+5.0 (+5.0 to +5.0)" and lines["small_rows"] == "+2.0 (+2.0 to +2.0)"
+    assert lines["full"] == lines["pfc"] == lines["small"] == ""
+
+
+def test_numbers_of_active_classes_are_counted_from_all_of_the_same_classes(tmp_path):
+    results, study = Results(tmp_path / "x.csv"), named("sphere_number")
+    for name, arm in study.arms.items():
+        classes, active = int(name.partition("_c")[2]), name.partition("_")[0].removeprefix("k")
+        number = float(active) if active != "full" else classes
+        for seed in range(2):
+            figures = {"num_classes": classes, "head/active_classes": number}
+            rank1 = 0.9 - 0.01 * np.log10(classes / number) - 0.01 * seed
+            results.all.append(made(study.job(arm, IMAGES, seed, 40, [], seed), rank1, **figures))
+    lines = report.number_table(results).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines]
+    assert [cell[0] for cell in cells] == ["10,000"] * 4 + ["30,000"] * 4 + ["100,000"] * 4
+    assert cells[4:8] == [
+        ["30,000", *pair] for pair in (("236", "0.0079"), ("1,000", "0.033"), ("4,000", "0.13"), ("30,000", "1"))
+    ]
+    assert "| -1.0 (-1.0 to -1.0) |" in next(line for line in lines if line.startswith("| 10,000 | 1,000 |"))
+    assert "| -2.0 (-2.0 to -2.0) |" in next(line for line in lines if line.startswith("| 100,000 | 1,000 |"))
+    plots.number(results, tmp_path / "x.png")
+    assert matplotlib.image.imread(tmp_path / "x.png").std() > 0.05
+
+
 def test_the_page_of_results_is_what_its_data_give(tmp_path):
     """Redraw tables and pictures from the committed files, and compare them with the committed ones."""
     docs = tmp_path / "docs"
@@ -188,7 +222,9 @@ def test_the_results_are_those_of_the_studies():
 
 def test_a_page_with_an_unknown_table_is_refused(tmp_path):
     (tmp_path / "results.md").write_text("<!-- other -->\n<!-- end -->\n")
-    with pytest.raises(ValueError, match=r"results.md has the table 'other', which must be one of hanzi_heads,"):
+    with pytest.raises(
+        ValueError, match=r"results.md has the table 'other', which must be one of hanzi_factors, hanzi_heads,"
+    ):
         page.redraw(tmp_path)
     (tmp_path / "results.md").write_text("<!-- hanzi_heads -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match=r"hanzi_heads.csv does not exist; python -m experiments.study tuned=hanzi"):
