@@ -31,6 +31,7 @@ class Arm:
         fidelity: whether final runs measure fidelity at their end.
         like: arm whose best trial sets the values of this one, which is not tuned itself.
         row_factor: factor on the tuned learning rate of the rows.
+        step_factor: factor on the steps of the study.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Arm:
     fidelity: bool = False
     like: str | None = None
     row_factor: float = 1.0
+    step_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,17 @@ class Study:
 
     def _jobs(self, results: Results) -> Iterator[Job]:
         for arm in self.arms.values():
-            points = self.points(arm)
+            points, all_steps = self.points(arm), self.steps_of(arm)
             for number, words in enumerate(points):
-                steps = round(self.share * self.steps)
+                steps = round(self.share * all_steps)
                 yield self.job(arm, TRIAL, number, steps, words, self.trial_seed)
             best = self.best(arm, results)
             if best is None:
                 continue
             if self.cost:
-                yield self.job(arm, COST, 0, round(self.cost * self.steps), best, self.trial_seed)
+                yield self.job(arm, COST, 0, round(self.cost * all_steps), best, self.trial_seed)
             for seed in self.seeds:
-                yield self.job(arm, IMAGES, seed, self.steps, best, seed)
+                yield self.job(arm, IMAGES, seed, all_steps, best, seed)
             if (in_time := self.steps_in_time(arm, results)) is not None:
                 for seed in self.seeds:
                     yield self.job(arm, SECONDS, seed, in_time, best, seed)
@@ -104,9 +106,13 @@ class Study:
         left = 0
         for arm in (self.arms[name] for name in arms):
             tried, trained = (len(results.of(arm.name, stage)) for stage in (TRIAL, IMAGES))
-            left += max(0, len(self.points(arm)) - tried) * round(self.share * self.steps)
-            left += max(0, len(self.seeds) - trained) * self.steps
+            left += max(0, len(self.points(arm)) - tried) * round(self.share * self.steps_of(arm))
+            left += max(0, len(self.seeds) - trained) * self.steps_of(arm)
         return left
+
+    def steps_of(self, arm: Arm) -> int:
+        """Return the steps of an arm's final runs at equal images."""
+        return round(self.steps * arm.step_factor)
 
     def job(self, arm: Arm, stage: str, number: int, steps: int, words: Sequence[str], seed: int) -> Job:
         """Return a job: the number is that of the trial, or the seed."""
@@ -160,7 +166,8 @@ class Study:
         given, own = (milliseconds(results, name) for name in (self.reference, arm.name))
         if given is None or own is None:
             return None
-        return None if abs(given / own - 1) < 0.05 else round(self.steps * given / own)
+        steps = round(self.steps_of(self.arms[self.reference]) * given / own)
+        return None if abs(steps / self.steps_of(arm) - 1) < 0.05 else steps
 
 
 def milliseconds(results: Results, arm: str) -> float | None:

@@ -67,6 +67,8 @@ def test_arms_are_tuned_alike_and_trained_at_their_best(tmp_path):
     assert option(final["pfc"], "optimizer.lr") == option(final["faster"], "optimizer.lr") == rates["pfc"][1]
     rows = [float(option(final[arm], "optimizer.rows.lr")) for arm in ("pfc", "faster")]
     assert rows[1] == pytest.approx(2 * rows[0], rel=1e-2)
+    longer = replace(study, arms={"full": replace(study.arms["full"], step_factor=1.5)}).jobs(results)
+    assert {(job.stage, job.steps) for job in longer} == {(TRIAL, 15), (COST, 30), (IMAGES, 60)}
     assert "optimizer.rows.lr" not in final["none"].words and "fidelity.interval=40" in final["full"].words
 
 
@@ -81,8 +83,10 @@ def test_equal_seconds_give_each_arm_the_time_of_the_reference(tmp_path):
             results.all.append(made(job, 0.5, **{"train/seconds": seconds[job.arm]}))
     steps = {job.arm: job.steps for job in study.jobs(results) if job.stage == SECONDS}
     assert steps == {"pfc": 80, "none": 20}  # those of `faster` are as many as at equal images, up to a twentieth
-    staged = replace(study, arms={"pfc": replace(study.arms["pfc"], words=("stages={0:pfc,25%:full}",))})
-    assert "stages={0:pfc,20:full}" in next(job.words for job in staged.jobs(results) if job.stage == SECONDS)
+    staged = replace(study, arms=study.arms | {"pfc": replace(study.arms["pfc"], words=("stages={0:pfc,25%:full}",))})
+    assert "stages={0:pfc,20:full}" in next(
+        job.words for job in staged.jobs(results) if (job.arm, job.stage) == ("pfc", SECONDS)
+    )
 
 
 def test_an_arm_without_a_usable_trial_is_refused(tmp_path):
