@@ -164,15 +164,16 @@ class SphereVectors:
         """Return the output of two random layers: (n, size) -> (n, size)."""
         typical = math.sqrt((1 + self.noise**2 + self.nuisance**2) / self.size)  # standard deviation of a number
         first, second = self.layers
-        result: NDArray[np.float32] = np.tanh(vectors @ first * np.float32(STEEPNESS / typical)) @ second
-        return result
+        # In float64, whose rounding depends on the other records of a batch too, but far below a float32.
+        result = np.tanh(vectors.astype(np.float64) @ first * (STEEPNESS / typical)) @ second
+        return result.astype(np.float32)
 
     @cached_property
-    def layers(self) -> NDArray[np.float32]:
+    def layers(self) -> NDArray[np.float64]:
         """Two orthogonal matrices (size, size)."""
         columns = np.arange(self.size)
         drawn = normals("sphere layers", self.seed, np.arange(2)[:, None, None], columns[:, None], columns)
-        return np.linalg.qr(drawn.astype(np.float64))[0].astype(np.float32)
+        return np.linalg.qr(drawn.astype(np.float64))[0]
 
     def directions(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the directions of classes: labels (n,) -> unit vectors (n, size)."""

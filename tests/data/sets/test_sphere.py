@@ -52,8 +52,10 @@ def test_nuisance_hides_the_classes_behind_a_network():
     source = sphere(10, nuisance=2.0, **options).heldout.source
     indices = np.arange(800)
     classes, mixed = source.labels[indices], source.read(indices).numpy().astype(np.float64)
+    alone = np.concatenate([source.read(indices[i : i + 1]).numpy() for i in range(50)])
+    assert (alone == mixed[:50]).all()  # a record does not depend on the others of its batch
     # Up to their length, vectors are tanh(z @ first * gain) @ second, so that the length is found by trying.
-    first, second = source.layers.astype(np.float64)
+    first, second = source.layers
     assert np.abs(first @ first.T - np.eye(16)).max() < 1e-6 and np.abs(second @ second.T - np.eye(16)).max() < 1e-6
     activations = mixed @ second.T
     lengths = np.linspace(0.9, 0.999, 100) / np.abs(activations).max(1)[:, None]
