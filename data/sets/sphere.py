@@ -17,7 +17,7 @@ from ..counter_rng import normals, permute, uniforms
 from ..options import whole
 from ..records import ByClass, DataSet, Indices, RecordSet
 
-STEEPNESS = 1.5  # of the network that mixes nuisance in: where its tanh bends, in standard deviations of its input
+STEEPNESS = 1.5  # standard deviation of the input of tanh, in the network that mixes nuisance in
 
 
 def sphere(

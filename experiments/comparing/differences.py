@@ -57,8 +57,8 @@ class Verdict:
     """A difference, judged together with others.
 
     Attributes:
-        difference: other minus reference.
-        p_holm: its p-value, corrected for the number of others; None without an interval.
+        difference: the difference of two means.
+        p_holm: its p-value, corrected for the number of differences; None without an interval.
         equivalent: whether the two are no further apart than the points of the comparison.
     """
 
@@ -68,7 +68,7 @@ class Verdict:
 
     @property
     def beyond_noise(self) -> bool | None:
-        """True if the difference is beyond the noise of all; None without an interval."""
+        """True if the corrected p-value is at most 0.05; None without an interval."""
         return None if self.p_holm is None else self.p_holm <= 1 - LEVEL
 
 

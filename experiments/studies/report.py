@@ -10,6 +10,7 @@ from .results import Result, Results
 from .study import COST, IMAGES, SECONDS, TRIAL, milliseconds
 
 RANK1, TAR = "val/rank1", "val/tar_at_far_1e-4"
+MEMORY, NUMBER, CLASSES = "memory/head_bytes", "head/active_classes", "num_classes"
 TUNED = re.compile(r"^(optimizer\.lr|optimizer\.rows\.lr)=")
 OWN_BATCHES = ("head=ffc", "head=virtual", "head=none")  # heads whose batches differ from those of the others
 
@@ -61,7 +62,7 @@ def main_table(results: Results, reference: str, plain: Sequence[str] = ()) -> s
     """
     arms = sorted(arms_of(results), key=lambda arm: -mean(results, arm, RANK1))
     changed = {base: [arm for arm in arms if arm.startswith(f"{base}_")] for base in plain}
-    factors = {arm: gap for base, of_it in changed.items() for arm, gap in judged(results, RANK1, base, of_it).items()}
+    factors = {arm: gap for base, group in changed.items() for arm, gap in judged(results, RANK1, base, group).items()}
     rank1, tar = (judged(results, figure, reference, arms) for figure in (RANK1, TAR))
     in_time = judged(results, RANK1, reference, arms, SECONDS)
     columns = {
@@ -82,18 +83,14 @@ def main_table(results: Results, reference: str, plain: Sequence[str] = ()) -> s
     return markdown(columns)
 
 
-MEMORY = "memory/head_bytes"
-NUMBER, CLASSES = "head/active_classes", "num_classes"
-
-
 def by_classes(results: Results) -> dict[int, tuple[str, list[str]]]:
     """Return the arms of each number of classes: the one where all take part, and the others by their active ones."""
     arms: dict[int, list[str]] = {}
     for arm in arms_of(results):
         arms.setdefault(round(first(results, arm, CLASSES) or 0), []).append(arm)
-    for of_it in arms.values():
-        of_it.sort(key=lambda arm: first(results, arm, NUMBER) or 0)
-    return {classes: (of_it[-1], of_it[:-1]) for classes, of_it in sorted(arms.items())}
+    for group in arms.values():
+        group.sort(key=lambda arm: first(results, arm, NUMBER) or 0)
+    return {classes: (group[-1], group[:-1]) for classes, group in sorted(arms.items())}
 
 
 def number_table(results: Results) -> str:

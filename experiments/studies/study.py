@@ -1,4 +1,4 @@
-"""A study as conf/study describes it: its arms, the trials that tune each arm, and the final runs.
+"""A study as conf/tuned describes it: its arms, the trials that tune each arm, and the final runs.
 
 Every arm gets the same trials: the same quasi-random points of learning rate and row ratio, and of an option of its
 own. The best trial sets the values of the arm's final runs, on seeds that no trial uses.
@@ -49,7 +49,7 @@ class Study:
     """A study.
 
     Attributes:
-        name: its name, that of the file in conf/study.
+        name: its name, that of the file in conf/tuned.
         base: overrides of all runs.
         steps: steps of a final run.
         seeds: seeds of the final runs.
