@@ -6,6 +6,8 @@ Its forward maps floats (N, *input_shape) to floats (N, embedding_size).
 
 from collections.abc import Sequence
 
+UNSEEN = 0.05  # largest share of a side that the patches of a transformer may leave out
+
 
 def image_shape(name: str, input_shape: Sequence[int], multiple: int = 1) -> tuple[int, int, int]:
     """Return (channels, height, width). Raises ValueError for a shape that the backbone cannot process.
@@ -25,3 +27,19 @@ def image_shape(name: str, input_shape: Sequence[int], multiple: int = 1) -> tup
             f"backbone={name} needs sides that are multiples of {multiple}, but the data has {height}x{width}"
         )
     return channels, height, width
+
+
+def check_patch(patch: int, option: str, sides: tuple[int, int]) -> None:
+    """Raise ValueError unless patches cover an image, with at most a twentieth of a side left over.
+
+    Args:
+        patch: side of a patch in pixels.
+        option: name of its option, for the error.
+        sides: height and width of the images.
+    """
+    if patch < 1 or patch > min(sides) or any(side % patch > UNSEEN * side for side in sides):
+        divisors = [side for side in range(2, min(sides) + 1) if not any(whole % side for whole in sides)]
+        raise ValueError(
+            f"{option}={patch} must divide the images, {sides[0]}x{sides[1]} pixels, with at most a twentieth of a "
+            f"side left over; patches that divide them: {', '.join(map(str, divisors)) or 'only 1'}"
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import image_shape
+from .recompute import run_blocks
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 200: (6, 26, 60, 6)}
 WIDTHS = (64, 128, 256, 512)
@@ -23,6 +24,7 @@ class IResNet(nn.Module):
         embedding_size: dimension of the embeddings.
         depth: number of layers: 18, 34, 50, 100 or 200.
         dropout: probability of dropout before the linear layer.
+        gradient_checkpointing: compute the blocks again in the backward pass, which saves memory and takes time.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class IResNet(nn.Module):
         embedding_size: int = 512,
         depth: int = 50,
         dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
         channels, height, width = image_shape("iresnet", input_shape, multiple=16)
         if depth not in BLOCKS:
             raise ValueError(f"backbone.depth={depth} must be one of {sorted(BLOCKS)} for iresnet")
@@ -58,7 +62,7 @@ class IResNet(nn.Module):
         """Return embeddings: (N, C, H, W) -> (N, embedding_size)."""
         x = self.prelu(self.bn1(self.conv1(images)))
         for i in range(1, 5):
-            x = self.get_submodule(f"layer{i}")(x)
+            x = run_blocks(self.get_submodule(f"layer{i}").children(), x, self.gradient_checkpointing)
         x = self.dropout(self.bn2(x).flatten(1))
         with torch.autocast(x.device.type, enabled=False):  # float32, as published, for a sum of 25,088 products
             features: Tensor = self.features(self.fc(x.float()))

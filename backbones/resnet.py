@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from . import image_shape
+from .recompute import run_blocks
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
@@ -20,10 +21,18 @@ class ResNet(nn.Module):
         input_shape: (C, H, W).
         embedding_size: dimension of the embeddings.
         depth: number of layers: 50, 101 or 152.
+        gradient_checkpointing: compute the blocks again in the backward pass, which saves memory and takes time.
     """
 
-    def __init__(self, input_shape: Sequence[int] = (3, 224, 224), embedding_size: int = 512, depth: int = 50):
+    def __init__(
+        self,
+        input_shape: Sequence[int] = (3, 224, 224),
+        embedding_size: int = 512,
+        depth: int = 50,
+        gradient_checkpointing: bool = False,
+    ):
         super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
         channels, _, _ = image_shape("resnet", input_shape)
         if depth not in BLOCKS:
             raise ValueError(f"backbone.depth={depth} must be one of {sorted(BLOCKS)} for resnet")
@@ -49,7 +58,7 @@ class ResNet(nn.Module):
         """Return embeddings: (N, C, H, W) -> (N, embedding_size)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for i in range(1, 5):
-            x = self.get_submodule(f"layer{i}")(x)
+            x = run_blocks(self.get_submodule(f"layer{i}").children(), x, self.gradient_checkpointing)
         embeddings: Tensor = self.fc(self.avgpool(x).flatten(1))
         return embeddings
 

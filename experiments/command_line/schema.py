@@ -58,6 +58,8 @@ class Trainer(Processes, OfLightning):
     max_time: Any  # `TimeLimit` reads it
     accumulate_grad_batches: Count
     gradient_clip_val: Positive | None
+    freeze_backbone: bool
+    compile: bool
     sync_batchnorm: bool
     log_interval: Count
 

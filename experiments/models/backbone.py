@@ -22,7 +22,7 @@ def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
     """
     if config.embedding_size < 1:
         raise ValueError(f"embedding_size={config.embedding_size} must be at least 1; 512 is common")
-    make = instantiate(config.backbone, _partial_=True)
+    make = instantiate(config.backbone, _partial_=True, _convert_="all")
     options = {"input_shape": shape, "embedding_size": config.embedding_size}
     accepted = inspect.signature(make).parameters
     takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in accepted.values())

@@ -1,7 +1,7 @@
 """Weights of arcface_torch and PLSC, by the names that a backbone of this project has.
 
-arcface_torch names an IResNet's weights as this project does. Recent PLSC uses other names (`._mean`,
-`prelu._weight`) and transposes linear layers; PLSC 2.2 has names of its own (`res2a_branch2a_weights`).
+arcface_torch names the weights of an IResNet and of a vision transformer as this project does. Recent PLSC uses other
+names (`._mean`, `prelu._weight`) and transposes linear layers; PLSC 2.2 has its own names (`res2a_branch2a_weights`).
 """
 
 import re

@@ -7,11 +7,13 @@ A notebook can call it too:
     callbacks.stop.restore_handlers()  # handlers of Ctrl-C
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import lightning as L
@@ -102,6 +104,10 @@ def assemble(
     backbone = build_backbone(config, data.shape)
     if warm_start is not None:
         warm_start.load_backbone(backbone)  # before the head is prepared, which may copy it
+    if config.trainer.freeze_backbone:
+        backbone.requires_grad_(False)
+    if config.trainer.compile:
+        backbone.compile()  # in place, so that the names of its weights stay
     head = build_head(config, data, backbone)
     module = HeadModule(
         backbone,
@@ -132,6 +138,8 @@ def check_start(config: DictConfig, processes: Processes, store: CheckpointStore
         raise ValueError(
             "trainer.sync_batchnorm=true needs GPUs; on CPU each process keeps its own statistics, so set it to false"
         )
+    if config.trainer.compile and processes.device.type == "cpu" and not which(os.environ.get("CXX", "g++")):
+        raise ValueError("trainer.compile=true needs a C++ compiler on CPU; install g++, or set it to false")
     complete = store.complete()
     if complete and checkpoint != f"{store}/{complete[-1]}":
         raise ValueError(

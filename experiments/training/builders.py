@@ -86,10 +86,15 @@ def build_head(config: DictConfig, data: DataSet, backbone: nn.Module) -> Head:
     head.prepare(backbone)
     if not is_trained(backbone) and not head.sharded_state():
         raise ValueError(
-            f"head={head_name(config)} stores no class centers, and the backbone has no "
-            "parameters to train, so that nothing would learn; use head=full, pfc or forest, or backbone=mlp"
+            f"head={head_name(config)} stores no class centers, and the backbone has no parameters to train, so that "
+            f"nothing would learn; use head=full, pfc or forest, or {train_instead(config)}"
         )
     return head
+
+
+def train_instead(config: DictConfig) -> str:
+    """Return what gives a training a backbone to train."""
+    return "trainer.freeze_backbone=false" if config.trainer.freeze_backbone else "backbone=mlp"
 
 
 def is_trained(backbone: nn.Module) -> bool:

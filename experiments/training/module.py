@@ -114,6 +114,11 @@ class HeadModule(L.LightningModule):
             for name, (examples, labels, draws, *rest) in batch.items()
         }
 
+    def on_train_start(self) -> None:
+        """Leave dropout and batch statistics of a backbone without parameters to train as they are."""
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         loss = self.head.training_loss(self._encode, batch)
         self.manual_backward(loss / self.accumulate)

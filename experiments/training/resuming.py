@@ -19,6 +19,7 @@ MAY_CHANGE = frozenset((
     *("resume", "head_name", "sweep_metric", "protocol", "num_workers", "batch_size", "store_dir"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "trainer.accumulate_grad_batches"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.rendezvous", "trainer.log_interval"),
+    "trainer.compile",
     *("head.store", "head.store_dir", "head.logits_budget_mb"),
     *("data.format", "data.source", "data.root", "data.labels", "data.cache_dir"),
 ))  # fmt: skip

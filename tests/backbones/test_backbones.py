@@ -8,6 +8,7 @@ from backbones.mlp import MLP
 from backbones.mobilefacenet import MobileFaceNet
 from backbones.resnet import ResNet
 from backbones.tiny import Tiny
+from backbones.vit import ViT
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,8 @@ from backbones.tiny import Tiny
         (ResNet, (3, 224, 224)),
         (lambda *a: IResNet(*a, depth=18), (3, 112, 112)),
         (lambda *a: IResNet(*a, depth=18), (1, 32, 32)),
+        (lambda *a: ViT(*a, size="micro"), (1, 32, 32)),
+        (lambda *a: ViT(*a, patch=9), (3, 112, 112)),
     ],
 )
 @pytest.mark.parametrize("embedding_size", [7, 512])

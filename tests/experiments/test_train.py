@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from experiments.checkpoints.storage import Folder
 from experiments.command_line.arguments import CONF
 from experiments.command_line.config_files import choices_of
+from experiments.models.backbone import build_backbone
+from experiments.models.trained import Trained
 from experiments.train import train
 from experiments.training import progress
 from experiments.training.assembly import assemble
@@ -24,7 +26,8 @@ RECIPES = ("ffc_r50", "glint360k_r100_pfc01", "ms1mv3_r50", "webface42m_r100_pfc
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("bench", "hydra", "cli", "tuned") and path.stem not in RECIPES
+    if path.parent.name not in ("bench", "hydra", "cli", "tuned")
+    and path.stem not in (*RECIPES, "timm")  # timm needs torchvision, and has a test with a double of it
 )
 
 
@@ -43,6 +46,8 @@ def test_every_committed_config_starts(choice, tmp_path, monkeypatch):
         "data=sphere": ["backbone=mlp"],
         **{f"index={name}": ["head=forest"] for name in ("annoy", "exact", "ivf")},
         "backbone=iresnet": ["backbone.depth=18", "batch_size=8"],
+        "backbone=vit": ["backbone.size=micro"],
+        "backbone=hf": ["backbone.name=convnext", "backbone.config={hidden_sizes:[8,8,8,8],depths:[1,1,1,1]}"],
         "store=disk": [f"store_dir={tmp_path / 'rows'}"],  # the default is in Hydra's folder, which does not exist here
     }
     if choice == "data=hanzi":
@@ -132,6 +137,48 @@ def test_bf16_mixed_differs_a_little(tmp_path):
     plain = run(tmp_path / "a", "trainer.precision=32-true")["train/loss"]
     mixed = run(tmp_path / "b", "trainer.precision=bf16-mixed")["train/loss"]
     assert plain != mixed and mixed == pytest.approx(plain, rel=0.05)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return Trained(str(folder)).backbone_state
+
+
+@pytest.mark.parametrize("head", ["full", "ffc"])
+def test_a_frozen_backbone_stays_as_it_is(head, tmp_path):
+    """Its weights and its batch statistics, also after an evaluation; and the rows learn."""
+    words = [f"head={head}", "trainer.freeze_backbone=true", "evaluate.interval=1", "seed=3"]
+    if head == "ffc":
+        with pytest.raises(ValueError, match=r"nothing would learn; .*, or trainer\.freeze_backbone=false"):
+            run(tmp_path / "a", *words)
+        return
+    run(tmp_path / "a", *words)
+    torch.manual_seed(3)
+    for name, tensor in build_backbone(config("seed=3"), (1, 32, 32)).state_dict().items():
+        assert torch.equal(weights(tmp_path / "a")[name], tensor), name
+    run(tmp_path / "b", *words, "optimizer.rows.lr=0")
+    one, two = (torch.cat([rows for _, rows in Trained(str(tmp_path / name)).rows()]) for name in "ab")
+    assert not torch.equal(one, two)
+
+
+def test_a_compiled_backbone_gives_the_same_training(tmp_path, monkeypatch):
+    """Traced without the compiler of kernels, which takes half a minute."""
+    calls = []
+    compile_module = torch.nn.Module.compile
+
+    def traced(module: torch.nn.Module) -> None:
+        compile_module(module, backend=lambda graph, inputs: calls.append(len(inputs)) or graph.forward)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    words = ["trainer.max_steps=4", "head=full"]
+    plain, compiled = run(tmp_path / "a", *words), run(tmp_path / "b", *words, "trainer.compile=true")
+    assert calls and compiled["train/loss"] == plain["train/loss"] and compiled["val/rank1"] == plain["val/rank1"]
+    assert weights(tmp_path / "a").keys() == weights(tmp_path / "b").keys()
+
+
+def test_compiling_for_a_cpu_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"trainer\.compile=true needs a C\+\+ compiler"):
+        run(tmp_path, "trainer.compile=true")
 
 
 def test_accumulation_is_one_large_batch(tmp_path):

@@ -42,7 +42,7 @@ MISTYPED = [
     ("lfw.source=x", "write protocol.lfw.source=x, which belongs to protocol=lfw"),
     # Groups, and what is a choice of another one.
     ("model=resnet", "model is not an option; write backbone=resnet"),
-    ("model=r50", "write backbone=NAME, one of iresnet, mlp, mobilefacenet, none, resnet, tiny"),
+    ("model=r50", "write backbone=NAME, one of hf, iresnet, mlp, mobilefacenet, none, resnet, timm, tiny, vit"),
     ("model=pfc", "write head=pfc"),
     ("loss=arcface", "write margin=arcface"),
     ("loss=uniface", "write objective=uniface"),
