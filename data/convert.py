@@ -1,5 +1,5 @@
-"""`python -m data.convert source=... target=...`: convert images of any format to LMDB, .rec or a folder, and pairs to
-.bin.
+"""`python -m data.convert source=... target=...`: convert images of any format to LMDB, .rec, a folder, .tar or
+Parquet, and pairs to .bin.
 
 Images keep their bytes unless `encode=jpeg` is given. The target is written to `TARGET.partial`, read back, compared
 with the source, and then renamed. The same command resumes an interrupted conversion; a .bin starts from the beginning.
@@ -59,7 +59,8 @@ def convert(options: Options, screen: Console | None = None) -> Report:
 def _convert_images(options: Options, screen: Console) -> Report:
     cache = cache_folder(options.cache_dir)
     paths, labels = tuple(paths_of("source", options.source)), tuple(paths_of("labels", options.labels))
-    origin = Origin(source_format(options), paths, labels, path_of("root", options.root), options.shared)
+    columns = (options.image_column, options.label_column)
+    origin = Origin(source_format(options), paths, labels, path_of("root", options.root), options.shared, columns)
     source = catalog(origin, cache, "stop" if options.on_corrupt == "stop" else "skip")
     if source.all_labels is not None and options.on_corrupt != "list":
         raise ValueError(

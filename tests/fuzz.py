@@ -23,7 +23,17 @@ from data.catalogs.origin import Origin
 from data.formats.decode import Decoder
 from data.formats.encoded import UnreadableError
 from data.formats.pairs import read_pairs
-from tests.data.made_sets import MAGIC, images, write_base64, write_folder, write_list, write_lmdb, write_rec
+from tests.data.made_sets import (
+    MAGIC,
+    images,
+    write_base64,
+    write_folder,
+    write_list,
+    write_lmdb,
+    write_parquet,
+    write_rec,
+    write_tar,
+)
 
 SECONDS = 20  # longer attempts count as hanging
 INTERESTING = (
@@ -39,7 +49,20 @@ INTERESTING = (
     b"-",
     b"\xff\xd8",
 )
-FORMATS = ("rec", "header", "no index", "lmdb list", "lmdb", "list", "base64", "folder", "pairs", "bin")
+FORMATS = (
+    "rec",
+    "header",
+    "no index",
+    "lmdb list",
+    "lmdb",
+    "list",
+    "base64",
+    "folder",
+    "wds",
+    "parquet",
+    "pairs",
+    "bin",
+)
 
 
 def make(kind: str, folder: Path) -> tuple[str, Path, list[Path]]:
@@ -54,6 +77,12 @@ def make(kind: str, folder: Path) -> tuple[str, Path, list[Path]]:
     if kind == "folder":
         path = write_folder(folder / "set", items)
         return "folder", path, sorted(path.rglob("*.jpg"))
+    if kind == "wds":
+        path = write_tar(folder / "set.tar", items)
+        return "wds", path, [path]
+    if kind == "parquet":
+        path = write_parquet(folder / "set.parquet", items)
+        return "parquet", path, [path]
     if kind == "bin":
         path = folder / "pairs.bin"
         encoded = [

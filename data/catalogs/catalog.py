@@ -140,7 +140,14 @@ def catalog(origin: Origin, cache: Path, on_corrupt: str = "stop") -> Catalog:
     files = origin.open(cache)
     identity = {
         "version": VERSIONS.get(origin.format, VERSION),
-        "origin": [origin.format, origin.paths, origin.labels, origin.root, origin.shared],
+        "origin": [
+            origin.format,
+            origin.paths,
+            origin.labels,
+            origin.root,
+            origin.shared,
+            *filter(None, origin.columns),
+        ],
         "files": [_file_state(path) for file in files for path in file.files()],
     }
     folder = cached(cache / "catalogs", identity, is_intact, partial(build_catalog, origin=origin))

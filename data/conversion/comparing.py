@@ -35,7 +35,7 @@ def compare(source: Catalog, options: Options, format: str, made: Path, target: 
         written = np.concatenate([indices for _, indices in filled])
         origin = Origin("list", tuple(str(path) for path, _ in filled), shared=True)
     else:
-        origin = Origin(format, (str(made if format == "lmdb" else made / f"{target.stem}.rec"),))
+        origin = Origin(format, (str(made / f"{target.stem}.rec" if format == "rec" else made),))
     copy = catalog(origin, made.parent / "catalogs")
     if len(copy) != len(written):
         raise ValueError(

@@ -10,12 +10,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..formats.lmdb_images import FIELDS
+from ..formats.shards import exists
 from ..formats.sources import FORMATS, format_of
 from ..options import paths_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "convert.yaml"
 # Options that apply to format=bin.
 OF_PAIRS = ("source", "target", "format", "root", "encode", "quality", "size", "verify")
+TARGETS = ("lmdb", "rec", "folder", "wds", "parquet", "bin")
 PATHS = ("target", "root", "labels", "source")
 
 
@@ -29,6 +31,8 @@ class Options:
     source_format: str | None
     labels: Any
     root: str | None
+    image_column: str | None
+    label_column: str | None
     shared: bool
     renumber: bool
     keys: str | None
@@ -79,11 +83,13 @@ def parse(words: list[str]) -> Options:
 def target_format(options: Options) -> str:
     """Return the target's format: the given one, or that of the target's ending."""
     format = options.format or {".lmdb": "lmdb", ".rec": "rec", ".bin": "bin"}.get(Path(str(options.target)).suffix)
-    if format not in ("lmdb", "rec", "folder", "bin"):
+    if format not in TARGETS:
         raise ValueError(
-            f"target={options.target} with format={options.format} has no known format; format must be lmdb, rec, "
-            "folder or bin, and may be omitted if the target ends in .lmdb, .rec or .bin"
+            f"target={options.target} with format={options.format} has no known format; format must be "
+            f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}, and may be omitted if the target ends in .lmdb, .rec or .bin"
         )
+    if format in ("wds", "parquet") and str(options.target).endswith((".tar", ".parquet")):
+        raise ValueError(f"target={options.target} with format={format} must be a folder, for files of several parts")
     if format in ("rec", "bin") and not str(options.target).endswith(f".{format}"):
         raise ValueError(f"target={options.target} must end in .{format} with format={format}")
     return format
@@ -96,7 +102,7 @@ def source_format(options: Options) -> str:
             raise ValueError(f"source_format={options.source_format} must be one of {', '.join(FORMATS)}")
         return options.source_format
     path = paths_of("source", options.source)[0]
-    if not Path(path).exists():
+    if not exists(path):
         raise ValueError(f"source={path} does not exist")
     return format_of(path)
 
@@ -144,6 +150,12 @@ def _check_applicable(options: Options, format: str | None) -> None:
         ("size", encodes, "with encode=jpeg"),
         ("labels", source_format(options) == "lmdb", "to LMDB sources"),
         ("root", format == "bin" or source_format(options) == "list", "to sources that are lists"),
+        ("image_column", format != "bin" and source_format(options) == "parquet", "to Parquet sources"),
+        (
+            "label_column",
+            format != "bin" and source_format(options) in ("wds", "parquet"),
+            "to tar and Parquet sources",
+        ),
     ):
         value = getattr(options, name)
         if value is not None and not applies:

@@ -21,6 +21,7 @@ from .journal import Journal
 from .layout import class_names, companions, image_order, in_validation, largest_label
 from .options import Options, target_format
 from .report import Report
+from .shard_writers import ParquetWriter, TarWriter
 from .writers import Files, FolderWriter, LmdbWriter, RecordWriter, State, Writer
 
 FLUSH = 8  # chunks between two saved states
@@ -142,6 +143,9 @@ class _Writing:
             return LmdbWriter(self.made, self.target.stem, state, self.options.datum or "ffc")
         if self.format == "rec":
             return RecordWriter(self.made, self.target.stem, state)
+        if self.format in ("wds", "parquet"):
+            kind = TarWriter if self.format == "wds" else ParquetWriter
+            return kind(self.made, state, class_names(self.source, self.options))
         return FolderWriter(
             self.made,
             state,

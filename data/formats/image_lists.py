@@ -1,18 +1,23 @@
 """Folders and lists of images.
 
 A line of a list is `path<TAB>label`, or an image in base64 and its label, in either order. Several labels of an image
-are separated by commas. An image folder has a folder for each class, named like the class, with images at any depth.
+are separated by commas. In a file of im2rec, which ends in `.lst`, it is `number<TAB>label<TAB>path`, and in one of
+InsightFace `number<TAB>path<TAB>label`. An image folder has a folder for each class, named like the class, with images
+at any depth.
 """
 
 import base64
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..files import LineFile, check_file, read_file
 from .encoded import BadEntry, Entry, UnreadableError, labels_of, read_names, text
+from .shards import PARTS
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+NUMBER = re.compile(rb"-?\d+(\.\d*)?")  # a label of im2rec
 PNM = [base64.b64encode(b"P%d%b" % (kind, after)) for kind in range(1, 7) for after in (b"\n", b" ", b"\r", b"\t")]
 # Beginnings of JPEG, PNG, BMP, WebP, TIFF, GIF, PBM, PGM and PPM.
 BASE64_BEGINS = (b"/9j/", b"iVBORw0KGgo", b"Qk", b"UklGR", b"SUkqA", b"TU0AK", b"R0lGODdh", b"R0lGODlh", *PNM)
@@ -63,12 +68,29 @@ class ImageList:
 
     def _columns(self, line: bytes) -> tuple[bytes, bytes]:
         """Return (path or base64, labels) of a line in either order. Raises ValueError."""
+        if self.list.path.endswith(".lst"):
+            return columns_of_im2rec(line)
         label, _, image = line.partition(b"\t")
         if not (label.replace(b",", b"").isdigit() and looks_encoded(image)):
             image, _, label = line.rpartition(b"\t")
         if not image:
             raise ValueError("the line must be the path or base64 of an image, a tab and a class id")
         return image, label
+
+
+def columns_of_im2rec(line: bytes) -> tuple[bytes, bytes]:
+    """Return (path, label) of a line in a file of im2rec or InsightFace. Raises ValueError."""
+    columns = line.split(b"\t")
+    if len(columns) != 3:
+        raise ValueError(
+            f"the line of a .lst file must be number<TAB>label<TAB>path, and it has {len(columns)} columns; lists with "
+            "several labels are for detection"
+        )
+    _, label, path = columns
+    if not NUMBER.fullmatch(label) and NUMBER.fullmatch(path):
+        label, path = path, label
+    whole, _, rest = label.partition(b".")
+    return path, whole if not rest.strip(b"0") else label
 
 
 class ImageFolder(ImageList):
@@ -104,7 +126,11 @@ class ImageFolder(ImageList):
         if not Path(self.path).is_dir():
             raise ValueError(f"{self.path} does not exist, or is not a folder")
         with os.scandir(self.path) as entries:
-            return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+            folders = sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+        names = [folder.name for folder in folders if not folder.name.startswith(".")]
+        if len(names) > 1 and set(names) <= {*PARTS}:
+            raise ValueError(parts_of_a_set(self.path, names))
+        return folders
 
     def scan(self) -> Iterator[Entry | BadEntry]:
         labels = {name: label for label, name in enumerate(self.class_names())}
@@ -116,6 +142,16 @@ class ImageFolder(ImageList):
                         raise ValueError(f"{self.path}: the file name {text(relative)!r} must not contain a line break")
                     yield Entry(listing.tell(), labels[folder.name])
                     listing.write(b"%b\t%d\n" % (relative, labels[folder.name]))
+
+
+def parts_of_a_set(path: str, names: list[str]) -> str:
+    """Describe a folder with the folders `train` and `val`, for example, and the remedy."""
+    train, other = sorted(names, key=lambda name: not name.startswith("train"))[:2]
+    return (
+        f"{path} contains the parts {', '.join(names)} of a set, not a folder for each class; train on "
+        f"data.source={path}/{train}, and classify other images with protocol=closed_set "
+        f"protocol.closed_set.source={path}/{other}"
+    )
 
 
 def images_below(folder: str) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """Images at a path that a user gives to a command."""
 
-from pathlib import Path
-
 from ..cache import cache_folder
 from ..catalogs.catalog import catalog
 from ..catalogs.origin import Origin
 from ..formats.encoded import Labelled
+from ..formats.shards import exists
 from ..formats.sources import FORMATS, format_of
 from ..formats.unlabeled_images import UnlabeledImages, has_folders, has_images
 from ..options import absolute, path_of, paths_of
@@ -32,7 +31,7 @@ def images_at(
     if format is not None and format not in FORMATS:
         raise ValueError(f"format={format} must be one of {', '.join(FORMATS)}")
     path = absolute(path)
-    if not Path(path).exists():
+    if not exists(path):
         raise ValueError(f"{option}={path} does not exist")
     kind = format or format_of(path)
     for name, value, applies in (("root", root, "list"), ("labels", labels, "lmdb")):

@@ -1,4 +1,4 @@
-"""`data=lmdb`, `rec`, `folder` and `list`: a training set of the user's own images."""
+"""`data=lmdb`, `rec`, `folder`, `list`, `wds` and `parquet`: a training set of the user's own images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +25,8 @@ def images(
     source: str | Sequence[str] | None,
     labels: str | Sequence[str] | None = None,
     root: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     shared: bool = False,
     size: float | Sequence[float] = 112,
     channels: int = 3,
@@ -46,6 +48,9 @@ def images(
             a class id for each image, in the order of the sources, as `experiments.embed` reads them. The labels of the
             sources are then ignored, and a folder may have images without subfolders.
         root: folder that the paths of lists are relative to; the list's folder if None.
+        image_column: column of the images in Parquet tables; None for `image` and other usual names.
+        label_column: column of the labels in Parquet tables, or the ending of the label's file in tar files, or a key
+            of its .json; None for `label`, `cls` and other usual names.
         shared: whether a label means the same class in all sources.
         size: side in pixels, or [height, width].
         channels: 3 (RGB) or 1 (grey).
@@ -61,7 +66,7 @@ def images(
     if num_heldout is not None:
         num_heldout = whole("data.num_heldout", num_heldout, 0)
     cache, label_file = cache_folder(cache_dir), _label_file(format, labels)
-    origin = _origin(format, source, None if label_file else labels, root, shared)
+    origin = _origin(format, source, None if label_file else labels, root, shared, (image_column, label_column))
     names: Sequence[str] = ()
     if label_file:
         unlabeled = EncodedImages(_unlabeled(origin, cache), preprocessing.decoder)
@@ -80,14 +85,19 @@ def images(
 
 
 def _origin(
-    format: str, source: str | Sequence[str] | None, labels: str | Sequence[str] | None, root: str | None, shared: bool
+    format: str,
+    source: str | Sequence[str] | None,
+    labels: str | Sequence[str] | None,
+    root: str | None,
+    shared: bool,
+    columns: tuple[str | None, str | None],
 ) -> Origin:
     if format not in FORMATS:
         raise ValueError(f"data.format={format} must be one of {', '.join(FORMATS)}")
     paths = tuple(paths_of("data.source", source))
     if not paths:
         raise ValueError(f"data.source=null must be the path of {FORMATS[format]}")
-    return Origin(format, paths, tuple(paths_of("data.labels", labels)), path_of("data.root", root), shared)
+    return Origin(format, paths, tuple(paths_of("data.labels", labels)), path_of("data.root", root), shared, columns)
 
 
 def _label_file(format: str, labels: str | Sequence[str] | None) -> str | None:

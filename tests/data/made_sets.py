@@ -3,11 +3,14 @@
 import base64
 import io
 import struct
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import lmdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 SIDE = 24
@@ -140,10 +143,64 @@ def write_base64(path: Path, items: Sequence[tuple[int, bytes]], label_first: bo
     return path
 
 
+def tar_member(name: str, content: bytes) -> bytes:
+    """Return a file of a tar: a header of 512 bytes, and the content padded to 512."""
+    fields = (
+        name.encode().ljust(100, b"\0"),
+        b"0000644\0",
+        b"0000000\0" * 2,
+        b"%011o\0" % len(content),
+        b"0" * 11 + b"\0",
+    )
+    head = b"".join(fields) + b" " * 8 + b"0"
+    head = head.ljust(257, b"\0") + b"ustar\x0000"
+    head = head.ljust(512, b"\0")
+    head = head[:148] + b"%06o\0 " % sum(head) + head[156:]
+    return head + content + bytes(-len(content) % 512)
+
+
+def write_tar(path: Path, items: Sequence[tuple[int, bytes]]) -> Path:
+    """Write a shard of WebDataset."""
+    members = []
+    for number, (label, encoded) in enumerate(items):
+        members += [tar_member(f"{number:05d}.cls", b"%d" % label), tar_member(f"{number:05d}.jpg", encoded)]
+    path.write_bytes(b"".join(members) + bytes(1024))
+    return path
+
+
+def read_tar(path: Path) -> list[tuple[int, bytes]]:
+    """Return (label, image) of all shards in a folder, by the standard library."""
+    items = []
+    for shard in sorted(path.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            files = {member.name: tar.extractfile(member).read() for member in tar}
+        keys = sorted({name.split(".")[0] for name in files})
+        items += [(int(files[f"{key}.cls"]), files[f"{key}.jpg"]) for key in keys]
+    return items
+
+
+def write_parquet(path: Path, items: Sequence[tuple[int, bytes]], row_group_size: int = 2) -> Path:
+    """Write a table as the library datasets does."""
+    rows = [
+        {"image": {"bytes": encoded, "path": f"{number}.jpg"}, "label": label}
+        for number, (label, encoded) in enumerate(items)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=row_group_size)
+    return path
+
+
+def read_parquet(path: Path) -> list[tuple[int, bytes]]:
+    """Return (label, image) of all tables in a folder."""
+    rows = [row for file in sorted(path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return [(row["label"], row["image"]["bytes"]) for row in rows]
+
+
 # format -> its writer, and a file name
 FORMATS = {
     "lmdb": (write_lmdb, "set.lmdb"),
     "rec": (write_rec, "set.rec"),
     "folder": (write_folder, "set"),
     "list": (write_list, "set.txt"),
+    "wds": (write_tar, "set.tar"),
+    "parquet": (write_parquet, "set.parquet"),
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lmdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -30,7 +31,9 @@ from tests.data.made_sets import (
     image,
     images,
     read_lmdb,
+    read_parquet,
     read_rec,
+    read_tar,
     write_base64,
     write_folder,
     write_list,
@@ -49,6 +52,30 @@ def run(*words: object) -> Report:
 def folder_content(path: Path) -> list[tuple[int, bytes]]:
     lines = [line.split("\t") for name in ("train.txt", "val.txt") for line in (path / name).read_text().splitlines()]
     return sorted((int(label), (path / file).read_bytes()) for file, label in lines)
+
+
+READ = {
+    "lmdb": read_lmdb,
+    "rec": read_rec,
+    "folder": folder_content,
+    "wds": read_tar,
+    "parquet": read_parquet,
+}
+
+
+def test_round_trip_over_shards(tmp_path):
+    """Conversion folder -> tar -> Parquet -> rec. Class names are kept."""
+    source = write_folder(tmp_path / "set", ITEMS)
+    first, second, last = tmp_path / "a", tmp_path / "b", tmp_path / "c.rec"
+    run(f"source={source}", f"target={first}", "format=wds")
+    run(f"source={first}", f"target={second}", "format=parquet", "verify=true")
+    run(f"source={second}", f"target={last}")
+    assert sorted(read_tar(first)) == sorted(read_parquet(second)) == sorted(read_rec(last)) == sorted(ITEMS)
+    names = ["class 000", "class 001", "class 002", "class 003"]
+    assert (first / "classes.txt").read_text().splitlines() == names
+    assert last.with_suffix(".classes.txt").read_text().splitlines() == names
+    about = json.loads(pq.read_schema(second / "part-00000.parquet").metadata[b"huggingface"])
+    assert about["info"]["features"]["label"] == {"names": names, "_type": "ClassLabel"}
 
 
 def test_round_trip_over_all_formats(tmp_path):
@@ -168,7 +195,10 @@ def test_entries_without_images_are_reported(tmp_path):
     assert listed.returncode == 1 and "unreadable: 77: no record begins at byte 4" in listed.stdout
 
 
-@pytest.mark.parametrize(("name", "format"), [("out.lmdb", "lmdb"), ("out.rec", "rec"), ("out", "folder")])
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("out.lmdb", "lmdb"), ("out.rec", "rec"), ("out", "folder"), ("out", "wds"), ("out", "parquet")],
+)
 def test_an_interrupted_conversion_resumes(name, format, tmp_path, monkeypatch):
     """A conversion interrupted at any image, also between two saved states, gives the same result."""
     monkeypatch.setattr(module, "CHUNK", 2)
@@ -198,7 +228,7 @@ def test_an_interrupted_conversion_resumes(name, format, tmp_path, monkeypatch):
         run(f"source={source}", f"target={target}", f"format={format}", "shuffle=true", "num_workers=0")
         assert len(seen) == 2 * 15 - number // 4 * 4  # writes the missing images and compares all
         monkeypatch.setattr(module.ImageConverter, "encoded", encoded)
-        read = {"lmdb": read_lmdb, "rec": read_rec, "folder": folder_content}[format]
+        read = READ[format]
         assert read(target) == read(undisturbed)
 
 

@@ -132,12 +132,11 @@ def content(raw: bytes):
     [
         ("x.bin", content(b"\x80\x04]."), "contains pairs of images, not classes; .*protocol.lfw.source"),
         ("x.zip", archive, "is an archive; unpack it"),
-        ("x.tar", archive, "is an archive; unpack it"),
         ("x.tgz", archive, "is an archive; unpack it"),
         ("x", lambda path: archive(path.with_name("x.zip")) or path.with_name("x.zip").rename(path), "is an archive"),
         ("training.idx", content(b"0\t0\n1\t4212\n"), "index of a .rec file; pass the .rec file"),
-        ("train.lst", content(b"7\t1.000000\ta b/c.jpg\n3\t0.0\td.jpg\n"), r"list of im2rec.*awk .*train\.lst$"),
-        ("train.lst", content(b"7\t4\t5\t1.0\t0.1\td.jpg\n"), "list of im2rec"),
+        ("train.txt", content(b"7\t1.000000\ta b/c.jpg\n3\t0.0\td.jpg\n"), r"list of im2rec.*name it train\.lst$"),
+        ("train.txt", content(b"7\t4\t5\t1.0\t0.1\td.jpg\n"), "list of im2rec"),
         ("data.mdb", content(b"\0" * 4096), "pass the folder that contains it"),
         ("a.jpg", content(image(0)), "is an image; pass the folder"),
     ],
@@ -154,6 +153,48 @@ def test_a_file_of_another_kind(name, write, message, tmp_path):
         with pytest.raises(ValueError, match=rf"{name} .*{message}"):
             attempt()
     assert not (tmp_path / "out.lmdb").exists()
+
+
+# Lists of im2rec, and parts of a set
+
+
+def test_lists_of_im2rec_and_insightface(tmp_path):
+    for number, (_, encoded) in enumerate(ITEMS):
+        (tmp_path / f"{number} x.jpg").write_bytes(encoded)
+    im2rec = "".join(f"{9 - number}\t{label}.000000\t{number} x.jpg\n" for number, (label, _) in enumerate(ITEMS))
+    (tmp_path / "a.lst").write_text(im2rec)
+    insightface = "".join(f"1\t{tmp_path}/{number} x.jpg\t{label}\n" for number, (label, _) in enumerate(ITEMS))
+    (tmp_path / "b.lst").write_text(insightface)
+    for name in ("a.lst", "b.lst"):
+        found = opened(tmp_path / name, "list")
+        assert [(found.label(i), found.read(i)) for i in range(len(found))] == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("7\t4\t5\t1.0\td.jpg", "line 1: the line of a .lst file must be .*, and it has 5 columns"),
+        ("7\t1.5\td.jpg", "line 1: '1.5' is not a class id"),
+        ("7\t-1\td.jpg", "line 1: '-1' is not a class id"),
+    ],
+)
+def test_lines_of_im2rec_that_cannot_be_used(line, reason, tmp_path):
+    (tmp_path / "a.lst").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=reason):
+        opened(tmp_path / "a.lst", "list")
+
+
+def test_parts_of_a_set_are_not_classes(tmp_path):
+    for part in ("train", "val"):
+        write_folder(tmp_path / "set" / part, ITEMS)
+    (tmp_path / "set" / ".thumbnails").mkdir()
+    with pytest.raises(
+        ValueError, match=r"the parts train, val of a set.* data\.source=.*/set/train, .*closed_set\.source=.*/set/val$"
+    ):
+        opened(tmp_path / "set", "folder")
+    assert len(opened(tmp_path / "set" / "train", "folder")) == len(ITEMS)
+    (tmp_path / "set" / "bus").mkdir()  # then they may be classes
+    assert opened(tmp_path / "set", "folder").num_classes == 2
 
 
 # Sets of one class
