@@ -53,7 +53,8 @@ MISTYPED = [
     ("margin=pfc", "margin=pfc must name a margin, and pfc is a head; write head=pfc"),
     (
         "data=mnist",
-        "data=mnist is not available; choose one of features, folder, glyphs, hanzi, list, lmdb, parquet, rec, sphere, wds",
+        "data=mnist is not available; choose one of features, folder, glyphs, hanzi, list, lmdb, parquet, rec, sphere, "
+        "wds",
     ),
     ("dataset=glyphs", "write data=glyphs"),
     ("head=", "head= is not available; choose one of ffc, forest"),
