@@ -67,6 +67,8 @@ def _train(processes: Processes, config: DictConfig, folder: Path, config_name: 
             content = summary.write(module, status)
         if callbacks.wandb_run is not None:
             callbacks.wandb_run.finish(content, exit_code=0 if status in COMPLETE else 1)
+        if callbacks.trackers is not None:
+            callbacks.trackers.finish(content, is_complete=status in COMPLETE)
         callbacks.stop.restore_handlers()
     if processes.is_rank_zero:
         print_summary(content, folder)

@@ -41,6 +41,9 @@ HABITS = {
         ("eval_interval val_interval val_check_interval", "evaluate.interval"),
         ("save_interval", "checkpoint.interval"),
         ("wandb use_wandb", "logger.wandb.mode=online"),
+        ("tensorboard tb", "logger.tensorboard=true"),
+        ("mlflow", "logger.mlflow"),
+        ("trackio", "logger.trackio=true"),
     )
     for name in names.split()
 }

@@ -110,6 +110,9 @@ class Wandb:
 
 @dataclass
 class Logger:
+    tensorboard: bool
+    mlflow: str | None
+    trackio: bool
     wandb: Wandb
 
 

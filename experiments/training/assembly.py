@@ -51,6 +51,7 @@ from .resuming import Origin
 from .saving import Saving
 from .strategy import strategy_for
 from .time_limit import TimeLimit
+from .trackers import Trackers
 from .wandb_run import WandbRun
 from .warm_start import WarmStart
 
@@ -60,6 +61,7 @@ class Callbacks:
     """The callbacks of a training. Lightning calls them in the order of the fields."""
 
     wandb_run: WandbRun | None
+    trackers: Trackers | None
     folder_claim: FolderClaim
     time_limit: TimeLimit
     recorder: Recorder
@@ -126,8 +128,9 @@ def assemble(
     )
     if not processes.is_rank_zero:  # initial weights are the same on all processes, later draws differ
         L.seed_everything((config.seed + processes.rank) % 2**32, verbose=False)
-    callbacks = build_callbacks(config, folder, config_name, processes, store, protocols, warm_start)
-    return module, callbacks, build_trainer(config, folder, processes, callbacks, checkpoint)
+    resumed_step = step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0
+    callbacks = build_callbacks(config, folder, config_name, processes, store, protocols, warm_start, resumed_step)
+    return module, callbacks, build_trainer(config, folder, processes, callbacks, resumed_step)
 
 
 def check_start(config: DictConfig, processes: Processes, store: CheckpointStore, checkpoint: str | None) -> None:
@@ -156,12 +159,14 @@ def build_callbacks(
     store: CheckpointStore,
     protocols: Sequence[EvaluationProtocol],
     warm_start: WarmStart | None,
+    resumed_step: int,
 ) -> Callbacks:
-    """Build the callbacks. Weights & Biases and the progress bar belong to process 0."""
+    """Build the callbacks. Trackers and the progress bar belong to process 0."""
     log_interval = config.trainer.log_interval
     recorder = Recorder(log_interval)
     return Callbacks(
         wandb_run=WandbRun(config, folder) if processes.is_rank_zero else None,
+        trackers=Trackers(config, folder, resumed_step) if processes.is_rank_zero else None,
         folder_claim=FolderClaim(folder, config_name, processes.is_rank_zero),
         time_limit=TimeLimit(config.trainer.max_time),
         recorder=recorder,
@@ -175,10 +180,9 @@ def build_callbacks(
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, processes: Processes, callbacks: Callbacks, checkpoint: str | None
+    config: DictConfig, folder: Path, processes: Processes, callbacks: Callbacks, resumed_step: int
 ) -> L.Trainer:
     """Build Lightning's trainer, which runs the loop. This package handles steps, checkpoints and logs."""
-    resumed_step = step_of(checkpoint.rpartition("/")[2]) if checkpoint else 0
     return L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,

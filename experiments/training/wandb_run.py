@@ -74,13 +74,12 @@ def wandb_logger(config: DictConfig, folder: Path) -> WeightsAndBiases | None:
     options = config.logger.wandb
     if options.mode == "disabled":
         return None
-    head = head_name(config)
     logger = WeightsAndBiases(
         project=options.project,
         entity=options.entity,
         group=options.group,
-        name=options.name or f"{head}-{folder.parent.name}-{folder.name}",
-        job_type=head,
+        name=run_name(config, folder),
+        job_type=head_name(config),
         tags=list(options.tags),
         offline=options.mode == "offline",
         save_dir=str(folder),
@@ -88,3 +87,8 @@ def wandb_logger(config: DictConfig, folder: Path) -> WeightsAndBiases | None:
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it unasked, and wandb warns about it
     return logger
+
+
+def run_name(config: DictConfig, folder: Path) -> str:
+    """Return the name of a run in all trackers: the given one, or its head and the ends of its folder."""
+    return str(config.logger.wandb.name or f"{head_name(config)}-{folder.parent.name}-{folder.name}")
