@@ -13,6 +13,7 @@ from experiments import option_tables
 from experiments.command_line.config_files import CONF, choices_of, has
 from experiments.command_line.options import MODEL_USE, TRAINING
 from experiments.command_line.schema import OfLightning
+from experiments.comparing.runs import flatten
 from experiments.instantiate import declared_types
 from experiments.option_types import checked
 from heads.core.options import option_fields, signature
@@ -97,10 +98,11 @@ def test_every_option_without_a_class_has_a_type():
     """The sections of a training, and of the use of a model, are covered."""
     training, use = config(), config(name="evaluate")
     for declared, composed, sections in (
-        (TRAINING, training, ("trainer", "evaluate", "fidelity", "checkpoint", "warm_start", "logger.wandb")),
+        (TRAINING, training, ("trainer", "evaluate", "fidelity", "checkpoint", "warm_start", "logger")),
         (MODEL_USE, use, ("trainer",)),
     ):
-        names = {f"{section}.{name}" for section in sections for name in OmegaConf.select(composed, section)}
+        values = ((section, flatten(OmegaConf.select(composed, section))) for section in sections)
+        names = {f"{section}.{name}" for section, value in values for name in value}
         lightning = {f"trainer.{name}" for name in OfLightning.__annotations__}
         assert {name for name in declared if "." in name and not name.startswith("optimizer.")} - lightning == names
         for name, kind in declared.items():
