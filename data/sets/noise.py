@@ -1,10 +1,11 @@
-"""Synthetic faults of a training set: label noise and imbalance, to study their effect on a head.
+"""Synthetic faults of a training set: label noise, imbalance and few images, to study their effect on a head.
 
 All faults are keyed by seed, record and class. They apply to any set and keep about 20 bytes per label in memory.
 `data=sphere` has the options `tail` and `conflict` of its own, which it computes without memory.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,40 +18,56 @@ from .split import Subset
 LEAST = 2  # images that a long tail leaves in the rarest class
 
 
-def with_noise(data: DataSet, *, tail: float = 0.0, conflict: float = 0.0, flip: float = 0.0, seed: int = 0) -> DataSet:
+def with_noise(
+    data: DataSet,
+    *,
+    tail: float = 0.0,
+    shallow: int | None = None,
+    conflict: float = 0.0,
+    flip: float = 0.0,
+    seed: int = 0,
+) -> DataSet:
     """Return a set with faults in its training records. The held-out classes do not change.
 
     Args:
         data: the set.
         tail: exponent of Zipf's law; of C classes in random order, the r-th keeps at most 2 (C / r) ** tail images.
+        shallow: number of images that each class keeps at most, after `tail`; None for all. Two are shallow data, as of
+            faces with a passport and a live image (Du et al., ECCV 2020).
         conflict: share of the classes that are split into two with half of the images each, so that one identity has
             two labels. The second halves get new class ids after all others.
         flip: share of the labels that become the label of another class.
         seed: seed of all random choices.
 
     Where records have several labels, `conflict` and `flip` treat each label as that of a record of its own, and a
-    label that a record has already is left out. `tail` is refused.
+    label that a record has already is left out. `tail` and `shallow` are refused.
     """
     if tail < 0:
         raise ValueError(f"noise.tail={tail} must be at least 0")
+    if shallow is not None and shallow < 1:
+        raise ValueError(f"noise.shallow={shallow} must be at least 1; 2 keeps two images of each class")
     for name, share in (("conflict", conflict), ("flip", flip)):
         if not 0 <= share <= 1:
             raise ValueError(f"noise.{name}={share} must be in [0, 1]; 0.1 affects a tenth")
-    if tail == conflict == flip == 0:
+    if tail == conflict == flip == 0 and shallow is None:
         return data
     train, names = data.train, data.class_names
     num_classes, source = train.num_classes, train.source
     all_labels = np.asarray(train.targets[np.arange(len(train))], dtype=np.int64)
     several = all_labels.ndim == 2
-    if several and tail:
-        raise ValueError(
-            f"noise.tail={tail} leaves out images class by class, and here an image has several labels and so belongs "
-            "to several classes; set it to 0"
-        )
+    for name, value in (("tail", tail), ("shallow", shallow)):
+        if several and value:
+            raise ValueError(
+                f"noise.{name}={value} leaves out images class by class, and here an image has several labels and so "
+                "belongs to several classes; remove it"
+            )
     is_label = all_labels >= 0
     labels = all_labels[is_label] if several else all_labels  # one after the other
     if tail:
         kept = long_tail(labels, num_classes, tail, seed)
+        source, labels = Subset(source, kept), labels[kept]
+    if shallow is not None:
+        kept = at_most(labels, num_classes, np.full(num_classes, shallow), "shallow", seed)
         source, labels = Subset(source, kept), labels[kept]
     if conflict:
         labels, split = split_classes(labels, num_classes, conflict, seed)
@@ -79,8 +96,12 @@ def without_repetitions(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 def long_tail(labels: NDArray[np.int64], num_classes: int, tail: float, seed: int) -> Indices:
     """Return the records that a long tail keeps, in ascending order."""
     rank = permute(np.arange(num_classes), num_classes, seed)
-    limit = np.floor(LEAST * (num_classes / (rank + 1)) ** tail)
-    order, within = _in_class(labels, num_classes, "long tail", seed)
+    return at_most(labels, num_classes, np.floor(LEAST * (num_classes / (rank + 1)) ** tail), "long tail", seed)
+
+
+def at_most(labels: NDArray[np.int64], num_classes: int, limit: NDArray[Any], purpose: str, seed: int) -> Indices:
+    """Return the records, in ascending order, if each class keeps a number of them at most, (num_classes,)."""
+    order, within = _in_class(labels, num_classes, purpose, seed)
     return np.sort(order[within < limit[labels[order]]])
 
 

@@ -59,7 +59,19 @@ FIGURES = (
     Figure("fidelity/class_means_norm_ratio", "norm ratio to class means", None, is_curve=True),
 )
 # How the last part of a protocol's metric begins, if more of it is better. The metrics are named val/SET/METRIC.
-MORE_IS_BETTER = ("accuracy", "rank", "tar_at", "val_at", "tpir", "map", "auc", "top")
+MORE_IS_BETTER = (
+    "accuracy",
+    "rank",
+    "tar_at",
+    "val_at",
+    "tpir",
+    "map",
+    "auc",
+    "top",
+    "r_precision",
+    "precision",
+    "recall",
+)
 
 
 def figure_of_protocol(name: str) -> Figure | None:

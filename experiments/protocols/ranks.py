@@ -1,6 +1,7 @@
 """Ranks of the mates of probes, and the metrics of identification that follow from them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,19 +52,16 @@ class Ranks:
         order = np.lexsort((above, probe_M))
         probe_M, above = probe_M[order], above[order]
         probes, starts, counts = np.unique(probe_M, return_index=True, return_counts=True)
-        place_M = 1 + np.arange(len(probe_M)) - np.repeat(starts, counts)  # among the mates of its probe
         if mates == "best":
-            self.ranks = 1 + above[starts]
-            precision = place_M / (place_M + above)
-            self.average_precision: NDArray[np.float64] | None = np.add.reduceat(precision, starts) / counts
-            self.classes = class_P[probes]
+            self.ranks, self.classes = 1 + above[starts], class_P[probes]
+            self.retrieval: Retrieval | None = Retrieval(above, starts, counts)
         else:
-            self.ranks, self.average_precision, self.classes = 1 + above, None, class_P[probe_M]
+            self.ranks, self.classes, self.retrieval = 1 + above, class_P[probe_M], None
         _, self.unit = np.unique(self.classes, return_inverse=True)
         self.num_classes = int(self.unit.max()) + 1
 
     def metrics(self, ranks: Sequence[int], weights: NDArray[np.float64] | None = None) -> Mapping[str, float]:
-        """Return rank-k for each k, and the mean average precision `map` if a probe's best mate counts.
+        """Return rank-k for each k, and the metrics of `Retrieval` if a probe's best mate counts.
 
         Args:
             ranks: values of k.
@@ -71,11 +69,54 @@ class Ranks:
         """
         w = np.ones(len(self.ranks)) if weights is None else weights[self.unit]
         values = {f"rank{k}": float(w @ (self.ranks <= k) / w.sum()) for k in ranks}
-        if self.average_precision is not None:
-            values["map"] = float(w @ self.average_precision / w.sum())
+        for name, of_probes in self.retrieval.of_probes(tuple(ranks)).items() if self.retrieval is not None else ():
+            values[name] = float(w @ of_probes / w.sum())
         return values
 
     def cmc(self, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the cumulative match characteristic: ranks up to `size`, and the share of mates found up to each."""
         points = np.unique(np.geomspace(1, max(size, 2), CMC_POINTS).astype(np.int64))
         return points, np.searchsorted(np.sort(self.ranks), points, side="right") / len(self.ranks)
+
+
+class Retrieval:
+    """Metrics of each probe that depend on all of its mates.
+
+    A probe has R mates, found at the positions p_1 < ... < p_R.
+
+    Args:
+        above_M: number of strangers before each mate, ascending for each probe.
+        starts: first mate of each probe.
+        counts: number of mates of each probe, R.
+    """
+
+    def __init__(self, above_M: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64]):
+        place_M = 1 + np.arange(len(above_M)) - np.repeat(starts, counts)  # among the mates of its probe
+        self.position_M, self.starts, self.counts = place_M + above_M, starts, counts
+        precision_M = place_M / self.position_M
+        within_M = self.position_M <= np.repeat(counts, counts)
+        self.common = {
+            "map": self._sum(precision_M) / counts,
+            "map_at_r": self._sum(np.where(within_M, precision_M, 0)) / counts,
+            "r_precision": self._sum(within_M) / counts,
+        }
+        self.by_ranks: dict[tuple[int, ...], dict[str, NDArray[np.float64]]] = {}
+
+    def of_probes(self, ranks: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
+        """Return the metrics of each probe, by name.
+
+        map: mean over the mates of j / p_j, the average precision.
+        map_at_r: the same, where mates at positions above R count as 0 (Musgrave et al., ECCV 2020).
+        r_precision: share of mates among the first R.
+        precisionK: share of mates among the first K.
+        recallK: share of the mates that are among the first K.
+        """
+        if ranks not in self.by_ranks:  # the bootstrap asks for them a thousand times
+            found = {k: self._sum(self.position_M <= k) for k in ranks}
+            values = {f"precision{k}": found[k] / k for k in ranks}
+            self.by_ranks[ranks] = {**self.common, **values, **{f"recall{k}": found[k] / self.counts for k in ranks}}
+        return self.by_ranks[ranks]
+
+    def _sum(self, values_M: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the sum over the mates of each probe."""
+        return np.add.reduceat(values_M.astype(np.float64), self.starts)

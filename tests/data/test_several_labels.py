@@ -191,9 +191,10 @@ def test_split_classes():
         assert (counts[of_class], counts[new]) == ((old[of_class] + 1) // 2, old[of_class] // 2)
 
 
-def test_a_long_tail_is_refused():
-    with pytest.raises(ValueError, match=r"noise.tail=1.0 leaves out images class by class, .* set it to 0"):
-        with_noise(made(np.array([[0, 1], [1, -1]]), 2), tail=1.0)
+@pytest.mark.parametrize(("name", "value"), [("tail", 1.0), ("shallow", 2)])
+def test_leaving_out_images_of_classes_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"noise\.{name}={value} leaves out images class by class, .* remove it"):
+        with_noise(made(np.array([[0, 1], [1, -1]]), 2), **{name: value})
 
 
 def test_class_counts_count_every_label(monkeypatch):

@@ -471,6 +471,20 @@ def test_long_tail_follows_zipfs_law():
     assert not np.array_equal(labels, with_noise(data, tail=1.0, seed=2).train.labels)
 
 
+def test_shallow_data_have_few_images_of_each_class():
+    data = labelled([0] * 9 + [1] * 2 + [2] + [3] * 30, 4)
+    shallow = with_noise(data, shallow=2)
+    labels = np.asarray(shallow.train.labels)
+    assert np.bincount(labels).tolist() == [2, 2, 1, 2]
+    kept = shallow.train.source.read(np.arange(len(labels))).numpy()
+    assert len(set(kept.tolist())) == 7 and np.array_equal(labels, data.train.labels[kept])
+    assert kept.tolist() != with_noise(data, shallow=2, seed=1).train.source.read(np.arange(7)).tolist()
+    both = with_noise(data, tail=0.5, shallow=3)
+    assert np.bincount(np.asarray(both.train.labels)).max() <= 3
+    with pytest.raises(ValueError, match=r"noise\.shallow=0 must be at least 1"):
+        with_noise(data, shallow=0)
+
+
 def test_split_classes_are_one_identity_with_two_labels():
     data = labelled(list(range(100)) * 9 + [100], 101)
     noisy = with_noise(data, conflict=0.3)

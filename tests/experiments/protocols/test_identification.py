@@ -4,6 +4,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torchmetrics.functional.retrieval import (
+    retrieval_average_precision,
+    retrieval_hit_rate,
+    retrieval_precision,
+    retrieval_r_precision,
+    retrieval_recall,
+)
 
 from experiments.models import model
 from experiments.protocols import image_sets, ranks, search
@@ -108,6 +115,48 @@ def test_ranks_and_precision(seed, alone, mates):
     assert ranks.metrics((5,), weights)["rank5"] == pytest.approx(np.mean(repeated <= 5))
 
 
+def slow_retrieval(relevant, k):
+    """Return the metrics of one probe whose list has mates where `relevant` is true."""
+    total = sum(relevant)
+    precisions = [sum(relevant[: at + 1]) / (at + 1) for at, is_mate in enumerate(relevant) if is_mate]
+    return {
+        "map": sum(precisions) / total,
+        "map_at_r": sum(precisions[: sum(relevant[:total])]) / total,
+        "r_precision": sum(relevant[:total]) / total,
+        f"precision{k}": sum(relevant[:k]) / k,
+        f"recall{k}": sum(relevant[:k]) / total,
+    }
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_metrics_of_retrieval_equal_the_slow_ones_and_those_of_torchmetrics(k):
+    generator = torch.Generator().manual_seed(k)
+    rows = normalize(torch.randn(60, 4, generator=generator))
+    classes = torch.randint(9, (60,), generator=generator)
+    known = mate_pairs(classes.numpy(), classes.numpy(), True)
+    _, above = count_strangers_above(rows, known, in_blocks(rows, 7))
+    found = Ranks(known, above, classes.numpy(), "best").metrics((k,))
+    scores = rows @ rows.T
+    expected, theirs = [], []
+    for number in range(60):
+        others = torch.arange(60) != number
+        order = scores[number, others].argsort(descending=True)
+        mates = (classes == classes[number])[others]
+        if mates.any():
+            expected.append(slow_retrieval(mates[order].tolist(), k))
+            one = (scores[number, others] + 2, mates)  # torchmetrics ignores mates with negative scores
+            theirs.append({
+                "map": float(retrieval_average_precision(*one)),
+                "r_precision": float(retrieval_r_precision(*one)),
+                f"precision{k}": float(retrieval_precision(*one, top_k=k)),
+                f"recall{k}": float(retrieval_recall(*one, top_k=k)),
+                f"rank{k}": float(retrieval_hit_rate(*one, top_k=k)),
+            })  # fmt: skip
+    for reference in (expected, theirs):
+        for name in reference[0]:
+            assert found[name] == pytest.approx(np.mean([each[name] for each in reference])), name
+
+
 @pytest.fixture
 def features(tmp_path):
     """gallery.npy, probes.npy and strangers.npy, with classes of the first two."""
@@ -197,7 +246,9 @@ def test_equal_embeddings_identify_no_image(tmp_path):
     np.save(tmp_path / "all.npy", np.ones((6, 4), np.float32))
     (tmp_path / "all.txt").write_text("".join(f"{n}\t{n // 2}\n" for n in range(6)))
     (result,) = Identification(str(tmp_path / "all.npy"), ranks=(1, 5), resamples=0)(of_nothing())
-    assert result.metrics == {"rank1": 0, "rank5": 1, "map": pytest.approx(1 / 5)}
+    expected = {"rank1": 0, "rank5": 1, "map": 1 / 5, "map_at_r": 0, "r_precision": 0}
+    expected |= {"precision1": 0, "precision5": 1 / 5, "recall1": 0, "recall5": 1}
+    assert result.metrics == pytest.approx(expected)
 
 
 def write(folder, name, rows, classes=None):
