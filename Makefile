@@ -7,7 +7,7 @@ READY := .venv/.ready
 # Tests that need a browser are skipped and listed. `make test SYSTEM=--system` runs them too.
 SYSTEM ?=
 
-.PHONY: run test lint types check format clean
+.PHONY: run test lint types notebook check format clean
 
 run: $(READY) ## train PartialFC on glyphs and print the results
 	$(BIN)/python -m experiments.run head=pfc sample_rate=0.1
@@ -23,7 +23,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-check: lint types test ## what CI runs
+notebook: $(READY) ## run the notebook of the documentation
+	$(BIN)/python -m tests.notebook
+
+check: lint types test notebook ## what CI runs
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

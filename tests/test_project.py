@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECTS = (ROOT / "pyproject.toml", ROOT / "heads" / "pyproject.toml")
 MODULES = sorted((ROOT / "heads").rglob("*.py"))
 READMES = (ROOT / "README.md", ROOT / "heads" / "README.md")
-EXAMPLES = [code for path in READMES for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)]
+BLOCKS = [code for path in READMES for code in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)]
+EXAMPLES = [code for code in BLOCKS if "experiments.api" not in code]  # tests/experiments/test_api.py runs the other
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
