@@ -14,7 +14,7 @@ COMMANDS = {
     "config": "experiments.run",
     **{
         name: f"experiments.{name}"
-        for name in ("evaluate", "embed", "export", "cluster", "centers", "subcenters", "pretrained")
+        for name in ("evaluate", "embed", "export", "cluster", "centers", "subcenters", "pretrained", "serve")
     },
     **{name: f"experiments.{name}" for name in ("benchmark", "plan", "dashboard", "study")},
     "convert": "data.convert",

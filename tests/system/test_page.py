@@ -1,13 +1,12 @@
 """The page of a comparison in a real browser without a network."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from experiments import compare
 from tests.experiments.made_runs import made_run
@@ -15,17 +14,6 @@ from tests.experiments.made_runs import made_run
 pytestmark = pytest.mark.system
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 HEADS = ("full", "pfc", "ffc", "forest")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "Debian's chromium is needed: apt install chromium"
-    with sync_playwright() as playwright:
-        # As root there is no sandbox to be had.
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,12 @@ from playwright.sync_api import Page, expect
 
 from experiments import compare
 from tests.experiments.made_runs import made_run
-from tests.system.test_page import SIZES, Axe, browser, choose, drawn, opened
+from tests.system.test_page import SIZES, Axe, choose, drawn, opened
 
 pytestmark = pytest.mark.system
 LIMIT = 9
 HEADS = ("full", *(f"h{number:02}" for number in range(12)))  # h11 is the best and full the worst in rank-1
 LEAST = {"h00": 0, "h01": 3 * 2**10}  # bytes; the others hold 8 MiB, and full 8 GiB
-__all__ = ["browser"]  # a fixture
 
 
 @pytest.fixture(scope="module")
