@@ -44,6 +44,17 @@ class CenterHead(RowHead):
     """Base class of heads that keep one row, the class center, per class.
 
     The loss is the objective, by default the exact margin softmax, over the selected rows.
+
+    Example:
+        >>> class EveryOther(CenterHead):
+        ...     def select_classes(self, embeddings, labels):
+        ...         local = self.centers.shard.local(labels)
+        ...         drawn = torch.arange(0, self.centers.shard.size, 2)
+        ...         return Selection(torch.cat([drawn, local[local >= 0]]).unique())
+        >>> head = EveryOther(num_classes=1000, embedding_size=16)
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
+        >>> int(head.stats()["active_classes"])
+        504
     """
 
     Options: ClassVar[type[LossOptions]] = CenterOptions

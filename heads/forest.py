@@ -106,6 +106,12 @@ class HashingForest(CenterHead):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
         RuntimeError: in forward, if the index could not be built.
+
+    Example:
+        >>> head = HashingForest(num_classes=1000, embedding_size=16, num_active=100, index=Exact(), build="blocking")
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
+        >>> int(head.stats()["active_classes"])
+        100
     """
 
     Options = HashingForestOptions

@@ -40,6 +40,12 @@ class FullFC(CenterHead):
     Raises:
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CosFace(s=16, m=0.2))
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
+        >>> loss.shape
+        torch.Size([])
     """
 
     Options = FullFCOptions

@@ -45,6 +45,13 @@ class Head(nn.Module):
     mean. Backward does not change the head's state; the optimizer from `optimizer()` does, in its `step()`.
 
     A subclass declares its options in a dataclass, `Options`. `Head` completes docstring and signature from it.
+
+    Example:
+        >>> head: Head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1)
+        >>> optimizer = head.optimizer(lr=0.1)
+        >>> head(torch.randn(8, 16, requires_grad=True), torch.arange(8)).backward()
+        >>> optimizer.step()
+        >>> cosines, classes = head.topk(torch.randn(2, 16), k=5)
     """
 
     Options: ClassVar[type[Any] | None] = None

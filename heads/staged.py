@@ -159,6 +159,13 @@ class Staged(CenterHead):
     Raises:
         TypeError: an option that the head, or the head of a stage, does not have.
         ValueError: an option is out of range, or a head cannot be a stage.
+
+    Example:
+        >>> sampled = functools.partial(PartialFC, sample_rate=0.1)
+        >>> head = Staged(num_classes=1000, embedding_size=16, stages={0: sampled, 500: FullFC})
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
+        >>> int(head.stats()["active_classes"])
+        100
     """
 
     Options = StagedOptions

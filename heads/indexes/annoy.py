@@ -36,6 +36,9 @@ class Annoy(Index):
     Raises:
         TypeError: an unknown option.
         ValueError: an option out of range.
+
+    Example:
+        >>> head = HashingForest(num_classes=1000, embedding_size=16, num_active=100, index=Annoy(num_trees=10))
     """
 
     refreshable = False

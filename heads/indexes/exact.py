@@ -18,6 +18,9 @@ class Exact(Index):
     """Exact nearest vectors, by a matrix product with a copy of all vectors on their device.
 
     It is the reference of the approximate indexes, and has no options.
+
+    Example:
+        >>> head = HashingForest(num_classes=1000, embedding_size=16, num_active=100, index=Exact())
     """
 
     def __post_init__(self) -> None:

@@ -29,6 +29,9 @@ class IVF(Index):
     Raises:
         TypeError: an unknown option.
         ValueError: an option out of range, or faiss is not installed.
+
+    Example:
+        >>> head = HashingForest(num_classes=1000, embedding_size=16, num_active=100, index=IVF(nprobe=8))
     """
 
     library_attributes = ("lists", "_searcher", "_resources")

@@ -26,6 +26,10 @@ class AdaFace(Margin):
     Mean and deviation are those of the batch of all processes, whatever the weights of the samples.
 
     Source: Kim et al., "AdaFace: Quality Adaptive Margin for Face Recognition", CVPR 2022, and its code.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=AdaFace(s=16, m=0.2))
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """
 
     m: float = option(0.4, "Margin, in radians and as a cosine; in [0, pi / 2).")

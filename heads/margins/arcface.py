@@ -16,6 +16,10 @@ class ArcFace(Margin):
     """cos(theta + m) for the target, and cos - m sin(m) beyond theta + m = pi.
 
     Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=ArcFace(s=16, m=0.2))
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """
 
     m: float = option(0.5, "Added to the target's angle, in radians; in [0, pi).")

@@ -19,6 +19,10 @@ class CombinedMargin(Margin):
     """cos(m1 theta + m2) - m3 for the target; see `angular_target` for angles beyond pi.
 
     Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CombinedMargin(s=16, m1=1.0, m2=0.2, m3=0.1))
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """
 
     m1: float = option(1.0, "Factor on the target's angle.")

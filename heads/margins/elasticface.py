@@ -24,6 +24,10 @@ class ElasticFace(Margin):
     other samples. The angular margin continues beyond pi as that of `ArcFace` does; the published code does not.
 
     Source: Boutros et al., "ElasticFace: Elastic Margin Loss for Deep Face Recognition", CVPR Workshops 2022.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=ElasticFace(s=16, m=0.2, std=0.02))
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """
 
     m: float | None = option(None, 'Mean of the margins. None for the published 0.5, or 0.35 with kind="cos".')

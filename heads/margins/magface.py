@@ -25,6 +25,10 @@ class MagFace(Margin):
     Source: Meng et al., "MagFace: A Universal Representation for Face Recognition and Quality Assessment", CVPR 2021,
     and its code, whose margin is 0 where cos <= 0. With s = 64 and these margins a penalty_weight above 22.6 outweighs
     the softmax at `shortest`, so that no embedding stays there.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=MagFace(s=16))
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """
 
     shortest: float = option(10.0, "Length of an embedding with the smallest margin.")

@@ -53,6 +53,12 @@ class Margin(Configured):
     Raises:
         TypeError: an option that the margin does not have.
         ValueError: an option is out of range.
+
+    Example:
+        >>> class Subtracted(Margin):
+        ...     def target(self, cos_N):
+        ...         return cos_N - 0.2
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=Subtracted())
     """
 
     s: float = option(64.0, "Scale of the logits.")

@@ -18,6 +18,10 @@ class SVSoftmax(Margin):
     cos - m becomes t cos + t - 1.
 
     Source: Wang et al., "Mis-Classified Vector Guided Softmax Loss for Face Recognition", AAAI 2020.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=SVSoftmax(s=16, m=0.2))
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """
 
     m: float = option(0.4, "Subtracted from the target's cosine.")

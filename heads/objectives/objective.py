@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 class Objective(Configured, ABC):
-    """Base class of all objectives."""
+    """Base class of all objectives.
+
+    Example:
+        >>> [kind.__name__ for kind in (BCE, CrossEntropy, QMargin) if issubclass(kind, Objective)]
+        ['BCE', 'CrossEntropy', 'QMargin']
+    """
 
     bias: ClassVar[str | None] = None  # a learned bias: "shared", one number for all classes; or "class", one for each
     passes: ClassVar[int] = 2  # passes over the rows from forward to backward

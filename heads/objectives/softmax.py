@@ -43,6 +43,10 @@ class CrossEntropy(Objective):
     """Cross-entropy of the softmax over the active classes: -log(e^z_y / (e^z_y + sum over others of e^z_j)).
 
     With several labels a sample, it is the mean over them, and the sum leaves out the sample's other classes.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, objective=CrossEntropy(label_smoothing=0.1))
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """
 
     label_smoothing: float = option(

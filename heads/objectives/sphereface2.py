@@ -24,6 +24,10 @@ class SphereFace2(SigmoidObjective):
     Source: Wen et al., "SphereFace2: Binary Classification is All You Need for Deep Face Recognition", ICLR 2022
     (variant C), and the code of OpenSphere. Published: CosFace(s=40, m=0.4), or CosFace(s=64, m=0.5) and
     positive_share=0.8 on MS1M.
+
+    Example:
+        >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CosFace(s=16, m=0.2), objective=SphereFace2())
+        >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """
 
     positive_share: float = option(0.7, "Weight of the sample's class, in (0, 1); the others have the rest each.")

@@ -68,6 +68,12 @@ class RowSGD(RowRule):
     Raises:
         TypeError: an unknown option.
         ValueError: an option out of range.
+
+    Example:
+        >>> head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1)
+        >>> optimizer = head.optimizer(lr=0.1, rule=functools.partial(RowSGD, momentum=0.9, weight_decay=5e-4))
+        >>> head(torch.randn(8, 16, requires_grad=True), torch.arange(8)).backward()
+        >>> optimizer.step()
     """
 
     Options = RowSGDOptions
@@ -130,6 +136,12 @@ class RowAdamW(RowRule):
     Raises:
         TypeError: an unknown option.
         ValueError: an option out of range.
+
+    Example:
+        >>> head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1)
+        >>> optimizer = head.optimizer(lr=0.1, rule=RowAdamW)
+        >>> head(torch.randn(8, 16, requires_grad=True), torch.arange(8)).backward()
+        >>> optimizer.step()
     """
 
     Options = RowAdamWOptions
@@ -175,6 +187,12 @@ class RowAdagrad(RowRule):
     Raises:
         TypeError: an unknown option.
         ValueError: an option out of range.
+
+    Example:
+        >>> head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1)
+        >>> optimizer = head.optimizer(lr=0.1, rule=RowAdagrad)
+        >>> head(torch.randn(8, 16, requires_grad=True), torch.arange(8)).backward()
+        >>> optimizer.step()
     """
 
     Options = RowAdagradOptions

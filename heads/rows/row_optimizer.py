@@ -44,6 +44,12 @@ class RowOptimizer(torch.optim.Optimizer):
 
     Raises:
         ValueError: row state loaded into the head belongs to another row optimizer.
+
+    Example:
+        >>> optimizer = FullFC(num_classes=1000, embedding_size=16).optimizer(lr=0.1)
+        >>> isinstance(optimizer, RowOptimizer)
+        True
+        >>> schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=100)
     """
 
     def __init__(self, head: RowOwner, defaults: dict[str, Any]):

@@ -20,6 +20,10 @@ class Selection:
         block: number of rows of a block, which are adjacent and were drawn together.
         starts: int64, sorted, the first row of each block, on the host. Their rows are the first part of `ids`. None
             for no blocks.
+
+    Example:
+        >>> Selection(torch.tensor([0, 3, 7])).ids.tolist()  # three rows of this process's shard
+        [0, 3, 7]
     """
 
     ids: Tensor | None = None
