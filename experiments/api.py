@@ -47,7 +47,7 @@ class Run:
     Raises:
         ValueError: there is no readable summary.
 
-    Example:
+    Examples:
         >>> found = Run("outputs/DATE/TIME")
         >>> found["val/rank1"], found.curve("train/loss")
     """
@@ -121,7 +121,7 @@ def run(*words: str, folder: str | Path | None = None, **options: Any) -> Run:
         RuntimeError: the training has failed. The message has the end of its output.
         KeyboardInterrupt: it was interrupted, and has ended with a checkpoint.
 
-    Example:
+    Examples:
         >>> run(head="pfc", sample_rate=0.1, trainer={"max_steps": 400})["val/rank1"]
     """
     folder = Path(folder or f"outputs/{datetime.now():%Y-%m-%d/%H-%M-%S-%f}").resolve()
@@ -153,7 +153,7 @@ def compare(
     Raises:
         ValueError: no run has finished, or an argument does not fit.
 
-    Example:
+    Examples:
         >>> compare([run(head="pfc"), run(head="full")]).save("comparison.html")
     """
     paths = [each.folder if isinstance(each, Run) else Path(each) for each in runs]

@@ -45,7 +45,7 @@ class CenterHead(RowHead):
 
     The loss is the objective, by default the exact margin softmax, over the selected rows.
 
-    Example:
+    Examples:
         >>> class EveryOther(CenterHead):
         ...     def select_classes(self, embeddings, labels):
         ...         local = self.centers.shard.local(labels)

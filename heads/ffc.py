@@ -57,7 +57,7 @@ class FFC(Head):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> backbone, head = torch.nn.Linear(32, 16), FFC(num_classes=1000, embedding_size=16, queue_size=100)
         >>> head.prepare(backbone)
         >>> pairs, others = torch.arange(4).repeat(2), torch.arange(8)  # images i and 4 + i are a pair

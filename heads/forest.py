@@ -107,7 +107,7 @@ class HashingForest(CenterHead):
         ValueError: an option is out of range.
         RuntimeError: in forward, if the index could not be built.
 
-    Example:
+    Examples:
         >>> head = HashingForest(num_classes=1000, embedding_size=16, num_active=100, index=Exact(), build="blocking")
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
         >>> int(head.stats()["active_classes"])

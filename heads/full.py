@@ -41,7 +41,7 @@ class FullFC(CenterHead):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CosFace(s=16, m=0.2))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
         >>> loss.shape

@@ -46,7 +46,7 @@ class Head(nn.Module):
 
     A subclass declares its options in a dataclass, `Options`. `Head` completes docstring and signature from it.
 
-    Example:
+    Examples:
         >>> head: Head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1)
         >>> optimizer = head.optimizer(lr=0.1)
         >>> head(torch.randn(8, 16, requires_grad=True), torch.arange(8)).backward()

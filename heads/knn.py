@@ -88,7 +88,7 @@ class KNNSoftmax(CenterHead):
         ValueError: an option is out of range.
         RuntimeError: in forward, if the graph could not be built.
 
-    Example:
+    Examples:
         >>> options = {"neighbours": 20, "index": Exact(), "build": "blocking"}
         >>> head = KNNSoftmax(num_classes=1000, embedding_size=16, num_active=100, **options)
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))

@@ -83,7 +83,7 @@ class MACH(CenterHead):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range, or the margin depends on class counts.
 
-    Example:
+    Examples:
         >>> head = MACH(num_classes=10**8, embedding_size=16, num_hashes=4, num_buckets=500)
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

@@ -102,7 +102,7 @@ class NoCenters(Head):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> head = NoCenters(num_classes=1000, embedding_size=16, temperature=0.1)
         >>> labels = torch.arange(4).repeat_interleave(2)  # two images of each class
         >>> loss = head(torch.randn(8, 16, requires_grad=True), labels)

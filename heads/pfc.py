@@ -73,7 +73,7 @@ class PartialFC(CenterHead):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1, margin=CosFace(s=16, m=0.2))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
         >>> int(head.stats()["active_classes"])

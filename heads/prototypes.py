@@ -65,7 +65,7 @@ class Prototypes(PartialFC):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range, or `kind` has fewer rows than there are classes.
 
-    Example:
+    Examples:
         >>> head = Prototypes(num_classes=10**8, embedding_size=16, sample_rate=1e-5)
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
         >>> int(head.stats()["active_classes"])

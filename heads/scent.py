@@ -99,7 +99,7 @@ class Scent(PartialFC):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> head = Scent(num_classes=1000, embedding_size=16, num_records=5000, sample_rate=0.1)
         >>> embeddings, labels, records = torch.randn(8, 16, requires_grad=True), torch.arange(8), torch.arange(8)
         >>> loss = head(embeddings, labels, records=records)

@@ -160,7 +160,7 @@ class Staged(CenterHead):
         TypeError: an option that the head, or the head of a stage, does not have.
         ValueError: an option is out of range, or a head cannot be a stage.
 
-    Example:
+    Examples:
         >>> sampled = functools.partial(PartialFC, sample_rate=0.1)
         >>> head = Staged(num_classes=1000, embedding_size=16, stages={0: sampled, 500: FullFC})
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))

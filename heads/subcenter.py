@@ -45,7 +45,7 @@ class SubCenterFC(PartialFC):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> head = SubCenterFC(num_classes=1000, embedding_size=16, centers_per_class=3)
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
         >>> head.topk(torch.randn(2, 16), k=5)[1].shape

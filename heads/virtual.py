@@ -105,7 +105,7 @@ class VirtualFC(CenterHead):
         TypeError: an option that the head does not have.
         ValueError: an option is out of range, or the margin or the objective needs rows of classes.
 
-    Example:
+    Examples:
         >>> head = VirtualFC(num_classes=10**8, embedding_size=16, num_anchors=1000)
         >>> labels = torch.arange(4).repeat_interleave(2)  # two images of each class
         >>> loss = head(torch.randn(8, 16, requires_grad=True), labels)

@@ -37,7 +37,7 @@ class Annoy(Index):
         TypeError: an unknown option.
         ValueError: an option out of range.
 
-    Example:
+    Examples:
         >>> head = HashingForest(num_classes=1000, embedding_size=16, num_active=100, index=Annoy(num_trees=10))
     """
 

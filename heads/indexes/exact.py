@@ -19,7 +19,7 @@ class Exact(Index):
 
     It is the reference of the approximate indexes, and has no options.
 
-    Example:
+    Examples:
         >>> head = HashingForest(num_classes=1000, embedding_size=16, num_active=100, index=Exact())
     """
 

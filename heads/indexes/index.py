@@ -21,7 +21,7 @@ class Index(Configured, ABC):
     Vectors are float32 of unit length, embeddings float32 (n, D), positions int64. A subclass is a dataclass of its
     options, `@dataclass(eq=False)`.
 
-    Example:
+    Examples:
         >>> [kind.__name__ for kind in (Annoy, Exact, IVF) if issubclass(kind, Index)]
         ['Annoy', 'Exact', 'IVF']
     """

@@ -30,7 +30,7 @@ class IVF(Index):
         TypeError: an unknown option.
         ValueError: an option out of range, or faiss is not installed.
 
-    Example:
+    Examples:
         >>> head = HashingForest(num_classes=1000, embedding_size=16, num_active=100, index=IVF(nprobe=8))
     """
 

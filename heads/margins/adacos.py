@@ -19,7 +19,7 @@ class FixedAdaCos(Margin):
     Source: Zhang et al., "AdaCos: Adaptively Scaling Cosine Logits for Effectively Learning Deep Face Representations",
     CVPR 2019. The dynamic form needs the cosines with all rows before the loss and is not offered.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=FixedAdaCos())
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

@@ -27,7 +27,7 @@ class AdaFace(Margin):
 
     Source: Kim et al., "AdaFace: Quality Adaptive Margin for Face Recognition", CVPR 2022, and its code.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=AdaFace(s=16, m=0.2))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

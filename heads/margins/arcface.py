@@ -17,7 +17,7 @@ class ArcFace(Margin):
 
     Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=ArcFace(s=16, m=0.2))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

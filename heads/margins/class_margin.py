@@ -23,7 +23,7 @@ class ClassMargin(Margin):
     these defaults; its code also scales them to [0.05, 0.5]). LDAM (Cao et al., NeurIPS 2019) is kind="cos", k=1/4, b=0
     and a = 0.5 n^(1/4) for the n of the rarest class.
 
-    Example:
+    Examples:
         >>> counts = torch.randint(1, 100, (1000,))
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=ClassMargin(s=16), class_counts=counts)
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))

@@ -20,7 +20,7 @@ class CombinedMargin(Margin):
 
     Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CombinedMargin(s=16, m1=1.0, m2=0.2, m3=0.1))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

@@ -15,7 +15,7 @@ class CosFace(Margin):
 
     Source: Wang et al., "CosFace: Large Margin Cosine Loss for Deep Face Recognition", CVPR 2018.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CosFace(s=16, m=0.2))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

@@ -25,7 +25,7 @@ class ElasticFace(Margin):
 
     Source: Boutros et al., "ElasticFace: Elastic Margin Loss for Deep Face Recognition", CVPR Workshops 2022.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=ElasticFace(s=16, m=0.2, std=0.02))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

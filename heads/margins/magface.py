@@ -26,7 +26,7 @@ class MagFace(Margin):
     and its code, whose margin is 0 where cos <= 0. With s = 64 and these margins a penalty_weight above 22.6 outweighs
     the softmax at `shortest`, so that no embedding stays there.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=MagFace(s=16))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

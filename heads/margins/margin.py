@@ -54,7 +54,7 @@ class Margin(Configured):
         TypeError: an option that the margin does not have.
         ValueError: an option is out of range.
 
-    Example:
+    Examples:
         >>> class Subtracted(Margin):
         ...     def target(self, cos_N):
         ...         return cos_N - 0.2

@@ -14,7 +14,7 @@ class Softmax(Margin):
 
     The bias is the last column of the rows, so that stores and optimizers of rows need no code for it.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=Softmax())
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

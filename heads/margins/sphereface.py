@@ -21,7 +21,7 @@ class SphereFace(Margin):
     Source: Liu et al., "SphereFace: Deep Hypersphere Embedding for Face Recognition", CVPR 2017, and "SphereFace
     Revived: Unifying Hyperspherical Face Recognition", TPAMI 2022; code of OpenSphere.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=SphereFace(s=16, m=1.4))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

@@ -19,7 +19,7 @@ class SVSoftmax(Margin):
 
     Source: Wang et al., "Mis-Classified Vector Guided Softmax Loss for Face Recognition", AAAI 2020.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=SVSoftmax(s=16, m=0.2))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

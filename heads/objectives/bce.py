@@ -18,7 +18,7 @@ class BCE(UniFace):
     Source: the baseline of Zhou et al., "UniFace: Unified Cross-Entropy Loss for Deep Face Recognition", ICCV 2023;
     one-versus-all training of extreme classification, such as Renee (Jain et al., MLSys 2023).
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CosFace(s=16, m=0.2), objective=BCE())
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

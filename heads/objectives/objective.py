@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Objective(Configured, ABC):
     """Base class of all objectives.
 
-    Example:
+    Examples:
         >>> [kind.__name__ for kind in (BCE, CrossEntropy, QMargin) if issubclass(kind, Objective)]
         ['BCE', 'CrossEntropy', 'QMargin']
     """

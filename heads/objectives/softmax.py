@@ -44,7 +44,7 @@ class CrossEntropy(Objective):
 
     With several labels a sample, it is the mean over them, and the sum leaves out the sample's other classes.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, objective=CrossEntropy(label_smoothing=0.1))
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

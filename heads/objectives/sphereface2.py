@@ -25,7 +25,7 @@ class SphereFace2(SigmoidObjective):
     (variant C), and the code of OpenSphere. Published: CosFace(s=40, m=0.4), or CosFace(s=64, m=0.5) and
     positive_share=0.8 on MS1M.
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CosFace(s=16, m=0.2), objective=SphereFace2())
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

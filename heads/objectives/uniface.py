@@ -19,7 +19,7 @@ class UniFace(SigmoidObjective):
     Source: Zhou et al., "UniFace: Unified Cross-Entropy Loss for Deep Face Recognition", ICCV 2023, whose margin is
     CosFace(s=64, m=0.4). Its code also clips logits to [-s, s].
 
-    Example:
+    Examples:
         >>> head = FullFC(num_classes=1000, embedding_size=16, margin=CosFace(s=16, m=0.2), objective=UniFace())
         >>> loss = head(torch.randn(8, 16, requires_grad=True), torch.arange(8))
     """

@@ -69,7 +69,7 @@ class RowSGD(RowRule):
         TypeError: an unknown option.
         ValueError: an option out of range.
 
-    Example:
+    Examples:
         >>> head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1)
         >>> optimizer = head.optimizer(lr=0.1, rule=functools.partial(RowSGD, momentum=0.9, weight_decay=5e-4))
         >>> head(torch.randn(8, 16, requires_grad=True), torch.arange(8)).backward()
@@ -137,7 +137,7 @@ class RowAdamW(RowRule):
         TypeError: an unknown option.
         ValueError: an option out of range.
 
-    Example:
+    Examples:
         >>> head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1)
         >>> optimizer = head.optimizer(lr=0.1, rule=RowAdamW)
         >>> head(torch.randn(8, 16, requires_grad=True), torch.arange(8)).backward()
@@ -188,7 +188,7 @@ class RowAdagrad(RowRule):
         TypeError: an unknown option.
         ValueError: an option out of range.
 
-    Example:
+    Examples:
         >>> head = PartialFC(num_classes=1000, embedding_size=16, sample_rate=0.1)
         >>> optimizer = head.optimizer(lr=0.1, rule=RowAdagrad)
         >>> head(torch.randn(8, 16, requires_grad=True), torch.arange(8)).backward()

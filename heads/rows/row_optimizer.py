@@ -45,7 +45,7 @@ class RowOptimizer(torch.optim.Optimizer):
     Raises:
         ValueError: row state loaded into the head belongs to another row optimizer.
 
-    Example:
+    Examples:
         >>> optimizer = FullFC(num_classes=1000, embedding_size=16).optimizer(lr=0.1)
         >>> isinstance(optimizer, RowOptimizer)
         True

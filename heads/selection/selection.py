@@ -21,7 +21,7 @@ class Selection:
         starts: int64, sorted, the first row of each block, on the host. Their rows are the first part of `ids`. None
             for no blocks.
 
-    Example:
+    Examples:
         >>> Selection(torch.tensor([0, 3, 7])).ids.tolist()  # three rows of this process's shard
         [0, 3, 7]
     """
