@@ -11,6 +11,7 @@ from .study import COST, IMAGES, SECONDS, TRIAL, milliseconds
 
 RANK1, TAR = "val/rank1", "val/tar_at_far_1e-4"
 MEMORY, NUMBER, CLASSES = "memory/head_bytes", "head/active_classes", "num_classes"
+STEP = "head/step_ms"
 TUNED = re.compile(r"^(optimizer\.lr|optimizer\.rows\.lr)=")
 OWN_BATCHES = ("head=ffc", "head=virtual", "head=none")  # heads whose batches differ from those of the others
 
@@ -81,6 +82,24 @@ def main_table(results: Results, reference: str, plain: Sequence[str] = ()) -> s
         "gradient cosine": [spread(results, arm, "fidelity/gradient_cosine", 2) for arm in arms],
     }
     return markdown(columns)
+
+
+def cost_table(results: Results, reference: str) -> str:
+    """Return the table of a study that measures cost only, as multiples of the reference, cheapest head step first."""
+
+    def cost(arm: str, figure: str) -> float | None:
+        return next(iter(values(results, arm, figure, COST).values()), None)
+
+    arms = list(dict.fromkeys(result.arm for result in results.all if result.stage == COST))
+    arms.sort(key=lambda arm: cost(arm, STEP) or 0)
+    return markdown(
+        {
+            "": [f"`{arm}`" for arm in arms],
+            "active classes": [f"{cost(arm, NUMBER) or 0:,.0f}" for arm in arms],
+            "step of the head": [times(cost(arm, STEP), cost(reference, STEP), 3) for arm in arms],
+            "memory of the head": [times(cost(arm, MEMORY), cost(reference, MEMORY), 3) for arm in arms],
+        }
+    )
 
 
 def by_classes(results: Results) -> dict[int, tuple[str, list[str]]]:
@@ -159,9 +178,9 @@ def spread(results: Results, arm: str, figure: str, digits: int = 3) -> str:
     return f"{statistics.fmean(own):.{digits}f}" + (f" ± {statistics.stdev(own):.{digits}f}" if len(own) > 1 else "")
 
 
-def times(value: float | None, reference: float | None) -> str:
+def times(value: float | None, reference: float | None, digits: int = 2) -> str:
     """Return a value as a multiple of the reference's."""
-    return f"{value / reference:.2f}" if value is not None and reference else ""
+    return f"{value / reference:.{digits}f}" if value is not None and reference else ""
 
 
 def markdown(columns: dict[str, list[str]]) -> str:
