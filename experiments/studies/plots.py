@@ -85,6 +85,11 @@ def number(results: Results, path: Path) -> None:
             panel.axhline(0, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
             panel.set(xscale="log", xlabel=title)
             panel.grid(alpha=0.25)
+        counts = sorted(
+            {round(first(results, arm, NUMBER) or 0) for _, arms in by_classes(results).values() for arm in arms}
+        )
+        panels[0].set_xticks(counts, [f"{count:,}" for count in counts])
+        panels[0].minorticks_off()
         panels[0].set_ylabel("rank-1, points from all classes")
         panels[0].legend(fontsize="small")
         return figure

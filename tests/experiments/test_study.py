@@ -42,13 +42,28 @@ def test_every_job_of_a_study_is_a_command_of_run(name, tmp_path):
     results = Results(tmp_path / "x.csv")
     for job in [job for job in study.jobs(results) if job.stage == TRIAL]:
         results.all.append(made(job, 0.5))
-    jobs = [job for job in study.jobs(results) if job.stage in (TRIAL, IMAGES)]
+    jobs = [job for job in study.jobs(results) if job.stage in (TRIAL, IMAGES) or not study.seeds]
     tried = {option(job, "seed") for job in jobs if job.stage == TRIAL}
     final = {option(job, "seed") for job in jobs if job.stage == IMAGES}
     assert final == {str(seed) for seed in study.seeds} and not tried & final
     assert study.prediction
     for arm in study.arms:  # the last trial has one value of the arm's option; the composition is that of all
         check([job for job in jobs if job.arm == arm][-1].words.split())
+
+
+def test_a_table_of_cost_has_multiples_of_the_reference(tmp_path):
+    results = Results(tmp_path / "x.csv")
+    for arm, step, memory, active in (("full", 200.0, 1000, 1000), ("pfc", 25.0, 1000, 100), ("none", 5.0, 0, 8)):
+        figures = {"head/step_ms": step, "memory/head_bytes": memory, "head/active_classes": active}
+        job = Job("x", arm, COST, 0, 10, "words")
+        results.all.append(replace(made(job, 0.5), figures=figures))
+    assert report.cost_table(results, "full").splitlines() == [
+        "|  | active classes | step of the head | memory of the head |",
+        "| --- | --- | --- | --- |",
+        "| `none` | 8 | 0.025 | 0.000 |",
+        "| `pfc` | 100 | 0.125 | 1.000 |",
+        "| `full` | 1,000 | 1.000 | 1.000 |",
+    ]
 
 
 def test_arms_are_tuned_alike_and_trained_at_their_best(tmp_path):
