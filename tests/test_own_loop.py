@@ -24,7 +24,7 @@ def test_blocks_of_one_process(tmp_path, monkeypatch):
         exec(compile(code, "own_loop.md", "exec"), space)
         steps.append(space["head"].step)
         assert torch.isfinite(space["loss"])
-    assert steps == [20, 20, 21, 22, 25, 25, 3, 1, 1]  # the last three blocks have heads of their own
+    assert steps == [20, 20, 21, 22, 25, 25, 3, 3, 1, 1]  # the last four blocks have heads of their own
     assert space["state"]["head"]["centers.rows"].shape == (2000, 64)
 
 
