@@ -14,6 +14,7 @@ from .floor import memory_floor
 from .loading import LeftOut
 from .notes import notes_on
 from .runs import short_names
+from .sentences import outcome, trained
 
 PARTS = Path(__file__).with_name("page")
 SCRIPTS = ("values", "selection", "axes", "plots", "tables", "controls")  # in the order in which the page runs them
@@ -68,6 +69,10 @@ def content(comparison: Comparison, left_out: LeftOut) -> dict[str, Any]:
                 "problem": comparison.problems.index(group.problem),
                 "runs": [{"seed": run.summary.get("seed"), "folder": str(run.folder)} for run in group.runs],
                 "values": {name: _spread(comparison.columns(figure)[number]) for name, figure in figures.items()},
+                "each": {
+                    name: [_known(comparison.value(run, figure, comparison.at[group.problem])) for run in group.runs]
+                    for name, figure in figures.items()
+                },
                 "curves": {name: curve for name in curves if (curve := comparison.curve(group, name))},
             }
             for number, group in enumerate(comparison.groups)
@@ -94,10 +99,24 @@ def sweep_metric(comparison: Comparison) -> str | None:
     return str(name) if name and not names else None
 
 
+def main_figure(comparison: Comparison) -> Figure | None:
+    """Return the figure that the first sentences speak of: the sweep's metric, or else the first one of quality."""
+    measured = [figure for figure in comparison.figures if figure.more_is_better is not None]
+    wanted = [figure for figure in measured if figure.name == sweep_metric(comparison)]
+    return next(iter([*wanted, *(figure for figure in measured if figure.kind == "quality")]), None)
+
+
+def _known(value: float | None) -> float | None:
+    """Return a number with seven digits, and None for NaN, which JSON has not."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.7g}")
+
+
 def _problem(comparison: Comparison, problem: str) -> dict[str, Any]:
     floor = memory_floor(comparison, problem)
     return {
         "name": problem or "all runs",
+        "trained": trained(comparison, problem),
+        "outcome": outcome(comparison, problem, figure) if (figure := main_figure(comparison)) else "",
         "point": comparison.point(problem),
         "floor": None if floor is None else {"bytes": floor.bytes, "text": floor.sentence},
     }
@@ -106,7 +125,14 @@ def _problem(comparison: Comparison, problem: str) -> dict[str, Any]:
 def _figure(figure: Figure) -> dict[str, Any]:
     better = None if figure.more_is_better is None else "more" if figure.more_is_better else "less"
     unit = "bytes" if figure.name.endswith("bytes") else "number" if figure.kind == "cost" else "share"
-    return {"name": figure.name, "title": figure.title, "better": better, "kind": figure.kind, "unit": unit}
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "better": better,
+        "kind": figure.kind,
+        "unit": unit,
+        "meaning": figure.meaning,
+    }
 
 
 def _option(value: Any) -> Any:

@@ -17,7 +17,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "hanzi_heads tuned": ("hanzi_heads", report.tuned_table),
     "hanzi_margins": ("hanzi_margins", lambda results: report.main_table(results, "cosface")),
     "hanzi_margins tuned": ("hanzi_margins", report.tuned_table),
-    "sphere_heads": ("sphere_heads", lambda results: report.main_table(results, "full")),
+    "sphere_heads": ("sphere_heads", lambda results: report.main_table(results, "full", timed="pfc")),
     "sphere_heads tuned": ("sphere_heads", report.tuned_table),
     "portraits": ("portraits", lambda results: report.main_table(results, "defaults")),
     "sphere_million": ("sphere_million", lambda results: report.cost_table(results, "full")),

@@ -53,19 +53,20 @@ def judged(
     return verdicts(gaps, WITHIN * POINT)
 
 
-def main_table(results: Results, reference: str, plain: Sequence[str] = ()) -> str:
+def main_table(results: Results, reference: str, plain: Sequence[str] = (), timed: str | None = None) -> str:
     """Return the table of a study: quality, cost and fidelity of each arm, best rank-1 first.
 
     Args:
         results: of the study.
         reference: arm from which differences are counted.
         plain: arms that others change in one factor, and from which these are counted as well: `pfc_rows` from `pfc`.
+        timed: arm whose time all arms got at equal seconds, from which these runs are counted; the reference if None.
     """
     arms = sorted(arms_of(results), key=lambda arm: -mean(results, arm, RANK1))
     changed = {base: [arm for arm in arms if arm.startswith(f"{base}_")] for base in plain}
     factors = {arm: gap for base, group in changed.items() for arm, gap in judged(results, RANK1, base, group).items()}
     rank1, tar = (judged(results, figure, reference, arms) for figure in (RANK1, TAR))
-    in_time = judged(results, RANK1, reference, arms, SECONDS)
+    in_time = judged(results, RANK1, timed or reference, arms, SECONDS)
     columns = {
         "": [f"`{arm}`" for arm in arms],
         "rank-1": [spread(results, arm, RANK1) for arm in arms],
@@ -73,7 +74,9 @@ def main_table(results: Results, reference: str, plain: Sequence[str] = ()) -> s
         f"points from {' or '.join(f'`{base}`' for base in plain)}": [
             in_points(factors[arm]) if arm in factors else "" for arm in arms
         ],
-        "at equal seconds": [in_points(in_time[arm]) if arm in in_time else "" for arm in arms],
+        "at equal seconds" + (f", from `{timed}`" if timed else ""): [
+            in_points(in_time[arm]) if arm in in_time else "" for arm in arms
+        ],
         "TAR at 1e-4": [spread(results, arm, TAR) for arm in arms],
         "TAR, points": [in_points(tar[arm]) if arm in tar else "" for arm in arms],
         "step": [times(milliseconds(results, arm), milliseconds(results, reference)) for arm in arms],

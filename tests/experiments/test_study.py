@@ -193,6 +193,18 @@ def test_factors_are_counted_from_the_plain_arm_too(tmp_path):
     assert lines["full"] == lines["pfc"] == lines["small"] == ""
 
 
+def test_runs_at_equal_seconds_are_counted_from_the_arm_whose_time_they_had(tmp_path):
+    results, study = Results(tmp_path / "x.csv"), named("smoke")
+    for arm, stage, rank1 in (("full", IMAGES, 0.8), ("pfc", IMAGES, 0.7), ("full", SECONDS, 0.6)):
+        for seed in range(3):
+            job = study.job(study.arms[arm], stage, seed, 40, [], seed)
+            results.all.append(made(job, rank1 + 0.01 * seed + 0.0001 * seed * (stage == SECONDS)))
+    table = report.main_table(results, "full", timed="pfc")
+    assert "| at equal seconds, from `pfc` |" in table
+    (full,) = (line for line in table.splitlines() if line.startswith("| `full`"))
+    assert full.split("|")[4].strip().startswith("-10.0 (")
+
+
 def test_numbers_of_active_classes_are_counted_from_all_of_the_same_classes(tmp_path):
     results, study = Results(tmp_path / "x.csv"), named("sphere_number")
     for name, arm in study.arms.items():

@@ -63,6 +63,13 @@ def drawn(page: Page, plot: str) -> int:
     return page.locator(f"#{plot} .scatterlayer .points path").count()
 
 
+def markers(page: Page, plot: str) -> int:
+    """Return the number of groups in a scatter plot, without the points of seeds."""
+    return page.locator(f"#{plot} .scatterlayer .trace").evaluate_all(
+        "traces => traces.filter((trace) => trace.querySelectorAll('.points path').length === 1).length"
+    )
+
+
 def choose(page: Page, select: str, label: str) -> None:
     page.locator(f"#{select}").select_option(label=label)
 
@@ -70,8 +77,9 @@ def choose(page: Page, select: str, label: str) -> None:
 def test_all_heads_are_shown_and_all_plots_drawn(page):
     assert sorted(page.locator("#heads label").all_inner_texts()) == sorted(f" {name}" for name in HEADS)
     assert page.locator("#figures tbody tr").count() == 7
-    assert drawn(page, "against-time") == drawn(page, "against-memory") == 7
+    assert markers(page, "against-time") == markers(page, "against-memory") == 7
     assert page.locator("#against-time .scatterlayer .js-line").count() == 1  # the Pareto front
+    assert drawn(page, "against-time") == 7 + 6 * 3  # and three seeds of each group but one
     assert drawn(page, "option-cost") == drawn(page, "option-quality") == 2
     assert drawn(page, "curves") == 7 * 10
     assert page.locator("#curves .scatterlayer .fills path").count() >= 6  # bands of spread
@@ -92,17 +100,17 @@ def test_a_point_has_a_hover_text(page):
 
 def test_filters_remove_heads_and_groups_from_plots(page):
     page.locator("#heads input[data-head=pfc]").uncheck()
-    assert drawn(page, "against-time") == 3 and drawn(page, "curves") == 30
+    assert markers(page, "against-time") == 3 and drawn(page, "curves") == 30
     assert page.locator("#figures tr.hidden").count() == 4
     page.locator("#figures tr", has_text="full").locator("input").uncheck()
-    assert drawn(page, "against-memory") == 2
+    assert markers(page, "against-memory") == 2
     page.locator("#heads input[data-head=pfc]").check()
-    assert drawn(page, "against-time") == 6
+    assert markers(page, "against-time") == 6
     for head in HEADS:
         page.locator(f"#heads input[data-head={head}]").uncheck()
     expect(page.locator("#against-time")).to_contain_text("Nothing to draw")
     page.locator("#heads input[data-head=ffc]").check()
-    assert drawn(page, "against-time") == 1
+    assert markers(page, "against-time") == 1
     expect(page.locator("#against-time")).not_to_contain_text("Nothing to draw")
 
 
@@ -112,8 +120,8 @@ def test_choices_change_what_is_drawn(page):
     expect(page.locator("#differences thead")).to_contain_text("head memory")
     choose(page, "time-axis", "images/s")
     expect(page.locator("#against-time .xtitle")).to_have_text("images/s")
-    choose(page, "curve", "loss")
-    expect(page.locator("#curves .ytitle")).to_have_text("loss")
+    choose(page, "curve", "own loss")
+    expect(page.locator("#curves .ytitle")).to_have_text("own loss")
     choose(page, "curve-axis", "s of training")
     expect(page.locator("#curves .xtitle")).to_have_text("s of training")
     page.locator("#problem").select_option(index=1)
@@ -168,6 +176,28 @@ def test_differences_and_left_out_runs_are_reported(page):
     assert "Left out: crashed (failed at step 100)" in notes and "2 problems" in notes
 
 
-def test_it_is_accessible(page):
+def test_the_first_lines_say_what_was_trained_and_what_came_out(page):
+    assert (
+        page.locator("#trained").inner_text().startswith("Trained on unnamed data, 1,000 classes, batches of 10, 100")
+    )
+    outcome = page.locator("#outcome").inner_text()
+    assert outcome.startswith("Best in rank-1: forest backbone=tiny (0.86). ")
+    page.locator("#problem").select_option(index=1)
+    expect(page.locator("#trained")).to_contain_text("5,000 classes")
+    expect(page.locator("#outcome")).to_have_text("No group is ahead in rank-1.")
+
+
+def test_columns_say_what_is_better_and_what_they_are(page):
+    button = page.locator("#figures button[data-figure='val/rank1']")
+    assert button.inner_text() == "rank-1 ↑" and "nearest other image" in button.get_attribute("title")
+    loss = page.locator("#figures button[data-figure='train/loss']")
+    assert loss.inner_text() == "own loss" and "not comparable" in loss.get_attribute("title")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_accessible(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    expect(page.locator("#curves .main-svg").first).to_have_css("background-color", background)
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from experiments import compare
 from tests.experiments.made_runs import made_run
-from tests.system.test_page import SIZES, Axe, choose, drawn, opened
+from tests.system.test_page import SIZES, Axe, choose, markers, opened
 
 pytestmark = pytest.mark.system
 LIMIT = 9
@@ -55,7 +55,7 @@ def box(page: Page, head: str):
 def test_the_full_head_and_the_best_others_are_shown_at_first(page):
     assert on(page) == {"full", *HEADS[-8:]}
     assert page.locator("#heads label").count() == page.locator("#figures tbody tr").count() == len(HEADS)
-    assert drawn(page, "against-time") == drawn(page, "against-memory") == LIMIT
+    assert markers(page, "against-time") == markers(page, "against-memory") == LIMIT
     expect(page.locator("#several")).to_contain_text("9 of 13 heads are shown, and at most 9 at once.")
     expect(page.locator("#several")).to_contain_text("At first: the full head, and those best in rank-1.")
     assert len(set(colours(page).values())) == LIMIT
@@ -77,12 +77,12 @@ def test_another_head_is_shown_after_one_is_hidden_and_colours_stay(page):
     box(page, "h05").check()
     again = colours(page)
     assert again["h05"] == before["h11"] and again["h00"] not in {again[head] for head in again if head != "h00"}
-    assert drawn(page, "against-time") == LIMIT
+    assert markers(page, "against-time") == LIMIT
 
 
 def test_buttons_show_the_best_by_the_chosen_figure_or_none(page):
     page.locator("#show-none").click()
-    assert on(page) == set() and drawn(page, "against-time") == 0
+    assert on(page) == set() and markers(page, "against-time") == 0
     expect(page.locator("#several")).to_contain_text("0 of 13 heads")
     choose(page, "quality", "head memory")
     page.locator("#show-best").click()
@@ -94,7 +94,7 @@ def test_a_name_in_a_legend_hides_its_head(page):
     figure = page.locator("figure:has(#curves)")
     assert figure.locator(".legend button").count() == LIMIT
     figure.get_by_role("button", name="h11").click()
-    assert "h11" not in on(page) and drawn(page, "against-time") == LIMIT - 1
+    assert "h11" not in on(page) and markers(page, "against-time") == LIMIT - 1
 
 
 def test_every_head_has_a_marker_of_its_own(page):
@@ -107,7 +107,7 @@ def test_a_head_of_0_bytes_is_on_the_logarithmic_axis(page):
         box(page, out).uncheck()
         box(page, into).check()
     plot = page.locator("#against-memory")
-    assert drawn(page, "against-memory") == LIMIT
+    assert markers(page, "against-memory") == LIMIT
     expect(plot.locator(".xtitle")).to_have_text("head memory, logarithmic")
     labels = plot.locator(".xtick text").all_text_contents()
     assert labels[0] == "0 B" and all(label.endswith((" KiB", " MiB", " GiB")) for label in labels[1:])
@@ -122,4 +122,4 @@ def test_a_head_of_0_bytes_is_on_the_logarithmic_axis(page):
     expect(plot.locator(".annotation")).to_have_text("floor")
     page.locator("#show-none").click()
     box(page, "h00").check()
-    assert drawn(page, "against-memory") == 1 and plot.locator(".xtick text").all_text_contents() == ["0 B"]
+    assert markers(page, "against-memory") == 1 and plot.locator(".xtick text").all_text_contents() == ["0 B"]

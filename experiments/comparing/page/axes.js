@@ -25,7 +25,7 @@ function axisOfBytes(figure, values, side) {
     tickvals: [...(hasZero ? [2 ** zero] : []), ...ticks.map(([at]) => at)], ticktext: [...(hasZero ? ["0 B"] : []), ...ticks.map(([, text]) => text)],
   };
   const other = side === "x" ? "y" : "x", border = 2 ** (low - margin);
-  const line = { type: "line", line: { color: "#818b98", width: 1, dash: "dot" }, layer: "below" };
+  const line = { type: "line", line: { color: ink("none"), width: 1, dash: "dot" }, layer: "below" };
   const shapes = hasZero ? [{ ...line, [`${side}0`]: border, [`${side}1`]: border, [`${other}ref`]: "paper", [`${other}0`]: 0, [`${other}1`]: 1 }] : [];
   return { title: `${figure.title}, logarithmic`, settings, place: (value) => (value > 0 ? value : 2 ** zero), shapes };
 }

@@ -26,6 +26,8 @@ function drawHeads() {
 }
 
 function update() {
+  $("trained").textContent = data.problems[problem()].trained;
+  $("outcome").textContent = data.problems[problem()].outcome;
   giveColours();
   drawHeads();
   scatter("against-time", $("time-axis").value);
@@ -77,6 +79,7 @@ function begin() {
       if (id === "problem") chooseReference();
       update();
     });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
   $("show-best").addEventListener("click", () => { showBest($("quality").value); update(); });
   $("show-none").addEventListener("click", () => { for (const i of groupsOfProblem()) shown[i] = false; update(); });
   $("controls").addEventListener("submit", (event) => event.preventDefault());

@@ -3,12 +3,12 @@
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "% {");
 
 function layout(xTitle, yTitle, more = {}) {
-  const axis = { gridcolor: "#eaeef2", zeroline: false, linecolor: "#d0d7de" };
+  const axis = { gridcolor: ink("grid"), zeroline: false, linecolor: ink("line") };
   return {
     margin: { l: 60, r: 20, t: 10, b: 45 },
-    font: { family: "system-ui, DejaVu Sans, sans-serif", size: 13, color: "#1b1f24" },
-    paper_bgcolor: "#fff",
-    plot_bgcolor: "#fff",
+    font: { family: "system-ui, DejaVu Sans, sans-serif", size: 13, color: ink("ink") },
+    paper_bgcolor: ink("back"),
+    plot_bgcolor: ink("back"),
     hovermode: "closest",
     showlegend: false,
     xaxis: { ...axis, automargin: "bottom", title: { text: escaped(xTitle), standoff: 8 }, ...(more.x ?? {}) },
@@ -56,14 +56,14 @@ function paretoFront(groups, x, y, horizontal, vertical) {
   for (const i of sorted) if (!kept.length || sign * mean(i, y) > sign * mean(kept[kept.length - 1], y)) kept.push(i);
   return {
     x: kept.map((i) => horizontal.place(mean(i, x))), y: kept.map((i) => vertical.place(mean(i, y))), mode: "lines",
-    hoverinfo: "skip", line: { dash: "dash", color: NO_COLOUR, width: 1.5, shape: "hv" },
+    hoverinfo: "skip", line: { dash: "dash", color: ink("none"), width: 1.5, shape: "hv" },
   };
 }
 
 // Returns the memory floor as a line with its name, if there is one.
 function floorLine(floor, axis) {
   if (!floor) return { shapes: [], annotations: [] };
-  const at = axis.place(floor.bytes), color = "#8a2c0d";
+  const at = axis.place(floor.bytes), color = ink("warn");
   return {
     shapes: [{ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, layer: "below", line: { color, width: 1.5, dash: "dashdot" } }],
     annotations: [{ x: Math.log10(at || 1), yref: "paper", y: 1, xanchor: "left", yanchor: "top", showarrow: false, text: "floor", font: { color, size: 12 } }],
@@ -83,11 +83,17 @@ function scatter(id, xName) {
   const named = new Set();
   for (const i of groups) {
     const group = data.groups[i], values = group.values;
+    const both = group.runs.map((_, k) => [group.each[xName][k], group.each[y.name][k]]).filter(([a, b]) => a !== null && b !== null);
+    if (both.length > 1)
+      traces.push({
+        x: both.map(([a]) => horizontal.place(a)), y: both.map(([, b]) => vertical.place(b)), mode: "markers", hoverinfo: "skip",
+        marker: { color: colour(group), size: 5, opacity: 0.7 },
+      });
     const meta = byGroup ? { name: group.label, groups: [i] } : { name: group.head, groups: groups.filter((j) => data.groups[j].head === group.head) };
     traces.push({
       x: [horizontal.place(values[xName].mean)], y: [vertical.place(values[y.name].mean)], mode: "markers",
       ...(named.has(meta.name) ? {} : { meta }), // a head has one name in the legend
-      marker: { color: colour(group), symbol: marker(group), size: 11, line: { color: marker(group).endsWith("-open") ? colour(group) : "#fff", width: 1 } },
+      marker: { color: colour(group), symbol: marker(group), size: 11, line: { color: marker(group).endsWith("-open") ? colour(group) : ink("back"), width: 1 } },
       error_x: { type: "data", array: [errorBar(values[xName])], color: colour(group), thickness: 1.2 },
       error_y: { type: "data", array: [errorBar(values[y.name])], color: colour(group), thickness: 1.2 },
       hovertemplate: `<b>${escaped(group.label)}</b><br>${escaped(y.title)} ${formatted(y, values[y.name].mean)}<br>${escaped(x.title)} ` +

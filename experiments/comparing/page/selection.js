@@ -1,8 +1,10 @@
 // Which heads are shown, and their colours and markers.
 const LIMIT = 9; // heads shown at once: as many as there are colours
 // They differ without red, green or blue vision too, and have a contrast of at least 3 to white.
-const COLOURS = ["#0072b2", "#d55e00", "#00a884", "#a8306c", "#4800e4", "#485400", "#a878fc", "#60006c", "#222222"];
-const NO_COLOUR = "#6e7781"; // of what is not shown
+const LIGHT = ["#0072b2", "#d55e00", "#00a884", "#a8306c", "#4800e4", "#485400", "#a878fc", "#60006c", "#222222"];
+// Those of the dark scheme differ as much, and have a contrast of at least 3 to its background.
+const DARK = ["#51baff", "#b4c834", "#05a945", "#ff7cb4", "#7c56fb", "#afff5f", "#fdd3f2", "#806557", "#ba27ac"];
+const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches;
 // Dashes by their names in plotly, and in the unit of a swatch.
 const DASHES = { solid: "none", dash: "1.4 0.8", dot: "0.4 0.6", dashdot: "1.4 0.6 0.4 0.6", longdash: "2 0.8", longdashdot: "2 0.6 0.4 0.6" };
 const dashOf = (number) => Object.keys(DASHES)[number % Object.keys(DASHES).length];
@@ -48,7 +50,7 @@ function showBest(name, of = problem()) {
 // Colours and markers distinguish heads; if there is one head only, they distinguish its groups, unless those are too many.
 const byGroup = heads.length === 1 && data.groups.length <= LIMIT;
 const series = (group) => (byGroup ? data.groups.indexOf(group) : heads.indexOf(group.head));
-const owners = COLOURS.map(() => null); // the head that each colour belongs to
+const owners = LIGHT.map(() => null); // the head that each colour belongs to
 
 // Gives a colour to each head that is shown. A head keeps its colour until another head needs it while it is not shown.
 function giveColours() {
@@ -59,7 +61,7 @@ function giveColours() {
     owners[free >= 0 ? free : owners.findIndex((owner) => !wanted.has(owner))] = one;
   }
 }
-const colour = (group) => COLOURS[owners.indexOf(series(group))] ?? NO_COLOUR;
+const colour = (group) => (isDark() ? DARK : LIGHT)[owners.indexOf(series(group))] ?? ink("none");
 function marker(group) {
   const names = Object.keys(MARKERS), place = series(group);
   return names[place % names.length] + (Math.floor(place / names.length) % 2 ? "-open" : "");
@@ -67,7 +69,7 @@ function marker(group) {
 
 // Returns the marker of a group as a picture, on a line if a dash is given: an outline if the group is not shown.
 function swatch(group, isShown = true, dash = null) {
-  const name = marker(group), tint = isShown ? colour(group) : NO_COLOUR;
+  const name = marker(group), tint = isShown ? colour(group) : ink("none");
   const picture = drawing("svg", { class: "swatch", viewBox: dash ? "-4 -1.3 8 2.6" : "-1.3 -1.3 2.6 2.6", "aria-hidden": "true" });
   if (dash) picture.append(drawing("path", { d: "M-4 0H4", stroke: tint, "stroke-width": 0.4, "stroke-dasharray": DASHES[dash] }));
   const points = MARKERS[name.replace("-open", "")].map((corner) => corner.map((at) => at.toFixed(3)).join()).join(" ");

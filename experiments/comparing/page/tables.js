@@ -8,7 +8,8 @@ function drawTable() {
     const cell = element("th", null, { scope: "col" });
     const direction = sorting.name === figure.name ? sorting.direction : 0;
     cell.setAttribute("aria-sort", direction ? (direction > 0 ? "descending" : "ascending") : "none");
-    const button = element("button", figure.title + (direction ? (direction > 0 ? " ▾" : " ▴") : ""), { type: "button", "data-figure": figure.name });
+    const arrow = { more: " ↑", less: " ↓" }[figure.better] ?? "";
+    const button = element("button", figure.title + arrow + (direction ? (direction > 0 ? " ▾" : " ▴") : ""), { type: "button", "data-figure": figure.name, title: figure.meaning });
     button.addEventListener("click", () => {
       sorting = { name: figure.name, direction: sorting.name === figure.name ? -sorting.direction : 1 };
       drawTable();
@@ -38,7 +39,7 @@ function drawTable() {
       const isNoisy = value && value.deviation !== null && (value.deviation > 0 || figure.unit !== "bytes");
       const text = value ? formatted(figure, value.mean) + (isNoisy ? ` ± ${formatted(figure, value.deviation)}` : "") : "–";
       const gap = gaps[figure.name].get(i);
-      const mark = winner === i ? " ★" : !gap || allSingle ? "" : gap.equivalent ? " =" : { true: "", false: " ≈", null: " ?" }[gap.beyond];
+      const mark = winner === i ? (group.runs.length > 1 ? " ★" : "") : !gap || allSingle ? "" : gap.equivalent ? " =" : { true: "", false: " ≈", null: " ?" }[gap.beyond];
       line.append(element("td", text + mark, winner === i ? { class: "best" } : {}));
     }
     return line;

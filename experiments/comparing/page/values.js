@@ -9,6 +9,9 @@ let sorting = { name: null, direction: 1 };
 
 const problem = () => Number($("problem").value);
 
+// A colour of the style sheet, which depends on the light or dark scheme.
+const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
 function element(name, text, attributes = {}) {
   const node = document.createElement(name);
   if (text !== undefined && text !== null) node.textContent = text;

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 
 from experiments.comparing.page import PARTS
 
@@ -16,17 +17,21 @@ VISIONS = {
     "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
 }
 LEAST_DISTANCE = 0.1  # in Oklab, where about 0.02 is just noticeable
-LEAST_CONTRAST = 3.0  # to white, as WCAG 2.1 requires of graphics
+LEAST_CONTRAST = 3.0  # to the background, as WCAG 2.1 requires of graphics
+BACKGROUNDS = {"LIGHT": "#ffffff", "DARK": "#15181c"}
 
 
-def linear() -> np.ndarray:
-    """Return the colours in linear RGB, (9, 3)."""
-    found = re.search(r"const COLOURS = \[(.*?)\]", SCRIPT)
-    assert found is not None
-    rgb = (
-        np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in re.findall(r"#\w{6}", found[1])]) / 255
-    )
+def linear(colours: list[str]) -> np.ndarray:
+    """Return colours in linear RGB, (n, 3)."""
+    rgb = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours]) / 255
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def palette(scheme: str) -> np.ndarray:
+    """Return the colours of a scheme in linear RGB, (9, 3)."""
+    found = re.search(rf"const {scheme} = \[(.*?)\]", SCRIPT)
+    assert found is not None
+    return linear(re.findall(r"#\w{6}", found[1]))
 
 
 def oklab(rgb: np.ndarray) -> np.ndarray:
@@ -36,8 +41,9 @@ def oklab(rgb: np.ndarray) -> np.ndarray:
     return np.cbrt(np.clip(rgb, 0, 1) @ np.transpose(to_lms)) @ np.transpose(to_lab)
 
 
-def test_nine_colours_differ_for_all_kinds_of_vision():
-    rgb = linear()
+@pytest.mark.parametrize("scheme", BACKGROUNDS)
+def test_nine_colours_differ_for_all_kinds_of_vision(scheme):
+    rgb = palette(scheme)
     assert len(rgb) == 9 and "const LIMIT = 9;" in SCRIPT
     for name, matrix in VISIONS.items():
         colours = oklab(rgb @ np.transpose(matrix))
@@ -45,6 +51,9 @@ def test_nine_colours_differ_for_all_kinds_of_vision():
         assert distances.min() >= LEAST_DISTANCE, (name, distances.min())
 
 
-def test_colours_contrast_with_white():
-    luminance = linear() @ [0.2126, 0.7152, 0.0722]
-    assert (1.05 / (luminance + 0.05)).min() >= LEAST_CONTRAST
+@pytest.mark.parametrize("scheme", BACKGROUNDS)
+def test_colours_contrast_with_the_background(scheme):
+    background = BACKGROUNDS[scheme]
+    assert f"--back: {background.replace('#ffffff', '#fff')};" in (PARTS / "page.css").read_text()
+    luminance, behind = (rgb @ [0.2126, 0.7152, 0.0722] + 0.05 for rgb in (palette(scheme), linear([background])))
+    assert (np.maximum(luminance, behind) / np.minimum(luminance, behind)).min() >= LEAST_CONTRAST
