@@ -1,4 +1,4 @@
-"""What was trained, and what came out: the first sentences of the page of a comparison."""
+"""Sentences at the top of the page of a comparison: what was trained, and what came out."""
 
 import statistics
 from collections.abc import Iterable
