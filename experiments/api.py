@@ -9,7 +9,6 @@ A run is the command `python -m experiments.run` in a process of its own, so tha
 same folder, and gives its memory back. A notebook shows a bar while it trains, and tables and plots afterwards.
 """
 
-import csv
 import html
 import os
 import re
@@ -29,6 +28,7 @@ from .command_line.config_files import CONF
 from .command_line.restating import text_of
 from .comparing.comparison import WITHIN, Comparison
 from .comparing.page import page
+from .comparing.runs import Run as Recorded
 
 STEP = re.compile(r"step (\d+)/(\d+)  (.*)")
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
@@ -68,11 +68,8 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, dict[int, float]]:
         """Values by name and step, from metrics.csv. `pandas.DataFrame(run.metrics)` is a table with a line a step."""
-        found: dict[str, dict[int, float]] = {}
-        with (self.folder / "metrics.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["name"], {})[int(row["step"])] = float(row["value"])
-        return found
+        curves = Recorded(self.folder, self.summary, {}).curves.items()
+        return {name: dict(zip(map(int, steps), values.tolist(), strict=True)) for name, (steps, values) in curves}
 
     def curve(self, name: str) -> dict[int, float]:
         """Return the values of a metric by step. Raises KeyError, which lists the metrics."""
@@ -88,9 +85,10 @@ class Run:
 
 
 class Page:
-    """A comparison of runs: `text` has its tables, and a notebook shows its page with plots.
+    """A comparison of runs, which a notebook shows as a page with plots.
 
     Attributes:
+        comparison: the groups of runs, with their figures and differences.
         html: the page, which needs no network.
     """
 

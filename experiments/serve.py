@@ -23,7 +23,7 @@ from data.options import absolute, several
 
 from .cli import command, needed
 from .models.backbone import check_precision
-from .models.trained import Trained
+from .serving.predictor import trained_on_images
 
 PAGE = Path(__file__).with_name("serving") / "page.html"
 
@@ -44,10 +44,7 @@ def serve(config: DictConfig, folder: Path) -> None:
     needed(config, "checkpoint")
     check_precision(config.precision)
     # Errors are reported here, before the processes of the server start.
-    trained = Trained(config.checkpoint, trust=several(config.trust))
-    if trained.preprocessing is None:
-        raise ValueError(f"checkpoint={config.checkpoint} was trained on vectors and takes no images")
-    print(trained, flush=True)
+    print(trained_on_images(config.checkpoint, several(config.trust)), flush=True)
     service = Service(
         Settings(
             checkpoint=config.checkpoint,

@@ -50,7 +50,7 @@ class ParquetTables:
     @cached_property
     def columns(self) -> tuple[str, str]:
         """The columns of the image and of the label."""
-        schema = opened(self.shards[0], os.getpid()).schema_arrow
+        schema = opened(self.shards[0]).schema_arrow
         return (
             _column(self.path, schema.names, self.image, IMAGES, "image_column"),
             _column(self.path, schema.names, self.label, LABELS, "label_column"),
@@ -60,7 +60,7 @@ class ParquetTables:
     def _names(self) -> Sequence[str] | None:
         """Names of the classes: in the metadata, or the texts of the labels, sorted."""
         label = self.columns[1]
-        schema = opened(self.shards[0], os.getpid()).schema_arrow
+        schema = opened(self.shards[0]).schema_arrow
         if "string" not in str(schema.field(label).type):  # of texts, or a dictionary of them
             names = names_in(schema.metadata or {}, label)
             return names or read_names(Path(self.shards[0]).with_suffix(".classes.txt"))
@@ -75,9 +75,9 @@ class ParquetTables:
 
     def _labels(self, number: int) -> Iterator[list[Any]]:
         """Yield the labels of each row group of a file."""
-        path, process = self.shards[number], os.getpid()
-        for group in range(opened(path, process).num_row_groups):
-            yield _read(path, group, self.columns[1], process).to_pylist()
+        path = self.shards[number]
+        for group in range(opened(path).num_row_groups):
+            yield _read(path, group, self.columns[1]).to_pylist()
 
     def scan(self) -> Iterator[Entry | BadEntry]:
         names = self._names
@@ -114,8 +114,8 @@ class ParquetTables:
     def _cell(self, place: int) -> tuple[bytes | None, str | None]:
         """Return the bytes and the path of an image, each None if the table has none."""
         number, row = place >> BITS, place & (1 << BITS) - 1
-        group, first = _group_of(self.shards[number], row, os.getpid())
-        cell = _row_group(self.shards[number], group, self.columns[0], os.getpid())[row - first].as_py()
+        group, first = _group_of(self.shards[number], row)
+        cell = _row_group(self.shards[number], group, self.columns[0])[row - first].as_py()
         if isinstance(cell, dict):
             return cell.get("bytes"), cell.get("path")
         return (None, cell) if isinstance(cell, str) else (cell, None)
@@ -140,8 +140,8 @@ def _column(path: str, names: Sequence[str], given: str | None, usual: Sequence[
 
 
 @lru_cache(maxsize=256)
-def opened(path: str, process: int) -> Any:
-    """Return an open table. Each process has its own, since a file must not be shared across a fork."""
+def opened(path: str) -> Any:
+    """Return an open table."""
     try:
         import pyarrow
         import pyarrow.parquet as pq
@@ -154,32 +154,35 @@ def opened(path: str, process: int) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _starts(path: str, process: int) -> list[int]:
+def _starts(path: str) -> list[int]:
     """Return the first row of each row group, and the number of rows."""
-    about, starts = opened(path, process).metadata, [0]
+    about, starts = opened(path).metadata, [0]
     for group in range(about.num_row_groups):
         starts.append(starts[-1] + about.row_group(group).num_rows)
     return starts
 
 
-def _group_of(path: str, row: int, process: int) -> tuple[int, int]:
+def _group_of(path: str, row: int) -> tuple[int, int]:
     """Return the row group of a row, and its first row."""
-    starts = _starts(path, process)
+    starts = _starts(path)
     group = bisect_right(starts, row) - 1
     return group, starts[group]
 
 
-def _read(path: str, group: int, column: str, process: int) -> Any:
+def _read(path: str, group: int, column: str) -> Any:
     """Return a column of a row group. Raises UnreadableError."""
     import pyarrow
 
     try:
-        return opened(path, process).read_row_group(group, columns=[column], use_threads=False).column(0)
+        return opened(path).read_row_group(group, columns=[column], use_threads=False).column(0)
     except (OSError, KeyError, IndexError, pyarrow.ArrowException) as error:
         raise UnreadableError(f"{path}: row group {group} cannot be read ({one_line(error)})") from None
 
 
 _row_group = lru_cache(maxsize=GROUPS)(_read)  # the images of a row group
+# A table must not be used across a fork, so workers open their own.
+os.register_at_fork(after_in_child=opened.cache_clear)
+os.register_at_fork(after_in_child=_row_group.cache_clear)
 
 
 def one_line(error: Exception) -> str:

@@ -75,16 +75,16 @@ class TarShards:
 
     def _label(self, tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo]) -> int:
         """Return the class id of a sample. Raises ValueError."""
-        own = self.label is not None and self.label in files
-        if own or (self.label is None and "cls" in files):
-            return label_of(_text(tar, files[self.label if own and self.label else "cls"]).strip())
+        ending = self.label or "cls"
+        if ending in files:
+            return label_of(_text(tar, files[ending]).strip())
         if "json" in files:
             key = self.label or "label"
             content = json.loads(_text(tar, files["json"]))
             if isinstance(content, dict) and key in content:
                 return label_of(str(content[key]).encode())
             raise ValueError(f"its .json has no {key}; set data.label_column to the key of its class id")
-        raise ValueError(f"it has neither .{self.label or 'cls'} nor .json with its class id")
+        raise ValueError(f"it has neither .{ending} nor .json with its class id")
 
     def key(self, place: int) -> str:
         name, _ = self._header(place)

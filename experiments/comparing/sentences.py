@@ -10,7 +10,6 @@ from .figures import MEMORY, Figure, format_option
 from .runs import TARGET, Run, normalized
 
 STEP = "head/step_ms"
-SEVERAL = "several values of "
 
 
 def trained(comparison: Comparison, problem: str) -> str:
@@ -95,6 +94,6 @@ def _shared(name: str, values: Iterable[Any]) -> str:
         return ""
     different = {normalized(value): value for value in found}
     if len(different) > 1:
-        return f"{SEVERAL}{name}"
+        return f"several values of {name}"
     (value,) = different.values()
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -48,9 +48,7 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: str, trust: Sequence[str], accelerator: str, precision: str, top: int):
-        trained = Trained(checkpoint, trust=trust)
-        if trained.preprocessing is None:
-            raise ValueError(f"checkpoint={checkpoint} was trained on vectors and takes no images")
+        trained = trained_on_images(checkpoint, trust)
         self.model: Model = model_of(trained, Processes(0, 1, device_for(accelerator)), precision)
         self.description, self.top = str(trained), top
         self.rows: Tensor | None = None
@@ -114,6 +112,14 @@ class Predictor:
                 for each in nearest:
                     each["class"] = images.names[int(images.classes[each["number"]])]
             yield nearest
+
+
+def trained_on_images(checkpoint: str, trust: Sequence[str]) -> Trained:
+    """Return a checkpoint whose model takes images. Raises ValueError for any other."""
+    trained = Trained(checkpoint, trust=trust)
+    if trained.preprocessing is None:
+        raise ValueError(f"checkpoint={checkpoint} was trained on vectors and takes no images")
+    return trained
 
 
 def _top(scores: Tensor, count: int) -> tuple[list[list[float]], list[list[int]]]:

@@ -1,8 +1,7 @@
 """Trackers of experiments beside Weights & Biases: TensorBoard, MLflow and trackio, with the same names of metrics."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ..comparing.runs import flatten
+from .tolerant import Tolerant
 from .wandb_run import run_name
 
 
@@ -58,24 +58,22 @@ class Trackers(L.Callback):
         return flatten(OmegaConf.to_container(self.config, resolve=True))
 
 
-class Tracker(Logger):
+class Tracker(Tolerant, Logger):
     """A logger whose failures stop it, but never the training.
 
     Attributes:
         logger: the library's logger, from the start of the training on.
-        failure: reason why it has stopped, or None.
     """
 
-    failure: str | None = None
     logger: Logger | None = None
 
     def __init__(self, name: str):
         super().__init__()
-        self._name = name
+        self.title = name
 
     @property
     def name(self) -> str:
-        return self._name
+        return self.title
 
     @property
     def version(self) -> str:
@@ -85,28 +83,21 @@ class Tracker(Logger):
         """Do nothing: `end` logs the options."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        with self._failures_caught() as logger:
-            if logger is not None:
-                logger.log_metrics(metrics, step)
+        if self.logger is not None and self.failure is None:
+            with self.failures_caught():
+                self.logger.log_metrics(metrics, step)
 
     def end(self, options: dict[str, Any], metrics: dict[str, float], is_complete: bool) -> None:
         """Log the options of the run, and end it."""
-        with self._failures_caught() as logger:
-            if isinstance(logger, TensorBoardLogger):
+        if self.logger is None or self.failure is not None:
+            return
+        with self.failures_caught():
+            if isinstance(self.logger, TensorBoardLogger):
                 # Lightning logs these metrics at step 0, which would be a point of their curves.
-                logger.log_hyperparams(options, {f"final/{name}": value for name, value in metrics.items()})
-            elif logger is not None:
-                logger.log_hyperparams(options)
-            if logger is not None:
-                logger.finalize("success" if is_complete else "failed")
-
-    @contextmanager
-    def _failures_caught(self) -> Iterator[Logger | None]:
-        try:
-            yield self.logger if self.failure is None else None
-        except Exception as error:  # servers and libraries raise many types
-            self.failure = f"{self.name} stopped logging ({error!r})"
-            print(f"\nwarning: {self.failure}. Training continues without it.", flush=True)
+                self.logger.log_hyperparams(options, {f"final/{name}": value for name, value in metrics.items()})
+            else:
+                self.logger.log_hyperparams(options)
+            self.logger.finalize("success" if is_complete else "failed")
 
 
 class Trackio(Logger):

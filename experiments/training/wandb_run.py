@@ -1,7 +1,6 @@
 """The Weights & Biases run of a training, from its first step to its summary."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ..head_name import head_name
+from .tolerant import Tolerant
 
 
 class WandbRun(L.Callback):
@@ -41,32 +41,20 @@ class WandbRun(L.Callback):
             self.logger.end(summary, exit_code)
 
 
-class WeightsAndBiases(WandbLogger):
-    """Lightning's logger, whose failures stop logging but never the training.
+class WeightsAndBiases(Tolerant, WandbLogger):
+    """Lightning's logger, whose failures stop logging but never the training."""
 
-    Attributes:
-        failure: reason why logging has stopped, or None.
-    """
-
-    failure: str | None = None
+    title = "Weights & Biases"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self.failure is None:
-            with self._failures_caught():
+            with self.failures_caught():
                 super().log_metrics(metrics, step)
 
     def end(self, summary: dict[str, Any], exit_code: int) -> None:
-        with self._failures_caught():
+        with self.failures_caught():
             self.experiment.summary.update(summary)
             self.experiment.finish(exit_code=exit_code)
-
-    @contextmanager
-    def _failures_caught(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # the library raises many types when its service has died
-            self.failure = f"Weights & Biases stopped logging ({error!r})"
-            print(f"\nwarning: {self.failure}. Training continues without it.", flush=True)
 
 
 def wandb_logger(config: DictConfig, folder: Path) -> WeightsAndBiases | None:
