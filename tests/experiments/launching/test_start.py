@@ -29,11 +29,12 @@ PROGRAMS = {
         def main():
             path, size, ending = sys.argv[1:]
             bytearray(b"1") * int(size)
-            Path(path).write_text(json.dumps({
+            Path(f"{path}.part").write_text(json.dumps({
                 "process": os.getpid(), "parent": os.getppid(), "folder": os.getcwd(), "collects": gc.isenabled(),
                 "variable": os.environ.get("EXTRA"), "modules": sorted({"costs", "wave"} & {*sys.modules}),
                 "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             }))
+            os.rename(f"{path}.part", path)
             if ending == "kill":
                 os.kill(os.getppid(), 9)
                 time.sleep(60)
@@ -42,11 +43,13 @@ PROGRAMS = {
             sys.exit(int(ending))
     """,
     "sleeps": """
-        import sys, time
+        import os, sys, time
         from pathlib import Path
 
         def main():
-            Path(sys.argv[1]).write_text("{}")
+            path = sys.argv[1]
+            Path(f"{path}.part").write_text("{}")
+            os.rename(f"{path}.part", path)  # the sender of the signal waits for a whole report
             time.sleep(60)
     """,
 }  # fmt: skip
