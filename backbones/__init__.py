@@ -1,7 +1,9 @@
 """Backbones: networks that map images or vectors to embeddings, one architecture per file.
 
 A backbone is a module with the constructor `Backbone(input_shape=(C, H, W) or (D,), embedding_size=..., **options)`.
-Its forward maps floats (N, *input_shape) to floats (N, embedding_size).
+Its forward maps floats (N, *input_shape) to floats (N, embedding_size). If the constructor also takes `pixel_mean` and
+`pixel_std`, it gets the normalization of the data's images: they are (pixel - pixel_mean) / pixel_std, of pixels in
+[0, 1].
 """
 
 from collections.abc import Sequence

@@ -27,6 +27,8 @@ class HuggingFace(nn.Module):
         config: changes of the network's config, such as `{hidden_size: 192, patch_size: 8}`.
         pool: `mean` over the hidden states, or the `first` one, which is the class token of many transformers.
         gradient_checkpointing: compute the layers again in the backward pass, which saves memory and takes time.
+        pixel_mean: mean that was subtracted from the pixels of the data; a pretrained network gets those of its own.
+        pixel_std: standard deviation that they were divided by.
 
     Raises:
         ValueError: transformers is missing, there is no such network, or an option or the images do not fit it.
@@ -41,6 +43,8 @@ class HuggingFace(nn.Module):
         config: dict[str, Any] | None = None,
         pool: str = "mean",
         gradient_checkpointing: bool = False,
+        pixel_mean: Sequence[float] = (0.5,),
+        pixel_std: Sequence[float] = (0.5,),
     ):
         super().__init__()
         channels, height, width = image_shape("hf", input_shape)
@@ -54,7 +58,7 @@ class HuggingFace(nn.Module):
         patch = getattr(self.network.config, "patch_size", None)
         if isinstance(patch, int):
             check_patch(patch, "backbone.config.patch_size", (height, width))
-        self.pixels = published_pixels(name, channels) if pretrained else nn.Identity()
+        self.pixels = Pixels(channels, *published_pixels(name), pixel_mean, pixel_std) if pretrained else nn.Identity()
         self.pool = pool
         self.options = {}
         if pretrained and "interpolate_pos_encoding" in inspect.signature(self.network.forward).parameters:
@@ -125,11 +129,11 @@ def load_network(name: str, pretrained: bool, fitted: Mapping[str, Any], changes
         setattr(config, option, value)
     try:
         network = (
-            _from_hub(AutoModel, name, config=config, trust_remote_code=False, use_safetensors=True)
+            AutoModel.from_pretrained(name, config=config, trust_remote_code=False, use_safetensors=True)
             if pretrained
             else AutoModel.from_config(config)
         )
-    except (RuntimeError, ValueError, TypeError, ImportError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, ImportError) as error:
         raise ValueError(f"backbone.name={name} cannot be built ({first_line(error)})") from None
     # Its pooling layer is not used, and its weights would be stored without being trained.
     pooler = getattr(network, "pooler", None)
@@ -138,8 +142,8 @@ def load_network(name: str, pretrained: bool, fitted: Mapping[str, Any], changes
     return network
 
 
-def published_pixels(name: str, channels: int) -> Pixels:
-    """Return the pixels that the weights of a folder or a model of the hub were trained on."""
+def published_pixels(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and standard deviation of the pixels that the weights of a folder or a model were trained on."""
     from transformers.models.auto.image_processing_auto import get_image_processor_config
 
     processor = _from_hub(get_image_processor_config, name)
@@ -148,7 +152,7 @@ def published_pixels(name: str, channels: int) -> Pixels:
             f"backbone.name={name} has no preprocessor_config.json with image_mean and image_std, so that its pixels "
             "are unknown; add the file, or train with backbone.pretrained=false"
         )
-    return Pixels(channels, processor["image_mean"], processor["image_std"])
+    return processor["image_mean"], processor["image_std"]
 
 
 def _from_hub(load: Any, name: str, **options: Any) -> Any:

@@ -19,6 +19,8 @@ class Timm(nn.Module):
         pretrained: begin with published weights; images of one channel are repeated for three.
         options: other arguments of the network, such as `{drop_path_rate: 0.1}`.
         gradient_checkpointing: compute the blocks again in the backward pass, which saves memory and takes time.
+        pixel_mean: mean that was subtracted from the pixels of the data; a pretrained network gets those of its own.
+        pixel_std: standard deviation that they were divided by.
 
     Raises:
         ValueError: timm or torchvision is missing, there is no such network, or an option does not fit it.
@@ -32,6 +34,8 @@ class Timm(nn.Module):
         pretrained: bool = False,
         options: dict[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        pixel_mean: Sequence[float] = (0.5,),
+        pixel_std: Sequence[float] = (0.5,),
     ):
         super().__init__()
         channels, height, width = image_shape("timm", input_shape)
@@ -60,7 +64,11 @@ class Timm(nn.Module):
             check_patch(max(patches), "backbone.options.patch_size", (height, width))
         self.network.set_grad_checkpointing(gradient_checkpointing)
         published = self.network.pretrained_cfg
-        self.pixels = Pixels(channels, published["mean"], published["std"]) if pretrained else nn.Identity()
+        self.pixels = (
+            Pixels(channels, published["mean"], published["std"], pixel_mean, pixel_std)
+            if pretrained
+            else nn.Identity()
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return embeddings: (N, C, H, W) -> (N, embedding_size)."""

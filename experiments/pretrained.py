@@ -49,7 +49,7 @@ def pretrained(config: DictConfig, folder: Path) -> None:
     if config.embedding_size is None:
         config.embedding_size = len(weights["features.weight"]) if "features.weight" in weights else 512
     preprocessing = preprocessing_of(config.size, config.channels, config.fit, config.mean, config.std, config.crop)
-    backbone = build_backbone(config, preprocessing.shape)
+    backbone = build_backbone(config, preprocessing.shape, preprocessing)
     fitting, report = match_weights(backbone, weights)
     console().print(report)
     check_complete(config, backbone, fitting, weights)

@@ -7,15 +7,23 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from data.preprocessing import Preprocessing
+
 from ..instantiate import instantiate
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
+def build_backbone(config: DictConfig, shape: tuple[int, ...], preprocessing: Preprocessing | None = None) -> nn.Module:
     """Build the configured backbone, and check that it returns embeddings of the configured size for this data.
 
-    `input_shape` and `embedding_size` are passed only if the backbone takes them: a user's own one may not.
+    `input_shape`, `embedding_size`, `pixel_mean` and `pixel_std` are passed only if the backbone takes them: a user's
+    own one may not.
+
+    Args:
+        config: config of the command.
+        shape: shape of the data, (C, H, W) or (D,).
+        preprocessing: preprocessing of the data's images, if they have one.
 
     Raises:
         ValueError: an option does not fit, or the embeddings have another shape.
@@ -23,10 +31,14 @@ def build_backbone(config: DictConfig, shape: tuple[int, ...]) -> nn.Module:
     if config.embedding_size < 1:
         raise ValueError(f"embedding_size={config.embedding_size} must be at least 1; 512 is common")
     make = instantiate(config.backbone, _partial_=True, _convert_="all")
-    options = {"input_shape": shape, "embedding_size": config.embedding_size}
+    options: dict[str, object] = {"input_shape": shape, "embedding_size": config.embedding_size}
     accepted = inspect.signature(make).parameters
     takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in accepted.values())
-    backbone: nn.Module = make(**{name: value for name, value in options.items() if name in accepted or takes_any})
+    options = {name: value for name, value in options.items() if name in accepted or takes_any}
+    if preprocessing is not None:
+        pixels = {"pixel_mean": preprocessing.mean, "pixel_std": preprocessing.std}
+        options |= {name: value for name, value in pixels.items() if name in accepted}
+    backbone: nn.Module = make(**options)
     training = backbone.training
     with torch.no_grad():
         embeddings = backbone.eval()(torch.zeros(2, *shape))

@@ -107,7 +107,7 @@ class Trained:
     def backbone(self) -> nn.Module:
         """Build the backbone, load its weights, and set it to eval mode."""
         self.check_targets("backbone")
-        backbone = build_backbone(self.config, self.shape)
+        backbone = build_backbone(self.config, self.shape, self.preprocessing)
         backbone.load_state_dict(self.backbone_state)
         return backbone.eval()
 

@@ -103,7 +103,7 @@ def assemble(
     check_capacity(config, data.train.num_classes, processes, store, len(data.train))
     protocols = build_evaluation_protocols(config, data)
     warm_start = build_warm_start(config, data, checkpoint)
-    backbone = build_backbone(config, data.shape)
+    backbone = build_backbone(config, data.shape, data.preprocessing)
     if warm_start is not None:
         warm_start.load_backbone(backbone)  # before the head is prepared, which may copy it
     if config.trainer.freeze_backbone:

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from backbones.hf import HuggingFace
+from data.preprocessing import preprocessing_of
+from experiments.models.backbone import build_backbone
+from tests.experiments.commands import config
 
 SMALL = {
     "vit": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
@@ -67,6 +70,30 @@ def test_pretrained_weights_and_pixels(folder):
     one = HuggingFace(str(path), (1, 32, 32), 32, pretrained=True).eval()
     assert one(grey.repeat(1, 1, 2, 2)).shape == (2, 32)  # larger images, of one channel
     assert not any(name.startswith("pixels") for name in network.state_dict())
+
+
+def test_the_normalization_of_the_data_is_undone(folder):
+    """Embeddings of the same pixels do not depend on `data.mean` and `data.std`."""
+    path, _ = folder
+    words = ("backbone=hf", f"backbone.name={path}", "backbone.pretrained=true", "embedding_size=32")
+    images = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
+    embeddings = []
+    for mean, std in ((0.5, 0.5), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), (0, 1)):
+        preprocessing = preprocessing_of(16, 3, "crop", mean, std)
+        backbone = build_backbone(config(*words), preprocessing.shape, preprocessing).eval()
+        embeddings.append(backbone(preprocessing.normalize(images)))
+    assert (embeddings[0] - embeddings[1]).abs().max() < 1e-5 > (embeddings[0] - embeddings[2]).abs().max()
+
+
+def test_weights_of_another_shape_are_refused_in_one_sentence(folder):
+    path, _ = folder
+    with pytest.raises(ValueError, match="cannot be built") as error:
+        HuggingFace(str(path), (3, 16, 16), 32, pretrained=True, config={"hidden_size": 64})
+    assert str(error.value).count("backbone.name=") == 1
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="cannot be built") as error:
+        HuggingFace(str(path), (3, 16, 16), 32, pretrained=True)
+    assert str(error.value).count("backbone.name=") == 1
 
 
 def test_gradient_checkpointing_keeps_gradients():

@@ -53,8 +53,10 @@ def test_random_weights_fit_the_images():
 
 def test_pretrained_weights_get_their_pixels():
     network = Timm("cnn", (1, 8, 8), 7, pretrained=True)
-    images = torch.full((2, 1, 8, 8), 0.5)  # 0.75 in [0, 1]: one standard deviation above the mean
-    assert torch.equal(network(images), nn.functional.linear(torch.ones(2, 3), network.network.weight))
+    other = Timm("cnn", (1, 8, 8), 7, pretrained=True, pixel_mean=(0.0,), pixel_std=(1.0,))
+    images = torch.full((2, 1, 8, 8), 0.75)  # one standard deviation above the mean
+    assert torch.equal(network(images * 2 - 1), nn.functional.linear(torch.ones(2, 3), network.network.weight))
+    assert torch.equal(other(images), nn.functional.linear(torch.ones(2, 3), other.network.weight))
     assert network.network.given == {"pretrained": True}
 
 
