@@ -37,8 +37,9 @@ def serve(config: DictConfig, folder: Path) -> None:
     try:
         import litserve
         from fastapi.responses import HTMLResponse
+        from starlette.middleware.base import BaseHTTPMiddleware
 
-        from .serving.service import Service, Settings
+        from .serving.service import Service, Settings, refuse_malformed
     except ImportError as error:
         raise ValueError(f"experiments.serve needs its library ({error}); pip install -e '.[serve]'") from None
     needed(config, "checkpoint")
@@ -59,7 +60,12 @@ def serve(config: DictConfig, folder: Path) -> None:
         batch_timeout=config.wait_ms / 1000,
     )
     server = litserve.LitServer(
-        service, accelerator="cpu", devices=1, workers_per_device=1, max_payload_size=int(config.max_mb * 2**20)
+        service,
+        accelerator="cpu",
+        devices=1,
+        workers_per_device=1,
+        max_payload_size=int(config.max_mb * 2**20),
+        middlewares=[(BaseHTTPMiddleware, {"dispatch": refuse_malformed})],
     )
     end_together()
     page = PAGE.read_text()

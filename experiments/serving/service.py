@@ -2,17 +2,20 @@
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import litserve
-from fastapi import HTTPException, Request
+from fastapi import HTTPException, Request, Response
+from fastapi.responses import JSONResponse
 
 from data.formats.encoded import UnreadableError
 
 from ..protocols.image_sets import image_set
 from .predictor import Predictor
+
+FORM = 'send {"images": [...]}, a list of images in base64'
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Service(litserve.LitAPI):  # type: ignore[misc]
         content: Any = request  # LitServe wants this type, and passes the content
         images = content.get("images") if isinstance(content, Mapping) else None
         if not isinstance(images, list) or not images:
-            raise HTTPException(400, 'send {"images": [...]}, a list of images in base64')
+            raise HTTPException(400, FORM)
         if len(images) > self.settings.max_images:
             raise HTTPException(
                 400, f"{len(images)} images are more than max_images={self.settings.max_images}; send several requests"
@@ -82,3 +85,18 @@ class Service(litserve.LitAPI):  # type: ignore[misc]
 
     def encode_response(self, output: list[dict[str, Any]]) -> dict[str, Any]:
         return {"model": self.predictor.description, "results": output}
+
+
+async def refuse_malformed(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Answer a request whose body is no JSON with status 400 and a sentence; LitServe says that the server failed."""
+    if request.method == "POST":
+        kind = request.headers.get("Content-Type", "")
+        if kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data")):
+            return JSONResponse({"detail": f"the body is a form; {FORM}, as Content-Type: application/json"}, 400)
+        try:
+            await request.json()
+        except ValueError:  # malformed, or not UTF-8
+            return JSONResponse({"detail": f"the body is not JSON; {FORM}"}, 400)
+        except HTTPException as error:  # LitServe counts the bytes as they are read
+            return JSONResponse({"detail": f"the request is more than max_mb; {error.detail}"}, error.status_code)
+    return await answer(request)

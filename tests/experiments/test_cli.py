@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -296,10 +297,16 @@ def test_onnx_agrees_with_torch(backbone, trained, pictures, tmp_path):
     assert json.loads(about["embedding_size"]) == found.shape[1] and "class_names" not in about
 
 
+def documented_program():
+    """Return the program that verifies two images with an exported model."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    (program,) = (block for block in blocks if "onnxruntime" in block)
+    return program
+
+
 def test_the_script_of_the_documentation(trained, pictures, tmp_path, caplog):
     """The script verifies two images with onnxruntime alone, and gets the same cosine."""
-    text = (ROOT / "docs" / "evaluation.md").read_text()
-    script = text.split("```python\n")[1].split("```")[0]
+    script = documented_program()
     (tmp_path / "verify.py").write_text(script)
     assert len([line for line in script.splitlines() if line]) <= 20
     with caplog.at_level("INFO"):
@@ -330,7 +337,7 @@ def test_the_script_of_the_documentation_and_embed_agree(trained, tmp_path, monk
         for ending in ("jpg", "png"):
             picture.save(tmp_path / "set" / f"{number}.{ending}")
     export(config(f"checkpoint={trained}", f"target={tmp_path / 'model.onnx'}", name="export"), tmp_path)
-    script = (ROOT / "docs" / "evaluation.md").read_text().split("```python\n")[1].split("\n\n\na, b = ")[0]
+    script = documented_program().split("\n\n\na, b = ")[0]
     monkeypatch.setattr(sys, "argv", ["verify.py", str(tmp_path / "model.onnx")])
     exec(compile(script, "verify.py", "exec"), script_names := {})
     embed(embed_config(trained, tmp_path / "set", tmp_path / "out.npy"), tmp_path)

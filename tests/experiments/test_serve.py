@@ -1,18 +1,19 @@
 """The service without its server: what it computes, and the requests that it refuses."""
 
+import asyncio
 import base64
 import sys
 
 import numpy as np
 import pytest
 import torch
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 
 from data.formats.encoded import UnreadableError
 from experiments.protocols.image_sets import image_set
 from experiments.serve import serve
 from experiments.serving.predictor import Predictor
-from experiments.serving.service import Service, Settings
+from experiments.serving.service import Service, Settings, refuse_malformed
 from experiments.train import train
 from tests.data.made_sets import SIDE, image, images, write_folder
 from tests.experiments.commands import config
@@ -133,6 +134,20 @@ def test_requests_that_cannot_be_answered(content, sentence, service):
     with pytest.raises(HTTPException) as error:
         service.decode_request(content)
     assert error.value.status_code == 400 and error.value.detail.startswith(sentence)
+
+
+def test_a_request_that_is_too_large():
+    """LitServe's interruption of the reading becomes a status and a sentence."""
+
+    async def receive():
+        raise HTTPException(413, "Payload too large")
+
+    async def answer(request):
+        raise AssertionError("it was answered")
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+    answered = asyncio.run(refuse_malformed(Request(scope, receive), answer))
+    assert answered.status_code == 413 and b"more than max_mb" in answered.body
 
 
 def test_a_damaged_image_is_refused_before_it_is_embedded(service):

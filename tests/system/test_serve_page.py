@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -16,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from experiments.train import train
 from tests.data.made_sets import SIDE, image, images, write_folder
-from tests.experiments.commands import config
+from tests.experiments.commands import ROOT, config
 
 pytestmark = pytest.mark.system
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -108,6 +110,34 @@ def test_a_failure_of_the_server_is_shown(page, tmp_path):
     page.route("**/predict", lambda route: route.fulfill(status=400, body=refusal))
     page.get_by_label("First photo").set_input_files(tmp_path / "a.jpg")
     expect(page.locator("#answer")).to_have_text("There is no answer: image 1 is not base64")
+
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "sentence"),
+    [
+        (b"{", JSON, 'the body is not JSON; send {"images": [...]}'),
+        (b"\xff", JSON, 'the body is not JSON; send {"images": [...]}'),
+        (b"5", JSON, 'send {"images": [...]}'),
+        (b"images=a", "application/x-www-form-urlencoded", "the body is a form;"),
+    ],
+)
+def test_a_request_that_does_not_fit_gets_a_sentence(address, body, kind, sentence):
+    with pytest.raises(HTTPError) as error:
+        urlopen(Request(f"{address}predict", body, {"Content-Type": kind}))
+    assert error.value.code == 400 and sentence in json.load(error.value)["detail"]
+
+
+def test_the_program_of_the_documentation(address, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").write_bytes(image(ord(name)))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    (program,) = (block for block in blocks if "urllib" in block)
+    program = program.replace("http://127.0.0.1:8000/", address)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
 
 
 def test_the_page_needs_nothing_else(address):
