@@ -30,7 +30,7 @@ from .comparing.runs import short_names
 from .tables import Cell, console, packed, readable
 
 # Marks of values that are equivalent to the best, that cannot be distinguished from it, and that too few runs decide.
-SAME, CLOSE, UNKNOWN = "=", "≈", "?"
+BEST, SAME, CLOSE, UNKNOWN = "*", "=", "≈", "?"
 
 
 def main() -> None:
@@ -135,14 +135,19 @@ def tables(comparison: Comparison, width: int) -> list[Table]:
         figure.title: [_cell(comparison, figure, number) for number in range(len(groups))]
         for figure in comparison.figures
     }
-    marks = "* best"
-    if any(str(cell).endswith(SAME) for cells in figures.values() for cell in cells):
-        marks += f", {SAME} within {comparison.within:g} points of the best"
-    if any(CLOSE in str(cell) for cells in figures.values() for cell in cells):
-        marks += f", {CLOSE} not distinguishable from the best"
-    if any(str(cell).endswith(UNKNOWN) for cells in figures.values() for cell in cells):
-        marks += f", {UNKNOWN} too few runs to decide"
-    title = f"{len(comparison.runs)} runs {comparison.where}; mean ± standard deviation over seeds; {marks}"
+    meanings = {
+        BEST: "best",
+        SAME: f"within {comparison.within:g} points of the best",
+        CLOSE: "not distinguishable from the best",
+        UNKNOWN: "too few runs to decide",
+    }
+    cells = [str(cell) for column in figures.values() for cell in column]
+    marks = [f"{mark} {meaning}" for mark, meaning in meanings.items() if any(cell.endswith(mark) for cell in cells)]
+    if any(len(group.runs) > 1 for group in groups):
+        what = "mean ± standard deviation over seeds"
+    else:
+        what = "one run of each, so that differences may be noise; best in bold"
+    title = "; ".join(filter(None, [f"{len(comparison.runs)} runs {comparison.where}", what, ", ".join(marks)]))
     return packed(keys, figures, title, width)
 
 
@@ -213,7 +218,7 @@ def _cell(comparison: Comparison, figure: Figure, number: int) -> Cell:
         text += f" ± {format_value(figure, deviation)}"
     best = comparison.best(figure, comparison.groups[number].problem)
     if best == number:
-        return Text(f"{text} *", "bold")
+        return Text(f"{text} {BEST}" if len(comparison.groups[number].runs) > 1 else text, "bold")
     if best is None or all(len(group.runs) == 1 for group in comparison.groups):
         return text
     verdict = comparison.against(figure, best)[number]

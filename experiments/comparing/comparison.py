@@ -3,14 +3,14 @@
 Figures are compared within one problem only: the same classes, data and faults. The table has groups of all problems.
 """
 
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .differences import Difference, Name, Verdict, difference, verdicts
 from .figures import FIGURES, TIME, Figure, figure_of_protocol
@@ -165,9 +165,9 @@ class Comparison:
         places = {axis: np.mean([run.axis_values(axis, steps) for run in timed], axis=0) for axis in AXES}
         deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(steps))
         return {
-            **{axis: _for_json(axis_values) for axis, axis_values in places.items()},
-            "mean": _for_json(values.mean(0)),
-            "deviation": _for_json(deviation),
+            **{axis: for_json(axis_values) for axis, axis_values in places.items()},
+            "mean": for_json(values.mean(0)),
+            "deviation": for_json(deviation),
         }
 
     def point(self, problem: str) -> str:
@@ -202,6 +202,6 @@ class Comparison:
         return seconds if at <= self.end(run) * (1 + ROUNDING) and not np.isnan(seconds) else None
 
 
-def _for_json(values: NDArray[np.float64]) -> list[float | None]:
-    """Return numbers with six digits, and None for NaN."""
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+def for_json(values: Iterable[float | None]) -> list[float | None]:
+    """Return numbers with seven digits, and None for NaN, which JSON has not."""
+    return [None if value is None or not math.isfinite(value) else float(f"{value:.7g}") for value in values]

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .comparison import AXES, Comparison
+from .comparison import AXES, Comparison, for_json
 from .figures import MEMORY, Figure, format_option, spread
 from .floor import memory_floor
 from .loading import LeftOut
@@ -70,7 +70,7 @@ def content(comparison: Comparison, left_out: LeftOut) -> dict[str, Any]:
                 "runs": [{"seed": run.summary.get("seed"), "folder": str(run.folder)} for run in group.runs],
                 "values": {name: _spread(comparison.columns(figure)[number]) for name, figure in figures.items()},
                 "each": {
-                    name: [_known(comparison.value(run, figure, comparison.at[group.problem])) for run in group.runs]
+                    name: for_json([comparison.value(run, figure, comparison.at[group.problem]) for run in group.runs])
                     for name, figure in figures.items()
                 },
                 "curves": {name: curve for name in curves if (curve := comparison.curve(group, name))},
@@ -104,11 +104,6 @@ def main_figure(comparison: Comparison) -> Figure | None:
     measured = [figure for figure in comparison.figures if figure.more_is_better is not None]
     wanted = [figure for figure in measured if figure.name == sweep_metric(comparison)]
     return next(iter([*wanted, *(figure for figure in measured if figure.kind == "quality")]), None)
-
-
-def _known(value: float | None) -> float | None:
-    """Return a number with seven digits, and None for NaN, which JSON has not."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.7g}")
 
 
 def _problem(comparison: Comparison, problem: str) -> dict[str, Any]:

@@ -15,17 +15,15 @@ STEP = "head/step_ms"
 def trained(comparison: Comparison, problem: str) -> str:
     """Return a sentence on the data, backbone, batches, margin and steps of a problem's runs."""
     runs = comparison.runs_of(problem)
-    classes = _shared("classes", (run.summary.get("num_classes") for run in runs))
     parts = [
-        f"Trained on {_shared('data', (data_of(run) for run in runs)) or 'unnamed data'}",
-        f"{classes} classes" if classes else "",
+        "Trained on " + (_shared("{}", "several data sets", map(data_of, runs)) or "unnamed data"),
+        _shared("{} classes", "several numbers of classes", (run.summary.get("num_classes") for run in runs)),
         *(
-            f"{group} {name}"
+            _shared(f"{group} {{}}", f"several {group}s", (choice_of(run, group) for run in runs))
             for group in ("backbone", "margin", "objective")
-            if (name := _shared(group, (choice_of(run, group) for run in runs)))
         ),
-        f"batches of {_shared('batch_size', (run.images_per_step for run in runs))}",
-        f"{_shared('steps', (run.summary.get('steps') for run in runs))} steps",
+        _shared("batches of {}", "batches of several sizes", (run.images_per_step for run in runs)),
+        _shared("{} steps", "several numbers of steps", (run.summary.get("steps") for run in runs)),
     ]
     return ", ".join(filter(None, parts)) + "."
 
@@ -87,13 +85,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _shared(name: str, values: Iterable[Any]) -> str:
-    """Return the value that all runs have, or that there are several; empty if a run has none."""
+def _shared(one: str, several: str, values: Iterable[Any]) -> str:
+    """Return `one` with the value that all runs have, or `several`; empty if a run has no value."""
     found = list(values)
     if None in found:
         return ""
     different = {normalized(value): value for value in found}
     if len(different) > 1:
-        return f"several values of {name}"
+        return several
     (value,) = different.values()
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return one.format(f"{value:,}" if isinstance(value, int) else value)

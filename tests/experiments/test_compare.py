@@ -270,7 +270,8 @@ def test_other_classes_are_another_problem(tmp_path, capsys, wide):
     for place, (head, classes, rank1) in enumerate(
         [("full", 1000, 0.7), ("pfc", 1000, 0.6), ("full", 5000, 0.5), ("pfc", 5000, 0.4)]
     ):
-        made_run(tmp_path / str(place), head, num_classes=classes, rank1=rank1)
+        for seed in (0, 1):
+            made_run(tmp_path / f"{place}{seed}", head, num_classes=classes, rank1=rank1, seed=seed)
     comparison = compared(tmp_path)
     assert [(group.head, group.problem) for group in comparison.groups] == [
         ("full", "1,000 classes"),
@@ -282,6 +283,13 @@ def test_other_classes_are_another_problem(tmp_path, capsys, wide):
     assert set(comparison.differences["val/rank1"]) == {(0, 2), (1, 3)}
     out = printed(capsys, tmp_path)
     assert out.count("*") == 1 + 2 and "2 problems (1,000 classes; 5,000 classes)" in out
+
+
+def test_single_runs_get_no_mark(tmp_path, capsys, wide):
+    made_run(tmp_path / "a", "full", rank1=0.7)
+    made_run(tmp_path / "b", "pfc", rank1=0.6)
+    out = printed(capsys, tmp_path)
+    assert "one run of each, so that differences may be noise; best in bold" in out and "*" not in out
 
 
 def test_faults_of_the_data_are_another_problem(tmp_path):
