@@ -7,7 +7,7 @@ READY := .venv/.ready
 # Tests that need a browser are skipped and listed. `make test SYSTEM=--system` runs them too.
 SYSTEM ?=
 
-.PHONY: run test lint types notebook site check format clean
+.PHONY: run test lint types notebook pictures site check format clean
 
 run: $(READY) ## train PartialFC on glyphs and print the results
 	$(BIN)/python -m experiments.run head=pfc sample_rate=0.1
@@ -25,6 +25,9 @@ types: $(READY)
 
 notebook: $(READY) ## run the notebook of the documentation
 	$(BIN)/python -m tests.notebook
+
+pictures: $(READY) ## draw the pictures of the documentation again, in about a quarter of an hour
+	$(BIN)/python docs/pictures.py
 
 site: $(READY) ## build the site of the documentation into site/, and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -23,7 +23,7 @@ from .cli import command, needed
 from .comparing.figures import FIGURES, TIME, Figure
 from .tables import console
 
-STEP = "trainer/global_step"
+IMAGES = "train/images"  # of batches of other sizes too, as on the page of `experiments.compare`
 HEAD = "head_name"  # runs are grouped by it
 OPTIONS = ("sample_rate", "queue_size", "num_active")
 
@@ -70,7 +70,7 @@ def workspace(project: str, entity: str, name: str, study: str | None) -> Any:
         sections=[
             spaces.Section(name=title, panels=content, is_open=True) for title, content in _sections(panels).items()
         ],
-        settings=spaces.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        settings=spaces.WorkspaceSettings(x_axis=IMAGES, max_runs=100),
         runset_settings=spaces.RunsetSettings(
             groupby=[spaces.Config(HEAD)], filters=spaces.And(spaces.Metric("Group") == study) if study else []
         ),
@@ -87,7 +87,7 @@ def _sections(panels: Any) -> dict[str, list[Any]]:
     by_head: dict[str, Any] = {"groupby": panels.Config(HEAD), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
 
     def curve(figure: Figure) -> Any:
-        return panels.LinePlot(title=figure.title, x=STEP, y=[figure.name], **by_head)
+        return panels.LinePlot(title=figure.title, x=IMAGES, y=[figure.name], **by_head)
 
     def bar(figure: Figure) -> Any:
         return panels.BarPlot(title=figure.title, metrics=[figure.name], **by_head)

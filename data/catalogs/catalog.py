@@ -21,7 +21,7 @@ from .build import build_catalog, is_intact
 from .names import ClassNames
 from .origin import Origin
 
-VERSIONS = {"list": 4}  # version of the files and of the rules by which images are found, by format
+VERSIONS = {"list": 4, "folder": 4}  # version of the files and of the rules by which images are found, by format
 VERSION = 3  # that of the other formats
 SHOWN = 3  # unreadable entries in an error message
 

@@ -3,13 +3,15 @@
 A line of a list is `path<TAB>label`, or an image in base64 and its label, in either order. Several labels of an image
 are separated by commas. In a file of im2rec, which ends in `.lst`, it is `number<TAB>label<TAB>path`, and in one of
 InsightFace `number<TAB>path<TAB>label`. An image folder has a folder for each class, named like the class, with images
-at any depth.
+at any depth. A pattern such as `omniglot/*/*` names the folders of classes in folders.
 """
 
 import base64
+import glob
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..files import LineFile, check_file, read_file
@@ -97,20 +99,26 @@ class ImageFolder(ImageList):
     """Reader of a folder with a folder for each class. A scan writes the list of its images to a file.
 
     Args:
-        path: path of the folder.
+        path: path of the folder, or a pattern of the class folders, which are named by the part that the pattern finds.
         listing: path of the list that `scan` writes.
+
+    Attributes:
+        top: the folder that holds all class folders.
     """
 
     def __init__(self, path: str, listing: str):
-        super().__init__(listing, root=path)
-        self.path = path
+        is_folder = Path(path).is_dir() or not glob.has_magic(path)
+        self.top = path if is_folder else fixed_part(path)
+        super().__init__(listing, root=self.top)
+        self.path, self.pattern = path, None if is_folder else path
 
     def files(self) -> Sequence[str]:
-        return [self.path, *(folder.path for folder in self._class_folders()), str(self._names())]
+        folders = [os.path.join(self.top, name) for name in self._class_folders()]  # noqa: PTH118
+        return [self.top, *folders, str(self._names())]
 
     def class_names(self) -> Sequence[str]:
         """Return the names of the class folders, sorted or in the order of `classes.txt`."""
-        folders = [folder.name for folder in self._class_folders()]
+        folders = self._class_folders()
         names = read_names(self._names())
         if names is None:
             return folders
@@ -120,28 +128,58 @@ class ImageFolder(ImageList):
         return names
 
     def _names(self) -> Path:
-        return Path(self.path, "classes.txt")
+        return Path(self.top, "classes.txt")
 
-    def _class_folders(self) -> list[os.DirEntry[str]]:
+    def _class_folders(self) -> list[str]:
+        """Return the paths of the class folders relative to the folder that holds all of them, sorted."""
+        if self.pattern is not None:
+            found = glob.glob(self.pattern, recursive=True)  # noqa: PTH207, since Path.glob takes relative patterns only
+            names = sorted(os.path.relpath(path, self.top) for path in found if Path(path).is_dir())
+            if not names:
+                raise ValueError(f"no folder matches {self.pattern}")
+            return names
         if not Path(self.path).is_dir():
             raise ValueError(f"{self.path} does not exist, or is not a folder")
         with os.scandir(self.path) as entries:
-            folders = sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
-        names = [folder.name for folder in folders if not folder.name.startswith(".")]
-        if len(names) > 1 and set(names) <= {*PARTS}:
-            raise ValueError(parts_of_a_set(self.path, names))
-        return folders
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+        visible = [name for name in names if not name.startswith(".")]
+        if len(visible) > 1 and set(visible) <= {*PARTS}:
+            raise ValueError(parts_of_a_set(self.path, visible))
+        return names
 
     def scan(self) -> Iterator[Entry | BadEntry]:
         labels = {name: label for label, name in enumerate(self.class_names())}
+        holders: dict[str, set[str]] = {}  # folders that hold images themselves, of each class
         with open(self.list.path, "wb") as listing:  # noqa: PTH123
-            for folder in self._class_folders():
-                for path in sorted(images_below(folder.path)):
-                    relative = os.fsencode(os.path.relpath(path, self.path))
+            for name in self._class_folders():
+                for path in sorted(images_below(os.path.join(self.top, name))):  # noqa: PTH118
+                    holders.setdefault(name, set()).add(os.path.dirname(path))  # noqa: PTH120
+                    relative = os.fsencode(os.path.relpath(path, self.top))
                     if b"\n" in relative or b"\r" in relative:
                         raise ValueError(f"{self.path}: the file name {text(relative)!r} must not contain a line break")
-                    yield Entry(listing.tell(), labels[folder.name])
-                    listing.write(b"%b\t%d\n" % (relative, labels[folder.name]))
+                    yield Entry(listing.tell(), labels[name])
+                    listing.write(b"%b\t%d\n" % (relative, labels[name]))
+        if self.pattern is None:
+            self._check_levels(holders)
+
+    def _check_levels(self, holders: Mapping[str, set[str]]) -> None:
+        """Raise ValueError if the images lie in folders below the class folders, which may be the classes instead."""
+        levels = {len(Path(os.path.relpath(path, self.top)).parts) for paths in holders.values() for path in paths}
+        count = sum(map(len, holders.values()))
+        if count > len(holders) > 1 and min(levels) > 1:
+            choices = f"'{self.path}/*' for {len(holders):,} classes"
+            if len(levels) == 1:
+                choices += f", '{self.path}{'/*' * max(levels)}' for {count:,}"
+            raise ValueError(
+                f"{self.path} has {len(holders):,} folders, whose images lie in {count:,} folders below them; name the "
+                f"folders of the classes by a pattern: {choices}"
+            )
+
+
+def fixed_part(pattern: str) -> str:
+    """Return the folders of a pattern before the first one that has a wildcard."""
+    parts = Path(pattern).parts
+    return str(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts)))
 
 
 def parts_of_a_set(path: str, names: list[str]) -> str:

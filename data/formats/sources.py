@@ -1,5 +1,6 @@
 """Detection of a source's format, and advice for files of other kinds."""
 
+import glob
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ..files import open_file
 FORMATS = {
     "lmdb": "an LMDB folder with its key-label file",
     "rec": "a .rec file, with its .idx next to it if there is one",
-    "folder": "a folder with a folder for each class",
+    "folder": "a folder with a folder for each class, or a pattern of the class folders such as 'omniglot/*/*'",
     "list": "a file with a line `path<TAB>label`, or base64 and label, for each image",
     "wds": "WebDataset: a .tar file, a folder of them, or a pattern such as train-*.tar",
     "parquet": "a Parquet table of images, a folder of them, or a pattern such as train-*.parquet",
@@ -39,6 +40,8 @@ def format_of(path: str) -> str:
             return "lmdb"
         endings = {file.suffix for file in Path(path).iterdir() if file.is_file()}
         return next((format for ending, format in BY_ENDING.items() if ending in endings), "folder")
+    if glob.has_magic(path) and any(Path(match).is_dir() for match in glob.iglob(path)):  # noqa: PTH207
+        return "folder"
     return BY_ENDING.get(Path(path).suffix, "list")
 
 

@@ -1,5 +1,7 @@
 """Images at a path that a user gives to a command."""
 
+from pathlib import Path
+
 from ..cache import cache_folder
 from ..catalogs.catalog import catalog
 from ..catalogs.origin import Origin
@@ -37,7 +39,7 @@ def images_at(
     for name, value, applies in (("root", root, "list"), ("labels", labels, "lmdb")):
         if value is not None and kind != applies:
             raise ValueError(f"{name}={value} applies to format={applies} only; {path} has format={kind}")
-    if kind == "folder" and format is None and has_images(path):
+    if kind == "folder" and format is None and Path(path).is_dir() and has_images(path):
         if not mixed and has_folders(path):
             raise ValueError(
                 f"{option}={path} contains images directly and in subfolders; format=folder reads only those in "

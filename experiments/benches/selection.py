@@ -122,7 +122,7 @@ def trained(C: int, D: int, batch: int, s: float, steps: int, lr: float) -> tupl
 
 
 def plot(lines: list[dict[str, Any]], k: int, path: Path) -> None:
-    """Plot recall against milliseconds, with a line for each index and number of trees."""
+    """Plot recall against milliseconds, with a line for each index and an option at each point."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
@@ -140,12 +140,25 @@ def plot(lines: list[dict[str, Any]], k: int, path: Path) -> None:
             members = sorted(members, key=lambda line: line["query_ms"])
             x, y = ([line[key] for line in members] for key in ("query_ms", "recall_share"))
             panel.plot(x, y, marker="o", markersize=9 if len(members) == 1 else 5, label=name)
-        panel.set(xscale="log", ylim=(-0.03, 1.05), xlabel="milliseconds a batch", title=f"{C:,} classes of {D}")
+            for line, *point in zip(members, x, y, strict=True):
+                panel.annotate(
+                    searched(line), point, (0, 6), textcoords="offset points", ha="right", fontsize="x-small"
+                )
+        panel.set(
+            xscale="log", ylim=(-0.03, 1.08), xlabel="milliseconds of a batch", title=f"{C:,} classes of {D} numbers"
+        )
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel(f"recall of the {k} nearest classes")
     panels[0][-1].legend(fontsize="small")
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def searched(line: dict[str, Any]) -> str:
+    """Return the option that sets how much an index searches, with its value."""
+    if "nprobe" in line:
+        return f"nprobe {line['nprobe']}"
+    return f"search_k {line['search_k'] or 'default'}" if "search_k" in line else ""
 
 
 def _uniform(C: int, count: int) -> Tensor:

@@ -48,7 +48,7 @@ def content(comparison: Comparison, left_out: LeftOut) -> dict[str, Any]:
     names = short_names([run.folder for run in comparison.runs] + [folder for folder, _ in left_out])
     figures = {figure.name: figure for figure in comparison.figures}
     curves = sorted({name for run in comparison.runs for name in run.curves if name.startswith(CURVES)})
-    curves = [name for name in curves if name not in ("train/seconds", "train/lr")]
+    curves = [name for name in curves if name not in ("train/images", "train/seconds", "train/lr")]
     return {
         "title": title(comparison),
         "created": f"{datetime.now():%Y-%m-%d %H:%M}",

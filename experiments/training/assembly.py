@@ -163,7 +163,7 @@ def build_callbacks(
 ) -> Callbacks:
     """Build the callbacks. Trackers and the progress bar belong to process 0."""
     log_interval = config.trainer.log_interval
-    recorder = Recorder(log_interval)
+    recorder = Recorder(log_interval, config.batch_size * config.trainer.accumulate_grad_batches)
     return Callbacks(
         wandb_run=WandbRun(config, folder) if processes.is_rank_zero else None,
         trackers=Trackers(config, folder, resumed_step) if processes.is_rank_zero else None,

@@ -29,8 +29,8 @@ class Recorder(L.Callback):
         images: images trained on in these seconds.
     """
 
-    def __init__(self, log_interval: int):
-        self.log_interval = log_interval
+    def __init__(self, log_interval: int, images_per_step: int):
+        self.log_interval, self.images_per_step = log_interval, images_per_step
         self.latest: dict[str, float] = {}
         self.step_of: dict[str, int] = {}
         self.trained_seconds: float | None = 0.0
@@ -70,7 +70,8 @@ class Recorder(L.Callback):
         return max(self._peak_bytes, peak_bytes())
 
     def record(self, trainer: L.Trainer, metrics: dict[str, float], step: int) -> None:
-        """Log metrics and keep their latest values."""
+        """Log metrics and keep their latest values. Each line has the number of images, an axis to compare runs on."""
+        metrics = {**metrics, "train/images": float(step * self.images_per_step)}
         self.latest.update(metrics)
         self.step_of.update(dict.fromkeys(metrics, step))
         for logger in trainer.loggers:

@@ -232,6 +232,16 @@ def test_an_interrupted_conversion_resumes(name, format, tmp_path, monkeypatch):
         assert read(target) == read(undisturbed)
 
 
+def test_classes_in_folders_are_named_by_a_pattern(tmp_path):
+    for alphabet in "ab":
+        write_folder(tmp_path / "set" / alphabet, images([0, 0, 1, 1]))
+    assert run(f"source={tmp_path}/set/*/*", f"target={tmp_path}/out", "format=folder").images == 8
+    copy = catalog(Origin("folder", (str(tmp_path / "out"),)), tmp_path / "cache")
+    assert copy.num_classes == 4 and sorted({name.replace("/", "_") for name in copy.class_names}) == list(
+        copy.class_names
+    )
+
+
 def test_a_killed_process_resumes(tmp_path):
     """The process is killed by SIGKILL."""
     source = write_rec(tmp_path / "set.rec", images([0, 1, 2] * 1000))

@@ -48,7 +48,7 @@ def test_the_created_panels_are_those_of_a_dry_run(sent, tmp_path, capsys):
     panels = {panel["config"].get("chartTitle"): panel for section in sections for panel in section["panels"]}
     assert all(title in printed for title in panels if title)
     curve = panels["rank-1"]["config"]
-    assert curve["metrics"] == ["val/rank1"] and curve["xAxis"] == "trainer/global_step"
+    assert curve["metrics"] == ["val/rank1"] and curve["xAxis"] == "train/images"
     assert curve["groupBy"] == "head_name.value" and curve["groupArea"] == "stddev"
     assert panels["rank-1 against memory"]["config"]["xAxis"] == "summary:memory/head_bytes"
     assert "heads" in json.dumps(spec["section"]["runSets"][0]["filters"])

@@ -75,6 +75,8 @@ def test_an_offline_run_of_wandb_is_complete(finished):
     for name in ("train/loss", "val/rank1", "memory/head_bytes", "throughput/images_per_second"):
         logged = {row["trainer/global_step"]: row[name] for row in found["history"] if name in row}
         assert logged == pytest.approx(metrics(folder, name), rel=1e-5)
+        images = {row["trainer/global_step"]: row["train/images"] for row in found["history"] if name in row}
+        assert images == {step: step * config["batch_size"] for step in logged}  # the axis of the dashboard
     kept = summary(folder)
     assert {name: found["summary"][name] for name in kept} == kept
 

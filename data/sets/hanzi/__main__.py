@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +21,7 @@ from .characters import CODE_POINTS, INSTALL, PACKAGES, PROBES, drawings_by_clas
 from .rendering import open_fonts, render_chunk
 
 CUTS = (2, 4, 6, 8, 10, 12)  # values of num_faces
+CAPTION = 72  # pixels of a caption in the picture
 USUAL = "29,800 classes with num_faces=4, 20,300 with 8"
 
 
@@ -52,7 +53,7 @@ def print_typefaces(screen: Console) -> None:
 
 
 def save_picture(path: Path, rows: int = 8, columns: int = 14, size: int = 48) -> None:
-    """Save an image of some classes, one class per row, each rendering `size` pixels wide."""
+    """Save an image of some classes: one class per row, named by its code point, each rendering `size` pixels wide."""
     faces = installed(PROBES)
     drawings = drawings_by_class(faces, merge=True)
     columns = min(columns, max(map(num_drawings, drawings.values()), default=0))
@@ -61,10 +62,12 @@ def save_picture(path: Path, rows: int = 8, columns: int = 14, size: int = 48) -
         raise ValueError(f"no typeface with Chinese characters is installed: {INSTALL}")
     chosen = [names[i] for i in permute(np.arange(rows), len(names), 0)] if len(names) >= rows else names
     open_fonts(faces, size)
-    sheet = Image.new("L", (columns * size, len(chosen) * size))
+    sheet = Image.new("L", (CAPTION + columns * size, len(chosen) * size), 255)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for row, rendered in enumerate(render_chunk({name: drawings[name] for name in chosen})):
+        draw.text((6, row * size + size / 2), f"U+{ord(rendered.name):04X}", fill=0, font=font, anchor="lm")
         for column, image in enumerate(rendered.images[:columns]):
-            sheet.paste(Image.frombytes("L", (size, size), image), (column * size, row * size))
+            sheet.paste(Image.frombytes("L", (size, size), image), (CAPTION + column * size, row * size))
     sheet.save(path)
 
 

@@ -194,7 +194,44 @@ def test_parts_of_a_set_are_not_classes(tmp_path):
         opened(tmp_path / "set", "folder")
     assert len(opened(tmp_path / "set" / "train", "folder")) == len(ITEMS)
     (tmp_path / "set" / "bus").mkdir()  # then they may be classes
-    assert opened(tmp_path / "set", "folder").num_classes == 2
+    with pytest.raises(ValueError, match=r"for 2 classes, .* for 4"):
+        opened(tmp_path / "set", "folder")
+    assert opened(tmp_path / "set" / "*", "folder").num_classes == 2
+
+
+# Classes in folders
+
+
+def test_folders_in_folders_are_refused_until_a_pattern_says_which_are_classes(tmp_path):
+    """The layout of Omniglot: a folder for each alphabet, with a folder for each character."""
+    for alphabet in "ab":
+        write_folder(tmp_path / "set" / alphabet, ITEMS)
+    (tmp_path / "set" / "c").mkdir()
+    for open_ in (lambda: opened(tmp_path / "set", "folder"), lambda: images_at(str(tmp_path / "set"))):
+        with pytest.raises(
+            ValueError, match=r"2 folders, whose images lie in 4 .*: '.*/set/\*' for 2 classes, '.*/set/\*/\*' for 4$"
+        ):
+            open_()
+    alphabets, characters = opened(tmp_path / "set" / "*", "folder"), opened(tmp_path / "set" / "*" / "*", "folder")
+    assert list(alphabets.class_names) == ["a", "b"] and alphabets.labels.tolist() == [0] * 4 + [1] * 4
+    assert list(characters.class_names) == ["a/class 000", "a/class 001", "b/class 000", "b/class 001"]
+    assert characters.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [*characters.read_all(range(8))] == 2 * [encoded for _, encoded in ITEMS]
+    assert images_at(str(tmp_path / "set" / "*" / "*")).labels.tolist() == characters.labels.tolist()
+    with pytest.raises(ValueError, match=r"no folder matches .*/set/x\*"):
+        opened(tmp_path / "set" / "x*", "folder")
+
+
+def test_further_folders_of_a_class(tmp_path):
+    """Images of a class may lie deeper, if some lie in class folders or each class has one folder."""
+    write_folder(tmp_path / "set", ITEMS)
+    (tmp_path / "set" / "class 000" / "old").mkdir()
+    (tmp_path / "set" / "class 000" / "old" / "5.jpg").write_bytes(image(5))
+    assert opened(tmp_path / "set", "folder").labels.tolist() == [0, 0, 0, 1, 1]
+    for name in ("dog", "cat"):
+        (tmp_path / "one" / name / "images").mkdir(parents=True)
+        (tmp_path / "one" / name / "images" / "5.jpg").write_bytes(image(5))
+    assert list(opened(tmp_path / "one", "folder").class_names) == ["cat", "dog"]
 
 
 # Sets of one class

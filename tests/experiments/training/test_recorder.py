@@ -15,7 +15,7 @@ def allocate() -> None:
 
 
 def test_memory_in_a_pause_does_not_count():
-    recorder = Recorder(log_interval=1)
+    recorder = Recorder(log_interval=1, images_per_step=1)
     reset_peak_bytes()
     before = peak_bytes()
     with recorder.paused():
@@ -25,7 +25,7 @@ def test_memory_in_a_pause_does_not_count():
 
 
 def test_memory_before_a_pause_counts_after_it():
-    recorder = Recorder(log_interval=1)
+    recorder = Recorder(log_interval=1, images_per_step=1)
     reset_peak_bytes()
     before = peak_bytes()
     allocate()
