@@ -55,7 +55,7 @@ def cluster(config: DictConfig, folder: Path) -> None:
         if config.query is not None:
             path = absolute(str(config.query))
             if not Path(path).is_file():
-                raise ValueError(f"query={config.query} does not exist; give the path of an image")
+                raise ValueError(f"query={config.query} must be the path of an image")
             query = ImageFiles([os.fsencode(path)])
             wanted = embedder.embed_all(*embedder.view(query), "query", mirrored=config.mirrored).numpy()[0]
         if not processes.is_rank_zero:

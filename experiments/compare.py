@@ -116,7 +116,9 @@ def write_files(comparison: Comparison, left_out: LeftOut, folder: Path) -> None
     write_whole(folder / "comparison.html", page(comparison, left_out))
     write_whole(folder / "comparison.csv", _csv(group_lines(comparison)))
     write_whole(folder / "differences.csv", _csv(difference_lines(comparison)))
-    console().print(f"In {folder}: comparison.html, comparison.csv, differences.csv", soft_wrap=True)
+    screen = console()
+    screen.print(f"In {folder}: comparison.html, comparison.csv, differences.csv", soft_wrap=True)
+    screen.print(f"Page: {(folder / 'comparison.html').absolute().as_uri()}", soft_wrap=True, highlight=False)
 
 
 def tables(comparison: Comparison, width: int) -> list[Table]:

@@ -70,8 +70,12 @@ def _check_types(config: DictConfig) -> None:
     if "_target_" in config:
         try:
             declared = declared_types(_locate(config._target_))
-        except ImportError:  # Hydra reports it
-            return
+        except ImportError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"{config._get_full_key('_target_')}={config._target_} cannot be imported ({reason}); its file must be "
+                "in the folder where the command starts, in an installed package, or on PYTHONPATH"
+            ) from None
     for name, value in config.items():
         if isinstance(value, DictConfig):
             _check_types(value)

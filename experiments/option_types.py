@@ -41,7 +41,7 @@ def checked(option: str, value: Any, declared: Any) -> Any:
         return value
     nouns = [rule.noun if rule else NOUNS[kind] for kind in kinds if kind is not NoneType]
     nouns += [SCHEDULE] if kinds != members else []
-    null = ", or null for none" if NoneType in kinds else ""
+    null = ", or null" if NoneType in kinds else ""
     refusal = f"{option}={shown(value)} must be {' or '.join(nouns)}{null}"
     if isinstance(value, int | float) and int in kinds and float not in kinds:
         if abs(value) >= 2**63:  # no dtype holds it

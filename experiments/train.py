@@ -80,10 +80,12 @@ def _train(processes: Processes, config: DictConfig, folder: Path, config_name: 
 def description(module: HeadModule, folder: Path) -> str:
     """Return one line on what is trained."""
     parameters = sum(p.numel() for p in module.backbone.parameters())
+    heldout = module.data.heldout
+    of = f"{heldout.num_classes:,} classes of {len(heldout):,} records" if heldout else "none"
+    held_out = f"{of} held out (data.num_heldout)"
     return (
         f"{head_name(module.origin.config)} over {module.data.train.num_classes:,} classes, "
-        f"{len(module.data.train):,} training records"
-        f"{'' if module.data.heldout else ', none held out (data.num_heldout)'}; "
+        f"{len(module.data.train):,} training records, {held_out}; "
         f"{module.backbone.__class__.__name__} of {parameters:,} parameters; "
         f"{module.num_steps:,} steps of {module.loader.batch_size * module.accumulate}; "
         f"{module.processes.world_size} {'processes' if module.processes.world_size > 1 else 'process'}; {folder}"

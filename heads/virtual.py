@@ -23,12 +23,17 @@ from .rows.overlay import Overlay
 from .selection.sampling import sample_without_replacement
 from .selection.selection import Selection
 
+FEWEST_ANCHORS = 64  # of a share of few classes
+
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualFCOptions(CenterOptions):
     """Options of `VirtualFC`."""
 
-    num_anchors: float = option(0.1, "Number of anchors, M, or their share of C if it is below 1; 0.012 as published.")
+    num_anchors: float = option(
+        0.1,
+        "Number of anchors, M, or if it is below 1 their share of C, at least 64 or C; 0.012 as published.",
+    )
     anchor_length: float | None = option(
         0.1,
         "Length of the row that a class writes, at least 0.001. None for that of the sum of its embeddings, as "
@@ -51,7 +56,8 @@ class VirtualFCOptions(CenterOptions):
             ValueError: `num_anchors` does not fit the number of classes.
         """
         given = self.num_anchors
-        count = round(given * num_classes) if 0 < given < 1 else given
+        # Few anchors do not hold the classes of a batch.
+        count = min(max(round(given * num_classes), FEWEST_ANCHORS), num_classes) if 0 < given < 1 else given
         if not (count == int(count) and 1 <= count <= num_classes):
             raise ValueError(
                 f"num_anchors={given} of num_classes={num_classes} must be a whole number of anchors from 1 to "

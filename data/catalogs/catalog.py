@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..cache import cached
 from ..formats.encoded import BadEntry, Format, UnreadableError
+from ..formats.unlabeled_images import has_images
 from ..grouping import index_dtype
 from ..records import ByClass, Indices
 from .build import build_catalog, is_intact
@@ -156,7 +157,11 @@ def catalog(origin: Origin, cache: Path, on_corrupt: str = "stop") -> Catalog:
     if catalog.bad and on_corrupt == "stop":
         raise ValueError(f"{sources}: {_bad_entries(catalog)}")
     if not len(catalog):
-        remedy = "; put the images of each class into a folder of their own" if origin.format == "folder" else ""
+        remedy = ""
+        if origin.format == "folder":
+            loose = any(Path(path).is_dir() and has_images(path) for path in origin.paths)
+            remedy = " in folders of classes; name the folder that holds them" if loose else ""
+            remedy += "; put the images of each class into a folder of their own"
         raise ValueError(f"{sources} contains no image{remedy}")
     return catalog
 

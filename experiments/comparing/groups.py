@@ -1,5 +1,6 @@
 """Groups of runs that differ in their seed only, by head, options and problem."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,11 @@ def grouped(runs: list[Run], options: list[str]) -> list[Group]:
 
     The full head comes first, then the others by name. Groups of one head are sorted by their options.
     """
-    problem_options = differing_options(runs, PROBLEM_OPTIONS)
+    problem_options = [
+        name
+        for name in differing_options(runs, PROBLEM_OPTIONS)
+        if not name.startswith("protocol.") or _differ_where_given(runs, name)
+    ]
     several_sizes = len({run.summary.get("num_classes") for run in runs}) > 1
     names = [name for _, name in {(run.target, run.head) for run in runs}]
     short = _short_classes(runs, options)
@@ -82,6 +87,11 @@ def _short_classes(runs: list[Run], options: list[str]) -> dict[str, str]:
         if len(set(names.values())) == len(classes):
             result |= names
     return result
+
+
+def _differ_where_given(runs: Sequence[Run], name: str) -> bool:
+    """Return whether runs have several values of an option. A run without a protocol only lacks its figures."""
+    return len({normalized(run.options[name]) for run in runs if name in run.options}) > 1
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:

@@ -70,6 +70,10 @@ class Run:
         value = normalized(self.options[name])
         return any(name in choice and normalized(choice[name]) == value for choice in self._defaults)
 
+    def is_of_head(self, name: str) -> bool:
+        """Return whether an option is one of the run's head, rather than of all heads."""
+        return name in self._defaults[0]
+
     @cached_property
     def _defaults(self) -> list[dict[str, Any]]:
         """The defaults of the head, and of the choices of other groups that have the run's classes, except classes."""
@@ -118,8 +122,8 @@ def differing_options(runs: list[Run], prefixes: tuple[str, ...], *, without: bo
     """Return the options with these prefixes in which runs differ.
 
     Of options that always vary together, the shortest name is returned. A head that lacks an option does not differ in
-    it from another head. Without `prefixes`, an option is left out if it has a default in all runs that have it: that
-    of the run's head, or of its objective, margin and so on.
+    it from another head, but a head's own option with a value of the user's is returned. Without `prefixes`, an option
+    is left out if it has a default in all runs that have it: that of the run's head, or of its objective, margin etc.
 
     Args:
         runs: the runs.
@@ -134,7 +138,9 @@ def differing_options(runs: list[Run], prefixes: tuple[str, ...], *, without: bo
             targets = {run.target for run in runs if name in run.options}
             if without and all(run.has_default(name) for run in runs if name in run.options):
                 continue
-            if len({value for value, run in zip(values, runs, strict=True) if run.target in targets}) > 1:
+            having = [run for run in runs if run.target in targets]
+            is_own = without and len(having) < len(runs) and all(run.is_of_head(name) for run in having)
+            if is_own or len({value for value, run in zip(values, runs, strict=True) if run.target in targets}) > 1:
                 by_values.setdefault(values, name)
     return list(by_values.values())
 

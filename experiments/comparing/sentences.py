@@ -18,6 +18,7 @@ def trained(comparison: Comparison, problem: str) -> str:
     parts = [
         "Trained on " + (_shared("{}", "several data sets", map(data_of, runs)) or "unnamed data"),
         _shared("{} classes", "several numbers of classes", (run.summary.get("num_classes") for run in runs)),
+        _shared("{} images held out", "several numbers of images held out", map(heldout_of, runs)),
         *(
             _shared(f"{group} {{}}", f"several {group}s", (choice_of(run, group) for run in runs))
             for group in ("backbone", "margin", "objective")
@@ -63,9 +64,19 @@ def _cheapest(comparison: Comparison, numbers: list[int]) -> str:
 
 
 def data_of(run: Run) -> str | None:
-    """Return the name that a user types for the data of a run, as far as its options tell."""
+    """Return the name that a user types for the data of a run, with the name and the size of its images."""
     named = run.options.get("data.format") or str(run.options.get(f"data.{TARGET}", "")).rpartition(".")[2]
-    return str(named) or None
+    source, size = run.options.get("data.source"), run.options.get("data.size")
+    sources = [source] if isinstance(source, str) else source or []
+    parts = [str(named), ", ".join(str(path).rstrip("/").rpartition("/")[2] or str(path) for path in sources)]
+    parts.append(f"of {size}x{size} pixels" if isinstance(size, int) else "")
+    return " ".join(filter(None, parts)) or None
+
+
+def heldout_of(run: Run) -> int | None:
+    """Return the number of held-out images, on which rank-1 and TAR are measured; None if the run does not say."""
+    count = run.summary.get("heldout_records")
+    return None if count is None else int(count)
 
 
 def choice_of(run: Run, group: str) -> str | None:

@@ -41,7 +41,13 @@ def build_backbone(config: DictConfig, shape: tuple[int, ...], preprocessing: Pr
     backbone: nn.Module = make(**options)
     training = backbone.training
     with torch.no_grad():
-        embeddings = backbone.eval()(torch.zeros(2, *shape))
+        try:
+            embeddings = backbone.eval()(torch.zeros(2, *shape))
+        except (RuntimeError, TypeError, ValueError) as error:  # of a user's own one, whatever it raises
+            raise ValueError(
+                f"backbone={config.backbone._target_} does not take a batch of shape {[2, *shape]} ({error}); "
+                "change its options, or data.size and data.channels"
+            ) from error
     backbone.train(training)
     if not isinstance(embeddings, Tensor) or embeddings.shape != (2, config.embedding_size):
         got = list(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__

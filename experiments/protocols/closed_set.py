@@ -23,6 +23,7 @@ from .ranks import Ranks
 from .search import KnownPairs, WantedItems, count_strangers_above
 
 OPTION = "protocol.closed_set"
+NOTES = (f"the model was trained on these images; {OPTION}.source=PATH classifies others",)
 
 
 class ClosedSet:
@@ -104,7 +105,8 @@ class ClosedSet:
 
         intervals = bootstrap.intervals(metrics, [ranks.num_classes], self.resamples)
         counts = {"images": len(images), "classes": centers.num_classes}
-        return [Result("closed_set", metrics(), intervals, counts, curves={"cmc": ranks.cmc(centers.num_classes)})]
+        curves = {"cmc": ranks.cmc(centers.num_classes)}
+        return [Result("closed_set", metrics(), intervals, counts, NOTES if self.source is None else (), curves)]
 
     def _sets(self, model: Model) -> tuple[Centers, ImageSet]:
         """Return the class centers, and the images with the model's numbers of their classes."""

@@ -114,6 +114,7 @@ class Identification:
         ranks = Ranks(known, above_M.cpu(), probe_P, self.mates)
         counts = {
             "probes": len(probes),
+            "classes": ranks.num_classes,
             "with a mate": len(known.probe_M[known.is_mate_M].unique()),
             "gallery": len(gallery),
             "distractors": len(self.distractors or ()),

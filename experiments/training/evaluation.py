@@ -6,6 +6,7 @@ Held-out classes give `val/...`, protocols `val/SET/...`, and training records c
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -36,7 +37,7 @@ class Evaluation(L.Callback):
         seed: draws the training records.
 
     Attributes:
-        failure: failures of the protocols at the last evaluation, the same on all processes; or None.
+        failure: failures of the last evaluation, such as an unreadable image, the same on all processes; or None.
     """
 
     failure: str | None = None
@@ -75,25 +76,25 @@ class Evaluation(L.Callback):
             return
         with self.recorder.paused(), bars_hidden():
             module.share_buffers()
-            model, metrics = live_model(trainer, module), {}
-            if module.data.heldout is not None:
-                metrics = evaluate(model, module.data.heldout, self.far)
-                metrics = {f"val/{name}": value for name, value in metrics.items()}
-            metrics |= self._protocol_metrics(model)
+            model = live_model(trainer, module)
+            metrics = self._metrics(model, module.data.heldout)
             if self.train_records is not None and module.is_last_step:
                 metrics |= against_all_classes(model, module.head, module.data.train, self.train_records, self.seed)
             self.recorder.record(trainer, metrics, module.step)
 
-    def _protocol_metrics(self, model: Model) -> dict[str, float]:
-        """Return the metrics of the protocols, on process 0. A failed protocol is reported, and training continues."""
+    def _metrics(self, model: Model, heldout: RecordSet | None) -> dict[str, float]:
+        """Return the metrics of the held-out classes and of the protocols, on process 0.
+
+        A failure is reported, and the training continues: it must not cost what was trained.
+        """
+        measures = [partial(self._heldout_metrics, model, heldout)] if heldout is not None else []
+        measures += [partial(self._protocol_metrics, model, protocol) for protocol in self.protocols]
         metrics: dict[str, float] = {}
         failures = []
-        for protocol in self.protocols:
+        for measure in measures:
             failure = None
             try:
-                for result in protocol(model):
-                    self._print_notes(result)
-                    metrics |= {f"val/{result.name}/{name}": value for name, value in metrics_with_ci(result).items()}
+                metrics |= measure()
             except (ValueError, OSError) as error:
                 failure = str(error)
             # Gathered on the host, because waiting has a time limit on GPUs.
@@ -101,6 +102,16 @@ class Evaluation(L.Callback):
         before, self.failure = self.failure, "; ".join(failures) or None
         if self.failure not in (None, before) and model.processes.is_rank_zero:
             print(f"\nwarning: {self.failure}. Training continues without these metrics.", flush=True)
+        return metrics
+
+    def _heldout_metrics(self, model: Model, heldout: RecordSet) -> dict[str, float]:
+        return {f"val/{name}": value for name, value in evaluate(model, heldout, self.far).items()}
+
+    def _protocol_metrics(self, model: Model, protocol: EvaluationProtocol) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for result in protocol(model):
+            self._print_notes(result)
+            metrics |= {f"val/{result.name}/{name}": value for name, value in metrics_with_ci(result).items()}
         return metrics
 
     def _print_notes(self, result: Result) -> None:

@@ -43,10 +43,13 @@ class Summary:
             measured = {**self.recorder.latest, **self.recorder.measure(module)}
         else:  # the training was complete, and a kill prevented its summary
             measured = {name: float(values[-1]) for name, (_, values) in Run(self.folder, {}, {}).curves.items()}
+        heldout = module.data.heldout
         summary = {
             "status": status,
             "head": head_name(self.config),
             "num_classes": module.data.train.num_classes,
+            "num_records": len(module.data.train),
+            **({"heldout_classes": heldout.num_classes, "heldout_records": len(heldout)} if heldout else {}),
             "embedding_size": module.embedding_size,
             "world_size": module.processes.world_size,
             "seed": self.config.seed,

@@ -25,6 +25,6 @@ class SelectionCounts:
         if negatives == 0 and num_active < shard.size and not self._has_warned:
             self._has_warned = True
             warn_user(
-                f"step {step}: all {num_active} active classes of this process are positives of the batch and no "
-                "negative was sampled; sample more classes or use a smaller batch"
+                f"step {step}: the {num_active} active classes of this process are those of the batch, so that the "
+                "loss has no other negatives; raise sample_rate (or num_active), use a smaller batch, or take head=full"
             )

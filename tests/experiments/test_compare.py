@@ -344,6 +344,22 @@ def test_an_option_of_one_head_makes_no_column(tmp_path):
     assert compared(tmp_path).options == []
 
 
+def test_a_value_of_the_users_of_an_own_option_makes_a_column(tmp_path):
+    made_run(tmp_path / "0", options={"sample_rate": 0.3, "head.sample_rate": 0.3})
+    made_run(tmp_path / "1", "full")
+    assert compared(tmp_path).options == ["sample_rate"]
+    assert [group.label for group in compared(tmp_path).groups] == ["full", "pfc sample_rate=0.3"]
+
+
+def test_a_protocol_that_only_one_run_has_makes_no_other_problem(tmp_path):
+    protocol = {"protocol.identification.resamples": 1000}
+    made_run(tmp_path / "0", options=protocol)
+    made_run(tmp_path / "1", seed=1)
+    assert compared(tmp_path).problems == [""] and len(compared(tmp_path).groups) == 1
+    made_run(tmp_path / "2", seed=2, options={"protocol.identification.resamples": 10})
+    assert len(compared(tmp_path).problems) > 1
+
+
 def test_options_at_the_defaults_of_their_heads_make_no_column(tmp_path):
     """The names of the heads say enough, unless one run has another value."""
     for head, rate in (("pfc", 0.1), ("subcenter", 1.0)):

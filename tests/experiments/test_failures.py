@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from experiments.checkpoints.storage import Folder, step_of
+from experiments.instantiate import instantiate
 from experiments.train import train
 from experiments.training import metrics_csv, wandb_run
 from experiments.training import summary as run_summary
+from tests.data.made_sets import SIDE, images, write_folder
 from tests.experiments.commands import ROOT, SMOKE, command, config, environment, metrics, processes_of, summary
 from tests.kill_and_resume import kill_and_resume
 
@@ -61,6 +63,28 @@ def test_a_full_disk_keeps_earlier_checkpoints(tmp_path):
     assert text.count("metrics.csv could not be written") <= 2 and "summary.json could not be written" in text
     steps = list(metrics(tmp_path / "run", "train/loss"))
     assert steps == list(range(5, steps[-1] + 1, 5)) and not list((tmp_path / "run").glob(".metrics*"))
+
+
+def test_a_damaged_image_of_a_heldout_class_costs_no_training(tmp_path, capsys):
+    """The evaluations fail, the training ends with its checkpoint, and the command names the image."""
+    write_folder(tmp_path / "set", images([number // 4 for number in range(24)]))
+    words = ["data=folder", f"data.source={tmp_path / 'set'}", f"data.size={SIDE}", "data.num_heldout=2", "head=full"]
+    words += ["backbone=mlp", "batch_size=8", "trainer.max_steps=4", "evaluate.interval=2", "trainer.accelerator=cpu"]
+    (tmp_path / "run").mkdir()
+    composed = config(*words, "logger.wandb.mode=disabled")
+    trained_on = instantiate(composed.data).class_names
+    for path in (tmp_path / "set").glob("*/*.jpg"):
+        if path.parent.name not in trained_on:
+            path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(
+        ValueError, match=r"\.jpg: it is not an image .*the training is complete, and experiments.evaluate"
+    ):
+        train(composed, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000004"
+    found = summary(tmp_path / "run")
+    assert found["status"] == "finished" and (found["heldout_classes"], found["heldout_records"]) == (2, 8)
+    printed = capsys.readouterr().out
+    assert "2 classes of 8 records held out" in printed and "Training continues without these metrics" in printed
 
 
 def test_unwritable_logs_are_an_error_at_the_end(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """The first sentences of the page: what was trained, and what came out."""
 
+import shutil
+
 import pytest
 
 from experiments.comparing.comparison import Comparison
@@ -26,6 +28,12 @@ def test_what_was_trained_is_in_the_words_that_a_user_types(tmp_path):
     assert trained(found, "") == (
         "Trained on glyphs, 1,000 classes, backbone tiny, margin cosface (s=16, m=0.2), batches of 10, 100 steps."
     )
+    folder = {"data.format": "folder", "data.source": "/my/photos", "data.size": 64}
+    made_run(tmp_path / "of a folder" / "c", options=folder, figures={"heldout_records": 41})
+    assert trained(compared(tmp_path / "of a folder"), "").startswith(
+        "Trained on folder photos of 64x64 pixels, 1,000 classes, 41 images held out, "
+    )
+    shutil.rmtree(tmp_path / "of a folder")
     made_run(tmp_path / "b", "full", options={**OPTIONS, "margin": {"_target_": "my.Margin"}}, steps=200)
     assert "several margins" in trained(compared(tmp_path), "").replace("(", "")
     assert "several numbers of steps" in trained(compared(tmp_path), "")
