@@ -187,6 +187,20 @@ def test_other_sizes_are_cropped_or_stretched():
     assert decoded(image(0, side=16)).shape == (SIDE, SIDE, 3)  # smaller ones are scaled up
 
 
+@pytest.mark.parametrize("side", [16, 500])
+def test_decoding_images_of_another_size_loses_no_memory(side):
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    encoded, count = image(0, side=side), 1000
+    for _ in range(50):
+        decoded(encoded)
+    before = resident()
+    for _ in range(count):
+        decoded(encoded)
+    assert resident() - before < 1000 * count
+
+
 @pytest.mark.parametrize(
     ("encoded", "message"),
     [
