@@ -19,7 +19,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "hanzi_margins tuned": ("hanzi_margins", report.tuned_table),
     "sphere_heads": ("sphere_heads", lambda results: report.main_table(results, "full", timed="pfc")),
     "sphere_heads tuned": ("sphere_heads", report.tuned_table),
-    "portraits": ("portraits", lambda results: report.main_table(results, "defaults")),
+    "portraits": ("portraits", lambda results: report.main_table(results, "full")),
     "sphere_million": ("sphere_million", lambda results: report.cost_table(results, "full")),
     "sphere_number": ("sphere_number", report.number_table),
 }
@@ -28,7 +28,7 @@ PLOTS: dict[str, tuple[str, Draw]] = {
     "hanzi_factors": ("hanzi_factors", lambda results, path: plots.dots(results, "full", path)),
     "hanzi_heads": ("hanzi_heads", lambda results, path: plots.dots(results, "full", path)),
     "hanzi_margins": ("hanzi_margins", lambda results, path: plots.dots(results, "cosface", path)),
-    "portraits": ("portraits", lambda results, path: plots.dots(results, "defaults", path)),
+    "portraits": ("portraits", lambda results, path: plots.dots(results, "full", path)),
     "sphere_heads": ("sphere_heads", lambda results, path: plots.dots(results, "full", path)),
     "sphere_number": ("sphere_number", plots.number),
 }
