@@ -612,7 +612,7 @@ def test_one_group_is_found_if_all_images_are_alike():
     ("words", "message"),
     [
         (["method=kmeans"], "method=kmeans"),
-        (["query=/nowhere.jpg"], "query=/nowhere.jpg does not exist"),
+        (["query=/nowhere.jpg"], "query=/nowhere.jpg must be the path of an image"),
         (["method=average", "similarity=2"], "similarity=2"),
         (["similarity=0.5"], "similarity=0.5 applies to method=average only"),
         (["min_size=1"], "min_size=1"),

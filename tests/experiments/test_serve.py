@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -146,7 +147,8 @@ def test_a_request_that_is_too_large():
         raise AssertionError("it was answered")
 
     scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
-    answered = asyncio.run(refuse_malformed(Request(scope, receive), answer))
+    with ThreadPoolExecutor() as thread:  # this thread may have a loop of playwright
+        answered = thread.submit(lambda: asyncio.run(refuse_malformed(Request(scope, receive), answer))).result()
     assert answered.status_code == 413 and b"more than max_mb" in answered.body
 
 

@@ -80,7 +80,7 @@ def test_selection_holds_positives_and_its_quota(rate):
 def test_positives_beyond_the_quota_are_all_kept_with_a_warning():
     head = PartialFC(200, 8, sample_rate=0.01)
     labels = torch.arange(50)
-    with pytest.warns(UserWarning, match="no negative was sampled"):
+    with pytest.warns(UserWarning, match="the loss has no other negatives"):
         head(torch.randn(50, 8, requires_grad=True), labels)
     assert head.stats()["active_classes"] == 50
     assert head.stats()["sampled_negatives"] == 0

@@ -353,13 +353,17 @@ def test_ignored_samples_are_as_if_they_were_not_there():
     assert make(Case({"ignore_label": -100}))(x[2:3], labels[2:3]) == 0
 
 
+@pytest.mark.parametrize(("share", "classes", "anchors"), [(1e-4, 1000, 64), (0.1, 50, 50), (0.1, 1000, 100)])
+def test_a_share_of_few_classes_holds_the_classes_of_a_batch(share, classes, anchors):
+    assert VirtualFC(classes, 8, num_anchors=share).centers.shard.num_classes == anchors
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"num_anchors": 0}, "num_anchors=0 of num_classes=1000 must be a whole number of anchors from 1 to 1000, or"),
         ({"num_anchors": 1001}, "num_anchors=1001"),
         ({"num_anchors": 2.5}, r"num_anchors=2\.5"),
-        ({"num_anchors": 1e-4}, "num_anchors=0.0001"),
         ({"anchor_length": 0}, "anchor_length=0 must be at least 0.001"),
         ({"images_per_class": 1}, "images_per_class=1 must be at least 2"),
         ({"margin": Softmax()}, "margin=Softmax.* has a bias for each class, and an anchor of VirtualFC stands for"),
