@@ -65,7 +65,7 @@ def characters(folder: Path) -> None:
     copy_only(folder / "evaluation", "verification.png")
     run("experiments.cluster", f"checkpoint={folder}/run", f"source={folder}/heldout", f"hydra.run.dir={folder}/groups")
     copy_only(folder / "groups", "groups.png")
-    serve(folder, [paths[0][0], paths[0][5]])
+    serve(folder, [paths[0][0], paths[0][-1]])
 
 
 def serve(folder: Path, photos: list[Path]) -> None:
