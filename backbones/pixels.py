@@ -22,7 +22,6 @@ class Pixels(nn.Module):
 
     mean: Tensor
     std: Tensor
-
     data_mean: Tensor
     data_std: Tensor
 

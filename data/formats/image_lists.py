@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..files import LineFile, check_file, read_file
 from .encoded import BadEntry, Entry, UnreadableError, labels_of, read_names, text
-from .shards import PARTS
+from .shards import PARTS, matching
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 NUMBER = re.compile(rb"-?\d+(\.\d*)?")  # a label of im2rec
@@ -133,8 +133,8 @@ class ImageFolder(ImageList):
     def _class_folders(self) -> list[str]:
         """Return the paths of the class folders relative to the folder that holds all of them, sorted."""
         if self.pattern is not None:
-            found = glob.glob(self.pattern, recursive=True)  # noqa: PTH207, since Path.glob takes relative patterns only
-            names = sorted(os.path.relpath(path, self.top) for path in found if Path(path).is_dir())
+            found = (path for path in matching(self.pattern) if Path(path).is_dir())
+            names = sorted(os.path.relpath(path, self.top) for path in found)
             if not names:
                 raise ValueError(f"no folder matches {self.pattern}")
             return names

@@ -32,7 +32,7 @@ def shards_of(path: str, ending: str) -> list[str]:
         return files
     if Path(path).exists() or not glob.has_magic(path):
         return [path]
-    files = sorted(_matching(path))
+    files = sorted(matching(path))
     if not files:
         raise ValueError(f"no file matches {path}")
     return files
@@ -40,10 +40,11 @@ def shards_of(path: str, ending: str) -> list[str]:
 
 def exists(path: str) -> bool:
     """Return whether there is a file or folder, or a file that matches the pattern."""
-    return Path(path).exists() or (glob.has_magic(path) and bool(_matching(path)))
+    return Path(path).exists() or (glob.has_magic(path) and bool(matching(path)))
 
 
-def _matching(pattern: str) -> list[str]:
+def matching(pattern: str) -> list[str]:
+    """Return the files and folders that match a pattern."""
     return glob.glob(pattern, recursive=True)  # noqa: PTH207, since Path.glob takes relative patterns only
 
 

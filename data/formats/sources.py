@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ..files import open_file
+from .shards import matching
 
 FORMATS = {
     "lmdb": "an LMDB folder with its key-label file",
@@ -40,7 +41,7 @@ def format_of(path: str) -> str:
             return "lmdb"
         endings = {file.suffix for file in Path(path).iterdir() if file.is_file()}
         return next((format for ending, format in BY_ENDING.items() if ending in endings), "folder")
-    if glob.has_magic(path) and any(Path(match).is_dir() for match in glob.iglob(path)):  # noqa: PTH207
+    if glob.has_magic(path) and any(Path(match).is_dir() for match in matching(path)):
         return "folder"
     return BY_ENDING.get(Path(path).suffix, "list")
 
