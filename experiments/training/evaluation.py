@@ -94,7 +94,8 @@ class Evaluation(L.Callback):
         for measure in measures:
             failure = None
             try:
-                metrics |= measure()
+                for found in measure():
+                    metrics |= found
             except (ValueError, OSError) as error:
                 failure = str(error)
             # Gathered on the host, because waiting has a time limit on GPUs.
@@ -104,15 +105,13 @@ class Evaluation(L.Callback):
             print(f"\nwarning: {self.failure}. Training continues without these metrics.", flush=True)
         return metrics
 
-    def _heldout_metrics(self, model: Model, heldout: RecordSet) -> dict[str, float]:
-        return {f"val/{name}": value for name, value in evaluate(model, heldout, self.far).items()}
+    def _heldout_metrics(self, model: Model, heldout: RecordSet) -> Iterator[dict[str, float]]:
+        yield {f"val/{name}": value for name, value in evaluate(model, heldout, self.far).items()}
 
-    def _protocol_metrics(self, model: Model, protocol: EvaluationProtocol) -> dict[str, float]:
-        metrics: dict[str, float] = {}
+    def _protocol_metrics(self, model: Model, protocol: EvaluationProtocol) -> Iterator[dict[str, float]]:
         for result in protocol(model):
             self._print_notes(result)
-            metrics |= {f"val/{result.name}/{name}": value for name, value in metrics_with_ci(result).items()}
-        return metrics
+            yield {f"val/{result.name}/{name}": value for name, value in metrics_with_ci(result).items()}
 
     def _print_notes(self, result: Result) -> None:
         """Print the notes that explain the metrics, the first time."""
